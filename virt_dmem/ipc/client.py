@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A plain client of the control socket: one message out, one or more back."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from virt_dmem.errors import DaemonUnreachable, error_from_code
+from virt_dmem.ipc.messages import INTERFACE
+
+__all__ = ["Client"]
+
+ANSWER_TIMEOUT_SECONDS = 30.0
+
+
+class Client:
+    """A connection to ``virt-dmemd``; use it as a context manager.
+
+    :raise DaemonUnreachable: When nobody listens, or no answer comes for 30 seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(ANSWER_TIMEOUT_SECONDS)
+        self._buffer = b""
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise self._unreachable(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def _unreachable(self, reason: object) -> DaemonUnreachable:
+        return DaemonUnreachable(
+            f"virt-dmemd does not answer at {self._path}: {reason}.",
+            hint="Start it with 'systemctl start virt-dmemd.socket', or run 'virt-dmemd' in the foreground.",
+        )
+
+    def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Call ``method`` of our interface and return its parameters.
+
+        :raise DmemError: The error the daemon answered with, as the class it was there.
+        """
+        (reply,) = self._exchange(method, parameters, more=False)
+        return reply
+
+    def call_more(self, method: str, **parameters: object) -> Iterator[dict[str, Any]]:
+        """Call ``method``, and yield each of its replies as it comes."""
+        yield from self._exchange(method, parameters, more=True)
+
+    def _exchange(self, method: str, parameters: dict[str, object], *, more: bool) -> Iterator[dict[str, Any]]:
+        call: dict[str, object] = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
+        if more:
+            call["more"] = True
+        try:
+            self._socket.sendall(msgspec.json.encode(call) + b"\0")
+            while True:
+                reply = msgspec.json.decode(self._message())
+                if "error" in reply:
+                    raise self._error(reply["error"], reply.get("parameters") or {})
+                yield reply.get("parameters") or {}
+                if not reply.get("continues"):
+                    return
+        except OSError as error:
+            raise self._unreachable(error) from error
+
+    def _message(self) -> bytes:
+        while b"\0" not in self._buffer:
+            chunk = self._socket.recv(65536)
+            if not chunk:
+                raise self._unreachable("it closed the connection")
+            self._buffer += chunk
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return message
+
+    def _error(self, name: str, parameters: dict[str, Any]) -> Exception:
+        if name == f"{INTERFACE}.Failed":
+            return error_from_code(parameters["code"], parameters["message"], parameters["hint"])
+        return self._unreachable(f"it answered {name} {parameters}")

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What goes over the control socket.
+
+Integers are bytes or counts, times are seconds since the epoch. The same structures, with a schema version
+around them, are what ``--json`` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "INTERFACE",
+    "SCHEMA_VERSION",
+    "DomainView",
+    "ExtentView",
+    "HookReply",
+    "Link",
+    "NodeView",
+    "PoolView",
+    "StepView",
+]
+
+INTERFACE = "dev.virt-dmem"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A pool's share on one host node; node -1 where the backend has no nodes."""
+
+    node: int
+    capacity_bytes: int
+    reserved_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class PoolView:
+    """One pool."""
+
+    name: str
+    backend: str
+    page_size: int
+    mount: str
+    state: str
+    capacity_bytes: int
+    reserved_bytes: int
+    free_bytes: int
+    nodes: list[NodeView]
+
+
+@dataclass(frozen=True)
+class ExtentView:
+    """One file in a pool that backs one memory backend."""
+
+    alias: str
+    pool: str
+    path: str
+    size_bytes: int
+    page_size: int
+    policy: str
+    nodes: list[int]
+    state: str
+
+
+@dataclass(frozen=True)
+class StepView:
+    """How long one step of a start took."""
+
+    step: str
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DomainView:
+    """What one domain holds."""
+
+    uuid: str
+    name: str
+    phase: str
+    since: float
+    reserved_bytes: int
+    extents: list[ExtentView]
+    steps: list[StepView]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link that the hook must find in its own mount namespace, and where it must lead."""
+
+    path: str
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class HookReply:
+    """An answer to the hook: progress while it works (``done`` false), then the links to check."""
+
+    done: bool
+    message: str
+    done_bytes: int
+    total_bytes: int
+    links: list[Link]

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sizes: text to bytes and back."""
+
+from __future__ import annotations
+
+import re
+
+from virt_dmem.errors import UsageError
+
+__all__ = ["KIB", "MIB", "GIB", "TIB", "parse_size", "format_size", "round_up"]
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
+
+_FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``text`` means: ``64M``, ``64MiB``, ``1G``, ``4096``; K, M, G, T are powers of 1024.
+
+    :raise UsageError: When it is no size, or zero.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size_bytes = int(match[1]) * _FACTORS[match[2].upper()] if match else 0
+    if size_bytes <= 0:
+        raise UsageError(f"{text!r} is not a size.", hint="Write a number and K, M, G or T, such as 512M or 4G.")
+    return size_bytes
+
+
+def format_size(size_bytes: int) -> str:
+    """Return ``size_bytes`` for people: at most one decimal, exact where it is a whole number of units."""
+    for factor, unit in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if abs(size_bytes) >= factor:
+            value = size_bytes / factor
+            return f"{value:.0f} {unit}" if size_bytes % factor == 0 else f"{value:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
+def round_up(size_bytes: int, multiple: int) -> int:
+    """Return the next multiple of ``multiple`` that is at least ``size_bytes``."""
+    return -(-size_bytes // multiple) * multiple
