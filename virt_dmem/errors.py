@@ -126,7 +126,7 @@ class HypervisorError(DmemError):
 
 
 class DomainRefused(DmemError):
-    """This domain's memory cannot come from a pool."""
+    """The memory of a domain cannot come from a pool."""
 
     code = "domain-refused"
     explanation = "The domain is configured in a way that its memory cannot come from a pool; nothing was changed."

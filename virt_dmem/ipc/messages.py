@@ -2,10 +2,9 @@
 """What goes over the control socket.
 
 Integers are bytes or counts, times are seconds since the epoch. The same structures, with a schema version
-around them, are what ``--json`` prints.
+around them, are what ``--json`` prints. (No postponed annotations here: asyncvarlink derives the interface
+description from the types of the fields.)
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmemd``: the only writer of pools' files and of the ledger.
+
+Ready as soon as its socket answers and what can be mended without libvirt is mended; libvirt comes later, or
+never: hooks of autostarted guests run while libvirtd itself is still starting. Runs in the foreground, under
+systemd (socket, notify, watchdog) or without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import grp
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from virt_dmem import __version__
+from virt_dmem.autoapply import AutoApply
+from virt_dmem.config import Config, load_config
+from virt_dmem.errors import ConfigError, DmemError, ExitStatus
+from virt_dmem.hypervisor import DomainInfo
+from virt_dmem.ipc.server import ControlServer
+from virt_dmem.sdnotify import notify, watchdog_seconds
+from virt_dmem.service import Service
+
+__all__ = ["main", "serve"]
+
+log = logging.getLogger(__name__)
+
+FIRST_SYSTEMD_FD = 3
+QUARANTINE_RETRY_SECONDS = 5.0
+
+
+class _JournalFormatter(logging.Formatter):
+    """Prefixes each line with its syslog level, which journald takes off again (sd-daemon(3))."""
+
+    LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}  # noqa: RUF012
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{self.LEVELS.get(record.levelno, 5)}>{super().format(record)}"
+
+
+def _set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    in_journal = "JOURNAL_STREAM" in os.environ
+    handler.setFormatter(
+        _JournalFormatter("%(message)s")
+        if in_journal
+        else logging.Formatter("%(asctime)s virt-dmemd %(levelname)s: %(message)s")
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def _listener(config: Config) -> socket.socket:
+    """Return the socket systemd gave us, or our own.
+
+    :raise ConfigError: When the socket cannot be made.
+    """
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
+        return socket.socket(fileno=FIRST_SYSTEMD_FD)
+    path = config.socket_path
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        old_umask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(old_umask)
+        with suppress(KeyError):
+            os.chown(path, 0, grp.getgrnam(config.daemon.group).gr_gid)
+            path.chmod(0o660)
+        listener.listen(64)
+    except OSError as error:
+        raise ConfigError(
+            f"The control socket {path} cannot be made: {error.strerror}.",
+            hint="virt-dmemd runs as root; look at [daemon] run_dir in virt-dmem.toml.",
+        ) from error
+    return listener
+
+
+def _only_one(config: Config) -> None:
+    """Take the lock that makes this the only daemon on this ledger; it is held until the process ends.
+
+    :raise ConfigError: When another one holds it.
+    """
+    state = Path(config.daemon.state_dir)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise ConfigError(
+            f"Another virt-dmemd already serves {state}.", hint="Stop it first: systemctl stop virt-dmemd.service."
+        ) from error
+
+
+async def serve(config: Config, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT; running guests are not touched by either."""
+    service = Service(config)
+    for action in await service.reconcile_host():
+        log.warning("reconcile: %s", action)
+
+    async def on_listed(domains: list[DomainInfo], listed_at: float) -> None:
+        for action in await service.reconcile_domains(domains, listed_at):
+            log.warning("reconcile: %s", action)
+
+    server = ControlServer(listener, service, config.daemon.group)
+    server.start()
+    tasks = [asyncio.create_task(_retry_quarantined(service)), asyncio.create_task(_keep_watchdog_quiet())]
+    if config.libvirt.auto_apply:
+        tasks.append(asyncio.create_task(AutoApply(config, service.inventory, on_listed).run()))
+    notify("READY=1")
+    log.info("ready with %d pools", len(service.list_pools()))
+
+    end = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end.set)
+    stopping = asyncio.create_task(end.wait())
+    done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    notify("STOPPING=1")
+    server.stop()
+    left = asyncio.all_tasks() - {asyncio.current_task()} - done
+    for task in left:
+        task.cancel()  # an interrupted prepare rolls back, so the ledger is closed after it
+    await asyncio.gather(*left, return_exceptions=True)
+    service.close()
+    for task in done - {stopping}:
+        task.result()  # a task that ended by itself did so by an error: end with it
+
+
+async def _retry_quarantined(service: Service) -> None:
+    while True:
+        await asyncio.sleep(QUARANTINE_RETRY_SECONDS)
+        try:
+            await service.retry_quarantined()
+        except (DmemError, OSError) as error:
+            log.warning("a quarantined extent could not be freed: %s", error)
+
+
+async def _keep_watchdog_quiet() -> None:
+    """Tell systemd that the event loop turns."""
+    interval = watchdog_seconds()
+    while True:
+        await asyncio.sleep(interval / 2 if interval else 3600)
+        if interval:
+            notify("WATCHDOG=1")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the daemon in the foreground; return the exit status."""
+    parser = argparse.ArgumentParser(prog="virt-dmemd", description="Keeps the memory of libvirt guests in pools.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of /etc/virt-dmem/virt-dmem.toml")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--version", action="version", version=f"virt-dmemd {__version__}")
+    arguments = parser.parse_args(argv)
+    _set_up_logging(arguments.log_level)
+    try:
+        config = load_config(arguments.config)
+        _only_one(config)
+        asyncio.Runner().run(serve(config, _listener(config)))
+    except DmemError as error:
+        log.error("%s %s", error.message, error.hint)  # noqa: TRY400 -- no traceback for a user's mistake
+        return error.exit_status
+    # A worker thread may be waiting in libvirt for as long as libvirt likes; nothing is lost by not waiting for it.
+    logging.shutdown()
+    os._exit(ExitStatus.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
