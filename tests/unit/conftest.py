@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the unit tests share.
+
+``VIRT_DMEM_REGENERATE=1 pytest tests/unit/test_rewrite.py`` writes ``golden/*-out.xml`` anew from what the code
+does now; look at the difference before you keep it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lxml import etree
+
+GOLDEN = Path(__file__).parent / "golden"
+DOMAIN_RNG = Path("/usr/share/libvirt/schemas/domain.rng")
+
+
+def canonical(xml: bytes) -> bytes:
+    """The document in canonical form: what has to be the same after apply and unapply."""
+    return etree.tostring(etree.fromstring(xml).getroottree(), method="c14n", with_comments=True)
+
+
+@pytest.fixture(scope="session")
+def require_valid() -> Callable[[bytes], None]:
+    """Check XML against libvirt's own schema (package libvirt-daemon, or libvirt-common)."""
+    schema = etree.RelaxNG(etree.parse(DOMAIN_RNG))
+
+    def check(xml: bytes) -> None:
+        if not schema.validate(etree.fromstring(xml)):
+            pytest.fail(f"libvirt's schema refuses it: {schema.error_log}\n{xml.decode()}")
+
+    return check
+
+
+@pytest.fixture
+def require_golden() -> Callable[[bytes, str], None]:
+    """Compare with a file in ``golden``, or write that file where VIRT_DMEM_REGENERATE is set."""
+
+    def check(xml: bytes, name: str) -> None:
+        file = GOLDEN / name
+        if os.environ.get("VIRT_DMEM_REGENERATE"):
+            file.write_bytes(xml)
+        assert file.read_text("utf-8") == xml.decode()
+
+    return check
