@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Compile ``virt-dmem-prefault``: by hand with ``python -m virt_dmem.native.build``, else from ``hatch_build.py``.
+
+Imports the standard library only: the build of a wheel loads this file by its path, before there is a package.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["build_helper", "main"]
+
+_HERE = Path(__file__).resolve().parent
+_OUTPUT = _HERE / "virt-dmem-prefault"
+
+
+def _version() -> str:
+    found = re.search(r'^__version__ = "(.+)"$', (_HERE.parent / "__init__.py").read_text("utf-8"), re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+def build_helper(output: Path = _OUTPUT, *, flags: Iterable[str] = ()) -> Path:
+    """Compile ``prefault.c`` to ``output``, print the command, return ``output``.
+
+    The compiler is ``$CC`` (else ``cc``); ``$CFLAGS`` (else ``-O2``), ``$CPPFLAGS`` and ``$LDFLAGS`` are obeyed as
+    distributions expect it; ``flags`` come last. The new program replaces an old one only once it is whole.
+
+    :raise OSError: When there is no such compiler.
+    :raise subprocess.CalledProcessError: When it fails; it has said why on standard error.
+    """
+
+    def env(name: str, default: str = "") -> list[str]:
+        return shlex.split(os.environ.get(name) or default)
+
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    command = [*env("CC", "cc"), "-std=gnu11", "-pthread", "-Wall", "-Wextra"]
+    command += [f'-DVIRT_DMEM_VERSION="{_version()}"', *env("CPPFLAGS"), *env("CFLAGS", "-O2"), *flags]
+    command += ["-o", str(unfinished), str(_HERE / "prefault.c"), *env("LDFLAGS")]
+    print(shlex.join(command), flush=True)
+    try:
+        subprocess.run(command, check=True)
+        unfinished.chmod(0o755)
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return output
+
+
+def main() -> int:
+    """Build it beside this file; return the exit status."""
+    try:
+        build_helper()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"virt-dmem-prefault was not built: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
