@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kinds of pool memory that there are."""
+
+from __future__ import annotations
+
+from virt_dmem.backends.base import Backend
+from virt_dmem.backends.hugetlbfs import Hugetlbfs
+from virt_dmem.backends.tmpfs import Tmpfs
+from virt_dmem.errors import UsageError
+
+__all__ = ["BACKENDS", "backend"]
+
+BACKENDS: dict[str, Backend] = {kind.name: kind for kind in (Hugetlbfs(), Tmpfs())}
+
+
+def backend(name: str) -> Backend:
+    """Return the backend of this name.
+
+    :raise UsageError: When there is none.
+    """
+    if name not in BACKENDS:
+        raise UsageError(f"There is no backend {name!r}.", hint=f"The backends are: {', '.join(BACKENDS)}.")
+    return BACKENDS[name]

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every kind of pool memory answers, and the record that undoes it.
+
+A backend takes memory from the host (``acquire``), shows it as a directory of files (``mount``), and the other
+way round (``unmount``, ``release``). All four may be repeated after a crash: what is about to change is written
+to the pool's record first.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import msgspec
+
+from virt_dmem import host
+from virt_dmem.errors import PoolBusy, PoolError
+
+__all__ = [
+    "BASE_PAGE",
+    "NO_NODE",
+    "Backend",
+    "Job",
+    "NodeShare",
+    "PoolRecord",
+    "Probe",
+    "Report",
+    "Step",
+    "struct_pages_of",
+]
+
+NO_NODE = -1
+"""Stands for a node where the backend knows none."""
+BASE_PAGE = os.sysconf("SC_PAGESIZE")
+_STRUCT_PAGE = 64  # sizeof(struct page) wherever HVO exists: it needs a power of two
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, the bytes done, and the bytes in all."""
+
+
+def struct_pages_of(size_bytes: int) -> int:
+    """Return the bytes of struct pages that an ordinary host keeps for so much memory."""
+    return size_bytes // BASE_PAGE * _STRUCT_PAGE
+
+
+class NodeShare(msgspec.Struct):
+    """What a pool has of one node."""
+
+    wanted_bytes: int
+    got_bytes: int = 0
+    """Taken from the host by us, and so ours to give back."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A change of a node's huge pages that is under way: its persistent count goes from one to the other."""
+
+    node: int
+    from_pages: int
+    to_pages: int
+
+
+class PoolRecord(msgspec.Struct):
+    """What a pool is, and all that is needed to undo it: the content of ``pools/NAME.json``."""
+
+    name: str
+    backend: str
+    page_size: int
+    mount: str
+    nodes: dict[int, NodeShare]
+    state: Literal["creating", "mounting", "ready", "destroying"] = "creating"
+    boot_id: str = ""
+    """The boot under which ``got_bytes`` was taken; under another one nothing of it is left."""
+    hvo: bool = True
+    """Switch HVO on before memory is taken."""
+    switched_hvo: bool = False
+    """HVO was off before this pool, or before another one that switched it on and is still there."""
+    optimized: bool = False
+    """HVO was on when the memory was taken."""
+    step: Step | None = None
+    saved_bytes: int = 0
+    """Struct pages that went away when the memory was taken."""
+    measured: bool = True
+    """``saved_bytes`` was counted by the kernel; else it is an estimate."""
+    version: int = 1
+
+    @property
+    def wanted_bytes(self) -> int:
+        """What the pool is to have, on all nodes."""
+        return sum(share.wanted_bytes for share in self.nodes.values())
+
+    @property
+    def got_bytes(self) -> int:
+        """What it has taken, on all nodes."""
+        return sum(share.got_bytes for share in self.nodes.values())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether this host has what a backend needs; the reason says what is missing."""
+
+    available: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pool being made or given back."""
+
+    record: PoolRecord
+    others: tuple[PoolRecord, ...]
+    """The host's other pools."""
+    save: Callable[[], None]
+    """Writes the record to disk; returns when it is safe there."""
+    report: Report
+    root: Path = host.ROOT
+
+
+class Backend(ABC):
+    """One kind of pool memory. Stateless: all it has to remember is in the record."""
+
+    name: ClassVar[str]
+    fstype: ClassVar[str]
+    zeroes_on_allocation: ClassVar[bool]
+    """The kernel hands out memory of this kind clean; else we scrub it."""
+    has_nodes: ClassVar[bool]
+    """Memory can be taken from a node of choice; else it is all on ``NO_NODE``."""
+
+    @abstractmethod
+    def page_sizes(self, *, root: Path = host.ROOT) -> tuple[int, ...]:
+        """Return the page sizes in bytes that a pool may have on this host, the default first."""
+
+    @abstractmethod
+    def probe(self, *, root: Path = host.ROOT) -> Probe:
+        """Tell whether this host can have such pools."""
+
+    @abstractmethod
+    def metadata_left(self, size_bytes: int, page_size: int) -> int:
+        """Return the bytes of struct pages that stay for so much memory in such a pool, at the best."""
+
+    @abstractmethod
+    def check(self, job: Job) -> None:
+        """Look, before anything is changed, whether the host has the memory.
+
+        :raise PoolShort: When it clearly has not.
+        """
+
+    @abstractmethod
+    def acquire(self, job: Job) -> None:
+        """Take what is still wanted from the host; what was got stays in the record, whatever happens.
+
+        :raise PoolShort: When the host gives less; the caller then calls ``release``.
+        """
+
+    @abstractmethod
+    def release(self, job: Job) -> int:
+        """Give back to the host what we took, never more; return the bytes that would not go."""
+
+    @abstractmethod
+    def mount_options(self, record: PoolRecord) -> tuple[str, ...]:
+        """Return the options to mount with; when one set is refused, the next is tried."""
+
+    def mount(self, job: Job) -> None:
+        """Mount the pool.
+
+        The root directory is 0711: QEMU's user must be able to pass through it, and nobody can list it.
+
+        :raise PoolError: When the kernel refuses.
+        """
+        record = job.record
+        refusal = ""
+        for options in self.mount_options(record):
+            every = f"nosuid,nodev,noexec,mode=0711,uid=0,gid=0,{options}"
+            refusal = _run("mount", "-t", self.fstype, "-o", every, f"virt-dmem-{record.name}", record.mount)
+            if not refusal:
+                return
+        raise self.mount_refused(job, f"Pool {record.name} could not be mounted at {record.mount}: {refusal}")
+
+    def mount_refused(self, job: Job, message: str) -> PoolError:
+        """Return the error for a mount that the kernel refused."""
+        return PoolError(message, hint=f"Look into the kernel's log (dmesg) for what it has against {self.fstype}.")
+
+    def mounted(self, record: PoolRecord, *, root: Path = host.ROOT) -> host.Mount | None:
+        """Return the pool's mount; ``None`` when it is not there, or is something else."""
+        found = host.mount_at(Path(record.mount), root=root)
+        return found if found and found.fstype == self.fstype else None
+
+    def unmount(self, record: PoolRecord) -> None:
+        """Unmount the pool.
+
+        :raise PoolBusy: When somebody is still in it.
+        :raise PoolError: When the kernel refuses for another reason.
+        """
+        refusal = _run("umount", record.mount)
+        if refusal:
+            kind = PoolBusy if "busy" in refusal else PoolError
+            raise kind(
+                f"Pool {record.name} could not be unmounted from {record.mount}: {refusal}",
+                hint="End what still uses it ('virt-dmem list', 'fuser -m' on the mount), then try again.",
+            )
+
+    def capacity(self, record: PoolRecord, *, root: Path = host.ROOT) -> dict[int, int]:
+        """Return the bytes that the pool really has by node now: as recorded and mounted, whichever is less."""
+        left = 0
+        if self.mounted(record, root=root):
+            found = os.statvfs(record.mount)
+            left = found.f_blocks * found.f_frsize
+        capacity = {}
+        for node, share in sorted(record.nodes.items()):
+            capacity[node] = min(share.got_bytes, left)
+            left -= capacity[node]
+        return capacity
+
+
+def _run(*command: str) -> str:
+    """Run mount(8) or umount(8); return its first line of complaint, ``""`` when it succeeded."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip() or f"{command[0]} ended with status {done.returncode}").splitlines()[0]

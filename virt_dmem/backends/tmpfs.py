@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pools of ordinary memory: no saving; for trying out, and for tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+from virt_dmem import host
+from virt_dmem.backends.base import BASE_PAGE, NO_NODE, Backend, Job, PoolRecord, Probe, struct_pages_of
+from virt_dmem.errors import PoolShort
+from virt_dmem.units import format_size
+
+__all__ = ["Tmpfs"]
+
+
+class Tmpfs(Backend):
+    """A tmpfs with a size. The kernel holds no memory back for it, so it is only as good as its admission."""
+
+    name: ClassVar[str] = "tmpfs"
+    fstype: ClassVar[str] = "tmpfs"
+    zeroes_on_allocation: ClassVar[bool] = True
+    has_nodes: ClassVar[bool] = False
+
+    def page_sizes(self, *, root: Path = host.ROOT) -> tuple[int, ...]:
+        """Return the base page size."""
+        return (BASE_PAGE,)
+
+    def probe(self, *, root: Path = host.ROOT) -> Probe:
+        """Tell that there is one: every kernel that runs a Linux distribution has tmpfs."""
+        return Probe(available=True)
+
+    def metadata_left(self, size_bytes: int, page_size: int) -> int:
+        """Return all of it: these are ordinary pages."""
+        return struct_pages_of(size_bytes)
+
+    def check(self, job: Job) -> None:
+        """Refuse more than is available after what other tmpfs pools may still fill.
+
+        :raise PoolShort: When it is more.
+        """
+        available = host.memory(root=job.root).available_bytes - sum(
+            self._unfilled(record, job.root) for record in job.others if record.backend == self.name
+        )
+        wanted = job.record.wanted_bytes
+        if wanted > available:
+            raise PoolShort(
+                f"Pool {job.record.name} is to have {format_size(wanted)}, and the host has"
+                f" {format_size(max(0, available))} available.",
+                hint="Make it smaller, or free memory on the host first.",
+            )
+
+    def _unfilled(self, record: PoolRecord, root: Path) -> int:
+        if not self.mounted(record, root=root):
+            return 0
+        found = os.statvfs(record.mount)
+        return found.f_bfree * found.f_frsize
+
+    def acquire(self, job: Job) -> None:
+        """Note that all is there: tmpfs takes its pages when they are touched."""
+        share = job.record.nodes[NO_NODE]
+        share.got_bytes = share.wanted_bytes
+        job.save()
+
+    def release(self, job: Job) -> int:
+        """Note that nothing is there any more: the pages went with the mount."""
+        job.record.nodes[NO_NODE].got_bytes = 0
+        job.save()
+        return 0
+
+    def mount_options(self, record: PoolRecord) -> tuple[str, ...]:
+        """Return the size; guest memory is not to be swapped where tmpfs can be told so (Linux 6.4)."""
+        return (f"size={record.wanted_bytes},noswap", f"size={record.wanted_bytes}")

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the host is and has: NUMA nodes, huge pages, mounts, struct pages, processes.
+
+Every function takes ``root``, the directory that stands for ``/``, so that a tree copied from another machine
+can be read as well. Sizes are bytes, except where a name says pages. Only the two setters at the end write.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "ROOT",
+    "HugePages",
+    "Mapping",
+    "Memory",
+    "Mount",
+    "Node",
+    "boot_id",
+    "find_qemu",
+    "huge_page_sizes",
+    "huge_pages",
+    "hvo",
+    "mappings",
+    "memory",
+    "mount_at",
+    "mounts",
+    "node_memory",
+    "nodes",
+    "parse_list",
+    "process_name",
+    "processes",
+    "processes_mapping",
+    "processes_using",
+    "set_huge_pages",
+    "set_hvo",
+    "struct_page_bytes",
+]
+
+ROOT = Path("/")
+_HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
+_OCTAL = re.compile(r"\\([0-7]{3})")
+_GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of the host or of one node; ``available_bytes`` is what can be had without swapping."""
+
+    total_bytes: int
+    free_bytes: int
+    available_bytes: int
+
+
+@dataclass(frozen=True)
+class HugePages:
+    """Huge pages of one size, of one node or of the host; ``pages`` counts free, used and surplus ones.
+
+    ``reserved`` are promised to mappings and mounts; the kernel counts them for the whole host only, so it
+    is 0 for a node.
+    """
+
+    pages: int
+    free: int
+    surplus: int
+    reserved: int = 0
+
+    @property
+    def persistent(self) -> int:
+        """What was asked of ``nr_hugepages``: surplus pages go away by themselves when they are freed."""
+        return self.pages - self.surplus
+
+
+@dataclass(frozen=True)
+class Node:
+    """A NUMA node that is online; one without memory has ``memory.total_bytes`` 0."""
+
+    node: int
+    cpus: tuple[int, ...]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of ``/proc/self/mountinfo``; ``device`` is what ``st_dev`` is on it."""
+
+    device: int
+    root: str
+    path: str
+    fstype: str
+    source: str
+    options: str
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One line of ``/proc/PID/maps``: addresses and offset in bytes, the file by device and inode."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    device: int
+    inode: int
+
+
+def parse_list(text: str) -> tuple[int, ...]:
+    """Return the numbers of a kernel list such as ``0,2-3``."""
+    found: list[int] = []
+    for part in text.strip().split(","):
+        if part:
+            first, _, last = part.partition("-")
+            found.extend(range(int(first), int(last or first) + 1))
+    return tuple(found)
+
+
+def nodes(*, root: Path = ROOT) -> tuple[Node, ...]:
+    """Return the nodes that are online; a kernel built without NUMA is one node 0 with everything.
+
+    An only node has the memory of the host: that is more exact, and right also while the kernel is still
+    initialising memory (deferred struct pages), which the node's own MemTotal does not count yet.
+    """
+    base = root / "sys/devices/system/node"
+    try:
+        online = parse_list((base / "online").read_text())
+    except FileNotFoundError:
+        cpus = parse_list((root / "sys/devices/system/cpu/online").read_text())
+        return (Node(0, cpus, memory(root=root)),)
+    return tuple(
+        Node(
+            node,
+            parse_list((base / f"node{node}/cpulist").read_text()),
+            node_memory(node, root=root) if len(online) > 1 else memory(root=root),
+        )
+        for node in online
+    )
+
+
+def memory(*, root: Path = ROOT) -> Memory:
+    """Return the memory of the host, from ``/proc/meminfo``."""
+    found = _meminfo(root / "proc/meminfo")
+    return Memory(found["MemTotal"], found["MemFree"], found["MemAvailable"])
+
+
+def node_memory(node: int, *, root: Path = ROOT) -> Memory:
+    """Return the memory of a node by its own account.
+
+    It has no MemAvailable; that is taken to be what is free plus page cache and slab that can be dropped.
+    """
+    found = _meminfo(root / f"sys/devices/system/node/node{node}/meminfo")
+    reclaimable = sum(found.get(key, 0) for key in ("Active(file)", "Inactive(file)", "SReclaimable"))
+    return Memory(found["MemTotal"], found["MemFree"], found["MemFree"] + reclaimable)
+
+
+def _meminfo(path: Path) -> dict[str, int]:
+    # "MemFree:  1234 kB", and on a node "Node 0 MemFree:  1234 kB"; lines without kB count pages
+    lines = re.findall(r"(\S+):\s+(\d+) kB", path.read_text())
+    return {key: int(value) * 1024 for key, value in lines}
+
+
+def huge_page_sizes(*, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the huge page sizes that the kernel offers, smallest first; none without hugetlb."""
+    names = [path.name for path in (root / "sys/kernel/mm/hugepages").glob("hugepages-*kB")]
+    return tuple(sorted(int(name.removeprefix("hugepages-").removesuffix("kB")) * 1024 for name in names))
+
+
+def huge_pages(page_size: int, node: int | None = None, *, root: Path = ROOT) -> HugePages:
+    """Return the counters of one page size, of a node or (``None``) of the host.
+
+    :raise OSError: When there is no such page size or node.
+    """
+    base = _huge_pages_dir(page_size, node, root)
+
+    def count(name: str) -> int:
+        return int((base / name).read_text())
+
+    reserved = count("resv_hugepages") if (base / "resv_hugepages").exists() else 0
+    return HugePages(count("nr_hugepages"), count("free_hugepages"), count("surplus_hugepages"), reserved)
+
+
+def _huge_pages_dir(page_size: int, node: int | None, root: Path) -> Path:
+    name = f"hugepages-{page_size // 1024}kB"
+    of_nodes = root / "sys/devices/system/node"
+    if node is None or not of_nodes.exists():
+        return root / "sys/kernel/mm/hugepages" / name
+    return of_nodes / f"node{node}/hugepages" / name
+
+
+def struct_page_bytes(*, root: Path = ROOT) -> int | None:
+    """Return how much memory holds ``struct page``; ``None`` on kernels that do not count it (before 6.11).
+
+    ``nr_memmap_pages`` and ``nr_memmap_boot_pages`` of ``/proc/vmstat``, which count base pages.
+    """
+    found = dict(re.findall(r"^(nr_memmap\w*_pages) (\d+)$", (root / "proc/vmstat").read_text(), re.MULTILINE))
+    if "nr_memmap_pages" not in found:
+        return None
+    return sum(map(int, found.values())) * os.sysconf("SC_PAGESIZE")
+
+
+def hvo(*, root: Path = ROOT) -> bool | None:
+    """Tell whether HVO is switched on for huge pages taken from now on; ``None`` where the kernel has none."""
+    try:
+        return (root / _HVO).read_text().strip() != "0"
+    except FileNotFoundError:
+        return None
+
+
+def boot_id(*, root: Path = ROOT) -> str:
+    """Return the identity of this boot: what was taken from the host under another one is gone."""
+    return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def mounts(*, root: Path = ROOT) -> tuple[Mount, ...]:
+    """Return the mounts of our mount namespace, in the order they were made."""
+    found = []
+    # bytes: paths need not be UTF-8, nor free of what Python takes for an end of line
+    for line in os.fsdecode((root / "proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n"):
+        # id parent major:minor root path options [optional fields] - fstype source super-options
+        left, _, right = line.partition(" - ")
+        _, _, device, subtree, path, _ = left.split(" ")[:6]
+        fstype, source, options = right.split(" ")[:3]
+        major, minor = map(int, device.split(":"))
+        found.append(
+            Mount(os.makedev(major, minor), _unescape(subtree), _unescape(path), fstype, _unescape(source), options)
+        )
+    return tuple(found)
+
+
+def mount_at(path: Path, *, root: Path = ROOT) -> Mount | None:
+    """Return what is mounted at ``path``, the uppermost where there are several; ``None`` when nothing is."""
+    return next((mount for mount in reversed(mounts(root=root)) if mount.path == str(path)), None)
+
+
+def _unescape(text: str) -> str:
+    # the kernel writes space, tab, newline and backslash as \040, \011, \012, \134 (fs/proc_namespace.c, mangle)
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def processes(*, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the PIDs of all processes, lowest first."""
+    return tuple(sorted(int(path.name) for path in (root / "proc").iterdir() if path.name.isdecimal()))
+
+
+def process_name(pid: int, *, root: Path = ROOT) -> str:
+    """Return the command name of a process, ``""`` when it is gone."""
+    try:
+        return (root / f"proc/{pid}/comm").read_text("utf-8", "replace").rstrip("\n")
+    except _GONE:
+        return ""
+
+
+def mappings(pid: int, *, root: Path = ROOT) -> Iterator[Mapping]:
+    """Return what a process maps; nothing when it is gone or is a kernel thread."""
+    try:
+        lines = (root / f"proc/{pid}/maps").read_bytes().rstrip(b"\n").split(b"\n")
+    except _GONE:
+        return
+    for line in filter(None, lines):
+        addresses, perms, offset, device, inode = line.split(None, 5)[:5]
+        start, end = addresses.split(b"-")
+        major, minor = device.split(b":")
+        number = os.makedev(int(major, 16), int(minor, 16))
+        yield Mapping(int(start, 16), int(end, 16), perms.decode(), int(offset, 16), number, int(inode))
+
+
+def processes_mapping(device: int, inode: int, *, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the PIDs of the processes that map a file, in whatever mount namespace and under whatever path."""
+    return tuple(
+        pid
+        for pid in processes(root=root)
+        if any((area.device, area.inode) == (device, inode) for area in mappings(pid, root=root))
+    )
+
+
+def processes_using(device: int, *, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the PIDs of the processes that keep a file system busy: by a mapping, an open file or their cwd."""
+    return tuple(
+        pid
+        for pid in processes(root=root)
+        if _opens_on(pid, device, root) or any(area.device == device for area in mappings(pid, root=root))
+    )
+
+
+def _opens_on(pid: int, device: int, root: Path) -> bool:
+    base = root / f"proc/{pid}"
+    try:
+        names = [base / "cwd", base / "root", *(base / "fd").iterdir()]
+    except _GONE:
+        return False
+    for name in names:
+        try:
+            if name.stat().st_dev == device:
+                return True
+        except OSError:  # closed meanwhile, or a file that cannot be looked at (a kernel thread's cwd)
+            continue
+    return False
+
+
+def find_qemu(run_dir: Path, name: str, uuid: str, *, root: Path = ROOT) -> int | None:
+    """Return the PID of a domain's QEMU: by libvirt's PID file in ``run_dir``, else by ``-uuid``; or ``None``.
+
+    The PID file counts only when that process says it is this domain: PIDs are used again.
+    """
+    try:
+        pid = int((run_dir / f"{name}.pid").read_text())
+    except (OSError, ValueError):
+        pid = 0
+    if pid and _is_qemu_of(pid, uuid, root):
+        return pid
+    return next((pid for pid in processes(root=root) if _is_qemu_of(pid, uuid, root)), None)
+
+
+def _is_qemu_of(pid: int, uuid: str, root: Path) -> bool:
+    try:
+        arguments = (root / f"proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except _GONE:
+        return False
+    return any(
+        option == b"-uuid" and value.lower() == uuid.lower().encode()
+        for option, value in itertools.pairwise(arguments)
+    )
+
+
+def set_huge_pages(page_size: int, node: int, pages: int, *, root: Path = ROOT) -> None:
+    """Ask the kernel for so many persistent huge pages on a node; how many it has then is read back.
+
+    Getting fewer is no error to the kernel (``mm/hugetlb.c``, ``set_max_huge_pages``).
+
+    :raise OSError: When the kernel refuses altogether.
+    """
+    (_huge_pages_dir(page_size, node, root) / "nr_hugepages").write_text(f"{pages}\n")
+
+
+def set_hvo(on: bool, *, root: Path = ROOT) -> None:
+    """Switch HVO for huge pages taken from now on.
+
+    :raise OSError: When the kernel has none, or refuses.
+    """
+    (root / _HVO).write_text("1\n" if on else "0\n")

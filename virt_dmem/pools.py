@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pools from beginning to end: made, mounted again after a boot, given back.
+
+For root's command line and the boot unit; the daemon only reads (``records``, ``find``, ``capacity``). A pool
+that cannot be made whole is not made at all. Each step is in the pool's record before it is done, so that
+``destroy`` undoes whatever a kill or a power cut left, and may be repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from virt_dmem import host
+from virt_dmem.backends import backend as backend_named
+from virt_dmem.backends.base import NO_NODE, Backend, Job, NodeShare, PoolRecord, Report
+from virt_dmem.config import Config
+from virt_dmem.errors import DmemError, PoolBusy, PoolError, PoolExists, PoolNotFound, UsageError
+from virt_dmem.units import format_size
+
+__all__ = ["NodeShare", "PoolRecord", "capacity", "create", "destroy", "find", "mount", "records"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
+
+
+def records(config: Config) -> list[PoolRecord]:
+    """Return the records of all pools, by name.
+
+    :raise PoolError: When one cannot be read; names the file.
+    """
+    return [_read(path) for path in sorted(config.pool_records_dir.glob("[!.]*.json"))]
+
+
+def find(config: Config, name: str) -> PoolRecord:
+    """Return the record of a pool.
+
+    :raise PoolNotFound: When there is no such pool, or the name can be none.
+    :raise PoolError: When its record cannot be read.
+    """
+    if not _NAME.fullmatch(name) or not _path(config, name).exists():
+        raise PoolNotFound(
+            f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' shows those there are."
+        )
+    return _read(_path(config, name))
+
+
+def capacity(record: PoolRecord, *, root: Path = host.ROOT) -> dict[int, int]:
+    """Return the bytes that a pool really has by node now: 0 where it is not mounted."""
+    return backend_named(record.backend).capacity(record, root=root)
+
+
+def create(
+    config: Config,
+    name: str,
+    *,
+    sizes: int | Mapping[int, int],
+    backend: str = "hugetlbfs",
+    page_size: int | None = None,
+    hvo: bool = True,
+    report: Report | None = None,
+    root: Path = host.ROOT,
+) -> PoolRecord:
+    """Take memory from the host, and mount it as a pool.
+
+    :param sizes: Bytes by node, or in all, to be spread evenly over the nodes that have memory.
+    :param page_size: Bytes; ``None`` for the smallest that the backend has.
+    :param hvo: Switch HVO on before huge pages are taken.
+    :raise UsageError: When the name, the page size, a node or a size cannot be.
+    :raise PoolExists: When there is such a pool already.
+    :raise PoolShort: When the host has not enough memory, and all was given back.
+    :raise PoolError: When the kernel refuses, and all was given back.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a pool.",
+            hint="Use 1 to 32 letters, digits, '_', '.' and '-', the first a letter or digit.",
+        )
+    kind = backend_named(backend)
+    probe = kind.probe(root=root)
+    if not probe.available:
+        raise PoolError(f"There can be no {backend} pool: {probe.reason}.", hint="Choose another --backend.")
+    page_size = _page_size(kind, page_size, root)
+    record = PoolRecord(
+        name=name,
+        backend=backend,
+        page_size=page_size,
+        mount=str(config.pools_dir.resolve() / name),
+        nodes=_shares(kind, page_size, sizes, root),
+        boot_id=host.boot_id(root=root),
+        hvo=hvo,
+    )
+    with _locked(config):
+        job = _job(config, record, report, root)
+        if _path(config, name).exists():
+            raise PoolExists(f"There is a pool {name} already.", hint="Choose another name, or destroy that one.")
+        if host.mount_at(Path(record.mount), root=root):
+            raise PoolExists(
+                f"Something that is no pool of ours is mounted at {record.mount}.",
+                hint="Unmount it, or choose another name.",
+            )
+        kind.check(job)
+        job.save()
+        with _undone_on_failure(config, kind, job):
+            _bring_up(kind, job)
+    return record
+
+
+def mount(config: Config, name: str, *, report: Report | None = None, root: Path = host.ROOT) -> PoolRecord | None:
+    """Bring a recorded pool to where it should be: for the boot unit, and after an interruption.
+
+    A pool of an earlier boot gets its memory and its mount again; one that is there is left alone. One that
+    was never finished, or whose destruction was cut short, is undone, and ``None`` is returned.
+
+    :raise PoolNotFound: When there is no such pool.
+    :raise PoolShort: When the host has not enough memory; what was got was given back, the record is kept.
+    :raise PoolError: When the kernel refuses, likewise.
+    """
+    with _locked(config):
+        record = find(config, name)
+        kind = backend_named(record.backend)
+        job = _job(config, record, report, root)
+        if record.state in ("creating", "destroying"):
+            _take_down(config, kind, job)
+            return None
+        if record.state == "ready" and kind.mounted(record, root=root):
+            return record
+        record.state = "mounting"
+        job.save()
+        try:
+            kind.check(job)
+            _bring_up(kind, job)
+        except BaseException:
+            with contextlib.suppress(PoolError):
+                if kind.mounted(record, root=root):
+                    kind.unmount(record)
+                kind.release(dataclasses.replace(job, report=_silent))
+            raise
+    return record
+
+
+def destroy(config: Config, name: str, *, report: Report | None = None, root: Path = host.ROOT) -> None:
+    """Unmount a pool and give back what it took; a record in any state will do, and it may be repeated.
+
+    :raise PoolNotFound: When there is no such pool.
+    :raise PoolBusy: When there are files in it, or processes use it; it is left as it was.
+    :raise PoolError: When memory would not go; the record says how much, and ``destroy`` tries again.
+    """
+    with _locked(config):
+        record = find(config, name)
+        kind = backend_named(record.backend)
+        job = _job(config, record, report, root)
+        _refuse_if_used(kind, record, root)
+        _take_down(config, kind, job)
+
+
+def _bring_up(kind: Backend, job: Job) -> None:
+    record = job.record
+    kind.acquire(job)
+    if not kind.mounted(record, root=job.root):
+        job.report(f"Mounting {record.mount}", record.got_bytes, record.wanted_bytes)
+        _passable(Path(record.mount))
+        kind.mount(job)
+    record.state = "ready"
+    job.save()
+
+
+def _passable(directory: Path) -> None:
+    """Make a directory that QEMU's user can pass through, whatever the umask; one that exists is left alone."""
+    if not directory.exists():
+        _passable(directory.parent)
+        directory.mkdir()
+        directory.chmod(0o711)
+
+
+def _take_down(config: Config, kind: Backend, job: Job) -> None:
+    """Undo a pool in whatever state it is.
+
+    :raise PoolBusy: When it cannot be unmounted because of its users; its state is then as before.
+    :raise PoolError: When memory would not go.
+    """
+    record = job.record
+    before = record.state
+    record.state = "destroying"
+    job.save()
+    try:
+        if kind.mounted(record, root=job.root):
+            kind.unmount(record)
+    except DmemError:
+        record.state = before
+        job.save()
+        _refuse_if_used(kind, record, job.root)  # knows who it is
+        raise
+    with contextlib.suppress(OSError):  # not there, or not ours to remove
+        Path(record.mount).rmdir()
+    in_all = record.got_bytes
+    left = kind.release(job)
+    if left:
+        raise PoolError(
+            f"Pool {record.name} is unmounted, but {format_size(left)} of {format_size(in_all)} would not go"
+            " back to the host: other processes use these pages, or memory for their struct pages is missing.",
+            hint=f"Free memory, then run 'virt-dmem pool destroy {record.name}' again.",
+        )
+    _path(config, record.name).unlink(missing_ok=True)
+    _sync(config.pool_records_dir)
+
+
+@contextlib.contextmanager
+def _undone_on_failure(config: Config, kind: Backend, job: Job) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:  # also Ctrl-C, and an output that broke while reporting
+        try:
+            _take_down(config, kind, dataclasses.replace(job, report=_silent))
+        except PoolError as left:
+            if isinstance(error, DmemError):
+                error.hint = f"{error.hint} {left}"
+        raise
+
+
+def _refuse_if_used(kind: Backend, record: PoolRecord, root: Path) -> None:
+    """Raise ``PoolBusy`` when files or processes are in the pool; names both."""
+    mounted = kind.mounted(record, root=root)
+    if not mounted:
+        return
+    top = Path(record.mount)
+    files = [path.relative_to(top) for path in sorted(top.rglob("*")) if not path.is_dir() or path.is_symlink()]
+    pids = host.processes_using(mounted.device, root=root)
+    users = [f"{host.process_name(pid, root=root)} ({pid})" for pid in pids]
+    if files or users:
+        raise PoolBusy(
+            f"Pool {record.name} holds {len(files)} files ({_some(files)}), and is used by"
+            f" {len(users)} processes ({_some(users)}).",
+            hint="Shut these domains down, or run 'virt-dmem reconcile' for what nobody uses any more.",
+        )
+
+
+def _some(things: list[str] | list[Path]) -> str:
+    shown = ", ".join(map(str, things[:5])) or "none"
+    return f"{shown}, …" if len(things) > 5 else shown
+
+
+def _page_size(kind: Backend, wanted: int | None, root: Path) -> int:
+    offered = kind.page_sizes(root=root)
+    if wanted is None:
+        return offered[0]
+    if wanted not in offered:
+        raise UsageError(
+            f"A {kind.name} pool on this host cannot have pages of {format_size(wanted)}.",
+            hint=f"It can have {' or '.join(map(format_size, offered))}.",
+        )
+    return wanted
+
+
+def _shares(kind: Backend, page_size: int, sizes: int | Mapping[int, int], root: Path) -> dict[int, NodeShare]:
+    """Return what the pool is to have of each node."""
+    with_memory = [NO_NODE]
+    if kind.has_nodes:
+        with_memory = [node.node for node in host.nodes(root=root) if node.memory.total_bytes]
+    for size in [sizes] if isinstance(sizes, int) else sizes.values():
+        if size <= 0 or size % page_size:
+            below = size // page_size * page_size
+            nearest = [format_size(near) for near in (below, below + page_size) if near > 0]
+            raise UsageError(
+                f"{size} bytes are no multiple of the page size of {format_size(page_size)}.",
+                hint=f"The nearest size is {' or '.join(nearest)}.",
+            )
+    if isinstance(sizes, int):
+        pages, more = divmod(sizes // page_size, len(with_memory))
+        even = {node: (pages + (at < more)) * page_size for at, node in enumerate(with_memory)}
+        sizes = {node: size for node, size in even.items() if size}
+    elif not sizes or not set(sizes) <= set(with_memory):
+        raise UsageError(
+            f"A {kind.name} pool cannot have memory of node {', '.join(map(str, sorted(sizes)))}.",
+            hint=f"Name its size in all, or sizes of nodes among {', '.join(map(str, with_memory))}."
+            if kind.has_nodes
+            else "Name its size in all: it takes memory from no node in particular.",
+        )
+    return {node: NodeShare(size) for node, size in sorted(sizes.items())}
+
+
+def _job(config: Config, record: PoolRecord, report: Report | None, root: Path) -> Job:
+    others = tuple(other for other in records(config) if other.name != record.name)
+    now = host.boot_id(root=root)
+    if record.boot_id != now:  # all that was taken ended with that boot
+        record.boot_id, record.step, record.switched_hvo = now, None, False
+        record.saved_bytes, record.measured = 0, True
+        for share in record.nodes.values():
+            share.got_bytes = 0
+    return Job(record, others, lambda: _write(config, record), report or _silent, root)
+
+
+def _silent(_doing: str, _done_bytes: int, _total_bytes: int) -> None:
+    """Report nothing."""
+
+
+def _path(config: Config, name: str) -> Path:
+    return config.pool_records_dir / f"{name}.json"
+
+
+def _read(path: Path) -> PoolRecord:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=PoolRecord)
+    except (OSError, msgspec.DecodeError) as error:
+        raise PoolError(
+            f"The pool record {path} cannot be read: {error}.",
+            hint="Only root may read it; it is written whole or not at all, so look who changed it.",
+        ) from error
+
+
+def _write(config: Config, record: PoolRecord) -> None:
+    """Replace the record; after a power cut there is the old one or the new one."""
+    path = _path(config, record.name)
+    fresh = path.with_name(f".{record.name}.new")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:  # noqa: PTH123 - a file descriptor
+        file.write(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+        file.flush()
+        os.fsync(fd)
+    fresh.replace(path)
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _locked(config: Config) -> Iterator[None]:
+    """Let one command at a time change pools; the lock ends with the process, however it ends."""
+    directory = config.pool_records_dir
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise PoolError(
+            f"Pools cannot be changed: {directory}: {os.strerror(error.errno or 0)}.", hint="Run this as root."
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
