@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmem explain CODE``."""
+
+from __future__ import annotations
+
+import argparse
+
+from virt_dmem import errors
+from virt_dmem.cli.output import Output
+from virt_dmem.errors import ExitStatus
+
+__all__ = ["explain"]
+
+
+def explain(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Print what an error's code means."""
+    explanation = errors.explain(args.code)
+    out.text(explanation)
+    out.result(code=args.code, explanation=explanation)
+    return ExitStatus.DONE

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The words of the ``virt-dmem`` command line. Each verb names its handler; ``main`` imports it.
+
+Imports nothing slow: completion, the manual page's test and every command go through here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from virt_dmem import __version__
+from virt_dmem.cli import columns
+from virt_dmem.errors import UsageError
+from virt_dmem.units import parse_size
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction["_Parser"]
+
+__all__ = ["build_parser"]
+
+_EXIT_STATUS = """\
+exit status:
+  0  done
+  1  failed
+  2  the command line makes no sense
+  3  a check failed
+  4  virt-dmemd does not answer
+  5  not enough memory
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like every other failure, also as JSON."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", hint=f"See '{self.prog} --help'.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; ``handler`` in its result is ``module:function``."""
+    parser = _Parser(
+        prog="virt-dmem",
+        description="Give libvirt domains memory from pools that cost the host nothing beyond themselves.",
+        epilog=_EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        parents=[_global_options()],
+    )
+    # the defaults of options that are taken before and after the verb: see _global_options
+    parser.set_defaults(json=False, config=None, connect=None)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=_Parser)
+    _check(commands)
+    _pool(commands)
+    _apply(commands)
+    _rewrite(commands)
+    _domains(commands)
+    _explain(commands)
+    return parser
+
+
+def _global_options() -> _Parser:
+    """Return options for every parser; their defaults are suppressed: a verb's parser must not unset them again."""
+    parent = _Parser(add_help=False)
+    group = parent.add_argument_group("global options")
+    unset = argparse.SUPPRESS
+    group.add_argument("--json", action="store_true", default=unset, help="print one JSON object; sizes are bytes")
+    group.add_argument("--connect", "-c", metavar="URI", default=unset, help="libvirt to talk to, as virsh has it")
+    group.add_argument("--config", metavar="FILE", type=Path, default=unset, help="instead of virt-dmem.toml")
+    group.add_argument("--version", action="version", version=f"virt-dmem {__version__}")
+    return parent
+
+
+def _verb(
+    commands: Commands, name: str, handler: str, summary: str, *, table: columns.Table | None = None
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[:1].upper()}{summary[1:]}.",
+        epilog=columns.describe(table) if table else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        parents=[_global_options()],
+    )
+    parser.set_defaults(handler=handler)
+    if table:
+        parser.add_argument("--output", "-o", metavar="COLUMNS", help="columns to show, separated by commas")
+    return parser
+
+
+def _check(commands: Commands) -> None:
+    _verb(commands, "check", "check:check", "look whether everything is in its place, and say what to do")
+    _verb(commands, "savings", "pool:savings", "show what the pools save: gross, left, net", table=columns.SAVINGS)
+
+
+def _pool(commands: Commands) -> None:
+    pool = commands.add_parser(
+        "pool",
+        help="make, show and give back pools",
+        description="Make, show and give back pools.",
+        allow_abbrev=False,
+        parents=[_global_options()],
+    )
+    verbs = pool.add_subparsers(metavar="VERB", required=True, dest="verb", parser_class=_Parser)
+
+    create = _verb(verbs, "create", "pool:create", "take memory from the host and mount it as a pool")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument(
+        "--size", type=parse_size, metavar="SIZE", help="in all, spread evenly over the host's nodes"
+    )
+    create.add_argument(
+        "--node", action="append", default=[], type=_node_share, metavar="N=SIZE", help="so much of node N (repeat)"
+    )
+    create.add_argument("--backend", choices=("hugetlbfs", "tmpfs"), default="hugetlbfs", help="kind of memory")
+    create.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; the smallest if not given")
+    create.add_argument("--no-hvo", action="store_true", help="leave HVO as it is: keep all struct pages")
+
+    destroy = _verb(verbs, "destroy", "pool:destroy", "unmount a pool and give its memory back to the host")
+    destroy.add_argument("name", metavar="NAME")
+
+    _verb(verbs, "list", "pool:list_pools", "list the pools of this host", table=columns.POOLS)
+
+    show = _verb(verbs, "show", "pool:show", "show one pool, node by node")
+    show.add_argument("name", metavar="NAME")
+
+    mount = _verb(verbs, "mount", "pool:mount", "bring a recorded pool back after a boot (for its systemd unit)")
+    mount.add_argument("name", metavar="NAME")
+
+
+def _node_share(text: str) -> tuple[int, int]:
+    node, equals, size = text.partition("=")
+    if not (node.isdecimal() and equals):
+        raise UsageError(
+            f"{text!r} is no share of a node.", hint="Write the node and its size, such as --node 0=4G."
+        )
+    return int(node), parse_size(size)
+
+
+def _apply(commands: Commands) -> None:
+    verbs = {
+        "apply": "rewrite a domain's persistent XML so that its memory comes from a pool",
+        "unapply": "give a domain its own persistent XML back",
+    }
+    for name, summary in verbs.items():
+        verb = _verb(commands, name, f"apply:{name}", summary)
+        verb.add_argument("domain", metavar="DOMAIN", help="name, UUID or id")
+        if name == "apply":
+            verb.add_argument(
+                "--pool", metavar="NAME", default="", help="if not given: what the XML says, or the default"
+            )
+        shown = verb.add_mutually_exclusive_group()
+        shown.add_argument("--print-diff", action="store_true", help="print the difference (passwords masked)")
+        shown.add_argument("--print-xml", action="store_true", help="print the new XML (passwords masked)")
+        verb.add_argument("--dry-run", action="store_true", help="change nothing")
+
+
+def _rewrite(commands: Commands) -> None:
+    verb = _verb(commands, "rewrite", "rewrite:rewrite", "apply as a filter: domain XML from stdin to stdout")
+    verb.add_argument("--undo", action="store_true", help="unapply instead")
+    verb.add_argument("--pool", metavar="NAME", default="", help="pool to ask for")
+    verb.add_argument("--print-diff", action="store_true", help="print the difference instead (passwords masked)")
+
+
+def _domains(commands: Commands) -> None:
+    listed = _verb(commands, "list", "domain:list_domains", "list domains that hold memory", table=columns.DOMAINS)
+    listed.add_argument(
+        "--applied", action="store_true", help="list domains whose persistent XML is rewritten, running or not"
+    )
+    show = _verb(commands, "show", "domain:show", "show what one domain holds")
+    show.add_argument("domain", metavar="DOMAIN", help="name or UUID")
+    show.add_argument("--timing", action="store_true", help="how long each step of its last start took")
+    reconcile = _verb(
+        commands, "reconcile", "domain:reconcile", "bring ledger, pools and live domains together again"
+    )
+    reconcile.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+
+
+def _explain(commands: Commands) -> None:
+    verb = _verb(commands, "explain", "explain:explain", "say what the code of an error means")
+    verb.add_argument("code", metavar="CODE")

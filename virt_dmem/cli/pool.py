@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmem pool`` and ``savings``. Pools are changed here, by root, in this process; virt-dmemd is told."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from virt_dmem import pools
+from virt_dmem import savings as saving
+from virt_dmem.cli import columns
+from virt_dmem.cli.output import Output
+from virt_dmem.cli.progress import progress
+from virt_dmem.config import Config, load_config
+from virt_dmem.errors import DaemonUnreachable, ExitStatus, PermissionRefused, UsageError
+from virt_dmem.ipc.client import Client
+from virt_dmem.units import format_size
+
+__all__ = ["create", "destroy", "list_pools", "mount", "savings", "show"]
+
+
+def create(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Take memory from the host and mount it as a pool."""
+    config = load_config(args.config)
+    sizes = _sizes(args)
+    _require_root("Making a pool")
+    with progress(out) as report:
+        record = pools.create(
+            config,
+            args.name,
+            sizes=sizes,
+            backend=args.backend,
+            page_size=args.page_size,
+            hvo=not args.no_hvo,
+            report=report,
+        )
+    pages = f"pages of {format_size(record.page_size)}"
+    out.text(f"Pool {record.name}: {format_size(record.got_bytes)} in {pages} at {record.mount}")
+    out.result(pool=_row_of(record))
+    _refresh(config)
+    return ExitStatus.DONE
+
+
+def _sizes(args: argparse.Namespace) -> int | dict[int, int]:
+    """Return what ``--size`` and ``--node`` ask for: bytes in all, or bytes by node."""
+    by_node: dict[int, int] = dict(args.node)
+    if len(by_node) < len(args.node):
+        raise UsageError("A node is named twice.", hint="Give --node once for each node.")
+    if args.size is None and not by_node:
+        raise UsageError("How large the pool is to be is missing.", hint="Give --size SIZE, or --node N=SIZE.")
+    if args.size is not None and by_node and args.size != sum(by_node.values()):
+        raise UsageError(
+            f"--size is {format_size(args.size)}, and the nodes make {format_size(sum(by_node.values()))}.",
+            hint="Leave --size out, or make the two agree.",
+        )
+    return by_node or int(args.size)
+
+
+def destroy(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Unmount a pool and give its memory back.
+
+    virt-dmemd is asked first: it refuses while domains hold memory, and gives nothing of the pool any more.
+    Where nobody listens nobody can give memory either, and ``pools.destroy`` still refuses a pool with a file
+    in it. One that listens and does not answer may be giving memory: then nothing is done.
+    """
+    config = load_config(args.config)
+    _require_root("Destroying a pool")
+    pools.find(config, args.name)
+    daemon: Client | None = None
+    with suppress(DaemonUnreachable):
+        daemon = Client(config.socket_path)
+    if daemon:
+        with daemon:
+            daemon.call("RetirePool", name=args.name)
+    try:
+        with progress(out) as report:
+            pools.destroy(config, args.name, report=report)
+    finally:
+        _refresh(config)
+    out.text(f"Pool {args.name} is gone.")
+    out.result(pool=args.name)
+    return ExitStatus.DONE
+
+
+def mount(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Bring a recorded pool to where it should be, and tell virt-dmemd if it runs."""
+    config = load_config(args.config)
+    _require_root("Mounting a pool")
+    with progress(out) as report:
+        record = pools.mount(config, args.name, report=report)
+    if record is None:
+        out.text(f"Pool {args.name} was never finished, or half given back: what was left of it is gone.")
+    else:
+        out.text(f"Pool {record.name}: {format_size(record.got_bytes)} at {record.mount}")
+    out.result(pool=record and _row_of(record))
+    _refresh(config)
+    return ExitStatus.DONE
+
+
+def list_pools(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """List the pools; from their records when virt-dmemd does not answer, and then not what is reserved."""
+    config = load_config(args.config)
+    shown = columns.choose(columns.POOLS, args.output, "NAME,BACKEND,PAGES,CAPACITY,RESERVED,FREE,STATE")
+    rows = _rows(config, out)
+    out.table(shown, rows)
+    out.result(pools=rows)
+    return ExitStatus.DONE
+
+
+def show(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Show one pool, node by node."""
+    config = load_config(args.config)
+    row = next((row for row in _rows(config, out) if row["name"] == args.name), None)
+    if row is None:
+        row = _row_of(pools.find(config, args.name))
+    out.table([columns.POOLS[name] for name in ("NAME", "BACKEND", "PAGES", "STATE", "MOUNT")], [row])
+    out.text("")
+    out.table(list(columns.NODES.values()), row["nodes"])
+    out.result(pool=row)
+    return ExitStatus.DONE
+
+
+def savings(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Show what each pool saves, and all of them."""
+    config = load_config(args.config)
+    _require_readable(config)
+    rows = [asdict(item) | {"how": "measured" if item.measured else "estimated"} for item in saving.savings(config)]
+    out.table(columns.choose(columns.SAVINGS, args.output, "POOL,SIZE,PAGES,GROSS,LEFT,NET,HOW"), rows)
+    out.result(pools=rows)
+    return ExitStatus.DONE
+
+
+def _rows(config: Config, out: Output) -> list[dict[str, Any]]:
+    try:
+        with Client(config.socket_path) as daemon:
+            rows: list[dict[str, Any]] = daemon.call("ListPools")["pools"]
+    except DaemonUnreachable as error:
+        _require_readable(config)
+        out.note(f"{error.message} What is reserved is not shown.")
+        rows = [_row_of(record) for record in pools.records(config)]
+    return rows
+
+
+def _row_of(record: pools.PoolRecord) -> dict[str, Any]:
+    """Return what a record and its mount tell of a pool, in the form of ``PoolView``; reservations unknown."""
+    unknown = {"reserved_bytes": None, "free_bytes": None}
+    capacity = pools.capacity(record)
+    return {
+        "name": record.name,
+        "backend": record.backend,
+        "page_size": record.page_size,
+        "mount": record.mount,
+        "state": record.state,
+        "capacity_bytes": sum(capacity.values()),
+        **unknown,
+        "nodes": [{"node": node, "capacity_bytes": size, **unknown} for node, size in sorted(capacity.items())],
+    }
+
+
+def _require_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise PermissionRefused(f"{what} needs root.", hint="Run the command with sudo.")
+
+
+def _require_readable(config: Config) -> None:
+    """Raise ``PermissionError`` where the records are hidden from us: an empty list would be a lie."""
+    with suppress(FileNotFoundError):
+        next(config.pool_records_dir.iterdir(), None)
+
+
+def _refresh(config: Config) -> None:
+    """Tell virt-dmemd that the records changed; one that does not run reads them when it starts."""
+    with suppress(DaemonUnreachable), Client(config.socket_path) as daemon:
+        daemon.call("RefreshPools")
