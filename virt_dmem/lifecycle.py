@@ -136,19 +136,19 @@ class Lifecycle:
             self._ledger.set_phase(domain.uuid, Phase.RUNNING)
             log.info("%s: QEMU %d runs on %s of ours", domain.name, pid, format_size(reservation.size_bytes))
 
-    async def stopped(self, domain: DomainMemory) -> None:
+    async def stopped(self, uuid: str) -> None:
         """Note that the domain stops; QEMU may still live, so nothing is freed."""
-        async with self._serving(domain.uuid, "stopped"):
-            if self._ledger.find(domain.uuid):
-                self._ledger.set_phase(domain.uuid, Phase.STOPPED)
+        async with self._serving(uuid, "stopped"):
+            if self._ledger.find(uuid):
+                self._ledger.set_phase(uuid, Phase.STOPPED)
 
-    async def release(self, domain: DomainMemory) -> None:
+    async def release(self, uuid: str) -> None:
         """Free what the domain held; an extent that some process still maps is quarantined."""
-        async with self._serving(domain.uuid, "release"):
-            reservation = self._ledger.find(domain.uuid)
+        async with self._serving(uuid, "release"):
+            reservation = self._ledger.find(uuid)
             if reservation:
                 await self._give_back(reservation)
-                log.info("%s: released", domain.name)
+                log.info("%s: released", reservation.name)
 
     # For reconcile
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from virt_dmem import reconcile
 from virt_dmem.config import Config
-from virt_dmem.domain_xml import is_managed, read_domain
+from virt_dmem.domain_xml import is_managed, read_domain, read_uuid
 from virt_dmem.errors import DomainRefused, UsageError
 from virt_dmem.host import boot_id
 from virt_dmem.hypervisor import DomainInfo, Hypervisor
@@ -38,18 +38,18 @@ class Service:
         """
         if not is_managed(xml):
             return []
-        domain = read_domain(xml)
         match operation:
             case "prepare":
-                await self._lifecycle.prepare(domain, lambda progress: report(_progress(progress)))
+                await self._lifecycle.prepare(read_domain(xml), lambda progress: report(_progress(progress)))
             case "start":
-                return await self._lifecycle.start(domain)
+                return await self._lifecycle.start(read_domain(xml))
             case "started":
-                await self._lifecycle.started(domain)
+                await self._lifecycle.started(read_domain(xml))
+            # what runs may have become, by hot-add, what would not be started: only who it is counts here
             case "stopped":
-                await self._lifecycle.stopped(domain)
+                await self._lifecycle.stopped(read_uuid(xml))
             case "release":
-                await self._lifecycle.release(domain)
+                await self._lifecycle.release(read_uuid(xml))
             case _:
                 raise UsageError(
                     f"The hook operation {operation!r} is not served.",

@@ -121,7 +121,8 @@ class _Connection(VarlinkInterfaceServerProtocol):
     ) -> "asyncio.Future[None] | None":
         if not self._root and call.method_name not in READ_METHODS:
             raise _failed(PermissionRefused(f"{call.method_name} is for root.", hint="Run the command with sudo."))
-        return super().call_received(call, fds)
+        answer: asyncio.Future[None] | None = super().call_received(call, fds)
+        return answer
 
     def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
         if isinstance(exc, DmemError):

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The main job from end to end, told as a story: pool, apply, start, look, destroy, all undone.
+
+Runs as root in a mount namespace of its own, with a libvirtd and a virt-dmemd of its own; of the host it
+changes the number of huge pages and the HVO setting, and puts both back, also after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+from tests.rig.daemon import Daemon
+from tests.rig.domains import domain_xml
+from tests.rig.guest import GuestImage, console, guest_image
+from tests.rig.namespace import enter_private_namespace
+from tests.rig.private_libvirt import PrivateLibvirt
+from tests.rig.processes import RigError, wait_for
+
+GUEST = "demo-guest"
+GUEST_MEMORY = "512M"
+POOL = "demo"
+POOL_SIZE = "1G"
+BOOT_SECONDS = 90.0
+
+VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
+
+
+def say(text: str) -> None:
+    """Print a paragraph."""
+    print(textwrap.fill(" ".join(text.split()), width=100), flush=True)
+
+
+def chapter(title: str) -> None:
+    """Begin the next part of the story."""
+    rule = "─" * max(4, 96 - len(title))
+    print(f"\n── {title} {rule}\n", flush=True)
+
+
+def run(*command: str, check: bool = True) -> str:
+    """Show a command and what it prints, as an operator would see it; return what it printed."""
+    shown = shlex.join(["virt-dmem" if part == VIRT_DMEM else part for part in command])
+    print(f"  $ {shown}", flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(textwrap.indent(done.stdout, "    "), flush=True)
+    if check and done.returncode:
+        raise RigError(f"'{shown}' ended with status {done.returncode}.")
+    return done.stdout
+
+
+def make_pool(undo: ExitStack) -> None:
+    """Make a pool of huge pages, or where the host has none to give, one that saves nothing."""
+
+    def destroy() -> None:
+        subprocess.run([VIRT_DMEM, "pool", "destroy", POOL], capture_output=True, check=False)
+
+    undo.callback(destroy)
+    create = (VIRT_DMEM, "pool", "create", POOL, "--size", POOL_SIZE)
+    command = (*create, "--backend", "hugetlbfs", "--page-size", "2M")
+    print(f"  $ {shlex.join(['virt-dmem', *command[1:]])}", flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(textwrap.indent(done.stdout, "    "), flush=True)
+    if done.returncode:
+        say(
+            "This machine has no huge pages to give, so the story goes on with a pool on tmpfs. It works the same, and saves nothing."
+        )
+        print()
+        run(*create, "--backend", "tmpfs")
+
+
+def boot_lines(path: Path) -> list[str]:
+    """Return what the guest has printed, once it is up."""
+    text = path.read_text("utf-8", "replace") if path.exists() else ""
+    lines = [line.strip() for line in text.splitlines()]
+    return lines if any("MemTotal" in line for line in lines) else []
+
+
+def show_mappings(pid: int) -> None:
+    """Show where in QEMU's address space the pool's memory is."""
+    print(f"  $ grep virt-dmem /proc/{pid}/maps")
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if "/virt-dmem/pools/" in line:
+            print(f"    {line}")
+    print(flush=True)
+
+
+def tell(libvirt: PrivateLibvirt, image: GuestImage, undo: ExitStack) -> None:
+    """Tell the story, with everything it makes put on ``undo``."""
+    chapter("1. A pool: memory set aside for guests")
+    say(
+        "A pool is taken from the host once, before any guest needs it. The kernel's bookkeeping for it is given back (HVO) as the pages are taken."
+    )
+    print()
+    make_pool(undo)
+    run(VIRT_DMEM, "savings")
+
+    chapter("2. An ordinary domain, and what 'apply' changes in it")
+    undo.callback(libvirt.remove, GUEST)
+    libvirt.define(domain_xml(GUEST, memory=GUEST_MEMORY, image=image))
+    run(VIRT_DMEM, "apply", GUEST, "--pool", POOL, "--print-diff")
+
+    chapter("3. virsh start")
+    say(
+        "libvirt calls the hook; the hook asks virt-dmemd, which reserves the memory, brings every page of it in, links it where QEMU will open it, and checks afterwards that QEMU really maps it."
+    )
+    print()
+    began = time.monotonic()
+    run("virsh", "-c", libvirt.uri, "start", GUEST)
+    say(f"  That took {time.monotonic() - began:.1f} s, here without hardware virtualization.")
+    print()
+    run(VIRT_DMEM, "show", GUEST, "--timing")
+
+    chapter("4. The guest has it")
+    log = console(GUEST)
+    lines = wait_for("the guest's console", lambda: boot_lines(log), timeout=BOOT_SECONDS)
+    print(f"  The guest's own console ({log.name}):\n")
+    for line in lines:
+        if re.search(r"virt-dmem|MemTotal|Linux version", line):
+            print(f"    {line}")
+    print("\n  And this is where QEMU has it:\n")
+    show_mappings(libvirt.qemu_pids()[GUEST])
+    run(VIRT_DMEM, "pool", "list")
+
+    chapter("5. virsh destroy: the pool is whole again")
+    run("virsh", "-c", libvirt.uri, "destroy", GUEST)
+    run(VIRT_DMEM, "pool", "list")
+    run(VIRT_DMEM, "unapply", GUEST)
+    run(VIRT_DMEM, "pool", "destroy", POOL)
+
+
+def host_counters() -> dict[str, str]:
+    """Return what of the host the demo may change, to show that it was put back."""
+    files = {
+        "huge pages of 2 MiB": Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"),
+        "HVO (vm.hugetlb_optimize_vmemmap)": Path("/proc/sys/vm/hugetlb_optimize_vmemmap"),
+    }
+    return {name: path.read_text().strip() for name, path in files.items() if path.exists()}
+
+
+def main() -> int:
+    """Run the demo; return the exit status."""
+    if os.geteuid() != 0:
+        print("The demo needs root: sudo make demo", file=sys.stderr)
+        return 1
+
+    def interrupted(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupted)
+    signal.signal(signal.SIGHUP, interrupted)
+    before = host_counters()
+    print("virt-dmem: a guest whose memory costs the host nothing beyond itself\n")
+    say(
+        "All of this happens in a mount namespace of its own, with a libvirtd and a virt-dmemd of its own; a libvirt that is on this machine already is not touched. This private libvirtd runs without security drivers and without cgroups; an installation keeps both."
+    )
+    status = 0
+    try:
+        with ExitStack() as undo:
+            enter_private_namespace()
+            image = guest_image()
+            libvirt = undo.enter_context(PrivateLibvirt())
+            undo.enter_context(Daemon())
+            tell(libvirt, image, undo)
+    except KeyboardInterrupt:
+        print("\nInterrupted; everything made so far is undone.")
+        status = 130
+    except RigError as error:
+        print(f"\nThe demo stopped: {error}", file=sys.stderr)
+        status = 1
+    chapter("Undone")
+    after = host_counters()
+    for name, value in before.items():
+        print(f"  {name}: {value} before, {after[name]} now")
+    return status if before == after else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

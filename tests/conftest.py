@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a test needs, and what happens where it is not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.rig import missing_for_rig
+
+
+def _missing_for_hugepages() -> str:
+    if os.geteuid() != 0:
+        return "needs root"
+    return "" if Path("/sys/kernel/mm/hugepages").is_dir() else "needs a kernel with hugetlbfs"
+
+
+_NEEDS = {"needs_libvirt": missing_for_rig, "needs_hugepages": _missing_for_hugepages}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what cannot run here, with the reason; fail it where all is said to be there, as in CI."""
+    for marker, missing in _NEEDS.items():
+        if item.get_closest_marker(marker) and (reason := missing()):
+            if os.environ.get("VIRT_DMEM_TEST_ALL") == "1":
+                pytest.fail(f"VIRT_DMEM_TEST_ALL=1, but this test {reason}", pytrace=False)
+            pytest.skip(reason)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures: a libvirtd, a virt-dmemd and a guest of our own, and their logs in the report of a failed test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.rig import Daemon, GuestImage, PrivateLibvirt, RigError, enter_private_namespace, guest_image
+from tests.rig.command import virt_dmem
+from tests.rig.namespace import require_private_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of this directory need libvirt."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.needs_libvirt)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the logs to the report of a failure."""
+    report = yield
+    if report.failed:
+        try:
+            require_private_namespace()
+        except RigError:
+            return report
+        report.sections.extend(PrivateLibvirt.logs().items())
+    return report
+
+
+@pytest.fixture(scope="session")
+def rig() -> None:
+    """From here on, this process is in a mount namespace of its own."""
+    enter_private_namespace()
+
+
+@pytest.fixture(scope="session")
+def _session_libvirtd(rig: None) -> Iterator[PrivateLibvirt]:
+    with PrivateLibvirt() as libvirtd:
+        yield libvirtd
+
+
+@pytest.fixture
+def libvirtd(_session_libvirtd: PrivateLibvirt) -> Iterator[PrivateLibvirt]:
+    """A libvirtd that runs, has the project's hook and knows no domain."""
+    if not _session_libvirtd.libvirtd.running:
+        _session_libvirtd.start()
+    yield _session_libvirtd
+    if not _session_libvirtd.libvirtd.running:
+        _session_libvirtd.start()
+    _session_libvirtd.remove()
+    _session_libvirtd.clear_logs()
+
+
+@pytest.fixture
+def daemon(libvirtd: PrivateLibvirt) -> Iterator[Daemon]:
+    """A virt-dmemd that runs, with no pool and an empty ledger."""
+    with Daemon() as daemon:
+        yield daemon
+        libvirtd.remove()  # while the hook still finds somebody to answer
+
+
+@pytest.fixture(autouse=True)
+def _no_state_is_left(rig: None) -> Iterator[None]:
+    yield
+    Daemon.wipe()
+
+
+@pytest.fixture
+def tmpfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
+    """The pool ``small``: 256 MiB of tmpfs."""
+    virt_dmem("pool", "create", "small", "--backend", "tmpfs", "--size", "256M")
+    yield "small"
+    _destroy_pool(libvirtd, daemon, "small")
+
+
+@pytest.fixture
+def hugetlbfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
+    """The pool ``huge``: 128 MiB of 2 MiB pages, taken from the host for as long as the test runs."""
+    virt_dmem("pool", "create", "huge", "--size", "128M", "--page-size", "2M")
+    yield "huge"
+    _destroy_pool(libvirtd, daemon, "huge")
+
+
+def _destroy_pool(libvirtd: PrivateLibvirt, daemon: Daemon, name: str) -> None:
+    if not daemon.program.running:
+        daemon.start()
+    if not libvirtd.libvirtd.running:
+        libvirtd.start()
+    libvirtd.remove()
+    virt_dmem("reconcile")
+    virt_dmem("pool", "destroy", name)
+
+
+@pytest.fixture(scope="session")
+def image(rig: None) -> GuestImage:
+    """The guest that says ``virt-dmem guest up``."""
+    return guest_image()

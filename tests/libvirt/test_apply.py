@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""apply and unapply on a real libvirt, by the command and by the daemon itself."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from lxml import etree
+
+from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
+from tests.rig.daemon import Daemon
+from tests.rig.domains import domain_xml
+from tests.rig.private_libvirt import PrivateLibvirt
+from tests.rig.processes import tail, wait_for
+from virt_dmem.domain_xml import read_domain
+
+REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='small'/>"
+SHAPES = {
+    "plain": {},
+    "cells": {"cells": ["64MiB", "32MiB"]},
+    "hugepages": {"memory_backing": "<hugepages/>"},
+    "cells and hugepages": {
+        "cells": ["64MiB", "32MiB"],
+        "memory_backing": "<hugepages><page size='2' unit='M' nodeset='0'/></hugepages><nosharepages/>",
+    },
+    "locked": {"memory_backing": "<locked/>"},
+    "memfd": {"memory_backing": "<source type='memfd'/><access mode='private'/><allocation mode='immediate'/>"},
+}
+
+
+def persistent_xml(libvirtd: PrivateLibvirt, name: str) -> bytes:
+    return libvirtd.virsh("dumpxml", "--inactive", "--security-info", name).encode()
+
+
+def canonical(xml: bytes) -> bytes:
+    root = etree.fromstring(xml, etree.XMLParser(remove_blank_text=True))
+    return etree.tostring(root, method="c14n2")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_unapply_gives_back_what_libvirt_had_before_apply(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, shape: str
+) -> None:
+    libvirtd.define(domain_xml("shape", **SHAPES[shape]))  # type: ignore[arg-type]
+    before = persistent_xml(libvirtd, "shape")
+    virt_dmem("apply", "shape", "--pool", tmpfs_pool)
+    applied = persistent_xml(libvirtd, "shape")
+    assert read_domain(applied).applied
+    virt_dmem("apply", "shape", "--pool", tmpfs_pool)
+    assert persistent_xml(libvirtd, "shape") == applied, (
+        "what libvirt made of our output is applied to nothing changed"
+    )
+    virt_dmem("unapply", "shape")
+    assert canonical(persistent_xml(libvirtd, "shape")) == canonical(before)
+
+
+def test_a_dry_run_shows_the_difference_and_changes_nothing(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    libvirtd.define(domain_xml("dry"))
+    before = persistent_xml(libvirtd, "dry")
+    shown = virt_dmem("apply", "dry", "--pool", tmpfs_pool, "--dry-run", "--print-diff")
+    assert any(line.startswith("+") and "<source type=" in line for line in shown.splitlines())
+    assert persistent_xml(libvirtd, "dry") == before
+
+
+def test_a_pool_that_does_not_exist_is_refused(libvirtd: PrivateLibvirt, daemon: Daemon) -> None:
+    libvirtd.define(domain_xml("nopool"))
+    assert "nowhere" in virt_dmem_fails("apply", "nopool", "--pool", "nowhere", status=1)
+
+
+def test_a_domain_defined_with_our_metadata_is_applied_within_a_second(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    libvirtd.define(domain_xml("auto", metadata=REQUEST))
+    defined = time.monotonic()
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "auto")).applied, timeout=5)
+    assert time.monotonic() - defined < 1.0
+    libvirtd.virsh("start", "--paused", "auto")
+    assert virt_dmem_json("show", "auto")["domain"]["phase"] == "running"
+
+
+def test_a_domain_defined_while_the_daemon_was_away_is_applied_when_it_is_back(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    daemon.stop()
+    libvirtd.define(domain_xml("later", metadata=REQUEST))
+    daemon.start()
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "later")).applied, timeout=10)
+
+
+def test_a_password_survives_and_is_neither_logged_nor_shown(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    graphics = "<graphics type='vnc' port='-1' passwd='hunter2'/>"
+    libvirtd.define(domain_xml("vnc", metadata=REQUEST, devices=graphics))
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "vnc")).applied, timeout=5)
+    assert b"passwd='hunter2'" in persistent_xml(libvirtd, "vnc")
+    shown = virt_dmem("unapply", "vnc", "--print-diff", "--dry-run") + virt_dmem("unapply", "vnc", "--print-xml")
+    assert "hunter2" not in shown
+    assert "hunter2" not in daemon.log.read_text()
+    assert b"passwd='hunter2'" in persistent_xml(libvirtd, "vnc")
+
+
+def test_a_tool_that_keeps_undoing_us_is_left_to_win_and_an_alarm_is_raised(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    xml = domain_xml("fight", metadata=REQUEST)
+    for _ in range(3):
+        libvirtd.define(xml)
+        wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "fight")).applied, timeout=5)
+    libvirtd.define(xml)
+    wait_for("the alarm", lambda: "fight: applied 3 times" in tail(daemon.log), timeout=5)
+    assert not read_domain(persistent_xml(libvirtd, "fight")).applied
+
+
+def test_unapply_holds_although_the_daemon_follows(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    libvirtd.define(domain_xml("free", metadata=REQUEST))
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "free")).applied, timeout=5)
+    virt_dmem("unapply", "free")
+    time.sleep(1)
+    assert not read_domain(persistent_xml(libvirtd, "free")).managed

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pools by the command, with a daemon and guests that use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
+from tests.rig.daemon import Daemon
+from tests.rig.domains import domain_xml
+from tests.rig.private_libvirt import PrivateLibvirt
+from virt_dmem import host
+
+MIB = 1 << 20
+PAGE = 2 * MIB
+
+
+def pools() -> list[str]:
+    return [pool["name"] for pool in virt_dmem_json("pool", "list")["pools"]]
+
+
+def test_a_pool_in_use_is_not_destroyed_and_serves_on(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    libvirtd.define(domain_xml("holder"))
+    virt_dmem("apply", "holder", "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "holder")
+    assert "holder" in virt_dmem_fails("pool", "destroy", tmpfs_pool, status=1)
+    assert libvirtd.state("holder") == "paused"
+    libvirtd.virsh("destroy", "holder")
+    libvirtd.virsh("start", "--paused", "holder")
+    assert virt_dmem_json("show", "holder")["domain"]["phase"] == "running"
+
+
+def test_a_pool_stays_what_it_is_when_the_daemon_restarts(daemon: Daemon, tmpfs_pool: str) -> None:
+    before = virt_dmem_json("pool", "show", tmpfs_pool)["pool"]
+    daemon.kill()
+    daemon.start()
+    assert virt_dmem_json("pool", "show", tmpfs_pool)["pool"] == before
+
+
+def test_a_pool_that_is_there_is_not_made_again(daemon: Daemon, tmpfs_pool: str) -> None:
+    said = virt_dmem_fails("pool", "create", tmpfs_pool, "--backend", "tmpfs", "--size", "64M", status=1)
+    assert "small" in said
+    assert virt_dmem_json("pool", "show", tmpfs_pool)["pool"]["capacity_bytes"] == 256 * MIB
+
+
+@pytest.mark.needs_hugepages
+def test_a_pool_of_huge_pages_takes_its_pages_and_gives_back_exactly_these(daemon: Daemon) -> None:
+    before = host.huge_pages(PAGE).pages
+    virt_dmem("pool", "create", "huge", "--size", "64M", "--page-size", "2M")
+    try:
+        shown = virt_dmem_json("pool", "show", "huge")["pool"]
+        assert (shown["capacity_bytes"], shown["page_size"], shown["state"]) == (64 * MIB, PAGE, "ready")
+        assert host.huge_pages(PAGE).pages == before + 32
+        assert host.huge_pages(PAGE).reserved >= 32, "the kernel holds them for this mount"
+        assert host.hvo() in (True, None)
+    finally:
+        virt_dmem("pool", "destroy", "huge")
+    assert host.huge_pages(PAGE).pages == before
+    assert pools() == []
+    assert not Path("/run/virt-dmem/pools/huge").exists()
+
+
+@pytest.mark.needs_hugepages
+def test_a_pool_the_host_cannot_give_is_rolled_back_whole(daemon: Daemon) -> None:
+    before = host.huge_pages(PAGE).pages
+    virt_dmem_fails("pool", "create", "toolarge", "--size", "64T", "--page-size", "2M", status=5)
+    assert host.huge_pages(PAGE).pages == before
+    assert pools() == []
+    assert not Path("/run/virt-dmem/pools/toolarge").exists()
+
+
+def test_a_pool_that_never_was_cannot_be_destroyed(daemon: Daemon) -> None:
+    assert "'nothing'" in virt_dmem_fails("pool", "destroy", "nothing", status=1)
+
+
+@pytest.mark.parametrize("name", ["../etc", "a b", "-x", "", "x" * 33, "ä"])
+def test_a_name_that_could_be_a_trick_is_refused(daemon: Daemon, name: str) -> None:
+    virt_dmem_fails("pool", "create", f"--size=64M", "--backend=tmpfs", "--", name, status=2)
+    assert pools() == []
+
+
+def test_without_the_daemon_a_pool_is_made_and_listed_and_used_once_it_is_there(
+    libvirtd: PrivateLibvirt, daemon: Daemon
+) -> None:
+    daemon.stop()
+    virt_dmem("pool", "create", "early", "--backend", "tmpfs", "--size", "128M")
+    assert pools() == ["early"]
+    daemon.start()
+    libvirtd.define(domain_xml("early"))
+    virt_dmem("apply", "early", "--pool", "early")
+    libvirtd.virsh("start", "--paused", "early")
+    libvirtd.virsh("destroy", "early")
+    virt_dmem("pool", "destroy", "early")

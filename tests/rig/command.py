@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ``virt-dmem`` command, run as an operator runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.rig.processes import RigError
+
+__all__ = ["virt_dmem", "virt_dmem_fails", "virt_dmem_json"]
+
+_COMMAND = str(Path(sys.executable).with_name("virt-dmem"))
+
+
+def _run(args: tuple[str | Path, ...], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([_COMMAND, *map(str, args)], input=stdin, capture_output=True, timeout=300, check=False)
+
+
+def virt_dmem(*args: str | Path, stdin: bytes = b"") -> str:
+    """Run ``virt-dmem`` and return what it prints on standard output.
+
+    :raise RigError: When it fails; with what it said.
+    """
+    done = _run(args, stdin)
+    if done.returncode:
+        raise RigError(f"virt-dmem {' '.join(map(str, args))}: status {done.returncode}: {done.stderr.decode()}")
+    return done.stdout.decode()
+
+
+def virt_dmem_json(*args: str | Path) -> Any:
+    """Run ``virt-dmem --json`` and return what it prints, decoded."""
+    return json.loads(virt_dmem(*args, "--json"))
+
+
+def virt_dmem_fails(*args: str | Path, status: int, stdin: bytes = b"") -> str:
+    """Run ``virt-dmem``, expecting exit status ``status``, and return what it says on standard error.
+
+    :raise RigError: When it ends otherwise.
+    """
+    done = _run(args, stdin)
+    if done.returncode != status:
+        said = (done.stdout + done.stderr).decode()
+        raise RigError(f"virt-dmem {' '.join(map(str, args))}: status {done.returncode}, not {status}: {said}")
+    return done.stderr.decode()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""virt-dmemd as a child of ours, in the private namespace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.rig.namespace import mount_points_below, require_private_namespace
+from tests.rig.processes import Program, answers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+__all__ = ["Daemon"]
+
+CONFIG = Path("/etc/virt-dmem/virt-dmem.toml")
+SOCKET = Path("/run/virt-dmem/sock")
+STATE = Path("/var/lib/virt-dmem")
+LOG = Path("/var/log/libvirt/virt-dmemd.log")
+"""Beside libvirt's, so that ``PrivateLibvirt.logs()`` shows it too."""
+
+_REPOSITORY = Path(__file__).parents[2]
+
+
+class Daemon:
+    """``python -m virt_dmem.daemon``; needs ``enter_private_namespace()`` before.
+
+    ``config``: the text of virt-dmem.toml. ``env``: variables on top of ours.
+    """
+
+    def __init__(self, config: str = "", *, env: Mapping[str, str] | None = None) -> None:
+        self.config = config
+        self.log = LOG
+        self.socket = SOCKET
+        inherited = {key: value for key, value in os.environ.items() if key not in {"NOTIFY_SOCKET", "LISTEN_FDS"}}
+        self.program = Program(
+            "virt-dmemd",
+            [sys.executable, "-m", "virt_dmem.daemon", "--config", CONFIG],
+            log=LOG,
+            env=inherited | {"PYTHONPATH": str(_REPOSITORY), "PYTHONUNBUFFERED": "1"} | dict(env or {}),
+        )
+
+    def __enter__(self) -> Daemon:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.program.pid
+
+    def start(self) -> None:
+        """Write the configuration, start it and wait until its socket is connected to.
+
+        :raise RigError: When it does not come up; with its log.
+        """
+        require_private_namespace()
+        CONFIG.write_text(self.config)
+        self.program.start()
+        self.program.wait_until("its socket", lambda: answers(SOCKET))
+
+    def stop(self) -> int | None:
+        """SIGTERM; return its exit status."""
+        return self.program.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        self.program.kill()
+
+    @staticmethod
+    def wipe() -> None:
+        """Unmount what is left of pools and forget all state: the next start is the first. Stop it before."""
+        require_private_namespace()
+        for mount in reversed(mount_points_below(SOCKET.parent)):
+            subprocess.run(["umount", mount], check=True)
+        for directory in (CONFIG.parent, SOCKET.parent, STATE):
+            for entry in directory.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def restart(self) -> None:
+        """Stop it if it runs, and start it."""
+        self.stop()
+        self.start()

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs that the rig starts and ends, by process id only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["PID_DIR", "Program", "RigError", "answers", "end", "tail", "wait_for"]
+
+PID_DIR = Path("/run/virt-dmem-rig")
+"""PID files of what the rig started, for the guardian; a tmpfs of the private namespace."""
+
+T = TypeVar("T")
+
+
+class RigError(Exception):
+    """The rig itself does not work; never the fault of what is tested."""
+
+
+def wait_for(what: str, condition: Callable[[], T], *, timeout: float = 30.0) -> T:
+    """Ask ``condition`` ten times a second until it says something true, and return that.
+
+    :raise RigError: After ``timeout`` seconds; names ``what`` was waited for.
+    """
+    deadline = time.monotonic() + timeout
+    while not (answer := condition()):
+        if time.monotonic() > deadline:
+            raise RigError(f"Waited {timeout:g} s in vain for {what}.")
+        time.sleep(0.1)
+    return answer
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody accepts connections on the unix socket ``path``."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def tail(path: Path, lines: int = 60) -> str:
+    """Return the last ``lines`` of a log; empty when it does not exist."""
+    if not path.exists():
+        return ""
+    return "\n".join(path.read_text("utf-8", errors="replace").splitlines()[-lines:])
+
+
+def end(pid: int, program: str = "") -> None:
+    """SIGKILL ``pid`` and wait until it is gone; with ``program``, only if its name starts with that."""
+    stat = Path(f"/proc/{pid}/stat")
+
+    def gone() -> bool:
+        try:
+            name, _, fields = stat.read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            return True
+        return fields.split()[0] == "Z" or not name.startswith(program)
+
+    if not gone():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(f"the end of process {pid}", gone, timeout=20)
+
+
+class Program:
+    """One program in the foreground, its output in a file, its id known to the guardian."""
+
+    def __init__(self, name: str, command: Sequence[str | Path], *, log: Path, env: Mapping[str, str]) -> None:
+        self.name = name
+        self.command = [str(part) for part in command]
+        self.log = log
+        self.env = dict(env)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id.
+
+        :raise RigError: When it does not run.
+        """
+        if self._process is None or self._process.poll() is not None:
+            raise RigError(f"{self.name} does not run.\n{tail(self.log)}")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it; its log is appended to."""
+        if self.running:
+            raise RigError(f"{self.name} runs already.")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, start_new_session=True
+            )
+        PID_DIR.mkdir(exist_ok=True)
+        (PID_DIR / f"{self.name}.pid").write_text(f"{self._process.pid}\n")
+
+    def wait_until(self, what: str, condition: Callable[[], T], *, timeout: float = 60.0) -> T:
+        """Wait for ``condition``, or fail at once with the log when the program ends before that."""
+
+        def alive_and_so() -> T:
+            _ = self.pid  # raises when it ended
+            return condition()
+
+        return wait_for(f"{self.name}: {what}", alive_and_so, timeout=timeout)
+
+    def stop(self, *, timeout: float = 15.0) -> int | None:
+        """SIGTERM, then SIGKILL after ``timeout`` seconds; return the exit status, None if it did not run."""
+        return self._end(signal.SIGTERM, timeout)
+
+    def kill(self) -> int | None:
+        """SIGKILL, as a crash would; return the exit status, None if it did not run."""
+        return self._end(signal.SIGKILL, 15.0)
+
+    def _end(self, number: signal.Signals, timeout: float) -> int | None:
+        process, self._process = self._process, None
+        (PID_DIR / f"{self.name}.pid").unlink(missing_ok=True)
+        if process is None:
+            return None
+        process.send_signal(number)
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait(timeout)
