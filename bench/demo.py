@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
-from tests.rig.guest import GuestImage, console, guest_image
+from tests.rig.guest import GuestImage, guest_image
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
@@ -77,11 +77,9 @@ def make_pool(undo: ExitStack) -> None:
         run(*create, "--backend", "tmpfs")
 
 
-def boot_lines(path: Path) -> list[str]:
-    """Return what the guest has printed, once it is up."""
-    text = path.read_text("utf-8", "replace") if path.exists() else ""
-    lines = [line.strip() for line in text.splitlines()]
-    return lines if any("MemTotal" in line for line in lines) else []
+def boot_lines(console: str) -> list[str]:
+    """Return what the guest has printed, once it has printed how much memory it has."""
+    return [line.strip() for line in console.splitlines()] if "MemTotal" in console else []
 
 
 def show_mappings(pid: int) -> None:
@@ -120,9 +118,8 @@ def tell(libvirt: PrivateLibvirt, image: GuestImage, undo: ExitStack) -> None:
     run(VIRT_DMEM, "show", GUEST, "--timing")
 
     chapter("4. The guest has it")
-    log = console(GUEST)
-    lines = wait_for("the guest's console", lambda: boot_lines(log), timeout=BOOT_SECONDS)
-    print(f"  The guest's own console ({log.name}):\n")
+    lines = wait_for("the guest's console", lambda: boot_lines(libvirt.console(GUEST)), timeout=BOOT_SECONDS)
+    print("  The guest's own console:\n")
     for line in lines:
         if re.search(r"virt-dmem|MemTotal|Linux version", line):
             print(f"    {line}")

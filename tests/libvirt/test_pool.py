@@ -79,7 +79,7 @@ def test_a_pool_that_never_was_cannot_be_destroyed(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("name", ["../etc", "a b", "-x", "", "x" * 33, "ä"])
 def test_a_name_that_could_be_a_trick_is_refused(daemon: Daemon, name: str) -> None:
-    virt_dmem_fails("pool", "create", f"--size=64M", "--backend=tmpfs", "--", name, status=2)
+    virt_dmem_fails("pool", "create", "--size=64M", "--backend=tmpfs", "--", name, status=2)
     assert pools() == []
 
 

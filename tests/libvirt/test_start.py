@@ -10,7 +10,10 @@ import signal
 import stat
 import subprocess
 import sys
+import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage
 from tests.rig.private_libvirt import HOOK, PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
+from virt_dmem.native import HELPER
 
 MIB = 1 << 20
 
@@ -239,8 +243,15 @@ def test_memory_that_another_process_still_maps_is_kept_until_it_does_not(
     virt_dmem("apply", "peer", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "peer")
     (extent,) = virt_dmem_json("show", "peer")["domain"]["extents"]
-    program = f"import mmap,sys; f=open({extent['path']!r},'r+b'); m=mmap.mmap(f.fileno(),0); f.close(); print(1,flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as peer:
+    program = f"""
+        import mmap, sys
+        with open({extent["path"]!r}, "r+b") as file:
+            memory = mmap.mmap(file.fileno(), 0)
+        print("mapped", flush=True)
+        sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as peer:
         assert peer.stdout is not None
         peer.stdout.readline()
         libvirtd.virsh("destroy", "peer")
@@ -253,27 +264,96 @@ def test_memory_that_another_process_still_maps_is_kept_until_it_does_not(
     assert files_in(tmpfs_pool) == []
 
 
+@contextmanager
+def hook_wrapped(script: str) -> Iterator[None]:
+    """Put a shell script in the place of the hook; ``$real`` in it is the real one."""
+    hook = Path("/etc/libvirt/hooks/qemu.d/50-virt-dmem")
+    real = Path("/etc/libvirt/hooks/50-real")
+    hook.rename(real)
+    hook.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
+    hook.chmod(0o755)
+    try:
+        yield
+    finally:
+        real.rename(hook)
+
+
 def test_a_pool_that_libvirtd_does_not_see_fails_the_start_at_once(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     """A dangling link would make QEMU spin for ever, with the domain locked."""
     libvirtd.define(domain_xml("blind"))
     virt_dmem("apply", "blind", "--pool", tmpfs_pool)
-    # the hook as libvirtd runs it, in a mount namespace where the pool is not there
-    blind = Path("/etc/libvirt/hooks/qemu.d/50-virt-dmem")
-    real = Path("/etc/libvirt/hooks/50-real")
-    blind.rename(real)
-    blind.write_text(
-        f'#!/bin/sh\n[ "$2" = start ] || exec {real} "$@"\n'
-        f'exec unshare -m sh -c \'umount /run/virt-dmem/pools/{tmpfs_pool} && exec {real} "$@"\' sh "$@"\n'
-    )
-    blind.chmod(0o755)
-    try:
+    # the hook as libvirtd would run it if the pool were not in its mount namespace
+    script = f"""
+        [ "$2" = start ] || exec $real "$@"
+        exec unshare -m sh -c 'umount /run/virt-dmem/pools/{tmpfs_pool} && exec "$@"' sh $real "$@"
+    """
+    with hook_wrapped(script):
         began = time.monotonic()
         with pytest.raises(RigError, match="does not lead to the pool as libvirtd sees it"):
             libvirtd.virsh("start", "--paused", "blind")
         assert time.monotonic() - began < 20
-    finally:
-        real.rename(blind)
     assert only_pool()["reserved_bytes"] == 0
+    assert files_in(tmpfs_pool) == []
+
+
+def test_a_qemu_that_maps_other_memory_than_ours_does_not_get_through(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    libvirtd.define(domain_xml("swapped"))
+    virt_dmem("apply", "swapped", "--pool", tmpfs_pool)
+    script = """
+        [ "$2" = start ] || exec $real "$@"
+        $real "$@" || exit
+        for link in /var/lib/libvirt/qemu/ram/*/pc.ram; do
+            rm "$link" && truncate -s 64M "$link" && chown libvirt-qemu "$link"
+        done
+    """
+    with hook_wrapped(script), pytest.raises(RigError, match="maps 0 B of the 64 MiB of memory"):
+        libvirtd.virsh("start", "--paused", "swapped")
+    assert libvirtd.state("swapped") == "shut off"
+    assert only_pool()["reserved_bytes"] == 0
+    assert files_in(tmpfs_pool) == []
+
+
+SLOW_HELPER = """#!/bin/sh
+# a stand-in for the helper that takes long: with progress, or silently
+for second in 1 2 3 4 5 6 7 8 9 10 11 12; do
+    sleep 1
+    [ {speaks} = 1 ] && echo '{{"event":"progress","done":0,"total":67108864}}'
+done
+exec {helper} "$@"
+"""
+
+
+def use_slow_helper(daemon: Daemon, tmp_path: Path, *, speaks: bool) -> None:
+    helper = tmp_path / "helper"
+    helper.write_text(SLOW_HELPER.format(speaks=int(speaks), helper=HELPER))
+    helper.chmod(0o755)
+    daemon.config = f'[prefault]\nhelper = "{helper}"\n'
+    daemon.restart()
+
+
+def test_no_deadline_strikes_a_preparation_that_takes_long_and_moves(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
+) -> None:
+    use_slow_helper(daemon, tmp_path, speaks=True)
+    libvirtd.define(domain_xml("large"))
+    virt_dmem("apply", "large", "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "large")
+    assert virt_dmem_json("show", "large")["domain"]["phase"] == "running"
+
+
+def test_a_preparation_that_hangs_fails_the_start_and_is_rolled_back(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
+) -> None:
+    use_slow_helper(daemon, tmp_path, speaks=False)
+    libvirtd.define(domain_xml("stuck"))
+    virt_dmem("apply", "stuck", "--pool", tmpfs_pool)
+    began = time.monotonic()
+    with pytest.raises(RigError, match="timed out"):
+        libvirtd.virsh("start", "--paused", "stuck")
+    assert time.monotonic() - began < 11.9, "not by waiting for the helper"
+    wait_for("the roll-back", lambda: only_pool()["reserved_bytes"] == 0, timeout=5)
     assert files_in(tmpfs_pool) == []

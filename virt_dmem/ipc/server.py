@@ -12,7 +12,8 @@ import logging
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 
 from asyncvarlink import (
     LastResult,
@@ -40,6 +41,10 @@ READ_METHODS = frozenset({"ListDomains", "ShowDomain", "ListPools", "GetInfo", "
 _PEERCRED = struct.Struct("3i")
 
 
+_caller: ContextVar["_Connection"] = ContextVar("caller")
+"""Who is asking: set for each call, and inherited by the task that serves it."""
+
+
 class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
     """A ``DmemError``, on its way to whoever asked."""
 
@@ -60,23 +65,15 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="reply", delay_generator=False)
     async def Hook(self, *, operation: str, xml: str) -> AsyncIterator[HookReply]:  # noqa: N802
         """Serve a hook operation: progress replies while it works, then the links to check."""
-        reports: asyncio.Queue[HookReply] = asyncio.Queue()
+        reports: asyncio.Queue[HookReply | None] = asyncio.Queue()
         task = asyncio.create_task(self._service.hook(operation, xml.encode(), reports.put_nowait))
-        try:
-            while not (task.done() and reports.empty()):
-                report = asyncio.create_task(reports.get())
-                await asyncio.wait({task, report}, return_when=asyncio.FIRST_COMPLETED)
-                if not report.done():
-                    report.cancel()
-                    break
-                yield report.result()
-            links = await task
-        except (GeneratorExit, asyncio.CancelledError):
-            # the caller is gone: what it was waiting for must not be left half done
-            if operation == "prepare":
-                task.cancel()
-            raise
-        raise LastResult(HookReply(done=True, message="", done_bytes=0, total_bytes=0, links=links))
+        task.add_done_callback(lambda _: reports.put_nowait(None))
+        if operation == "prepare":
+            # nobody waits for it any more (a killed libvirtd, a deadline): roll back rather than hold memory
+            _caller.get().when_gone(task.cancel)
+        while (report := await reports.get()) is not None:
+            yield report
+        raise LastResult(HookReply(done=True, message="", done_bytes=0, total_bytes=0, links=await task))
 
     @varlinkmethod(return_parameter="domains")
     def ListDomains(self) -> list[DomainView]:  # noqa: N802
@@ -112,15 +109,37 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
 class _Connection(VarlinkInterfaceServerProtocol):
     """One caller, with the rights it has."""
 
-    def __init__(self, registry: VarlinkInterfaceRegistry, *, root: bool) -> None:
+    def __init__(self, registry: VarlinkInterfaceRegistry, caller: socket.socket, *, root: bool) -> None:
         super().__init__(registry)
         self._root = root
+        self._watched = caller.dup()  # asyncvarlink does not read, and so sees no end, while it serves a call
+
+    def when_gone(self, act: Callable[[], object]) -> None:
+        """Call ``act`` when the caller hangs up, unless it sends another call before."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            loop.remove_reader(self._watched)
+            try:
+                gone = not self._watched.recv(1, socket.MSG_PEEK)
+            except OSError:
+                gone = True
+            if gone:
+                act()
+
+        loop.add_reader(self._watched, look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        asyncio.get_running_loop().remove_reader(self._watched)
+        self._watched.close()
+        super().connection_lost(exc)
 
     def call_received(
         self, call: VarlinkMethodCall, fds: FileDescriptorArray | None
     ) -> "asyncio.Future[None] | None":
         if not self._root and call.method_name not in READ_METHODS:
             raise _failed(PermissionRefused(f"{call.method_name} is for root.", hint="Run the command with sudo."))
+        _caller.set(self)
         answer: asyncio.Future[None] | None = super().call_received(call, fds)
         return answer
 
@@ -165,7 +184,9 @@ class ControlServer:
             log.warning("a process of user %d was refused: it is not in group %s", uid, self._group)
             caller.close()
             return
-        VarlinkTransport(asyncio.get_running_loop(), caller, caller, _Connection(self._registry, root=uid == 0))
+        caller.setblocking(False)
+        connection = _Connection(self._registry, caller, root=uid == 0)
+        VarlinkTransport(asyncio.get_running_loop(), caller, caller, connection)
 
     def _in_group(self, uid: int, gid: int) -> bool:
         try:
