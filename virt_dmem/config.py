@@ -47,7 +47,7 @@ class PrefaultConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[prefault]``."""
 
     threads: int = 0
-    """Threads of the helper for each extent; 0: one for each CPU of the nodes, at most 16."""
+    """Threads of the helper for each extent; 0: one for each CPU it may run on, at most 16."""
     helper: str = ""
     """Path of ``virt-dmem-prefault``; empty: the one that was built into the package."""
 

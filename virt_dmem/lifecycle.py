@@ -21,7 +21,7 @@ import logging
 import pwd
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ from virt_dmem.ipc.messages import Link
 from virt_dmem.ledger import Extent, Ledger, Phase, Reservation
 from virt_dmem.libvirt_dirs import domain_directory
 from virt_dmem.plan import Plan, plan_domain
-from virt_dmem.prefault import prefault
+from virt_dmem.prefault import Mode, Progress, prefault
 from virt_dmem.units import format_size
 
 __all__ = ["Lifecycle", "Report", "Reporter"]
@@ -229,20 +229,27 @@ class Lifecycle:
         for extent in reservation.extents:
             extents.create(extent.path, extent.size_bytes)
             with self._timed(reservation.uuid, f"prefault {extent.alias}"):
-                progress = prefault(
-                    extent.path,
-                    size_bytes=extent.size_bytes,
-                    page_size=extent.page_size,
-                    policy=extent.policy,
-                    nodes=extent.nodes,
-                    threads=self._config.prefault.threads,
-                    helper=Path(self._config.prefault.helper) if self._config.prefault.helper else None,
-                )
-                async with contextlib.aclosing(progress):
+                async with self._helper(extent, "populate") as progress:
                     async for step in progress:
                         report(Report(f"prefaulting {extent.alias}", done_bytes + step.done_bytes, total_bytes))
             self._ledger.set_ready(extent)
             done_bytes += extent.size_bytes
+
+    def _helper(self, extent: Extent, mode: Mode) -> contextlib.aclosing[AsyncGenerator[Progress, None]]:
+        """Run the helper over an extent, placed as planned; leaving the context ends it."""
+        settings = self._config.prefault
+        return contextlib.aclosing(
+            prefault(
+                extent.path,
+                size_bytes=extent.size_bytes,
+                page_size=extent.page_size,
+                policy=extent.policy,
+                nodes=extent.nodes,
+                threads=settings.threads,
+                mode=mode,
+                helper=Path(settings.helper) if settings.helper else None,
+            )
+        )
 
     def _check_sizes(self, domain: DomainMemory, reservation: Reservation) -> None:
         wanted = {cell.alias: cell.size_bytes for cell in domain.cells}
@@ -278,15 +285,11 @@ class Lifecycle:
         """Remove an extent's file, then its charge. Freeing many pages takes long: not in the event loop."""
         if extent.path.exists():
             if not backend(self._inventory.record(extent.pool).backend).zeroes_on_allocation:
-                await self._scrub(extent)
+                async with self._helper(extent, "scrub") as progress:
+                    async for _ in progress:
+                        pass
             await asyncio.to_thread(extents.remove, extent.path)
         self._ledger.forget_extent(extent)
-
-    async def _scrub(self, extent: Extent) -> None:
-        scrubbing = prefault(extent.path, size_bytes=extent.size_bytes, page_size=extent.page_size, mode="scrub")
-        async with contextlib.aclosing(scrubbing):
-            async for _ in scrubbing:
-                pass
 
 
 def _qemu_user(domain: DomainMemory, directory: Path) -> tuple[int, int]:

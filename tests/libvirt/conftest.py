@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.hugepages_lock import hugepages_lock
 from tests.rig import Daemon, GuestImage, PrivateLibvirt, RigError, enter_private_namespace, guest_image
 from tests.rig.command import virt_dmem
 from tests.rig.namespace import require_private_namespace
@@ -83,7 +84,14 @@ def tmpfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
 
 
 @pytest.fixture
-def hugetlbfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
+def exclusive_hugepages() -> Iterator[None]:
+    """Nobody else who asks counts or takes huge pages while the test runs."""
+    with hugepages_lock():
+        yield
+
+
+@pytest.fixture
+def hugetlbfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon, exclusive_hugepages: None) -> Iterator[str]:
     """The pool ``huge``: 128 MiB of 2 MiB pages, taken from the host for as long as the test runs."""
     virt_dmem("pool", "create", "huge", "--size", "128M", "--page-size", "2M")
     yield "huge"

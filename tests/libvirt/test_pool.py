@@ -48,6 +48,7 @@ def test_a_pool_that_is_there_is_not_made_again(daemon: Daemon, tmpfs_pool: str)
 
 
 @pytest.mark.needs_hugepages
+@pytest.mark.usefixtures("exclusive_hugepages")
 def test_a_pool_of_huge_pages_takes_its_pages_and_gives_back_exactly_these(daemon: Daemon) -> None:
     before = host.huge_pages(PAGE).pages
     virt_dmem("pool", "create", "huge", "--size", "64M", "--page-size", "2M")
@@ -65,6 +66,7 @@ def test_a_pool_of_huge_pages_takes_its_pages_and_gives_back_exactly_these(daemo
 
 
 @pytest.mark.needs_hugepages
+@pytest.mark.usefixtures("exclusive_hugepages")
 def test_a_pool_the_host_cannot_give_is_rolled_back_whole(daemon: Daemon) -> None:
     before = host.huge_pages(PAGE).pages
     virt_dmem_fails("pool", "create", "toolarge", "--size", "64T", "--page-size", "2M", status=5)

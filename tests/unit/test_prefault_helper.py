@@ -26,6 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.hugepages_lock import hugepages_lock
 from virt_dmem.native.build import build_helper
 
 MIB = 1 << 20
@@ -154,6 +155,7 @@ def huge_pages(count: int) -> Iterator[None]:
 def huge_pool() -> Iterator[Path]:
     """A hugetlbfs of 16 pages."""
     with ExitStack() as stack:
+        stack.enter_context(hugepages_lock())
         stack.enter_context(huge_pages(16))
         yield stack.enter_context(mounted("hugetlbfs", f"pagesize=2M,size={16 * HUGE},min_size={16 * HUGE}"))
 
@@ -656,11 +658,8 @@ def test_a_compiler_that_fails_leaves_the_old_program(tmp_path: Path, monkeypatc
 
 def test_the_wheel_carries_the_helper_executable_and_names_its_platform(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    shutil.copytree(ROOT / "virt_dmem", tree / "virt_dmem", ignore=shutil.ignore_patterns("__pycache__"))
-    (tree / "virt_dmem/native/virt-dmem-prefault").unlink(missing_ok=True)
-    for name in ["pyproject.toml", "hatch_build.py", ".gitignore", "README.md"]:
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, tree)
+    leave = shutil.ignore_patterns(".*cache", ".git", ".venv", "__pycache__", "tests", "dist", "virt-dmem-prefault")
+    shutil.copytree(ROOT, tree, ignore=leave, symlinks=True)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=tree, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
+from typing import Protocol
 
 from asyncvarlink import (
     LastResult,
@@ -30,8 +31,7 @@ from asyncvarlink.types import FileDescriptorArray
 
 from virt_dmem import __version__
 from virt_dmem.errors import DmemError, PermissionRefused
-from virt_dmem.ipc.messages import INTERFACE, DomainView, HookReply, PoolView
-from virt_dmem.service import Service
+from virt_dmem.ipc.messages import INTERFACE, DomainView, HookReply, Link, PoolView
 
 __all__ = ["ControlServer"]
 
@@ -43,6 +43,31 @@ _PEERCRED = struct.Struct("3i")
 
 _caller: ContextVar["_Connection"] = ContextVar("caller")
 """Who is asking: set for each call, and inherited by the task that serves it."""
+
+
+class Handler(Protocol):
+    """Who does what is asked; any ``DmemError`` it raises goes back to the caller."""
+
+    async def hook(self, operation: str, xml: bytes, report: Callable[[HookReply], None], /) -> list[Link]:
+        """Serve one hook operation."""
+
+    def list_domains(self) -> list[DomainView]:
+        """Return every domain that holds memory."""
+
+    def show_domain(self, domain: str, /) -> DomainView:
+        """Return one domain, by name or UUID."""
+
+    def list_pools(self) -> list[PoolView]:
+        """Return every pool."""
+
+    def refresh_pools(self) -> None:
+        """Read the records of the pools again."""
+
+    def retire_pool(self, name: str, /) -> None:
+        """Give no more memory from a pool, or refuse."""
+
+    async def reconcile(self, *, dry_run: bool) -> list[str]:
+        """Mend, and return what was done."""
 
 
 class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
@@ -59,14 +84,14 @@ class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
 class ControlInterface(VarlinkInterface, name=INTERFACE):
     """What the hook and the command may ask."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
 
     @varlinkmethod(return_parameter="reply", delay_generator=False)
     async def Hook(self, *, operation: str, xml: str) -> AsyncIterator[HookReply]:  # noqa: N802
         """Serve a hook operation: progress replies while it works, then the links to check."""
         reports: asyncio.Queue[HookReply | None] = asyncio.Queue()
-        task = asyncio.create_task(self._service.hook(operation, xml.encode(), reports.put_nowait))
+        task = asyncio.create_task(self._handler.hook(operation, xml.encode(), reports.put_nowait))
         task.add_done_callback(lambda _: reports.put_nowait(None))
         if operation == "prepare":
             # nobody waits for it any more (a killed libvirtd, a deadline): roll back rather than hold memory
@@ -78,32 +103,32 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="domains")
     def ListDomains(self) -> list[DomainView]:  # noqa: N802
         """Every domain that holds memory."""
-        return self._service.list_domains()
+        return self._handler.list_domains()
 
     @varlinkmethod(return_parameter="domain")
     def ShowDomain(self, *, domain: str) -> DomainView:  # noqa: N802
         """One domain, by name or UUID, also the timing of its last start."""
-        return self._service.show_domain(domain)
+        return self._handler.show_domain(domain)
 
     @varlinkmethod(return_parameter="pools")
     def ListPools(self) -> list[PoolView]:  # noqa: N802
         """Every pool, with what is reserved of it."""
-        return self._service.list_pools()
+        return self._handler.list_pools()
 
     @varlinkmethod
     def RefreshPools(self) -> None:  # noqa: N802
         """Read the records of the pools again: one was made or destroyed."""
-        self._service.refresh_pools()
+        self._handler.refresh_pools()
 
     @varlinkmethod
     def RetirePool(self, *, name: str) -> None:  # noqa: N802
         """Give no more memory from a pool that is about to be destroyed, or refuse as it is in use."""
-        self._service.retire_pool(name)
+        self._handler.retire_pool(name)
 
     @varlinkmethod(return_parameter="actions")
     async def Reconcile(self, *, dry_run: bool) -> list[str]:  # noqa: N802
         """Bring ledger, pools and live domains together again."""
-        return await self._service.reconcile(dry_run=dry_run)
+        return await self._handler.reconcile(dry_run=dry_run)
 
 
 class _Connection(VarlinkInterfaceServerProtocol):
@@ -156,14 +181,14 @@ def _failed(error: DmemError) -> Failed:
 class ControlServer:
     """Accepts callers on a listening unix socket."""
 
-    def __init__(self, listener: socket.socket, service: Service, group: str) -> None:
+    def __init__(self, listener: socket.socket, handler: Handler, group: str) -> None:
         self._listener = listener
         self._group = group
         self._registry = VarlinkInterfaceRegistry()
         self._registry.register_interface(
             VarlinkServiceInterface("virt-dmem", "virt-dmemd", __version__, "https://virt-dmem.dev", self._registry)
         )
-        self._registry.register_interface(ControlInterface(service))
+        self._registry.register_interface(ControlInterface(handler))
 
     def start(self) -> None:
         """Answer from now on."""

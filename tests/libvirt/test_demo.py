@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The demo: tells its story to the end, and leaves the host as it found it however it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from virt_dmem import host
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = 2 << 20
+DEMO = [sys.executable, "-m", "bench.demo"]
+
+
+def host_state() -> tuple[int, bool | None]:
+    return host.huge_pages(PAGE).pages, host.hvo()
+
+
+@pytest.mark.needs_hugepages
+@pytest.mark.usefixtures("exclusive_hugepages")
+def test_it_tells_the_whole_story_with_what_it_measured() -> None:
+    before = host_state()
+    done = subprocess.run(DEMO, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    story = done.stdout
+    assert re.search(r"demo +1 GiB +2 MiB +16 MiB +\S+ MiB +\S+ MiB +(measured|estimate)", story)
+    assert re.search(r'^ *\+ +<source type="file"/>$', story, re.MULTILINE)
+    assert "Domain 'demo-guest' started" in story
+    assert re.search(r"MemTotal: +4\d{5} kB", story)
+    assert re.search(r"rw-s .*/run/virt-dmem/pools/demo/libvirt-[0-9a-f-]{36}/pc\.ram", story)
+    reserved = re.findall(r"demo +hugetlbfs +2 MiB +1 GiB +(\S+ \S+) +(\S+ \S+) +ready", story)
+    assert reserved == [("512 MiB", "512 MiB"), ("0 B", "1 GiB")]
+    assert host_state() == before
+
+
+def test_where_huge_pages_cannot_be_had_it_says_so_and_goes_on_with_tmpfs() -> None:
+    without = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /sys/kernel/mm/hugepages && exec "$@"', "sh"]
+    done = subprocess.run(
+        [*without, *DEMO], cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no huge pages to give" in done.stdout
+    assert re.search(r"demo +tmpfs +4 KiB +1 GiB +512 MiB", done.stdout)
+
+
+@pytest.mark.needs_hugepages
+@pytest.mark.usefixtures("exclusive_hugepages")
+def test_ctrl_c_in_the_middle_undoes_everything() -> None:
+    before = host_state()
+    with subprocess.Popen(
+        DEMO, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "virsh" in line and "start" in line:
+                assert host.huge_pages(PAGE).pages >= before[0] + 512
+                os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+                break
+        rest = demo.stdout.read()
+        assert demo.wait(timeout=60) == 130, rest
+    assert "Interrupted; everything made so far is undone." in rest
+    assert host_state() == before
