@@ -70,19 +70,21 @@ def main() -> int:
     hook_to_hook: dict[tuple[str, str], list[float]] = defaultdict(list)
     whole: dict[tuple[str, str], list[float]] = defaultdict(list)
     with ExitStack() as undo:
+        # libvirt takes the hugetlbfs mounts it finds when it starts for its own
+        plain = Path("/dev/shm/virt-dmem-bench-hugepages")
+        undo.callback(plain.rmdir)
+        plain.mkdir()
+        undo.callback(subprocess.run, ["umount", "--lazy", plain], check=False)
+        subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", plain], check=True)
         libvirt = undo.enter_context(PrivateLibvirt())
         undo.enter_context(Daemon())
         put_clocks()
-        # libvirt's own huge pages: a second pool that it may use as it uses /dev/hugepages
-        for pool in ("bench", "plain"):
-            undo.callback(subprocess.run, [VIRT_DMEM, "pool", "destroy", pool], capture_output=True, check=False)
+        undo.callback(subprocess.run, [VIRT_DMEM, "pool", "destroy", "bench"], capture_output=True, check=False)
         subprocess.run([VIRT_DMEM, "pool", "create", "bench", "--size", str(largest)], check=True)
+        # as many huge pages again, for libvirt alone
         pages = Path("/proc/sys/vm/nr_hugepages")
-        ours = int(pages.read_text())
         undo.callback(lambda: pages.write_text(str(int(pages.read_text()) - largest // (2 << 20))))
-        pages.write_text(str(ours + largest // (2 << 20)))
-        subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", "/dev/hugepages"], check=False)
-        Path("/dev/hugepages").mkdir(exist_ok=True)
+        pages.write_text(str(int(pages.read_text()) + largest // (2 << 20)))
         for _ in range(arguments.rounds):
             for size in arguments.sizes:
                 cases = {

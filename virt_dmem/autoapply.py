@@ -14,11 +14,11 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from virt_dmem import pools
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import is_managed, read_domain
 from virt_dmem.errors import DmemError, HypervisorError
 from virt_dmem.hypervisor import DomainInfo, Hypervisor, run_event_loop
-from virt_dmem.inventory import Inventory
 from virt_dmem.rewrite import apply
 
 __all__ = ["AutoApply"]
@@ -36,11 +36,8 @@ class AutoApply:
     :param on_listed: Awaited with all domains, and when libvirt was asked for them, each time they are listed anew.
     """
 
-    def __init__(
-        self, config: Config, inventory: Inventory, on_listed: Callable[[list[DomainInfo], float], Awaitable[None]]
-    ) -> None:
+    def __init__(self, config: Config, on_listed: Callable[[list[DomainInfo], float], Awaitable[None]]) -> None:
         self._config = config
-        self._inventory = inventory
         self._on_listed = on_listed
         self._applied_at: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_TIMES))
 
@@ -107,7 +104,7 @@ class AutoApply:
         domain = read_domain(xml)
         if not domain.managed or domain.applied:
             return xml
-        record = self._inventory.choose(domain.pool)
+        record = pools.choose(self._config, domain.pool)
         return apply(
             xml, pool=domain.pool, page_size=record.page_size, templates_dir=Path(self._config.templates_dir)
         )

@@ -117,7 +117,7 @@ async def serve(config: Config, listener: socket.socket) -> None:
     server.start()
     tasks = [asyncio.create_task(_retry_quarantined(service)), asyncio.create_task(_keep_watchdog_quiet())]
     if config.libvirt.auto_apply:
-        tasks.append(asyncio.create_task(AutoApply(config, service.inventory, on_listed).run()))
+        tasks.append(asyncio.create_task(AutoApply(config, on_listed).run()))
     notify("READY=1")
     log.info("ready with %d pools", len(service.list_pools()))
 

@@ -47,16 +47,6 @@ class Inventory:
             )
         return self._records[name]
 
-    def choose(self, name: str) -> PoolRecord:
-        """Return the pool of this name; of an empty name, the default pool, or the only one there is.
-
-        :raise PoolNotFound: When there is none, or more than one and no default.
-        """
-        wanted = name or self._config.default_pool
-        if not wanted and len(self._records) == 1:
-            wanted = next(iter(self._records))
-        return self.record(wanted)
-
     def mount(self, name: str) -> Path:
         """Return where a pool is mounted."""
         return Path(self.record(name).mount)

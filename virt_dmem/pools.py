@@ -25,7 +25,7 @@ from virt_dmem.config import Config
 from virt_dmem.errors import DmemError, PoolBusy, PoolError, PoolExists, PoolNotFound, UsageError
 from virt_dmem.units import format_size
 
-__all__ = ["NodeShare", "PoolRecord", "capacity", "create", "destroy", "find", "mount", "records"]
+__all__ = ["NodeShare", "PoolRecord", "capacity", "choose", "create", "destroy", "find", "mount", "records"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
 
@@ -49,6 +49,23 @@ def find(config: Config, name: str) -> PoolRecord:
             f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' shows those there are."
         )
     return _read(_path(config, name))
+
+
+def choose(config: Config, name: str) -> PoolRecord:
+    """Return the record of the pool ``name``; of none, the default pool, or the only one there is.
+
+    :raise PoolNotFound: When there is no such pool, or no way to tell which one.
+    """
+    if wanted := name or config.default_pool:
+        return find(config, wanted)
+    there = records(config)
+    if len(there) != 1:
+        names = ", ".join(record.name for record in there) or "none"
+        raise PoolNotFound(
+            f"The domain names no pool, no default_pool is configured, and this host has {len(there)} ({names}).",
+            hint="Name one with --pool." if there else "Make one first: virt-dmem pool create NAME --size SIZE",
+        )
+    return there[0]
 
 
 def capacity(record: PoolRecord, *, root: Path = host.ROOT) -> dict[int, int]:
@@ -265,10 +282,10 @@ def _shares(kind: Backend, page_size: int, sizes: int | Mapping[int, int], root:
         with_memory = [node.node for node in host.nodes(root=root) if node.memory.total_bytes]
     for size in [sizes] if isinstance(sizes, int) else sizes.values():
         if size <= 0 or size % page_size:
-            below = size // page_size * page_size
+            below = max(0, size // page_size * page_size)
             nearest = [format_size(near) for near in (below, below + page_size) if near > 0]
             raise UsageError(
-                f"{size} bytes are no multiple of the page size of {format_size(page_size)}.",
+                f"{size} bytes are not a whole number of pages of {format_size(page_size)}.",
                 hint=f"The nearest size is {' or '.join(nearest)}.",
             )
     if isinstance(sizes, int):

@@ -28,8 +28,8 @@ class Service:
         self._config = config
         self._boot_id = boot_id()
         self._ledger = Ledger(config.ledger_path, self._boot_id)
-        self.inventory = Inventory(config, self._ledger)
-        self._lifecycle = Lifecycle(config, self._ledger, self.inventory)
+        self._inventory = Inventory(config, self._ledger)
+        self._lifecycle = Lifecycle(config, self._ledger, self._inventory)
 
     async def hook(self, operation: str, xml: bytes, report: Callable[[HookReply], None]) -> list[Link]:
         """Serve one hook operation; an operation that is not ours is answered with nothing done.
@@ -75,19 +75,19 @@ class Service:
 
     def list_pools(self) -> list[PoolView]:
         """Return every pool, by name."""
-        return self.inventory.views()
+        return self._inventory.views()
 
     def refresh_pools(self) -> None:
         """Read the records of the pools again."""
-        self.inventory.refresh()
+        self._inventory.refresh()
 
     def retire_pool(self, name: str) -> None:
         """Give no more memory from a pool.
 
         :raise PoolBusy: When domains hold memory of it.
         """
-        self.inventory.refresh()
-        self.inventory.retire(name)
+        self._inventory.refresh()
+        self._inventory.retire(name)
 
     async def reconcile(self, *, dry_run: bool) -> list[str]:
         """Run both stages; libvirt is asked from a worker thread.
@@ -106,9 +106,9 @@ class Service:
 
     async def reconcile_host(self, *, dry_run: bool = False) -> list[str]:
         """Mend what can be told without libvirt."""
-        self.inventory.refresh()
+        self._inventory.refresh()
         return await reconcile.from_host(
-            self._ledger, self.inventory, self._lifecycle, self._boot_id, dry_run=dry_run
+            self._ledger, self._inventory, self._lifecycle, self._boot_id, dry_run=dry_run
         )
 
     async def reconcile_domains(

@@ -72,7 +72,8 @@ def test_sizes_are_what_libvirt_gives_qemu(memory: str, size_bytes: int) -> None
 @pytest.mark.parametrize(
     "memory",
     [
-        "", "<memory/>", "<memory>0</memory>", "<memory>-1</memory>", "<memory>1e9</memory>", "<memory>0x10</memory>",
+        "", "<memory/>", "<memory>0</memory>", "<memory>-1</memory>", "<memory>1e9</memory>",
+        "<memory>0x10</memory>",
         "<memory unit='XB'>1</memory>", "<memory unit='KiBs'>1</memory>", "<memory unit='Ki'>1</memory>",
         "<memory>\uff11</memory>", "<memory>1</memory><memory>1</memory>",
         f"<memory>{'9' * 5000}</memory>",

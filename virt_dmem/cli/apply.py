@@ -11,7 +11,7 @@ from virt_dmem import pools, rewrite
 from virt_dmem.cli.output import Output, masked, unified_diff
 from virt_dmem.config import Config, load_config
 from virt_dmem.domain_xml import DomainMemory, read_domain
-from virt_dmem.errors import ExitStatus, PoolNotFound
+from virt_dmem.errors import ExitStatus
 from virt_dmem.hypervisor import Hypervisor
 
 __all__ = ["apply", "unapply"]
@@ -22,7 +22,7 @@ def apply(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
 
     def transform(xml: bytes) -> bytes:
-        pool = _pool(config, args.pool or read_domain(xml).pool)
+        pool = pools.choose(config, args.pool or read_domain(xml).pool)
         return rewrite.apply(
             xml, pool=args.pool, page_size=pool.page_size, templates_dir=Path(config.templates_dir)
         )
@@ -34,24 +34,6 @@ def unapply(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Give a domain its own persistent XML back; its request goes too, else virt-dmemd would apply it again."""
     config = load_config(args.config)
     return _change(args, out, config, lambda xml: rewrite.unapply(xml, keep_request=False))
-
-
-def _pool(config: Config, name: str) -> pools.PoolRecord:
-    """Return the pool that a domain which asks for ``name`` will start from.
-
-    :raise PoolNotFound: When there is no such pool, or no way to tell which one.
-    """
-    name = name or config.default_pool
-    if name:
-        return pools.find(config, name)
-    there = pools.records(config)
-    if len(there) != 1:
-        names = ", ".join(record.name for record in there) or "none"
-        raise PoolNotFound(
-            f"The domain names no pool, no default_pool is configured, and this host has {len(there)} ({names}).",
-            hint="Name one with --pool." if there else "Make one first: virt-dmem pool create NAME --size SIZE",
-        )
-    return there[0]
 
 
 def _change(

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tests that mount for real do it in a mount namespace of their own: the host never sees it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+import pytest
+
+__all__ = ["in_own_mount_namespace"]
+
+P = ParamSpec("P")
+_CLONE_NEWNS = 0x00020000  # linux/sched.h
+_MS_REC_PRIVATE = 0x4000 | 1 << 18  # linux/mount.h
+
+
+def in_own_mount_namespace(test: Callable[P, None]) -> Callable[P, None]:
+    """Run a test in a child process that has left the host's mount namespace; its failure is the test's."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root to mount")
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.close(reading)
+                _leave_mount_namespace()
+                test(*args, **kwargs)
+                status = 0
+            except BaseException:  # noqa: BLE001 - it is written down, and is the test's failure
+                os.write(writing, traceback.format_exc().encode()[-60000:])
+            finally:
+                os._exit(status)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            complaint = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if status:
+            pytest.fail(complaint or f"the child ended with wait status {status}", pytrace=False)
+
+    return run
+
+
+def _leave_mount_namespace() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = Path("/proc/self/ns/mnt").readlink()
+    if libc.unshare(_CLONE_NEWNS) or libc.mount(None, b"/", None, _MS_REC_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), "no mount namespace of our own")
+    assert Path("/proc/self/ns/mnt").readlink() != before

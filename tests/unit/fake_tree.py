@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A fake tree: /proc and /sys of a host that is not this one, for what this one has not (nodes, old kernels).
+
+Its files keep whatever is written to them. No kernel stands behind them, so what a kernel does is not tested
+here; test_pools_real.py does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+MIB = 1 << 20
+GIB = 1 << 30
+BOOT = "0c8f1e3c-52cd-4b0e-9a3c-6a4f0f6b9c11"
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def fake_tree(
+    root: Path,
+    *,
+    memory: Sequence[int] = (16 * GIB,),
+    page_sizes: Sequence[int] = (2 * MIB, GIB),
+    hvo: str | None = "0",
+    struct_pages: tuple[int, int] | None = (0, 65536),
+) -> Path:
+    """Write a tree with a node for each size in ``memory`` (0: a node without), two CPUs a node, and return it."""
+    base = root / "sys/devices/system/node"
+    put(base / "online", f"0-{len(memory) - 1}\n" if len(memory) > 1 else "0\n")
+    for node, size in enumerate(memory):
+        put(base / f"node{node}/cpulist", f"{2 * node}-{2 * node + 1}\n")
+        put(
+            base / f"node{node}/meminfo",
+            f"Node {node} MemTotal:       {size // 1024} kB\n"
+            f"Node {node} MemFree:        {size // 2048} kB\n"
+            f"Node {node} Active(file):   {size // 8192} kB\n"
+            f"Node {node} Inactive(file): {size // 8192} kB\n"
+            f"Node {node} HugePages_Total:     0\n",
+        )
+        for page_size in page_sizes:
+            _counters(base / f"node{node}/hugepages", page_size)
+    for page_size in page_sizes:
+        _counters(root / "sys/kernel/mm/hugepages", page_size)
+        put(root / f"sys/kernel/mm/hugepages/hugepages-{page_size // 1024}kB/resv_hugepages", "0\n")
+    put(root / "sys/devices/system/cpu/online", f"0-{2 * len(memory) - 1}\n")
+    total = sum(memory) // 1024
+    put(
+        root / "proc/meminfo",
+        f"MemTotal: {total} kB\nMemFree: {total // 2} kB\nMemAvailable: {total * 3 // 4} kB\nHugePages_Total: 0\n",
+    )
+    counted = f"nr_memmap_pages {struct_pages[0]}\nnr_memmap_boot_pages {struct_pages[1]}\n" if struct_pages else ""
+    put(root / "proc/vmstat", f"nr_free_pages 1234\n{counted}pgfault 99\n")
+    put(root / "proc/sys/kernel/random/boot_id", f"{BOOT}\n")
+    put(root / "proc/self/mountinfo", "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n")
+    if hvo is not None:
+        put(root / "proc/sys/vm/hugetlb_optimize_vmemmap", f"{hvo}\n")
+    return root
+
+
+def _counters(base: Path, page_size: int) -> None:
+    for name in ("nr_hugepages", "free_hugepages", "surplus_hugepages"):
+        put(base / f"hugepages-{page_size // 1024}kB" / name, "0\n")
+
+
+def fake_process(root: Path, pid: int, *, comm: str = "sleep", cmdline: Sequence[str] = (), maps: str = "") -> None:
+    """Write a process into a fake tree."""
+    base = root / f"proc/{pid}"
+    put(base / "comm", f"{comm}\n")
+    put(base / "cmdline", "".join(f"{word}\0" for word in cmdline))
+    put(base / "maps", maps)
+    (base / "fd").mkdir()
