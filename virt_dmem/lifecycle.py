@@ -227,6 +227,12 @@ class Lifecycle:
         total_bytes = reservation.size_bytes
         done_bytes = 0
         for extent in reservation.extents:
+            mount = self._inventory.mount(extent.pool)
+            if not mount.is_mount():  # it would be made on whatever file system is below
+                raise ExtentError(
+                    f"Pool {extent.pool} is not mounted at {mount} any more.",
+                    hint=f"Mount it with 'virt-dmem pool mount {extent.pool}'.",
+                )
             extents.create(extent.path, extent.size_bytes)
             with self._timed(reservation.uuid, f"prefault {extent.alias}"):
                 async with self._helper(extent, "populate") as progress:

@@ -264,6 +264,35 @@ def test_memory_that_another_process_still_maps_is_kept_until_it_does_not(
     assert files_in(tmpfs_pool) == []
 
 
+def test_a_transient_domain_is_piped_through_rewrite(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    rewritten = virt_dmem("rewrite", "--pool", tmpfs_pool, stdin=domain_xml("fleeting").encode())
+    libvirtd.virsh("create", "--paused", "/dev/stdin", stdin=rewritten)
+    assert virt_dmem_json("show", "fleeting")["domain"]["phase"] == "running"
+    libvirtd.virsh("destroy", "fleeting")
+    assert only_pool()["reserved_bytes"] == 0
+
+
+def test_a_guest_that_is_saved_gives_its_memory_back_and_takes_new_when_it_is_restored(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    mark = b"what the guest wrote before it was saved"
+    libvirtd.define(domain_xml("sleeper"))
+    virt_dmem("apply", "sleeper", "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "sleeper")
+    (extent,) = virt_dmem_json("show", "sleeper")["domain"]["extents"]
+    with Path(extent["path"]).open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[32 * MIB : 32 * MIB + len(mark)] = mark
+    libvirtd.virsh("managedsave", "sleeper")
+    assert only_pool()["reserved_bytes"] == 0
+    assert files_in(tmpfs_pool) == []
+    libvirtd.virsh("start", "--paused", "sleeper")
+    (extent,) = virt_dmem_json("show", "sleeper")["domain"]["extents"]
+    with Path(extent["path"]).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        assert memory[32 * MIB : 32 * MIB + len(mark)] == mark
+
+
 @contextmanager
 def hook_wrapped(script: str) -> Iterator[None]:
     """Put a shell script in the place of the hook; ``$real`` in it is the real one."""
