@@ -34,7 +34,7 @@ __all__ = ["main", "serve"]
 log = logging.getLogger(__name__)
 
 FIRST_SYSTEMD_FD = 3
-QUARANTINE_RETRY_SECONDS = 5.0
+HOUSEKEEPING_SECONDS = 5.0
 
 
 class _JournalFormatter(logging.Formatter):
@@ -115,7 +115,7 @@ async def serve(config: Config, listener: socket.socket) -> None:
 
     server = ControlServer(listener, service, config.daemon.group)
     server.start()
-    tasks = [asyncio.create_task(_retry_quarantined(service)), asyncio.create_task(_keep_watchdog_quiet())]
+    tasks = [asyncio.create_task(_keep_house(service)), asyncio.create_task(_keep_watchdog_quiet())]
     if config.libvirt.auto_apply:
         tasks.append(asyncio.create_task(AutoApply(config, on_listed).run()))
     notify("READY=1")
@@ -137,13 +137,15 @@ async def serve(config: Config, listener: socket.socket) -> None:
         task.result()  # a task that ended by itself did so by an error: end with it
 
 
-async def _retry_quarantined(service: Service) -> None:
+async def _keep_house(service: Service) -> None:
+    """Mend from time to time what could not be done at its time: a disk was full, a process still mapped it."""
     while True:
-        await asyncio.sleep(QUARANTINE_RETRY_SECONDS)
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
         try:
-            await service.retry_quarantined()
+            for action in await service.reconcile_host():
+                log.warning("reconcile: %s", action)
         except (DmemError, OSError) as error:
-            log.warning("a quarantined extent could not be freed: %s", error)
+            log.warning("reconcile: %s", error)
 
 
 async def _keep_watchdog_quiet() -> None:

@@ -326,6 +326,39 @@ def _is_qemu_of(pid: int, uuid: str, root: Path) -> bool:
     )
 
 
+def qemu_domain(pid: int, *, root: Path = ROOT) -> tuple[str, str] | None:
+    """Return UUID and name of the domain that a QEMU runs, from its ``-uuid`` and ``-name guest=…``; else ``None``.
+
+    libvirt writes a comma in a name as two (``qemuBuildNameCommandLine``).
+    """
+    try:
+        arguments = (root / f"proc/{pid}/cmdline").read_bytes().decode("utf-8", "surrogateescape").split("\0")
+    except _GONE:
+        return None
+    options = dict(itertools.pairwise(arguments))
+    name = re.match(r"guest=((?:[^,]|,,)*)", options.get("-name", ""))
+    if "-uuid" not in options or name is None:
+        return None
+    return options["-uuid"].lower(), name[1].replace(",,", ",")
+
+
+def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:
+    """Return how much of a file a process has mapped and present on each node, from ``/proc/PID/numa_maps``."""
+    starts = {area.start for area in mappings(pid, root=root) if (area.device, area.inode) == (device, inode)}
+    found: dict[int, int] = {}
+    try:
+        lines = (root / f"proc/{pid}/numa_maps").read_text("utf-8", "replace").splitlines()
+    except _GONE:
+        return found
+    for line in lines:
+        page_size = re.search(r" kernelpagesize_kB=(\d+)", line)
+        if page_size is None or int(line.split(" ", 1)[0], 16) not in starts:
+            continue
+        for node, pages in re.findall(r" N(\d+)=(\d+)", line):
+            found[int(node)] = found.get(int(node), 0) + int(pages) * int(page_size[1]) * 1024
+    return found
+
+
 def set_huge_pages(page_size: int, node: int, pages: int, *, root: Path = ROOT) -> None:
     """Ask the kernel for so many persistent huge pages on a node; how many it has then is read back.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from virt_dmem import pools
+from virt_dmem.backends import backend
 from virt_dmem.config import Config
 from virt_dmem.errors import PoolBusy, PoolNotFound
 from virt_dmem.ipc.messages import NodeView, PoolView
@@ -50,6 +51,15 @@ class Inventory:
     def mount(self, name: str) -> Path:
         """Return where a pool is mounted."""
         return Path(self.record(name).mount)
+
+    def nodes(self, name: str) -> list[int]:
+        """Return the host nodes that a pool has memory of; -1 alone where its backend has none."""
+        return sorted(pools.capacity(self.record(name)))
+
+    def zeroes_on_allocation(self, name: str) -> bool:
+        """Tell whether memory of a pool is handed out clean by the kernel; of a pool that is gone, it is."""
+        record = self._records.get(name)
+        return record is None or backend(record.backend).zeroes_on_allocation
 
     def usable(self) -> dict[str, PoolRecord]:
         """Return the pools that memory may be taken from."""

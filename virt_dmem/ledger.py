@@ -190,15 +190,22 @@ class Ledger:
             )
             db.execute("DELETE FROM step WHERE uuid = ?", (plan.uuid,))
             for extent in plan.extents:
-                row = db.execute(
-                    "INSERT INTO extent (uuid, alias, pool, path, size_bytes, page_size, policy, state, boot_id)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (plan.uuid, extent.alias, extent.pool, str(paths[extent.alias]), extent.size_bytes,
-                     extent.page_size, extent.policy, ExtentState.PLANNED.value, self._boot_id),
-                )  # fmt: skip
-                db.executemany(
-                    "INSERT INTO share VALUES (?, ?, ?)",
-                    [(row.lastrowid, node, size) for node, size in extent.shares],
+                self._charge(
+                    db,
+                    Extent(
+                        id=0,
+                        uuid=plan.uuid,
+                        alias=extent.alias,
+                        pool=extent.pool,
+                        path=paths[extent.alias],
+                        size_bytes=extent.size_bytes,
+                        page_size=extent.page_size,
+                        policy=extent.policy,
+                        state=ExtentState.PLANNED,
+                        boot_id=self._boot_id,
+                        link="",
+                        shares=dict(extent.shares),
+                    ),
                 )
             for key, reserved in self.reserved().items():
                 if reserved > capacity.get(key, 0) and any(extent.pool == key[0] for extent in plan.extents):
@@ -207,6 +214,32 @@ class Ledger:
                         f" {format_size(reserved)} would be reserved with {plan.name}.",
                         hint="Stop a domain that holds memory of the pool, or make the pool larger.",
                     )
+
+    def adopt(self, extent: Extent, name: str) -> None:
+        """Charge what was found in use and stands in no row; reality is not refused, whatever the capacity.
+
+        :param name: The domain's; an extent in state ``QUARANTINED`` has none any more.
+        """
+        with self._transaction() as db:
+            if extent.state is not ExtentState.QUARANTINED:
+                db.execute(
+                    "INSERT OR IGNORE INTO reservation VALUES (?, ?, ?, ?, ?)",
+                    (extent.uuid, name, self._boot_id, Phase.RUNNING.value, time.time()),
+                )
+            self._charge(db, extent)
+
+    @staticmethod
+    def _charge(db: sqlite3.Connection, extent: Extent) -> None:
+        row = db.execute(
+            "INSERT INTO extent (uuid, alias, pool, path, size_bytes, page_size, policy, state, boot_id)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (extent.uuid, extent.alias, extent.pool, str(extent.path), extent.size_bytes,
+             extent.page_size, extent.policy, extent.state.value, extent.boot_id),
+        )  # fmt: skip
+        db.executemany(
+            "INSERT INTO share VALUES (?, ?, ?)",
+            [(row.lastrowid, node, size) for node, size in extent.shares.items()],
+        )
 
     def reserved(self) -> dict[tuple[str, int], int]:
         """Return the bytes charged for each (pool, node), of all extents in every state."""

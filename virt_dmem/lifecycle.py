@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virt_dmem import extents
-from virt_dmem.backends import backend
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import DomainMemory
 from virt_dmem.errors import ExtentError, NotEnoughMemory, NotMapped, NotRewritten
@@ -153,7 +152,9 @@ class Lifecycle:
     # For reconcile
 
     async def abandon(self, reservation: Reservation) -> None:
-        """Free what a domain held that is gone without a word."""
+        """Free what a domain held that is gone without a word; one that is being served is left alone."""
+        if self._locks[reservation.uuid].locked():
+            return
         async with self._locks[reservation.uuid]:
             current = self._ledger.find(reservation.uuid)
             if current and current.phase == reservation.phase and current.since == reservation.since:
@@ -289,12 +290,11 @@ class Lifecycle:
 
     async def _remove(self, extent: Extent) -> None:
         """Remove an extent's file, then its charge. Freeing many pages takes long: not in the event loop."""
-        if extent.path.exists():
-            if not backend(self._inventory.record(extent.pool).backend).zeroes_on_allocation:
-                async with self._helper(extent, "scrub") as progress:
-                    async for _ in progress:
-                        pass
-            await asyncio.to_thread(extents.remove, extent.path)
+        if extent.path.exists() and not self._inventory.zeroes_on_allocation(extent.pool):
+            async with self._helper(extent, "scrub") as progress:
+                async for _ in progress:
+                    pass
+        await asyncio.to_thread(extents.remove, extent.path)
         self._ledger.forget_extent(extent)
 
 

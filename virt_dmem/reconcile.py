@@ -9,19 +9,19 @@ appears, with all its active domains listed anew. Each returns a sentence for ev
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
+from dataclasses import astuple
 from pathlib import Path
 
-from virt_dmem import extents
+from virt_dmem import extents, host
 from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Ledger, Phase
+from virt_dmem.ledger import Extent, ExtentState, Ledger, Phase
 from virt_dmem.lifecycle import Lifecycle
+from virt_dmem.plan import NO_NODE
+from virt_dmem.pools import PoolRecord
 from virt_dmem.units import format_size
 
 __all__ = ["from_host", "from_libvirt"]
-
-log = logging.getLogger(__name__)
 
 
 async def from_host(
@@ -37,7 +37,7 @@ async def from_host(
             )
             if not dry_run:
                 await lifecycle.abandon(reservation)
-    actions += _remove_strangers(ledger, inventory, dry_run=dry_run)
+    actions += _adopt_or_remove_strangers(ledger, inventory, boot_id, dry_run=dry_run)
     if not dry_run:
         freed = await lifecycle.retry_quarantined()
         actions += [
@@ -84,19 +84,53 @@ def _forget_earlier_boots(ledger: Ledger, boot_id: str, *, dry_run: bool) -> lis
     return actions
 
 
-def _remove_strangers(ledger: Ledger, inventory: Inventory, *, dry_run: bool) -> list[str]:
-    """Remove files in our directories that no row of the ledger knows and that nobody has open."""
+def _adopt_or_remove_strangers(ledger: Ledger, inventory: Inventory, boot_id: str, *, dry_run: bool) -> list[str]:
+    """Charge files that no row of the ledger knows and a process maps; remove those that nobody has open."""
     actions = []
     for name, record in inventory.usable().items():
         known = {extent.path for extent in ledger.extents_in(name)}
         for path in sorted(Path(record.mount).glob("libvirt-*/*")):
             if path in known or path.is_symlink() or not path.is_file():
                 continue
-            if extents.in_use(path):
-                actions.append(f"leave {path}: no reservation knows it, and a process maps it")
-                log.warning("%s", actions[-1])
+            if not extents.in_use(path):
+                actions.append(f"remove {path}: no reservation knows it")
+                if not dry_run:
+                    extents.remove(path)
                 continue
-            actions.append(f"remove {path}: no reservation knows it")
+            extent, domain = _foundling(path, record, boot_id, set(inventory.nodes(name)))
+            holder = f"the running domain {domain}" if domain else "no domain; kept until nobody maps it"
+            actions.append(
+                f"charge {format_size(extent.size_bytes)} at {path}, which the ledger had lost, to {holder}"
+            )
             if not dry_run:
-                extents.remove(path)
+                ledger.adopt(extent, domain)
     return actions
+
+
+def _foundling(path: Path, record: PoolRecord, boot_id: str, nodes: set[int]) -> tuple[Extent, str]:
+    """Return what a file in use must have been, and the name of its domain (empty: its QEMU is not there)."""
+    file = extents.file_id(path)
+    size_bytes = path.stat().st_size
+    uuid = path.parent.name.removeprefix("libvirt-")
+    pids = host.processes_mapping(file.device, file.inode)
+    domains = dict(filter(None, map(host.qemu_domain, pids)))
+    shares = dict.fromkeys(sorted(nodes), 0)
+    for pid in pids[:1]:
+        shares |= {node: size for node, size in host.bytes_by_node(pid, *astuple(file)).items() if node in nodes}
+    # what that process has not touched yet is on the pool's nodes too: by default on the first
+    shares[min(nodes)] += size_bytes - sum(shares.values())
+    extent = Extent(
+        id=0,
+        uuid=uuid,
+        alias=path.name.split("+")[0],
+        pool=record.name,
+        path=path,
+        size_bytes=size_bytes,
+        page_size=record.page_size,
+        policy="none" if NO_NODE in nodes else "bind",
+        state=ExtentState.READY if uuid in domains else ExtentState.QUARANTINED,
+        boot_id=boot_id,
+        link="",
+        shares={node: size for node, size in shares.items() if size > 0},
+    )
+    return extent, domains.get(uuid, "")

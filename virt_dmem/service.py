@@ -94,6 +94,7 @@ class Service:
 
         :raise HypervisorError: When libvirt does not answer; what needs no libvirt is done by then.
         """
+        self._inventory.refresh()
         actions = await self.reconcile_host(dry_run=dry_run)
 
         def listed() -> list[DomainInfo]:
@@ -106,7 +107,6 @@ class Service:
 
     async def reconcile_host(self, *, dry_run: bool = False) -> list[str]:
         """Mend what can be told without libvirt."""
-        self._inventory.refresh()
         return await reconcile.from_host(
             self._ledger, self._inventory, self._lifecycle, self._boot_id, dry_run=dry_run
         )
@@ -117,10 +117,6 @@ class Service:
         """Mend what libvirt's list of domains tells, asked for at ``listed_at`` (seconds since the epoch)."""
         active = {domain.uuid for domain in domains if domain.active}
         return await reconcile.from_libvirt(self._ledger, self._lifecycle, active, listed_at, dry_run=dry_run)
-
-    async def retry_quarantined(self) -> None:
-        """Free what nobody maps any more."""
-        await self._lifecycle.retry_quarantined()
 
     def close(self) -> None:
         """Close the ledger."""

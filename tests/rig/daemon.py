@@ -14,7 +14,7 @@ from tests.rig.namespace import mount_points_below, require_private_namespace
 from tests.rig.processes import Program, answers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 __all__ = ["Daemon"]
@@ -31,17 +31,20 @@ _REPOSITORY = Path(__file__).parents[2]
 class Daemon:
     """``python -m virt_dmem.daemon``; needs ``enter_private_namespace()`` before.
 
-    ``config``: the text of virt-dmem.toml. ``env``: variables on top of ours.
+    ``config``: the text of virt-dmem.toml. ``env``: variables on top of ours. ``under``: a command that ends by
+    exec of what follows it, such as setpriv.
     """
 
-    def __init__(self, config: str = "", *, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, config: str = "", *, env: Mapping[str, str] | None = None, under: Sequence[str] = ()
+    ) -> None:
         self.config = config
         self.log = LOG
         self.socket = SOCKET
         inherited = {key: value for key, value in os.environ.items() if key not in {"NOTIFY_SOCKET", "LISTEN_FDS"}}
         self.program = Program(
             "virt-dmemd",
-            [sys.executable, "-m", "virt_dmem.daemon", "--config", CONFIG],
+            [*under, sys.executable, "-m", "virt_dmem.daemon", "--config", CONFIG],
             log=LOG,
             env=inherited | {"PYTHONPATH": str(_REPOSITORY), "PYTHONUNBUFFERED": "1"} | dict(env or {}),
         )

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Make a machine with Debian 12 or 13 ready for development: packages, .venv, the helper, the guest's kernel.
+# Make a machine with Debian 12 or 13 ready for development: packages, .venv (with the helper), the guest's kernel.
 # What is there is left alone, so a second run takes a moment and needs no network.
 #
 # No service is started by what is installed here: while apt runs, policy-rc.d says no. (Where systemd runs, the
@@ -9,7 +9,6 @@
 
 set -eu
 
-# bin/busybox is busybox-static's
 packages="
     busybox-static cpio dpkg xz-utils mount apparmor shellcheck
     gcc libc6-dev make pkg-config
@@ -47,9 +46,13 @@ missing_packages() {
 }
 
 policy=/usr/sbin/policy-rc.d
+mark='# for the time of virt-dmem: tests/rig/setup.sh'
 
 restore_policy() {
-    rm -f "$policy"
+    # ours only: an interrupted run may have got no further than saving, or have been killed
+    if grep -qsF "$mark" "$policy"; then
+        rm -f "$policy"
+    fi
     if [ -e "$policy.virt-dmem-saved" ] || [ -L "$policy.virt-dmem-saved" ]; then
         mv -f "$policy.virt-dmem-saved" "$policy"
     fi
@@ -64,15 +67,15 @@ install_packages() {
     trap restore_policy EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    # one that an interrupted run has saved is the true one
-    if [ ! -e "$policy.virt-dmem-saved" ] && { [ -e "$policy" ] || [ -L "$policy" ]; }; then
+    if [ -e "$policy" ] || [ -L "$policy" ]; then
         mv "$policy" "$policy.virt-dmem-saved"
     fi
-    printf '#!/bin/sh\n# of virt-dmem: tests/rig/setup.sh\nexit 101\n' >"$policy"
+    printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >"$policy"
     chmod 755 "$policy"
     export DEBIAN_FRONTEND=noninteractive
-    quietly apt-get -q update
-    quietly apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confold install "$@"
+    quietly apt-get -q -o DPkg::Lock::Timeout=300 update
+    quietly apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 \
+        -o Dpkg::Options::=--force-confold install "$@"
     restore_policy
     trap - EXIT INT TERM HUP
     if [ -d /run/systemd/system ]; then
@@ -85,16 +88,22 @@ stamp_now() {
     /usr/bin/python3 -V
     pkg-config --modversion libvirt
     echo "$venv" # its scripts name their interpreter by path
-    cksum pyproject.toml hatch_build.py virt_dmem/native/build.py virt_dmem/native/prefault.c
+    cksum pyproject.toml
 }
 
 make_venv() {
     say "making .venv (libvirt-python is compiled; a minute at most)"
+    rm -rf "$cache/wheels"
     quietly /usr/bin/python3 -m venv --clear "$venv"
-    quietly "$venv/bin/python" -m pip install --quiet --editable '.[dev]'
+    # The wheels are kept: 'make install' takes from them what it needs. What builds ours is among them.
+    quietly "$venv/bin/python" -m pip wheel --quiet --wheel-dir "$cache/wheels" '.[dev]' hatchling editables
+    rm -f "$cache"/wheels/virt_dmem-*
+    quietly "$venv/bin/python" -m pip install --quiet --no-index --find-links "$cache/wheels" \
+        --editable '.[dev]' hatchling editables
     stamp_now >"$venv/.virt-dmem-stamp"
 }
 
+restore_policy # of a run that was killed
 missing=$(missing_packages)
 if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list
@@ -103,9 +112,6 @@ fi
 
 if [ "$(stamp_now)" != "$(cat "$venv/.virt-dmem-stamp" 2>/dev/null)" ]; then
     make_venv
-fi
-if [ ! -x virt_dmem/native/virt-dmem-prefault ]; then
-    quietly "$venv/bin/python" -m virt_dmem.native.build
 fi
 if [ ! -d "$cache/guest/kernel" ]; then
     say "fetching the test guest's kernel"

@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from virt_dmem.cli.output import Output
@@ -30,36 +31,51 @@ READER_GONE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status (``errors.ExitStatus``, or 128 + signal)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed_streams()
     try:
-        status = _run(arguments)
-        sys.stdout.flush()
+        status = int(_run(arguments))
     except KeyboardInterrupt:
-        return INTERRUPTED
+        status = INTERRUPTED
     except BrokenPipeError:
-        # Whatever is still buffered must not raise again when the interpreter flushes it at exit.
+        status = READER_GONE
+    try:
+        sys.stdout.flush()
+    except OSError:  # was reported: what is still buffered must not fail again when the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
-    return int(status)
+    return status
+
+
+def _replace_closed_streams() -> None:
+    """Stand in for streams that the caller closed (``<&-``): Python has ``None`` there."""
+    sys.stdin = sys.stdin or Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def _run(arguments: list[str]) -> ExitStatus:
     out = Output(as_json="--json" in arguments)
     try:
         args = build_parser().parse_args(arguments)
-        return _handler(args.handler)(args, out)
+        status = _handler(args.handler)(args, out)
+        sys.stdout.flush()
+        return status
     except DmemError as error:
         failure = error
     except BrokenPipeError:
         raise
     except PermissionError as error:
         failure = PermissionRefused(
-            f"{error.strerror}: {error.filename}.",
+            _sentence(error),
             hint="Run it as root, or look with a member of the group virt-dmem.",
         )
     except OSError as error:
-        failure = DmemError(f"{error.strerror or error}: {error.filename}.", hint="'virt-dmem check' looks around.")
+        failure = DmemError(_sentence(error), hint="'virt-dmem check' looks around.")
     out.error(failure)
     return failure.exit_status
+
+
+def _sentence(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
 
 
 def _handler(name: str) -> Callable[[argparse.Namespace, Output], ExitStatus]:

@@ -33,7 +33,7 @@ class Client:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise self._unreachable(error) from error
+            raise self._unreachable(error.strerror or error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +73,7 @@ class Client:
                 if not reply.get("continues"):
                     return
         except OSError as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(error.strerror or error) from error
 
     def _message(self) -> bytes:
         while b"\0" not in self._buffer:

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A SIGKILL of the daemon between any two steps, and failures on the way: nothing leaks, no guest is harmed.
+
+The steps are not sampled: the daemon is killed before its first step, before its second, and so on, until an
+operation comes to its end unharmed. ``tests/rig/killing.py`` says what a step is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.rig.command import virt_dmem, virt_dmem_json
+from tests.rig.daemon import CONFIG, Daemon
+from tests.rig.domains import domain_xml
+from tests.rig.private_libvirt import PrivateLibvirt
+from tests.rig.processes import RigError, wait_for
+from virt_dmem.native import HELPER
+
+MIB = 1 << 20
+MOST_STEPS = 200  # a bound for the loops, far above what there is
+
+
+def reserved(pool: str) -> int:
+    (found,) = [item for item in virt_dmem_json("pool", "list")["pools"] if item["name"] == pool]
+    return int(found["reserved_bytes"])
+
+
+def left_in(pool: str) -> list[Path]:
+    links = [path for path in Path("/var/lib/libvirt/qemu/ram").rglob("*") if path.is_symlink()]
+    return [*Path("/run/virt-dmem/pools", pool).rglob("*"), *links]
+
+
+def require_clean(pool: str) -> None:
+    """Nothing is reserved, no file is left: at the latest a moment after the daemon has seen libvirt."""
+    wait_for("everything to be freed", lambda: reserved(pool) == 0 and not left_in(pool), timeout=10)
+
+
+def require_in_order(libvirtd: PrivateLibvirt, pool: str, name: str) -> None:
+    """A guest that runs has its memory, whole, and is charged; one that does not has nothing."""
+    if libvirtd.state(name) == "shut off":
+        require_clean(pool)
+        return
+    shown = virt_dmem_json("show", name)["domain"]
+    assert shown["reserved_bytes"] == reserved(pool) == 96 * MIB
+    maps = Path(f"/proc/{libvirtd.qemu_pids()[name]}/maps").read_text()
+    for extent in shown["extents"]:
+        assert f" {Path(extent['path']).stat().st_ino} " in maps
+
+
+def killed_before_every_step(
+    daemon: Daemon, mark: Path, operate: Callable[[], None], restore: Callable[[], None]
+) -> list[str]:
+    """Do ``operate`` with a daemon that is killed before its first step, its second …; return the steps."""
+    plain = daemon.program.command
+    steps = []
+    for number in range(MOST_STEPS):
+        daemon.stop()
+        mark.unlink(missing_ok=True)
+        daemon.program.command = [
+            *(sys.executable, "-m", "tests.rig.killing", str(number), str(mark), "--config", str(CONFIG))
+        ]
+        daemon.start()
+        operate()
+        killed = mark.exists()
+        if killed:
+            steps.append(mark.read_text())
+        daemon.program.command = plain
+        daemon.stop()
+        daemon.start()
+        restore()
+        if not killed:
+            return steps
+    raise AssertionError(f"more than {MOST_STEPS} steps: {steps[-5:]}")
+
+
+def test_a_daemon_killed_between_any_two_steps_of_a_start_leaks_nothing(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
+) -> None:
+    libvirtd.define(domain_xml("crash", cells=["64MiB", "32MiB"]))
+    virt_dmem("apply", "crash", "--pool", tmpfs_pool)
+
+    def operate() -> None:
+        libvirtd.virsh("start", "--paused", "crash", check=False)
+
+    def restore() -> None:
+        require_in_order(libvirtd, tmpfs_pool, "crash")
+        libvirtd.virsh("destroy", "crash", check=False)
+        require_clean(tmpfs_pool)
+
+    steps = killed_before_every_step(daemon, tmp_path / "mark", operate, restore)
+    print(f"{len(steps)} steps: {steps}")
+    assert len(steps) >= 25
+    assert any("symlink" in step for step in steps)
+    assert any("answer to started" in step for step in steps)
+
+
+def test_a_daemon_killed_between_any_two_steps_of_a_stop_leaks_nothing(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
+) -> None:
+    libvirtd.define(domain_xml("crash", cells=["64MiB", "32MiB"]))
+    virt_dmem("apply", "crash", "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "crash")
+
+    def operate() -> None:
+        libvirtd.virsh("destroy", "crash")
+
+    def restore() -> None:
+        require_clean(tmpfs_pool)
+        libvirtd.virsh("start", "--paused", "crash")
+        require_in_order(libvirtd, tmpfs_pool, "crash")
+
+    steps = killed_before_every_step(daemon, tmp_path / "mark", operate, restore)
+    print(f"{len(steps)} steps: {steps}")
+    assert len(steps) >= 8
+    assert any("answer to release" in step for step in steps)
+
+
+def test_a_guest_whose_ledger_was_lost_is_found_and_charged_again(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    libvirtd.define(domain_xml("foundling", cells=["64MiB", "32MiB"]))
+    virt_dmem("apply", "foundling", "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "foundling")
+    before = virt_dmem_json("show", "foundling")["domain"]["extents"]
+    daemon.kill()
+    for file in Path("/var/lib/virt-dmem").glob("ledger.sqlite*"):
+        file.unlink()
+    daemon.start()
+    shown = virt_dmem_json("show", "foundling")["domain"]
+    assert shown["phase"] == "running"
+    assert shown["extents"] == before
+    assert reserved(tmpfs_pool) == 96 * MIB
+    libvirtd.virsh("destroy", "foundling")
+    require_clean(tmpfs_pool)
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    stranger = Path("/run/virt-dmem/pools", tmpfs_pool, "libvirt-00000000-0000-0000-0000-000000000000", "pc.ram")
+    stranger.parent.mkdir()
+    stranger.write_bytes(b"nobody's")
+    (action,) = virt_dmem_json("reconcile", "--dry-run")["actions"]
+    assert str(stranger) in action
+    assert stranger.exists()
+    assert virt_dmem_json("reconcile")["actions"] == [action]
+    assert not stranger.exists()
+    assert virt_dmem_json("reconcile")["actions"] == []
+
+
+def helper_that(daemon: Daemon, tmp_path: Path, script: str) -> None:
+    """Restart the daemon with a stand-in for the helper."""
+    helper = tmp_path / "helper"
+    helper.write_text(f'#!/bin/sh\n{script}\nexec {HELPER} "$@"\n')
+    helper.chmod(0o755)
+    daemon.config = f'[prefault]\nhelper = "{helper}"\n'
+    daemon.restart()
+
+
+def test_a_helper_that_is_killed_fails_the_start_and_leaves_nothing(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
+) -> None:
+    helper_that(daemon, tmp_path, "kill -9 $$")
+    libvirtd.define(domain_xml("unlucky"))
+    virt_dmem("apply", "unlucky", "--pool", tmpfs_pool)
+    with pytest.raises(RigError, match="SIGKILL"):
+        libvirtd.virsh("start", "--paused", "unlucky")
+    assert reserved(tmpfs_pool) == 0
+    assert left_in(tmpfs_pool) == []
+
+
+def test_memory_that_is_not_there_after_all_fails_the_start_and_leaves_nothing(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    """Somebody else wrote into the pool: what was promised cannot be brought in."""
+    Path("/run/virt-dmem/pools", tmpfs_pool, "thief").write_bytes(bytes(224 * MIB))
+    libvirtd.define(domain_xml("robbed"))
+    virt_dmem("apply", "robbed", "--pool", tmpfs_pool)
+    try:
+        with pytest.raises(RigError, match="out of memory in the pool"):
+            libvirtd.virsh("start", "--paused", "robbed")
+        assert reserved(tmpfs_pool) == 0
+        assert [path.name for path in left_in(tmpfs_pool)] == ["thief"]
+    finally:
+        Path("/run/virt-dmem/pools", tmpfs_pool, "thief").unlink()
+
+
+def test_a_qemu_that_refuses_gives_everything_back(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    libvirtd.define(domain_xml("refused", qemu_args=["-no-such-option"]))
+    virt_dmem("apply", "refused", "--pool", tmpfs_pool)
+    with pytest.raises(RigError, match="no-such-option"):
+        libvirtd.virsh("start", "--paused", "refused")
+    assert reserved(tmpfs_pool) == 0
+    assert left_in(tmpfs_pool) == []
+
+
+def test_a_full_disk_under_the_ledger_refuses_starts_and_harms_no_guest(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    for name in ("first", "second"):
+        libvirtd.define(domain_xml(name))
+        virt_dmem("apply", name, "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "first")
+    filler = Path("/var/lib/virt-dmem/filler")
+    with filler.open("wb") as file:
+        free = os.statvfs("/var/lib/virt-dmem")
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    try:
+        with pytest.raises(RigError, match="ledger"):
+            libvirtd.virsh("start", "--paused", "second")
+        assert libvirtd.state("first") == "paused"
+        libvirtd.virsh("destroy", "first")
+    finally:
+        filler.unlink()
+    virt_dmem("reconcile")
+    require_clean(tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "second")
+    assert reserved(tmpfs_pool) == 64 * MIB

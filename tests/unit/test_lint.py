@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The linters, and the rules of this code base that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PYTHON_CODE = ("virt_dmem", "tests", "bench", "hatch_build.py")
+HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
+SHELL_CODE = ("systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
+
+LAYERS = (
+    {"", "errors", "host", "native", "native.build", "sdnotify", "ipc", "ipc.messages", "cli"},
+    {"units", "config", "secure_xml", "prefault", "ipc.client", "cli.output"},
+    {"domain_xml", "templates", "libvirt_dirs", "extents", "backends.base", "cli.columns", "cli.progress"},
+    {"rewrite", "plan", "hypervisor", "backends.hugetlbfs", "backends.tmpfs", "cli.parser"},
+    {"ledger", "backends"},
+    {"pools"},
+    {"inventory", "savings", "checks"},
+    {"lifecycle"},
+    {"reconcile", "autoapply"},
+    {"service"},
+    {"ipc.server"},
+    {"cli.apply", "cli.check", "cli.domain", "cli.explain", "cli.pool", "cli.rewrite"},
+    {"daemon", "cli.main"},
+)
+"""The modules of virt_dmem, from the ground to the top: each imports only from rows above its own here."""
+
+ONLY_IN = {"libvirt": "hypervisor", "qemu": "qmp"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module by its name below virt_dmem; the package itself is the empty name."""
+    package = REPOSITORY / "virt_dmem"
+    for path in sorted(package.rglob("*.py")):
+        yield ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").rstrip("."), path
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports anywhere in it, by its full name, the name imported from it included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode:
+        pytest.fail(f"{' '.join(command)}\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+def test_ruff_has_nothing_to_say() -> None:
+    run(sys.executable, "-m", "ruff", "check", *PYTHON_CODE)
+    # the hook: a shell script in the docstring, os.stat for speed, no annotations that need an import
+    run(sys.executable, "-m", "ruff", "check", "--extend-ignore=ANN,D,E501,PTH", str(HOOK))
+
+
+def test_the_code_is_formatted() -> None:
+    run(sys.executable, "-m", "ruff", "format", "--check", *PYTHON_CODE)
+
+
+def test_the_types_fit() -> None:
+    run(sys.executable, "-m", "mypy")
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    scripts = sorted(chain.from_iterable(REPOSITORY.glob(pattern) for pattern in SHELL_CODE))
+    assert scripts
+    run("shellcheck", *(str(path.relative_to(REPOSITORY)) for path in scripts if path.is_file()))
+
+
+def test_shellcheck_has_nothing_to_say_about_the_shell_half_of_the_hook(tmp_path: Path) -> None:
+    """The shell ends at ``exit``; what comes behind the closing quotes is Python."""
+    shell, quotes, python = HOOK.read_text("utf-8").partition("\n'''\n")
+    assert shell.splitlines()[-1].startswith("exit ")
+    assert quotes
+    assert python
+    half = tmp_path / "hook"
+    half.write_text(f"{shell}\n")
+    run("shellcheck", "--shell=sh", str(half))
+
+
+def test_every_module_has_its_layer() -> None:
+    listed = [name for layer in LAYERS for name in layer]
+    assert sorted(listed) == sorted(name for name, _ in modules())
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(name, path, id=name) for name, path in modules()])
+def test_imports_go_downwards_only(name: str, path: Path) -> None:
+    rank = {module: row for row, layer in enumerate(LAYERS) for module in layer}
+    for full in imported(path):
+        package, _, module = full.partition(".")
+        # a package is imported with each of its modules, and loads none of them
+        if package == "virt_dmem" and module in rank and not name.startswith(f"{module}."):
+            assert rank[module] < rank[name] or module == "", f"{name} imports {module}, which is not below it"
+
+
+@pytest.mark.parametrize(("library", "owner"), ONLY_IN.items())
+def test_a_library_that_talks_to_others_is_imported_in_one_place(library: str, owner: str) -> None:
+    importers = {name for name, path in modules() if any(full.split(".")[0] == library for full in imported(path))}
+    assert importers <= {owner}
+
+
+def test_the_hook_imports_the_standard_library_alone() -> None:
+    names = {full.split(".")[0] for full in imported(HOOK)}
+    assert names <= sys.stdlib_module_names
+
+
+def test_every_source_file_names_its_license() -> None:
+    files = [*(path for _, path in modules()), HOOK]
+    files += [*REPOSITORY.glob("tests/**/*.py"), *REPOSITORY.glob("bench/**/*.py"), REPOSITORY / "Makefile"]
+    files += [*REPOSITORY.glob("virt_dmem/native/*.c"), *REPOSITORY.glob("systemd/*")]
+    unlicensed = [
+        str(path) for path in files if path.is_file() and "SPDX-License-Identifier: GPL-2.0" not in head(path)
+    ]
+    assert unlicensed == []
+
+
+def head(path: Path) -> str:
+    return path.read_text("utf-8")[:300]
