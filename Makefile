@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+PREFIX ?= /usr
+DESTDIR ?=
+
+python := .venv/bin/python
+pytest := $(python) -m pytest --timeout=300 --durations=10
+helper := virt_dmem/native/virt-dmem-prefault
+shell_scripts := tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh .ci/run
+python_code := virt_dmem tests bench hatch_build.py
+
+.PHONY: help setup demo test test-unit test-libvirt lint install uninstall clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
+
+setup: ## Install missing Debian packages (as root), make .venv, build the helper
+	@tests/rig/setup.sh
+	@$(MAKE) --no-print-directory --silent $(helper)
+
+$(helper): virt_dmem/native/prefault.c virt_dmem/native/build.py
+	@$(python) -m virt_dmem.native.build
+
+demo: setup ## Boot a guest on a pool of huge pages and show what that saves
+	@$(python) -m bench.demo
+
+test: setup ## Run all tests; those with libvirt and huge pages need root
+	$(pytest) tests/unit tests/libvirt
+
+test-unit: setup ## Run the tests that need no libvirt
+	$(pytest) tests/unit
+
+test-libvirt: setup ## Run the tests with a libvirtd of their own
+	$(pytest) tests/libvirt
+
+lint: setup ## Run ruff, mypy and shellcheck
+	$(python) -m ruff check $(python_code)
+	$(python) -m ruff format --check $(python_code)
+	$(python) -m mypy
+	shellcheck $(shell_scripts)
+	sed "/^'''$$/,\$$d" hooks/qemu.d/50-virt-dmem | shellcheck - # from there on it is Python
+
+install: setup ## Install for this host (PREFIX=/usr, DESTDIR= for packagers)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/install.sh
+
+uninstall: ## Take away what install put there
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/uninstall.sh
+
+clean: ## Remove what was built; .venv and .cache stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(helper)
+	find virt_dmem tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,159 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Install on this host, or below DESTDIR for whoever makes a package of it. May be repeated: it then replaces.
+# What was put where is written down for uninstall.sh. Needs 'make setup' before, and no network.
+
+set -eu
+
+cd "$(dirname "$0")/.."
+dest=${DESTDIR:-}
+prefix=${PREFIX:-/usr}
+python=$PWD/.venv/bin/python
+lib=$prefix/lib/virt-dmem
+manifest=$dest$lib/manifest
+
+die() {
+    echo "install: $*" >&2
+    exit 1
+}
+
+[ -n "$dest" ] || [ "$(id -u)" -eq 0 ] || die "only root can install on this host"
+if [ ! -x "$python" ] || [ ! -d .cache/wheels ]; then
+    die "run 'make setup' first"
+fi
+case $dest$prefix in
+*[!A-Za-z0-9_./+~-]*) die "DESTDIR and PREFIX are plain paths: letters, digits and _ . / + ~ -" ;;
+esac
+
+[ -z "$dest" ] || mkdir -p "$dest"
+work=$(mktemp -d)
+new=
+trap 'rm -rf "$work" ${new:+"$new"}' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+: >"$work/manifest"
+
+# Directories that we make are ours to remove; those that an earlier install made still are.
+directory() { # MODE PATH
+    if [ ! -d "$dest$2" ]; then
+        directory 0755 "$(dirname "$2")"
+        install -d -m "$1" "$dest$2"
+        echo "D $2" >>"$work/manifest"
+    elif grep -qsxF "D $2" "$manifest"; then
+        directory 0755 "$(dirname "$2")"
+        grep -qxF "D $2" "$work/manifest" || echo "D $2" >>"$work/manifest"
+    fi
+}
+
+put() { # MODE SOURCE PATH: at once, so that nobody reads half a file
+    directory 0755 "$(dirname "$3")"
+    new=$dest$(dirname "$(dirname "$3")")/.virt-dmem-new
+    sed "s|@PREFIX@|$prefix|g; s|@PYTHON@|$tag|g" "$2" >"$work/file"
+    install -m "$1" "$work/file" "$new"
+    mv -f "$new" "$dest$3"
+    echo "F $3" >>"$work/manifest"
+}
+
+launcher() { # MODULE PATH
+    sed "s|@MODULE@|$1|" systemd/launcher.in >"$work/launcher"
+    put 0755 "$work/launcher" "$2"
+}
+
+# -- the package and what it needs, for /usr/bin/python3 alone, apart from the system's Python packages
+tag=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+site=$lib/$tag
+"$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/wheels" .
+"$python" -m pip install --quiet --no-index --find-links "$work/wheels" --find-links .cache/wheels \
+    --no-compile --root-user-action ignore --target "$work/site" virt-dmem
+rm -rf "$work/site/bin"
+"$python" -m compileall -q -s "$work/site" -p "$site" "$work/site" || die "the package does not compile"
+directory 0755 "$lib"
+rm -rf "$dest$lib/.new"
+cp -R "$work/site" "$dest$lib/.new"
+chmod -R u=rwX,go=rX "$dest$lib/.new"
+rm -rf "$dest$lib"/python*
+mv "$dest$lib/.new" "$dest$site"
+echo "T $site" >>"$work/manifest"
+
+launcher virt_dmem.cli.main "$prefix/bin/virt-dmem"
+launcher virt_dmem.daemon "$prefix/sbin/virt-dmemd"
+
+# -- for systemd
+for unit in virt-dmemd.service virt-dmemd.socket virt-dmem-pool@.service; do
+    put 0644 "systemd/$unit" "$prefix/lib/systemd/system/$unit"
+done
+put 0644 systemd/sysusers.conf "$prefix/lib/sysusers.d/virt-dmem.conf"
+put 0644 systemd/tmpfiles.conf "$prefix/lib/tmpfiles.d/virt-dmem.conf"
+
+# -- the configuration: an existing one is the administrator's
+directory 0755 /etc/virt-dmem
+directory 0755 /etc/virt-dmem/conf.d
+directory 0755 /etc/virt-dmem/templates
+config=/etc/virt-dmem/virt-dmem.toml
+sum=$(cksum <systemd/virt-dmem.toml)
+if [ ! -e "$dest$config" ] || grep -qsxF "C $config $(cksum <"$dest$config")" "$manifest"; then
+    install -m 0644 systemd/virt-dmem.toml "$dest$config"
+    echo "C $config $sum" >>"$work/manifest"
+else
+    echo "install: $config was changed and is left as it is; the new one is in $prefix/share/doc/virt-dmem"
+    grep -s "^C $config " "$manifest" >>"$work/manifest" || true
+fi
+put 0644 systemd/virt-dmem.toml "$prefix/share/doc/virt-dmem/virt-dmem.toml"
+put 0644 README.md "$prefix/share/doc/virt-dmem/README.md"
+for page in docs/man/*.[1-8]; do
+    [ -e "$page" ] || continue
+    put 0644 "$page" "$prefix/share/man/man${page##*.}/${page##*/}"
+done
+
+# -- AppArmor: QEMU may reach its own domain's extents
+rule=/etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem
+put 0644 systemd/apparmor.conf "$rule"
+abstraction=$dest/etc/apparmor.d/abstractions/libvirt-qemu
+local=/etc/apparmor.d/local/abstractions/libvirt-qemu
+line='include <abstractions/libvirt-qemu.d/virt-dmem>'
+# libvirt 9.0 (Debian 12) does not look into libvirt-qemu.d by itself
+if [ -e "$abstraction" ] && ! grep -q 'abstractions/libvirt-qemu\.d>' "$abstraction"; then
+    directory 0755 "$(dirname "$local")"
+    grep -qsxF "$line" "$dest$local" || echo "$line" >>"$dest$local"
+    echo "L $local $line" >>"$work/manifest"
+fi
+
+# -- the hook, last: from here on domains with our metadata need the rest. A real file, and moved in from outside:
+#    libvirt runs every executable that it finds in qemu.d.
+hooks=/etc/libvirt/hooks
+first=yes
+for hook in "$dest$hooks/qemu" "$dest$hooks"/qemu.d/*; do
+    [ ! -x "$hook" ] || first=
+done
+put 0755 hooks/qemu.d/50-virt-dmem "$hooks/qemu.d/50-virt-dmem"
+
+# -- what an earlier install put and this one did not
+if [ -e "$manifest" ]; then
+    sed -n 's/^F //p' "$manifest" | sort >"$work/old"
+    sed -n 's/^F //p' "$work/manifest" | sort >"$work/kept"
+    comm -23 "$work/old" "$work/kept" | while read -r path; do
+        rm -f "$dest$path"
+    done
+fi
+install -m 0644 "$work/manifest" "$manifest.new"
+mv -f "$manifest.new" "$manifest"
+
+[ -z "$dest" ] || exit 0
+
+if command -v systemd-sysusers >/dev/null; then
+    systemd-sysusers "$prefix/lib/sysusers.d/virt-dmem.conf"
+    systemd-tmpfiles --create "$prefix/lib/tmpfiles.d/virt-dmem.conf"
+fi
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+    systemctl enable --quiet virt-dmemd.service # and its socket
+    systemctl start virt-dmemd.socket
+    systemctl restart virt-dmemd.service # running guests do not notice
+else
+    echo "install: no systemd runs here; start $prefix/sbin/virt-dmemd by other means"
+fi
+if [ -n "$first" ]; then
+    echo "install: libvirt looks for hooks when it starts. If it runs already, tell it to look again (guests go on):"
+    echo "install:     systemctl reload libvirtd.service    (or virtqemud.service)"
+fi

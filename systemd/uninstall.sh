@@ -1,0 +1,88 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Take away what install.sh put, and nothing else. State in /var/lib/virt-dmem and a changed configuration stay.
+# Refused while a domain takes its memory from us: it could not be started any more.
+
+set -eu
+
+dest=${DESTDIR:-}
+prefix=${PREFIX:-/usr}
+manifest=$dest$prefix/lib/virt-dmem/manifest
+
+if [ ! -e "$manifest" ]; then
+    echo "uninstall: nothing is installed in $dest$prefix"
+    exit 0
+fi
+[ -n "$dest" ] || [ "$(id -u)" -eq 0 ] || {
+    echo "uninstall: only root can" >&2
+    exit 1
+}
+
+# Ask libvirt; where that does not work, look at its files.
+applied_domains() {
+    if [ -z "$dest" ] && answer=$("$prefix/bin/virt-dmem" list --applied --json 2>/dev/null); then
+        printf '%s' "$answer" | /usr/bin/python3 -IS -c '
+import json, sys
+for domain in json.load(sys.stdin)["domains"]:
+    print(domain["name"])'
+        return
+    fi
+    for file in "$dest"/etc/libvirt/qemu/*.xml "$dest"/run/libvirt/qemu/*.xml; do
+        if grep -qs 'https://virt-dmem.dev/xmlns/domain/1.0' "$file"; then
+            basename "$file" .xml
+        fi
+    done | sort -u
+}
+
+domains=$(applied_domains)
+if [ -n "$domains" ]; then
+    {
+        echo "uninstall: refused, for these domains take their memory from virt-dmem:"
+        echo "$domains" | sed 's/^/uninstall:     /'
+        echo "uninstall: give them ordinary memory again with 'virt-dmem unapply DOMAIN', then try again"
+    } >&2
+    exit 1
+fi
+
+if [ -z "$dest" ] && [ -d /run/systemd/system ]; then
+    systemctl disable --now --quiet virt-dmemd.service virt-dmemd.socket
+fi
+
+sed -n 's/^F //p' "$manifest" | while read -r path; do
+    rm -f "$dest$path"
+done
+sed -n 's/^T //p' "$manifest" | while read -r path; do
+    case $path in
+    "$prefix"/lib/virt-dmem/python*) rm -rf "$dest$path" ;;
+    esac
+done
+sed -n 's/^C //p' "$manifest" | while read -r path sum; do
+    [ -e "$dest$path" ] || continue
+    if [ "$(cksum <"$dest$path")" = "$sum" ]; then
+        rm -f "$dest$path"
+    else
+        echo "uninstall: $path was changed and stays"
+    fi
+done
+sed -n 's/^L //p' "$manifest" | while read -r path line; do
+    [ -e "$dest$path" ] || continue
+    grep -vxF "$line" "$dest$path" >"$dest$path.virt-dmem-new" || true
+    cat "$dest$path.virt-dmem-new" >"$dest$path"
+    rm -f "$dest$path.virt-dmem-new"
+done
+directories=$(sed -n 's/^D //p' "$manifest" | sort -r)
+rm -f "$manifest"
+echo "$directories" | while read -r path; do
+    rmdir "$dest$path" 2>/dev/null || true # something of others is in it
+done
+
+[ -z "$dest" ] || exit 0
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+fi
+for record in /var/lib/virt-dmem/pools/*.json; do
+    [ -e "$record" ] || continue
+    echo "uninstall: pool $(basename "$record" .json) keeps its memory; install again and destroy it to have that back"
+done
+echo "uninstall: done; /var/lib/virt-dmem and the group virt-dmem stay"

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``make install`` and ``make uninstall``: below DESTDIR, and for real on an overlay of this host."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from virt_dmem import __version__
+from virt_dmem.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+SYSTEMD = ROOT / "systemd"
+SITE = f"usr/lib/virt-dmem/python{sys.version_info.major}.{sys.version_info.minor}"
+EXPECTED = {
+    "etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem": 0o644,
+    "etc/libvirt/hooks/qemu.d/50-virt-dmem": 0o755,
+    "etc/virt-dmem/virt-dmem.toml": 0o644,
+    "usr/bin/virt-dmem": 0o755,
+    "usr/lib/systemd/system/virt-dmem-pool@.service": 0o644,
+    "usr/lib/systemd/system/virt-dmemd.service": 0o644,
+    "usr/lib/systemd/system/virt-dmemd.socket": 0o644,
+    "usr/lib/sysusers.d/virt-dmem.conf": 0o644,
+    "usr/lib/tmpfiles.d/virt-dmem.conf": 0o644,
+    "usr/lib/virt-dmem/manifest": 0o644,
+    "usr/sbin/virt-dmemd": 0o755,
+    "usr/share/doc/virt-dmem/README.md": 0o644,
+    "usr/share/doc/virt-dmem/virt-dmem.toml": 0o644,
+}
+HIGHEST_EXPOSURE = 2.5
+"""What ``systemd-analyze security`` may say at most (it was 2.4): it runs as root and sees all processes."""
+
+_REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0'/>"
+_OVERLAY = """
+mount -t tmpfs none /mnt
+for directory in usr etc var/lib; do
+    mkdir -p "/mnt/$directory/new" "/mnt/$directory/work"
+    layers="lowerdir=/$directory,upperdir=/mnt/$directory/new,workdir=/mnt/$directory/work"
+    mount -t overlay -o "$layers" overlay "/$directory"
+done
+mount -t tmpfs -o mode=0755 none /run
+echo ready
+exec cat    # until the pipe is closed
+"""
+
+
+def script(name: str, destdir: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SYSTEMD / name], env=os.environ | {"DESTDIR": str(destdir), "PREFIX": "/usr"} | env,
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def install(destdir: Path, **env: str) -> None:
+    done = script("install.sh", destdir, **env)
+    assert done.returncode == 0, done.stderr
+
+
+def files_in(directory: Path) -> dict[str, int]:
+    """Path and mode of every file, but those of the Python packages."""
+    return {
+        str(path.relative_to(directory)): stat.S_IMODE(path.lstat().st_mode)
+        for path in directory.rglob("*")
+        if not path.is_dir() and not path.relative_to(directory).is_relative_to(SITE)
+    }
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    destdir = tmp_path_factory.mktemp("stage") / "root"
+    install(destdir)
+    return destdir
+
+
+@pytest.fixture
+def installed(staged: Path, tmp_path: Path) -> Path:
+    """A copy of what was staged, to be changed."""
+    return Path(shutil.copytree(staged, tmp_path / "root", symlinks=True))
+
+
+class Host:
+    """A mount namespace in which this host's /usr, /etc and /var/lib can be written to, and nothing remains."""
+
+    def __init__(self) -> None:
+        command = ["unshare", "-m", "--propagation", "private", "sh", "-e", "-c", _OVERLAY]
+        self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "ready\n"
+
+    def run(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        inside = [
+            "nsenter",
+            "--target",
+            str(self._holder.pid),
+            "--mount",
+            "--root",
+            f"--wdns={ROOT}",
+            *map(str, command),
+        ]
+        done = subprocess.run(
+            inside, capture_output=True, text=True, check=False, env=os.environ | {"DESTDIR": "", "PREFIX": "/usr"}
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def new_files(self) -> set[str]:
+        """What was written over the host's files, without directories."""
+        found = self.run("find", "/mnt/usr/new", "/mnt/etc/new", "/mnt/var/lib/new", "!", "-type", "d").stdout
+        return {re.sub("^/mnt/(.*?)/new", r"/\1", path) for path in found.split()}
+
+    def close(self) -> None:
+        self._holder.communicate()
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    host = Host()
+    yield host
+    host.close()
+
+
+def test_every_file_comes_to_its_place_with_its_mode(staged: Path) -> None:
+    pages = {f"usr/share/man/man{page.suffix[1:]}/{page.name}": 0o644 for page in ROOT.glob("docs/man/*.[1-8]")}
+    assert files_in(staged) == EXPECTED | pages
+
+
+def test_the_hook_is_a_file_of_its_own_and_the_only_one_libvirt_would_run(staged: Path) -> None:
+    (hook,) = (path for path in (staged / "etc/libvirt/hooks").rglob("*") if not path.is_dir())
+    assert hook.name == "50-virt-dmem"
+    assert not hook.is_symlink()
+    assert hook.read_bytes() == (ROOT / "hooks/qemu.d/50-virt-dmem").read_bytes()
+
+
+def test_no_file_knows_where_it_was_built_or_staged(staged: Path, tmp_path: Path) -> None:
+    foreign = [str(staged), str(staged.parent), str(ROOT / "virt_dmem"), str(ROOT / ".cache"), "/tmp/tmp."]
+    for path in staged.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [name for name in foreign if name.encode() in content], path
+
+
+def test_only_root_may_write_what_is_installed(staged: Path) -> None:
+    loose = [path for path in staged.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
+    assert loose == []
+
+
+def test_the_package_is_complete(staged: Path) -> None:
+    package = staged / SITE / "virt_dmem"
+    assert os.access(package / "native/virt-dmem-prefault", os.X_OK)
+    assert (package / "xml-templates/memory-backing.xml").exists()
+    for dependency in ("msgspec", "lxml", "libvirt.py", "qemu/qmp", "pyudev"):
+        assert (staged / SITE / dependency).exists()
+
+
+def test_uninstall_leaves_nothing(tmp_path: Path) -> None:
+    destdir = tmp_path / "root"
+    (destdir / "etc/libvirt").mkdir(parents=True)
+    install(destdir)
+    install(destdir)
+    done = script("uninstall.sh", destdir)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [str(path.relative_to(destdir)) for path in destdir.rglob("*")] == ["etc", "etc/libvirt"]
+
+
+def test_a_changed_configuration_survives_install_and_uninstall(installed: Path) -> None:
+    config = installed / "etc/virt-dmem/virt-dmem.toml"
+    config.write_text('default_pool = "mine"\n')
+    done = script("install.sh", installed)
+    assert "was changed and is left as it is" in done.stdout
+    done = script("uninstall.sh", installed)
+    assert "was changed and stays" in done.stdout
+    assert files_in(installed) == {"etc/virt-dmem/virt-dmem.toml": 0o644}
+    assert config.read_text() == 'default_pool = "mine"\n'
+
+
+def test_uninstall_is_refused_while_a_domain_has_its_memory_from_us(installed: Path) -> None:
+    before = files_in(installed)
+    domains = installed / "etc/libvirt/qemu"
+    domains.mkdir()
+    (domains / "of others.xml").write_text("<domain><name>of others</name></domain>")
+    (domains / "my guest.xml").write_text(f"<domain><name>my guest</name><metadata>{_REQUEST}</metadata></domain>")
+    done = script("uninstall.sh", installed)
+    assert done.returncode == 1
+    assert "my guest\n" in done.stderr
+    assert "of others" not in done.stderr
+    assert "virt-dmem unapply" in done.stderr
+    assert files_in(installed).items() >= before.items()
+
+
+def test_an_old_libvirts_apparmor_rules_are_made_to_include_ours(installed: Path) -> None:
+    local = installed / "etc/apparmor.d/local/abstractions/libvirt-qemu"
+    local.parent.mkdir(parents=True)
+    local.write_text("# my own\n")
+    abstraction = installed / "etc/apparmor.d/abstractions/libvirt-qemu"
+    abstraction.write_text("  #include <local/abstractions/libvirt-qemu>\n")
+    install(installed)
+    assert local.read_text() == "# my own\ninclude <abstractions/libvirt-qemu.d/virt-dmem>\n"
+    script("uninstall.sh", installed)
+    assert local.read_text() == "# my own\n"
+
+
+def test_what_an_earlier_version_installed_and_this_does_not_goes_away(installed: Path) -> None:
+    manifest = installed / "usr/lib/virt-dmem/manifest"
+    (installed / "usr/bin/virt-dmem-old").write_text("")
+    manifest.write_text(f"{manifest.read_text()}F /usr/bin/virt-dmem-old\n")
+    install(installed)
+    assert files_in(installed).items() >= EXPECTED.items()
+    assert not (installed / "usr/bin/virt-dmem-old").exists()
+
+
+def test_a_destdir_that_sh_could_misread_is_refused(tmp_path: Path) -> None:
+    done = script("install.sh", tmp_path / "a b|c")
+    assert done.returncode == 1
+    assert "plain paths" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_example_configuration_has_every_key_with_its_default() -> None:
+    lines = (SYSTEMD / "virt-dmem.toml").read_text().splitlines()
+    example = tomllib.loads("\n".join(re.sub(r"^#(?=[a-z_]+ = )", "", line) for line in lines))
+    assert example == msgspec.to_builtins(Config())
+    assert tomllib.loads("\n".join(lines)) == {"daemon": {}, "libvirt": {}, "prefault": {}}, (
+        "as it comes it sets nothing"
+    )
+
+
+@pytest.mark.needs_libvirt
+def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host) -> None:
+    said = host.run("systemd/install.sh").stdout
+    assert "systemctl reload libvirtd.service" in said
+    for program in ("/usr/bin/virt-dmem", "/usr/sbin/virt-dmemd"):
+        assert __version__ in host.run(program, "--version").stdout
+    assert host.run("stat", "-c", "%a", "/run/virt-dmem", "/run/virt-dmem/pools", "/var/lib/virt-dmem").stdout == (
+        "755\n711\n700\n"
+    )
+    host.run("getent", "group", "virt-dmem")
+    undo = "echo '<domain type=\"qemu\"><name>a</name><memory>65536</memory><os><type>hvm</type></os></domain>' |"
+    assert "https://virt-dmem.dev/xmlns" in host.run("sh", "-c", f"{undo} virt-dmem rewrite --pool small").stdout
+
+    host.run("mkdir", "-p", "/etc/libvirt/qemu")
+    host.run("sh", "-c", f'echo "{_REQUEST}" >/etc/libvirt/qemu/alpha.xml')
+    refused = host.run("systemd/uninstall.sh", check=False)
+    assert refused.returncode == 1
+    assert "alpha\n" in refused.stderr
+    host.run("rm", "/etc/libvirt/qemu/alpha.xml")
+
+    host.run("systemd/uninstall.sh")
+    left = host.new_files()
+    assert {path for path in left if "virt-dmem" in path} == set()
+    assert {path for path in left if "__pycache__" not in path} <= {
+        *("/etc/group", "/etc/group-", "/etc/gshadow", "/etc/gshadow-", "/etc/.pwd.lock"),  # the group stays
+        "/etc/apparmor.d/local/abstractions/libvirt-qemu",
+    }
+
+
+@pytest.mark.needs_libvirt
+def test_systemd_finds_no_fault_with_the_units(host: Host) -> None:
+    host.run("systemd/install.sh")
+    ours = ["virt-dmemd.service", "virt-dmem-pool@small.service"]
+    host.run("systemctl", "--root=/", "enable", *ours)
+    for units in (
+        [*ours, "virt-dmemd.socket"],
+        ["multi-user.target", "libvirtd.service", "libvirt-guests.service"],  # no ordering cycle with those either
+    ):
+        said = host.run("systemd-analyze", "verify", "--man=no", *units, check=False)
+        assert said.returncode == 0 or units[0] not in ours  # the others may have faults of their own
+        assert [line for line in said.stderr.splitlines() if "virt-dmem" in line or "cycle" in line] == []
+    said = host.run("systemd-analyze", "security", "--offline=true", "--no-pager", "virt-dmemd.service")
+    (level,) = re.findall(r"Overall exposure level for virt-dmemd.service: ([\d.]+)", said.stdout)
+    print(f"systemd-analyze security: {level}")
+    assert float(level) <= HIGHEST_EXPOSURE
+
+
+@pytest.mark.needs_libvirt
+def test_an_installed_program_of_another_python_says_so(host: Host) -> None:
+    host.run("systemd/install.sh")
+    host.run("sh", "-c", f"mv /{SITE} /usr/lib/virt-dmem/python2.7")
+    done = host.run("virt-dmem", "--version", check=False)
+    assert done.returncode == 1
+    assert "Install it again" in done.stderr
