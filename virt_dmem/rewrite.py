@@ -6,20 +6,28 @@ What is replaced is kept in our metadata, all in our namespace, so that libvirt 
     <dmem:memory xmlns:dmem="https://virt-dmem.dev/xmlns/domain/1.0" pool="big">
       <dmem:replaced added="memory" elements="hugepages source access allocation">
         <dmem:memoryBacking><dmem:hugepages/></dmem:memoryBacking>
-        <dmem:cell id="1" memAccess="private"/>
+        <dmem:vcpu placement="auto" cpuset="0-3"/>
+        <dmem:numatune><dmem:memory mode="strict" placement="auto"/></dmem:numatune>
+        <dmem:device model="dimm" size="536870912" node="1" index="0" access="private">
+          <dmem:source><dmem:pagesize unit="KiB">2048</dmem:pagesize></dmem:source>
+        </dmem:device>
+        <dmem:device model="nvdimm" size="536870912" node="0" index="0" access=""/>
       </dmem:replaced>
     </dmem:memory>
 
 ``added``: which of ``metadata``, ``memory`` (the request) and ``memoryBacking`` were not there before.
 ``elements``: the names in ``<memoryBacking>`` that were taken out of it or put into it.
 ``pool``: the pool of the request that was there before; absent where it named none.
-``<dmem:memoryBacking>``: the whole element as it was. ``<dmem:cell>``: a cell whose memory was private.
+``<dmem:memoryBacking>``, ``<dmem:numatune>``: the whole element as it was. ``<dmem:vcpu>``: its attributes.
+``<dmem:device>``: one of the memory devices of that model, size (bytes) and guest node, counted from 0; its
+``access`` (empty: it had none) and its whole ``<source>``, where they were changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 from lxml import etree
@@ -27,40 +35,57 @@ from lxml import etree
 from virt_dmem.domain_xml import (
     NAMESPACE,
     POOL_NAME,
-    boot_cells,
-    find_child,
     find_request,
-    guest_cells,
-    is_managed,
+    follows_numad,
+    is_locked,
     is_rewritten,
+    memory_not_lockable,
     parse_domain,
     refuse_unsupported,
     require_whole_pages,
 )
-from virt_dmem.errors import DomainRefused, UsageError
-from virt_dmem.secure_xml import print_xml
+from virt_dmem.errors import DomainXmlInvalid, UsageError
+from virt_dmem.memory_xml import PLACED_MODELS, memory_backends
+from virt_dmem.secure_xml import MAX_XML_BYTES, print_xml
 from virt_dmem.templates import memory_backing
+from virt_dmem.xml_fields import find_child, read_size, text_of
+from virt_dmem.xml_layout import insert, last_of, lay_out, remove, swap
 
 __all__ = ["apply", "unapply", "reprint"]
 
 _MEMORY = f"{{{NAMESPACE}}}memory"
 _REPLACED = f"{{{NAMESPACE}}}replaced"
-_BACKING = f"{{{NAMESPACE}}}memoryBacking"
-_CELL = f"{{{NAMESPACE}}}cell"
+_DEVICE = f"{{{NAMESPACE}}}device"
+_IDENTITY = ("model", "size", "node", "index")
 
-# Where libvirt prints <metadata> and <memoryBacking>: behind the last of these. Without any, <memoryBacking> goes
-# behind <vcpu>: libxml2 validates only if what the schema calls resources stands together.
+# Where libvirt prints <metadata>, <memoryBacking> and <numatune>: behind the last of these that are there. Beside
+# any other of _RESOURCES will do too, but not apart from all of them: libxml2 then fails to validate.
 _BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 _BEFORE_BACKING = ("memory", "maxMemory", "currentMemory")
+_RESOURCES = (
+    *_BEFORE_BACKING, "memoryBacking", "vcpu", "vcpus", "iothreads", "iothreadids", "defaultiothread", "blkiotune",
+    "memtune", "cputune", "numatune", "resource",
+)  # fmt: skip
 
 
-def apply(xml: bytes, *, pool: str = "", page_size: int | None = None, templates_dir: Path | None = None) -> bytes:
+def apply(
+    xml: bytes,
+    *,
+    pool: str = "",
+    page_size: int | None = None,
+    may_lock: bool = True,
+    templates_dir: Path | None = None,
+) -> bytes:
     """Return ``xml`` rewritten so that libvirt looks for the domain's memory in files, and what was replaced.
 
+    All memory becomes shared files that nobody prefaults: private memory is not in the file. Memory devices with
+    pages of their own take part; an nvdimm, which has a file of its own, keeps its access. Host nodes that numad
+    would name, after the memory is prepared, are left to the plan. XML that is rewritten already comes back as it
+    is, but for the name of the pool.
+
     ``pool`` goes into the request; empty leaves the request's own, or the default pool. With ``page_size``
-    (bytes) sizes that are no multiple of it are refused. ``templates_dir``: see ``templates.py``. Private
-    memory (``<access>`` or a cell's ``memAccess``) becomes shared: private memory is not in the file. XML that
-    is rewritten already comes back as it is, but for the name of the pool.
+    (bytes) sizes that are no multiple of it are refused, without ``may_lock`` locked memory is. Without either
+    no size and no machine type has to be known. ``templates_dir``: see ``templates.py``.
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     :raise DomainRefused: When memory of such a domain cannot come from a pool.
@@ -71,22 +96,23 @@ def apply(xml: bytes, *, pool: str = "", page_size: int | None = None, templates
         raise UsageError(f"{pool!r} is no possible name of a pool.", hint="See 'virt-dmem pool list'.")
     root = parse_domain(xml)
     refuse_unsupported(root)
-    cells = boot_cells(root)
+    name, ours = text_of(find_child(root, "name")), memory_backing(templates_dir)
     if page_size:
-        require_whole_pages(root.findtext("name") or "", cells, page_size)
+        require_whole_pages(name, memory_backends(root), page_size)
+    if not may_lock and (is_locked(root) or any(element.tag == "locked" for element in ours)):
+        raise memory_not_lockable(name, pool)
     request = find_request(root)
     record = find_child(request, _REPLACED)
-    if request is not None and record is not None and is_rewritten(root):
-        if not pool or request.get("pool") == pool:
-            return xml
-        request.set("pool", pool)
-        return print_xml(root.getroottree(), xml)
-    if request is not None and record is not None:  # somebody changed what we had rewritten
+    if request is not None and record is not None:
         pool = pool or request.get("pool", "")
-        _undo(root, request, record)
-    _refuse_nvdimm_that_would_become_shared(root)
-    _rewrite(root, pool, memory_backing(templates_dir))
-    return print_xml(root.getroottree(), xml)
+        if is_rewritten(root):
+            if request.get("pool", "") == pool:
+                return xml
+            request.set("pool", pool)
+            return _printed(root, xml)
+        _undo(root, request, record)  # somebody changed what we had rewritten
+    _rewrite(root, pool, ours)
+    return _printed(root, xml)
 
 
 def unapply(xml: bytes, *, keep_request: bool = True) -> bytes:
@@ -97,20 +123,17 @@ def unapply(xml: bytes, *, keep_request: bool = True) -> bytes:
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     """
-    if not is_managed(xml):
-        return xml
     root = parse_domain(xml)
     request = find_request(root)
-    assert request is not None  # noqa: S101  is_managed() said so
     record = find_child(request, _REPLACED)
-    if record is None and keep_request:
+    if request is None or (record is None and keep_request):
         return xml
     if record is not None:
         _undo(root, request, record)
-    request = find_request(root)
+        request = find_request(root)
     if request is not None and not keep_request:
-        _remove(request)
-    return print_xml(root.getroottree(), xml)
+        remove(request)
+    return _printed(root, xml)
 
 
 def reprint(xml: bytes) -> bytes:
@@ -118,204 +141,251 @@ def reprint(xml: bytes) -> bytes:
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     """
-    return print_xml(parse_domain(xml).getroottree(), xml)
+    return _printed(parse_domain(xml), xml)
 
 
-def _refuse_nvdimm_that_would_become_shared(root: etree._Element) -> None:
-    """Refuse an nvdimm without ``access``: it follows <memoryBacking>, and its file would be written to."""
-    access = find_child(root, "memoryBacking", "access")
-    shared = access is not None and access.get("mode") == "shared"
-    private_cell = any(cell.get("memAccess") == "private" for cell in guest_cells(root).values())
-    for device in root.iterfind("devices/memory"):
-        if device.get("model") == "nvdimm" and device.get("access") is None and (private_cell or not shared):
-            raise DomainRefused(
-                "The domain has an nvdimm without an access mode, which would become shared with the memory.",
-                hint="Say access='private' (as it is now) or access='shared' in its <memory model='nvdimm'>.",
-            )
+def _printed(root: etree._Element, like: bytes) -> bytes:
+    printed = print_xml(root.getroottree(), like)
+    if len(printed) > MAX_XML_BYTES:
+        raise DomainXmlInvalid(
+            f"Rewritten, the domain XML would have {len(printed)} bytes, and libvirt takes {MAX_XML_BYTES}.",
+            hint="Make the domain's metadata smaller.",
+        )
+    return printed
+
+
+# There
 
 
 def _rewrite(root: etree._Element, pool: str, ours: Sequence[etree._Element]) -> None:
     added: list[str] = []
     request = _ensure_request(root, added)
     record = etree.Element(_REPLACED)
-    _insert(request, record, request[-1] if len(request) else None)
+    insert(request, record, request[-1] if len(request) else None)
     if "memory" not in added and (pool_before := request.get("pool")) is not None:
         record.set("pool", pool_before)
     if pool:
         request.set("pool", pool)
+    _rewrite_devices(root, record)
+    _rewrite_placement(root, record)
     replaced = ["hugepages", *(str(element.tag) for element in ours)]
     record.set("elements", " ".join(replaced))
-    _replace_backing(root, record, ours, replaced, added)
-    for number, cell in guest_cells(root).items():
-        if cell.get("memAccess") == "private":
-            etree.SubElement(record, _CELL, id=str(number), memAccess="private")
-            del cell.attrib["memAccess"]
+    backing = find_child(root, "memoryBacking")
+    if backing is None:
+        backing = etree.Element("memoryBacking")
+        _insert_resource(root, backing, *_BEFORE_BACKING)
+        added.append("memoryBacking")
+    else:
+        backing = _replace(backing, record, replaced)
+    backing.extend(deepcopy(element) for element in ours)
+    lay_out(backing)
     if added:
         record.set("added", " ".join(added))
     if "memory" in added:
-        _lay_out(request)
-    _lay_out(record)
+        lay_out(request)
+    lay_out(record)
 
 
 def _ensure_request(root: etree._Element, added: list[str]) -> etree._Element:
     metadata = find_child(root, "metadata")
     if metadata is None:
         metadata = etree.Element("metadata")
-        _insert(root, metadata, _last_of(root, _BEFORE_METADATA))
+        insert(root, metadata, last_of(root, *_BEFORE_METADATA))
         added.append("metadata")
     request = find_child(metadata, _MEMORY)
     if request is None:
         request = etree.Element(_MEMORY, nsmap={"dmem": NAMESPACE})
-        _insert(metadata, request, metadata[-1] if len(metadata) else None)
+        insert(metadata, request, metadata[-1] if len(metadata) else None)
         added.append("memory")
     if "metadata" in added:
-        _lay_out(metadata)
+        lay_out(metadata)
     return request
 
 
-def _replace_backing(
-    root: etree._Element,
-    record: etree._Element,
-    ours: Iterable[etree._Element],
-    replaced: list[str],
-    added: list[str],
-) -> None:
-    old = find_child(root, "memoryBacking")
-    new = etree.Element("memoryBacking")
-    if old is None:
-        added.append("memoryBacking")
-        _insert(root, new, _last_of(root, _BEFORE_BACKING, ("vcpu",), _BEFORE_METADATA))
-    else:
-        new.attrib.update(old.attrib)
-        new.extend(deepcopy(child) for child in old if child.tag not in replaced)
-        _swap(old, new)
-        record.append(old)
-        for element in old.iter("{}*"):
-            element.tag = f"{{{NAMESPACE}}}{etree.QName(element).localname}"
-    new.extend(deepcopy(element) for element in ours)
-    _lay_out(new)
+def _insert_resource(root: etree._Element, element: etree._Element, *behind: str) -> None:
+    after = (last_of(root, *names) for names in (behind, _RESOURCES, _BEFORE_METADATA))
+    insert(root, element, next((found for found in after if found is not None), None))
+
+
+def _replace(old: etree._Element, keeper: etree._Element, replaced: Sequence[str]) -> etree._Element:
+    """Put ``old`` into ``keeper``, and in its place a copy without the children named in ``replaced``."""
+    new = etree.Element(old.tag)
+    new.attrib.update(old.attrib)
+    new.extend(deepcopy(child) for child in old if child.tag not in replaced)
+    swap(old, new)
+    lay_out(new)
+    keeper.append(old)
+    for element in old.iter("{}*"):
+        element.tag = f"{{{NAMESPACE}}}{etree.QName(element).localname}"
+    return new
+
+
+def _rewrite_placement(root: etree._Element, record: etree._Element) -> None:
+    """Take the choice of host nodes from numad: it decides only after the memory has been prepared."""
+    if not follows_numad(root):
+        return
+    vcpu = find_child(root, "vcpu")
+    if vcpu is not None and vcpu.get("placement") == "auto":
+        etree.SubElement(record, f"{{{NAMESPACE}}}vcpu", dict(vcpu.attrib))
+        vcpu.set("placement", "static")
+        vcpu.attrib.pop("cpuset", None)  # libvirt ignores it beside 'auto', and would not any more
+    if find_child(root, "numatune", "memory") is not None:
+        numatune = find_child(root, "numatune")
+        assert numatune is not None  # noqa: S101  it has a child
+        _replace(numatune, record, ["memory"])
+
+
+def _rewrite_devices(root: etree._Element, record: etree._Element) -> None:
+    for identity, device in _devices(root).items():
+        access = (device.get("access") or "").strip()
+        kept = etree.Element(_DEVICE, dict(zip(_IDENTITY, identity, strict=True)))
+        if device.get("model") in PLACED_MODELS:
+            if access == "private":
+                kept.set("access", access)
+                device.set("access", "shared")
+            source = find_child(device, "source")
+            if source is not None and source.find("pagesize") is not None:
+                _replace(source, kept, ["pagesize"])
+        elif device.get("model") == "nvdimm" and not access and not _is_shared(root, device):
+            kept.set("access", "")
+            device.set("access", "private")
+        if len(kept) or "access" in kept.attrib:
+            record.append(kept)
+
+
+def _devices(root: etree._Element) -> dict[tuple[str, ...], etree._Element]:
+    """Return the memory devices by what tells them apart, also after others came and went."""
+    found: dict[tuple[str, ...], etree._Element] = {}
+    for device in root.iterfind("devices/memory"):
+        size = find_child(device, "target", "size")
+        try:
+            size_bytes = 0 if size is None else read_size(text_of(size), size.get("unit"))
+        except DomainXmlInvalid:  # for libvirt to refuse, not for us
+            size_bytes = 0
+        alike = (device.get("model", ""), str(size_bytes), text_of(find_child(device, "target", "node")).strip())
+        index = sum(other[:-1] == alike for other in found)
+        found[*alike, str(index)] = device
+    return found
+
+
+def _is_shared(root: etree._Element, device: etree._Element) -> bool:
+    """Whether a device without ``access`` is shared now: as its cell is, else as the domain's memory is."""
+    node = text_of(find_child(device, "target", "node")).strip()
+    cells = {cell.get("id", str(index)): cell for index, cell in enumerate(root.iterfind("cpu/numa/cell"))}
+    if node in cells and cells[node].get("memAccess"):
+        return cells[node].get("memAccess") == "shared"
+    access = find_child(root, "memoryBacking", "access")
+    return access is not None and access.get("mode") == "shared"
+
+
+# And back
 
 
 def _undo(root: etree._Element, request: etree._Element, record: etree._Element) -> None:
     """Take back what ``_rewrite`` did, in the opposite order; white space comes out right only in that order."""
     added = (record.get("added") or "").split()
-    _restore_backing(root, record, added)
-    for number, cell in guest_cells(root).items():
-        if cell.get("memAccess") is None and record.find(f"{_CELL}[@id='{number}']") is not None:
-            cell.set("memAccess", "private")
-    _remove(record)
+    replaced = (record.get("elements") or "hugepages source access allocation").split()
+    # Hugepages that are there now came after us: a newer wish than the one we kept.
+    put_in = [name for name in replaced if name != "hugepages"]
+    _restore(
+        root,
+        "memoryBacking",
+        record,
+        replaced,
+        put_in,
+        insert_again=lambda old: _insert_resource(root, old, *_BEFORE_BACKING),
+    )
+    backing = find_child(root, "memoryBacking")
+    if "memoryBacking" in added and backing is not None and not len(backing):
+        remove(backing)
+    _undo_placement(root, record)
+    _undo_devices(root, record)
+    remove(record)
     if "memory" in added:
-        _remove(request)
+        remove(request)
     elif (pool := record.get("pool")) is not None:
         request.set("pool", pool)
     else:
         request.attrib.pop("pool", None)
     metadata = find_child(root, "metadata")
     if "metadata" in added and metadata is not None and not len(metadata):
-        _remove(metadata)
+        remove(metadata)
 
 
-def _restore_backing(root: etree._Element, record: etree._Element, added: list[str]) -> None:
-    replaced = (record.get("elements") or "hugepages source access allocation").split()
-    old = find_child(record, _BACKING)
+def _undo_placement(root: etree._Element, record: etree._Element) -> None:
+    vcpu, before = find_child(root, "vcpu"), find_child(record, f"{{{NAMESPACE}}}vcpu")
+    if vcpu is not None and before is not None and vcpu.get("placement", "static") == "static":
+        now = {name: value for name, value in vcpu.attrib.items() if name != "placement"}
+        if "cpuset" not in now:  # else somebody has pinned it since
+            kept = {k: v for k, v in before.attrib.items() if k in ("placement", "cpuset") or k in now}
+            vcpu.attrib.clear()
+            vcpu.attrib.update({**kept, **now})
+    _restore(
+        root, "numatune", record, ["memory"], [],
+        insert_again=lambda old: _insert_resource(root, old, *_RESOURCES[: _RESOURCES.index("numatune")]),
+    )  # fmt: skip
+
+
+def _undo_devices(root: etree._Element, record: etree._Element) -> None:
+    devices = _devices(root)
+    for kept in record.findall(_DEVICE):
+        device = devices.get(tuple(kept.get(name, "") for name in _IDENTITY))
+        if device is None:  # somebody has unplugged it since
+            continue
+        if (access := kept.get("access")) and device.get("access") == "shared":
+            device.set("access", access)
+        elif access == "" and device.get("access") == "private":
+            del device.attrib["access"]
+        _restore(device, "source", kept, ["pagesize"], [], insert_again=partial(insert, device, after=None))
+
+
+def _restore(
+    parent: etree._Element,
+    name: str,
+    keeper: etree._Element,
+    replaced: Sequence[str],
+    put_in: Sequence[str],
+    *,
+    insert_again: Callable[[etree._Element], None],
+) -> None:
+    """Undo ``_replace``: of what is kept in ``keeper``, all where nothing else changed, else what is missing.
+
+    ``put_in``: the children we put in. Where somebody took the element out, ``insert_again`` puts it in.
+    """
+    old, now = find_child(keeper, f"{{{NAMESPACE}}}{name}"), find_child(parent, name)
     if old is not None:
         for element in old.iter(f"{{{NAMESPACE}}}*"):
             element.tag = etree.QName(element).localname
-        record.remove(old)
-    now = find_child(root, "memoryBacking")
-    if now is None:  # somebody took it out; what we had replaced in it comes back all the same
+        keeper.remove(old)
+    if now is None:
         if old is not None:
-            _insert(root, old, _last_of(root, _BEFORE_BACKING, ("vcpu",), _BEFORE_METADATA))
+            insert_again(old)
         return
-    # Hugepages that are there now came after us: a newer wish than the one we kept.
-    ours = [name for name in replaced if name != "hugepages"]
-    if old is not None and _kept(now, ours) == _kept(old, replaced):
-        _swap(now, old)
+    if old is not None and _others(now, put_in) == _others(old, replaced):
+        swap(now, old)
         return
-    for child in [child for child in now if child.tag in ours]:
+    removed = [child for child in now if child.tag in put_in]
+    for child in removed:
         now.remove(child)
     present = {child.tag for child in now}
     back = [] if old is None else [e for e in old if e.tag in replaced and e.tag not in present]
     now.extend(back)
-    if "memoryBacking" in added and not len(now):
-        _remove(now)
-    else:
-        _lay_out(now)
+    if removed or back:
+        lay_out(now)
 
 
-def _kept(backing: etree._Element, replaced: Sequence[str]) -> list[bytes]:
-    """Return what is in ``backing`` beside ``replaced``, so that neither order nor white space counts."""
-    elements = (child for child in backing if isinstance(child.tag, str) and child.tag not in replaced)
-    return sorted(etree.tostring(element, method="c14n", exclusive=True) for element in elements)
+_Seen = tuple[str, tuple[tuple[str, str], ...], str, tuple["_Seen", ...]]
 
 
-# White space. Each insertion gives the new element the text that followed its place, and puts an indentation
-# before it; so removing it restores the text exactly, whatever it was.
+def _others(element: etree._Element, names: Sequence[str]) -> list[_Seen]:
+    """Return what is in ``element`` beside ``names``, so that neither order nor white space nor comments count."""
+    return sorted(_seen(child) for child in _elements(element) if child.tag not in names)
 
 
-def _insert(parent: etree._Element, element: etree._Element, after: etree._Element | None) -> None:
-    indentation = _indentation_in(parent)
-    if after is None:
-        element.tail, parent.text = parent.text, indentation
-        parent.insert(0, element)
-    else:
-        element.tail, after.tail = after.tail, indentation
-        parent.insert(parent.index(after) + 1, element)
+def _seen(element: etree._Element) -> _Seen:
+    attributes = tuple(sorted((str(name), str(value)) for name, value in element.attrib.items()))
+    return str(element.tag), attributes, text_of(element).strip(), tuple(map(_seen, _elements(element)))
 
 
-def _remove(element: etree._Element) -> None:
-    """Undo ``_insert``."""
-    parent, before = element.getparent(), element.getprevious()
-    assert parent is not None  # noqa: S101  only ever called below the root
-    if before is None:
-        parent.text = _joined(parent.text, element.tail)
-    else:
-        before.tail = _joined(before.tail, element.tail)
-    parent.remove(element)
-
-
-def _joined(before: str | None, after: str | None) -> str | None:
-    return before + (after or "") if before and before.strip() else after
-
-
-def _swap(old: etree._Element, new: etree._Element) -> None:
-    """Put ``new`` where ``old`` stands."""
-    parent = old.getparent()
-    assert parent is not None  # noqa: S101  only ever called below the root
-    new.tail, old.tail = old.tail, None
-    parent.replace(old, new)
-
-
-def _last_of(root: etree._Element, *choices: Sequence[str]) -> etree._Element | None:
-    """Return the last child named in the first of ``choices`` that has one."""
-    for names in choices:
-        if found := [child for child in root if child.tag in names]:
-            return found[-1]
-    return None
-
-
-def _indentation(element: etree._Element) -> str:
-    """Return the line break and blanks before ``element``; empty where it does not begin a line."""
-    before, parent = element.getprevious(), element.getparent()
-    if parent is None:
-        return "\n"
-    text = (parent.text if before is None else before.tail) or ""
-    return "\n" + text.rpartition("\n")[2] if "\n" in text and not text.strip() else ""
-
-
-def _indentation_in(parent: etree._Element) -> str:
-    """Return the same for a new child of ``parent``."""
-    if len(parent):
-        return _indentation(parent[0])
-    return f"{outside}  " if (outside := _indentation(parent)) else ""
-
-
-def _lay_out(parent: etree._Element) -> None:
-    """Give each child of ``parent`` a line, if ``parent`` has one; not for elements whose text must stay."""
-    outside = _indentation(parent)
-    inside = f"{outside}  " if outside else ""
-    if len(parent):
-        parent.text = inside
-        for child in parent:
-            child.tail = inside
-        parent[-1].tail = outside
+def _elements(parent: etree._Element) -> Iterator[etree._Element]:
+    return (child for child in parent if isinstance(child.tag, str))

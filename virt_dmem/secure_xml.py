@@ -43,7 +43,7 @@ def parse_xml(xml: bytes) -> etree._ElementTree:
     try:
         root = etree.fromstring(xml, parser)
     except etree.XMLSyntaxError as error:
-        raise XmlRefused(error.msg or "it is empty") from error
+        raise XmlRefused(" ".join((error.msg or "it is empty").split())) from error
     tree = root.getroottree()
     # The scan above knows the encodings that a Linux host meets; this holds for all.
     if tree.docinfo.doctype:
@@ -54,6 +54,8 @@ def parse_xml(xml: bytes) -> etree._ElementTree:
 def print_xml(tree: etree._ElementTree, like: bytes) -> bytes:
     """Return ``tree`` as UTF-8, with an XML declaration and a last newline if ``like`` has them."""
     plain = _plain(like)
-    declared = plain.lstrip().startswith(b"<?xml")
-    printed = etree.tostring(tree, encoding="UTF-8", xml_declaration=declared)
+    declared = re.match(rb"<\?xml\s", plain) is not None
+    # lxml says False where the declaration does not say; 'no' means the same as nothing.
+    standalone = True if declared and tree.docinfo.standalone else None
+    printed = etree.tostring(tree, encoding="UTF-8", xml_declaration=declared, standalone=standalone)
     return printed.rstrip(b"\n") + (b"\n" if plain.endswith(b"\n") else b"")

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+import uuid
+from collections.abc import Iterator
 
 import pytest
 from lxml import etree
@@ -25,6 +28,7 @@ SHAPES = {
         "memory_backing": "<hugepages><page size='2' unit='M' nodeset='0'/></hugepages><nosharepages/>",
     },
     "locked": {"memory_backing": "<locked/>"},
+    "numad": {"numatune": "<memory mode='strict' placement='auto'/>"},
     "memfd": {"memory_backing": "<source type='memfd'/><access mode='private'/><allocation mode='immediate'/>"},
 }
 
@@ -127,3 +131,67 @@ def test_unapply_holds_although_the_daemon_follows(
     virt_dmem("unapply", "free")
     time.sleep(1)
     assert not read_domain(persistent_xml(libvirtd, "free")).managed
+
+
+def define_with(libvirtd: PrivateLibvirt, xml: bytes, title: str) -> bytes:
+    """Define ``xml`` with another title and number of vCPUs, as a management tool would; return it."""
+    root = etree.fromstring(xml)
+    for old in root.findall("title"):
+        root.remove(old)
+    element = etree.Element("title")
+    element.text = title
+    root.insert(1, element)
+    root.find("vcpu").text = str(1 + len(title) % 3)
+    libvirtd.define(etree.tostring(root, encoding="unicode"))
+    return etree.tostring(root)
+
+
+def defined_events(libvirtd: PrivateLibvirt, watcher: subprocess.Popen[str]) -> int:
+    """How many DEFINED events ``virsh event`` saw, now that it is ended."""
+    watcher.terminate()
+    printed, _ = watcher.communicate(timeout=10)
+    return printed.count("Defined")
+
+
+@pytest.fixture
+def watcher(libvirtd: PrivateLibvirt) -> Iterator[subprocess.Popen[str]]:
+    command = ["virsh", "-c", libvirtd.uri, "event", "--event", "lifecycle", "--loop"]
+    with subprocess.Popen(["stdbuf", "-oL", *command], stdout=subprocess.PIPE, text=True) as process:
+        time.sleep(0.5)  # until it has registered; it says nothing about that
+        yield process
+        process.terminate()
+
+
+PASSWORD = "<graphics type='vnc' port='-1' passwd='hunter2'/>"
+
+
+def test_a_tool_that_reads_and_writes_in_a_loop_loses_nothing_and_makes_no_loop(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, watcher: subprocess.Popen[str]
+) -> None:
+    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    libvirtd.define(domain_xml("shared", metadata=REQUEST, devices=PASSWORD))
+    for number in range(20):
+        define_with(libvirtd, persistent_xml(libvirtd, "shared"), f"title {number}")
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "shared")).applied, timeout=5)
+    time.sleep(1)
+    last = etree.fromstring(persistent_xml(libvirtd, "shared"))
+    assert last.findtext("title") == "title 19"
+    assert last.findtext("vcpu") == str(1 + len("title 19") % 3)
+    assert last.find("devices/graphics").get("passwd") == "hunter2"
+    assert read_domain(persistent_xml(libvirtd, "shared")).applied
+    assert 1 <= defined_events(libvirtd, watcher) - 21 <= 3
+
+
+def test_a_tool_that_knows_nothing_of_us_gets_its_changes_and_we_ours(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, watcher: subprocess.Popen[str]
+) -> None:
+    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    template = domain_xml("managed", metadata=REQUEST, devices=PASSWORD, uuid=str(uuid.uuid4())).encode()
+    for number in range(3):
+        define_with(libvirtd, template, f"title {number}")
+        wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "managed")).applied, timeout=5)
+        root = etree.fromstring(persistent_xml(libvirtd, "managed"))
+        assert root.findtext("title") == f"title {number}"
+        assert root.find("devices/graphics").get("passwd") == "hunter2"
+    time.sleep(0.5)
+    assert defined_events(libvirtd, watcher) == 6

@@ -86,4 +86,4 @@ def domains(draw: st.DrawFn) -> bytes:
     return f"{before}<domain type='kvm'{declared}>{body}</domain>{draw(st.sampled_from(['', chr(10)]))}".encode()
 
 
-ACCESS = [" memAccess='private'", " memAccess='shared'"]
+ACCESS = [" memAccess='shared'"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import time
 from pathlib import Path
@@ -99,3 +100,80 @@ def test_comments_cdata_and_declaration_come_back() -> None:
     assert b"<![CDATA[<&]]>" in printed
     assert canonical(printed) == canonical(xml)
     assert print_xml(etree.ElementTree(etree.fromstring(b"<a/>")), b"<a/>") == b"<a/>"
+
+
+TEXT = "<domain type='kvm'><name>grün</name><?pi?></domain>"
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "utf-8",
+        "utf-8-sig",
+        "utf-16",
+        "utf-32",
+        "iso-8859-1",
+        "iso-8859-15",
+        "cp1252",
+        "gb18030",
+        "us-ascii",
+        "utf-7",
+    ],
+)
+def test_what_is_in_another_encoding_comes_back_as_utf_8(encoding: str) -> None:
+    declared = encoding.removesuffix("-sig")
+    xml = f"<?xml version='1.0' encoding='{declared}'?>{TEXT}".encode(encoding, "xmlcharrefreplace")
+    printed = print_xml(parse_xml(xml), xml)
+    assert printed.startswith(b"<?xml version='1.0' encoding='UTF-8'?>")
+    assert "grün".encode() in printed
+    assert canonical(printed) == canonical(xml)
+    assert print_xml(parse_xml(printed), printed) == printed
+
+
+def in_utf_7(text: str) -> bytes:
+    """With every character hidden, as a decoder of UTF-7 takes it."""
+    return b"+" + base64.b64encode(text.encode("utf-16-be")).rstrip(b"=") + b"-"
+
+
+@pytest.mark.parametrize("xml", [LAUGHS, LAUGHS.replace("<domain>&a9;</domain>", "<domain/>"), "<!DOCTYPE d><d/>"])
+def test_a_doctype_that_no_scan_sees_is_refused_too(xml: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(XmlRefused):
+        parse_xml(b"<?xml version='1.0' encoding='UTF-7'?>" + in_utf_7(xml))
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        b"<?xml version='1.0' encoding='utf-8'?><a>\xfc</a>",
+        b"<?xml version='1.0' encoding='utf-16'?><a/>",
+        b"<?xml version='1.0' encoding='nonsense'?><a/>",
+        "<?xml version='1.0' encoding='cp037'?><a/>".encode("cp037"),
+        "<a/>".encode("utf-16-le"),
+        b"<a>\0</a>",
+        b"<a>&#0;</a>",
+        b"\n<?xml version='1.0'?><a/>",
+        b"<?xml version='2.0'?><a/>",
+    ],
+)
+def test_an_encoding_that_lies_is_refused_in_one_line(xml: bytes) -> None:
+    with pytest.raises(XmlRefused) as caught:
+        parse_xml(xml)
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<?xml version='1.0'?>", "<?xml version='1.0' encoding='UTF-8'?>"),
+        ("<?xml version='1.0' standalone='yes'?>", "<?xml version='1.0' encoding='UTF-8' standalone='yes'?>"),
+        ("<?xml version='1.0' standalone='no'?>", "<?xml version='1.0' encoding='UTF-8'?>"),
+        ("<?xml-stylesheet href='x'?>", "<?xml-stylesheet href='x'?>"),
+        ("", ""),
+    ],
+)
+def test_a_declaration_is_printed_where_there_was_one(before: str, after: str) -> None:
+    xml = f"{before}<a/>".encode()
+    assert print_xml(parse_xml(xml), xml).replace(b"\n", b"") == f"{after}<a/>".encode()

@@ -21,7 +21,7 @@ def rewrite(args: argparse.Namespace, out: Output) -> ExitStatus:
     before = sys.stdin.buffer.read()
     printed = rewriting.reprint(before)
     if args.undo:
-        after = rewriting.unapply(before, keep_request=False)
+        after = rewriting.unapply(before)
     else:
         after = rewriting.apply(before, pool=args.pool, templates_dir=Path(config.templates_dir))
     if args.print_diff:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Values of libvirt's XML, read as libvirt reads them: sizes with units, node sets, what may be there once."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from lxml import etree
+
+from virt_dmem.errors import DomainXmlInvalid
+from virt_dmem.units import KIB, round_up
+
+__all__ = [
+    "find_child",
+    "text_of",
+    "read_number",
+    "read_size",
+    "read_nodeset",
+    "read_name",
+    "read_uuid_of",
+    "DUMPXML",
+]
+
+DUMPXML = "Give what 'virsh dumpxml --inactive --security-info DOMAIN' prints."
+"""The hint for what libvirt would never have printed."""
+
+_MAX_NODE = 1023  # the kernel's largest CONFIG_NODES_SHIFT is 10
+
+
+def find_child(parent: etree._Element | None, *path: str) -> etree._Element | None:
+    """Return the element at ``path`` below ``parent``, None where there is none.
+
+    :raise DomainXmlInvalid: When one of the steps is there twice: libvirt would not take that either.
+    """
+    for step in path:
+        found = [] if parent is None else parent.findall(step)
+        if len(found) > 1:
+            raise DomainXmlInvalid(
+                f"The domain XML has {len(found)} elements '{etree.QName(step).localname}' where one may be.",
+                hint=DUMPXML,
+            )
+        parent = found[0] if found else None
+    return parent
+
+
+def text_of(element: etree._Element | None) -> str:
+    """Return the text in ``element``, also around comments; empty where there is no such element."""
+    return "" if element is None else str(element.xpath("string()"))
+
+
+def read_number(text: str | None, what: str) -> int:
+    """Return ``text`` as a number that is not negative; ``what`` names it in the error.
+
+    :raise DomainXmlInvalid: When it is none.
+    """
+    if text is None or not re.fullmatch(r"0*\d{1,20}", text.strip(), re.ASCII):
+        raise DomainXmlInvalid(f"The domain XML has {text!r} as {what}.", hint=DUMPXML)
+    return int(text)
+
+
+def read_size(text: str | None, unit: str | None) -> int:
+    """Return bytes, in whole KiB rounded up; units as virScaleInteger() reads them, KiB where none is given.
+
+    :raise DomainXmlInvalid: When number or unit is none.
+    """
+    value, suffix = read_number(text, "memory size"), (unit or "KiB").lower()
+    if suffix in ("b", "byte", "bytes"):
+        factor = 1
+    elif match := re.fullmatch(r"([kmgtpe])(|b|ib)", suffix):
+        factor = (1000 if match[2] == "b" else 1024) ** ("kmgtpe".index(match[1]) + 1)
+    else:
+        raise DomainXmlInvalid(f"The domain XML has an unknown unit {unit!r}.", hint=DUMPXML)
+    return round_up(value * factor, KIB)
+
+
+def read_nodeset(text: str) -> tuple[int, ...]:
+    """Return the nodes of a set such as ``0-3,^2,7``, ascending: later parts win, as in virBitmapParse().
+
+    :raise DomainXmlInvalid: When it is none, or names a node that no kernel can have.
+    """
+    nodes: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(\^?)\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?", part, re.ASCII)
+        first, last = (int(match[2]), int(match[3] or match[2])) if match else (1, 0)
+        if match is None or not first <= last <= _MAX_NODE or (match[1] and match[3]):
+            raise DomainXmlInvalid(f"The domain XML has an unreadable nodeset {text!r}.", hint=DUMPXML)
+        named = range(first, last + 1)
+        nodes = nodes.difference(named) if match[1] else nodes.union(named)
+    return tuple(sorted(nodes))
+
+
+def read_name(root: etree._Element) -> str:
+    """Return the domain's name.
+
+    :raise DomainXmlInvalid: When there is none, or one that libvirt would not take.
+    """
+    name = text_of(find_child(root, "name"))
+    if not name.strip() or "/" in name or "\n" in name:
+        raise DomainXmlInvalid(f"The domain XML has the impossible name {name!r}.", hint=DUMPXML)
+    return name
+
+
+def read_uuid_of(root: etree._Element) -> str:
+    """Return the domain's UUID in canonical form.
+
+    :raise DomainXmlInvalid: When there is none.
+    """
+    text = text_of(find_child(root, "uuid"))
+    try:
+        return str(uuid.UUID(text.strip()))
+    except ValueError:
+        raise DomainXmlInvalid(f"The domain XML has the UUID {text!r}.", hint=DUMPXML) from None
