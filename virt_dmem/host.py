@@ -22,6 +22,7 @@ __all__ = [
     "Mount",
     "Node",
     "boot_id",
+    "cma_bytes",
     "find_qemu",
     "huge_page_sizes",
     "huge_pages",
@@ -32,6 +33,7 @@ __all__ = [
     "mounts",
     "node_memory",
     "nodes",
+    "nodes_without_cpus",
     "parse_list",
     "process_name",
     "processes",
@@ -141,6 +143,11 @@ def nodes(*, root: Path = ROOT) -> tuple[Node, ...]:
     )
 
 
+def nodes_without_cpus(*, root: Path = ROOT) -> frozenset[int]:
+    """Return the nodes whose memory is far from every CPU, such as CXL memory."""
+    return frozenset(node.node for node in nodes(root=root) if not node.cpus)
+
+
 def memory(*, root: Path = ROOT) -> Memory:
     """Return the memory of the host, from ``/proc/meminfo``."""
     found = _meminfo(root / "proc/meminfo")
@@ -161,6 +168,11 @@ def _meminfo(path: Path) -> dict[str, int]:
     # "MemFree:  1234 kB", and on a node "Node 0 MemFree:  1234 kB"; lines without kB count pages
     lines = re.findall(r"(\S+):\s+(\d+) kB", path.read_text())
     return {key: int(value) * 1024 for key, value in lines}
+
+
+def cma_bytes(*, root: Path = ROOT) -> int | None:
+    """Return what the kernel keeps movable to allocate from it in one piece; ``None`` without CONFIG_CMA."""
+    return _meminfo(root / "proc/meminfo").get("CmaTotal")
 
 
 def huge_page_sizes(*, root: Path = ROOT) -> tuple[int, ...]:

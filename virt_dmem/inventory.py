@@ -7,12 +7,13 @@ stay the guest's.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
-from virt_dmem import pools
+from virt_dmem import host, pools
 from virt_dmem.backends import backend
 from virt_dmem.config import Config
-from virt_dmem.errors import PoolBusy, PoolNotFound
+from virt_dmem.errors import PoolBusy, PoolDraining, PoolNotFound
 from virt_dmem.ipc.messages import NodeView, PoolView
 from virt_dmem.ledger import Ledger
 from virt_dmem.plan import PoolFree
@@ -29,109 +30,157 @@ class Inventory:
         self._config = config
         self._ledger = ledger
         self._records: dict[str, PoolRecord] = {}
+        self._draining: set[str] = set()
         self._retiring: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the records again; a pool that is being destroyed gives no memory any more."""
+        """Read the records again; a pool that was drained stays so, as long as it exists."""
         self._records = {record.name: record for record in pools.records(self._config)}
+        for gone in self._ledger.drained() - {record.pool for record in self._records.values()}:
+            self._ledger.set_drained(gone, drained=False)
+        self._draining = self._ledger.drained()
         self._retiring.clear()
 
-    def record(self, name: str) -> PoolRecord:
-        """Return the record of a pool.
+    def record(self, segment: str) -> PoolRecord:
+        """Return the record of a segment.
 
         :raise PoolNotFound: When there is none.
         """
-        if name not in self._records:
+        return self._segments(f"{segment}+0" if "+" not in segment else segment)[0]
+
+    def _segments(self, name: str) -> list[PoolRecord]:
+        """Return the segments of a pool, or (``POOL+0``, ``POOL+1``, …) one of them.
+
+        :raise PoolNotFound: When there is none.
+        """
+        pool, _, number = name.partition("+")
+        found = [
+            record
+            for record in self._records.values()
+            if record.pool == pool and (not number or str(record.number) == number)
+        ]
+        if not found:
             raise PoolNotFound(
                 f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' shows those there are."
             )
-        return self._records[name]
+        return sorted(found, key=lambda record: record.number)
 
-    def mount(self, name: str) -> Path:
-        """Return where a pool is mounted."""
-        return Path(self.record(name).mount)
+    def mount(self, segment: str) -> Path:
+        """Return where a segment is mounted."""
+        return Path(self.record(segment).mount)
 
-    def nodes(self, name: str) -> list[int]:
-        """Return the host nodes that a pool has memory of; -1 alone where its backend has none."""
-        return sorted(pools.capacity(self.record(name)))
+    def nodes(self, segment: str) -> list[int]:
+        """Return the host nodes that a segment has memory of; -1 alone where its backend has none."""
+        return sorted(pools.capacity(self.record(segment)))
 
-    def zeroes_on_allocation(self, name: str) -> bool:
-        """Tell whether memory of a pool is handed out clean by the kernel; of a pool that is gone, it is."""
-        record = self._records.get(name)
+    def zeroes_on_allocation(self, segment: str) -> bool:
+        """Tell whether memory of a segment is handed out clean by the kernel; of one that is gone, it is."""
+        record = self._records.get(segment)
         return record is None or backend(record.backend).zeroes_on_allocation
 
-    def usable(self) -> dict[str, PoolRecord]:
-        """Return the pools that memory may be taken from."""
-        return {
-            name: record
-            for name, record in self._records.items()
-            if record.state == "ready" and name not in self._retiring
-        }
+    def ready(self) -> dict[str, PoolRecord]:
+        """Return the segments that are whole, also those that give no memory any more."""
+        return {name: record for name, record in self._records.items() if record.state == "ready"}
+
+    def giving(self) -> dict[str, PoolRecord]:
+        """Return the segments that are whole and not about to go."""
+        return {name: record for name, record in self.ready().items() if name not in self._retiring}
+
+    def refuse_draining(self, name: str) -> None:
+        """Refuse the pool that a domain asks for (empty: that of domains that name none) if it is drained.
+
+        :raise PoolDraining: When it is.
+        """
+        ready = sorted({record.pool for record in self.ready().values()})
+        name = name or self._config.default_pool or (ready[0] if len(ready) == 1 else "")
+        if name in self._draining:
+            raise PoolDraining(
+                f"Pool {name} is draining: it gives no memory to domains that start.",
+                hint=f"Take another pool, or run 'virt-dmem pool drain {name} --undo'.",
+            )
 
     def capacity(self) -> dict[tuple[str, int], int]:
-        """Return the bytes that each (pool, node) really has now."""
+        """Return the bytes that each (segment, node) really has now."""
         return {
             (name, node): size
-            for name, record in self.usable().items()
+            for name, record in self.ready().items()
             for node, size in pools.capacity(record).items()
         }
 
     def free(self) -> dict[str, PoolFree]:
-        """Return what may still be reserved, by pool and node; never negative."""
+        """Return what may still be reserved, by pool, segment and node; never negative."""
         reserved = self._ledger.reserved()
-        capacity = self.capacity()
+        segments: dict[str, dict[str, dict[int, int]]] = {}
+        for (name, node), size in self.capacity().items():
+            pool = self._records[name].pool
+            if pool not in self._draining and name not in self._retiring:
+                of_pool = segments.setdefault(pool, {})
+                of_pool.setdefault(name, {})[node] = max(0, size - reserved.get((name, node), 0))
         return {
-            name: PoolFree(
-                name=name,
-                backend=record.backend,
-                page_size=record.page_size,
-                free_bytes={
-                    node: max(0, size - reserved.get(key, 0))
-                    for key, size in capacity.items()
-                    for pool, node in [key]
-                    if pool == name
-                },
+            pool: PoolFree(
+                name=pool,
+                backend=(first := self._segments(pool)[0]).backend,
+                page_size=first.page_size,
+                segments=of_pool,
+                slow_nodes=host.nodes_without_cpus(),
             )
-            for name, record in self.usable().items()
+            for pool, of_pool in segments.items()
         }
 
+    def drain(self, name: str, *, undo: bool = False) -> None:
+        """Give no more memory from a pool, or (``undo``) give it again; holds until it is said otherwise.
+
+        :raise PoolNotFound: When there is none.
+        """
+        self._segments(name)
+        self._ledger.set_drained(name, drained=not undo)
+        (self._draining.discard if undo else self._draining.add)(name)
+
     def retire(self, name: str) -> None:
-        """Give no more memory from a pool; the next ``refresh`` takes this back if it still exists then.
+        """Give no more memory from an empty pool, or one of its segments, that is about to go.
+
+        The next ``refresh`` takes this back if it did not. ``name``: ``POOL`` for all of it, ``POOL+0`` and so
+        on for one segment.
 
         :raise PoolNotFound: When there is none.
         :raise PoolBusy: When memory of it is reserved; names the holders.
         """
-        self.record(name)
-        held = self._ledger.extents_in(name)
+        names = [record.name for record in self._segments(name)]
+        held = [extent for segment in names for extent in self._ledger.extents_in(segment)]
         if held:
-            names = {reservation.uuid: reservation.name for reservation in self._ledger.reservations()}
-            holders = sorted({names.get(extent.uuid, extent.uuid) for extent in held})
+            domains = {reservation.uuid: reservation.name for reservation in self._ledger.reservations()}
+            holders = sorted({domains.get(extent.uuid, extent.uuid) for extent in held})
             raise PoolBusy(
                 f"Pool {name} holds {format_size(sum(extent.size_bytes for extent in held))} of"
                 f" {len(holders)} domains: {', '.join(holders)}.",
                 hint="Stop these domains first; 'virt-dmem show DOMAIN' tells what each holds.",
             )
-        self._retiring.add(name)
+        self._retiring.update(names)
 
     def views(self) -> list[PoolView]:
         """Return every recorded pool, as the control socket shows it."""
         reserved = self._ledger.reserved()
-        return [
-            self._view(record, reserved) for record in sorted(self._records.values(), key=lambda item: item.name)
-        ]
+        return [self._view(pool, reserved) for pool in sorted({record.pool for record in self._records.values()})]
 
-    def _view(self, record: PoolRecord, reserved: dict[tuple[str, int], int]) -> PoolView:
+    def _view(self, pool: str, reserved: dict[tuple[str, int], int]) -> PoolView:
+        segments = self._segments(pool)
+        capacity: Counter[int] = Counter()
+        held: Counter[int] = Counter()
+        for record in segments:
+            capacity.update(pools.capacity(record))
+            held.update({node: size for (name, node), size in reserved.items() if name == record.name})
         nodes = [
-            NodeView(node, size, held := reserved.get((record.name, node), 0), max(0, size - held))
-            for node, size in sorted(pools.capacity(record).items())
+            NodeView(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
         ]
+        gone = pool in self._draining or {record.name for record in segments} <= self._retiring
+        state = next((record.state for record in segments if record.state != "ready"), "ready")
         return PoolView(
-            name=record.name,
-            backend=record.backend,
-            page_size=record.page_size,
-            mount=str(record.mount),
-            state="retiring" if record.name in self._retiring else record.state,
+            name=pool,
+            backend=segments[0].backend,
+            page_size=segments[0].page_size,
+            mount=segments[0].mount,
+            state="draining" if state == "ready" and gone else state,
             capacity_bytes=sum(node.capacity_bytes for node in nodes),
             reserved_bytes=sum(node.reserved_bytes for node in nodes),
             free_bytes=sum(node.free_bytes for node in nodes),

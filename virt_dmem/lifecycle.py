@@ -30,10 +30,11 @@ from virt_dmem import extents
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import DomainMemory
 from virt_dmem.errors import ExtentError, NotEnoughMemory, NotMapped, NotRewritten
+from virt_dmem.holding import Holding
 from virt_dmem.host import find_qemu
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import Link
-from virt_dmem.ledger import Extent, Ledger, Phase, Reservation
+from virt_dmem.ledger import Extent, Ledger, Part, Phase, Reservation
 from virt_dmem.libvirt_dirs import domain_directory
 from virt_dmem.plan import Plan, plan_domain
 from virt_dmem.prefault import Mode, Progress, prefault
@@ -63,6 +64,7 @@ class Lifecycle:
         self._config = config
         self._ledger = ledger
         self._inventory = inventory
+        self.holding = Holding(config, ledger, inventory)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     # Hook operations, in the order in which libvirt calls them
@@ -195,6 +197,7 @@ class Lifecycle:
         return reservation
 
     def _reserve(self, domain: DomainMemory) -> Reservation:
+        self._inventory.refuse_draining(domain.pool)
         try:
             plan = plan_domain(domain, self._inventory.free(), self._config.default_pool)
             self._ledger.reserve(plan, self._paths(plan), self._inventory.capacity())
@@ -232,26 +235,33 @@ class Lifecycle:
             if not mount.is_mount():  # it would be made on whatever file system is below
                 raise ExtentError(
                     f"Pool {extent.pool} is not mounted at {mount} any more.",
-                    hint=f"Mount it with 'virt-dmem pool mount {extent.pool}'.",
+                    hint=f"Mount it with 'virt-dmem pool mount {extent.pool.partition('+')[0]}'.",
                 )
+            await self.holding.make_room(extent.pool)
             extents.create(extent.path, extent.size_bytes)
             with self._timed(reservation.uuid, f"prefault {extent.alias}"):
-                async with self._helper(extent, "populate") as progress:
-                    async for step in progress:
-                        report(Report(f"prefaulting {extent.alias}", done_bytes + step.done_bytes, total_bytes))
+                for part in extent.parts():
+                    async with self._helper(extent, "populate", part) as progress:
+                        async for step in progress:
+                            done = done_bytes + step.done_bytes
+                            report(Report(f"prefaulting {extent.alias}", done, total_bytes))
+                    done_bytes += part.size_bytes
             self._ledger.set_ready(extent)
-            done_bytes += extent.size_bytes
 
-    def _helper(self, extent: Extent, mode: Mode) -> contextlib.aclosing[AsyncGenerator[Progress, None]]:
-        """Run the helper over an extent, placed as planned; leaving the context ends it."""
+    def _helper(
+        self, extent: Extent, mode: Mode, part: Part | None = None
+    ) -> contextlib.aclosing[AsyncGenerator[Progress, None]]:
+        """Run the helper over an extent, or over one part of it, placed as planned; leaving the context ends it."""
         settings = self._config.prefault
+        part = part or Part(0, extent.size_bytes, "none", ())
         return contextlib.aclosing(
             prefault(
                 extent.path,
-                size_bytes=extent.size_bytes,
+                offset_bytes=part.offset_bytes,
+                size_bytes=part.size_bytes,
                 page_size=extent.page_size,
-                policy=extent.policy,
-                nodes=extent.nodes,
+                policy=part.policy,
+                nodes=part.nodes,
                 threads=settings.threads,
                 mode=mode,
                 helper=Path(settings.helper) if settings.helper else None,

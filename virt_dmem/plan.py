@@ -7,17 +7,22 @@ refused, made of whole pages, and never takes more than is free on any node.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from virt_dmem.domain_xml import Cell, DomainMemory, require_whole_pages
 from virt_dmem.errors import NotEnoughMemory, PoolNotFound
+from virt_dmem.placement import Demand, Placement, place
 from virt_dmem.units import format_size
 
 __all__ = ["plan_domain", "Plan", "ExtentPlan", "PoolFree", "NO_NODE"]
 
 NO_NODE = -1
 """Stands for the whole host in a pool whose backend knows no nodes."""
+_MOST_WAYS = 64
+_MOST_CHOICES = 3000
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,10 @@ class PoolFree:
     name: str
     backend: str
     page_size: int
-    free_bytes: Mapping[int, int]
-    """Node to bytes; ``NO_NODE`` alone where the backend has no nodes."""
+    segments: Mapping[str, Mapping[int, int]]
+    """Of each segment, node to free bytes; ``NO_NODE`` alone where the backend has no nodes."""
+    slow_nodes: frozenset[int] = frozenset()
+    """Nodes without CPUs, such as CXL memory."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class ExtentPlan:
 
     alias: str
     pool: str
+    """The segment of the pool that it lies in: a file cannot lie in two."""
     size_bytes: int
     page_size: int
     policy: str
@@ -69,8 +77,9 @@ def plan_domain(memory: DomainMemory, pools: Mapping[str, PoolFree], default_poo
     """Return where each memory backend of ``memory`` finds its memory, in the order of its cells.
 
     Host nodes of ``<numatune>`` are kept to where the mode is strict, restrictive (one or more of them) or
-    interleave (evenly over all of them); preferred ones are left only when they do not suffice. A backend
-    without any goes to the one node that leaves the nodes most even, and over several only where it must.
+    interleave (evenly over all of them); preferred ones are left only by what has no room there. A backend
+    without any lies on one node if that is possible at all, and on nodes without CPUs only where the others
+    have no room. What is left free is as even as possible (``virt_dmem.placement``).
     Without a pool of its own the domain gets ``default_pool``, without that the only one there is.
 
     :raise PoolNotFound: When there is no such pool, or more than one and no default.
@@ -79,25 +88,10 @@ def plan_domain(memory: DomainMemory, pools: Mapping[str, PoolFree], default_poo
     """
     pool = _choose_pool(memory, pools, default_pool)
     require_whole_pages(memory.name, memory.cells, pool.page_size)
-    free = {node: size - size % pool.page_size for node, size in sorted(pool.free_bytes.items()) if size > 0}
-    if memory.total_bytes > sum(free.values()):
-        raise _not_enough(memory, pool, None, free)
-    extents = {}
-    for cell in sorted(memory.cells, key=lambda cell: _freedom(cell, memory.cells)):
-        shares = _place(cell, free, pool.page_size)
-        if shares is None:
-            raise _not_enough(memory, pool, cell, free)
-        for node, size in shares.items():
-            free[node] -= size
-        extents[cell.alias] = ExtentPlan(
-            alias=cell.alias,
-            pool=pool.name,
-            size_bytes=cell.size_bytes,
-            page_size=pool.page_size,
-            policy=_policy(cell, shares),
-            shares=tuple(shares.items()),
-        )
-    return Plan(memory.uuid, memory.name, tuple(extents[cell.alias] for cell in memory.cells))
+    shares = _place(memory.cells, pool)
+    if shares is None:
+        raise _not_enough(memory, pool)
+    return Plan(memory.uuid, memory.name, tuple(map(_extent, memory.cells, shares, itertools.repeat(pool))))
 
 
 def _choose_pool(memory: DomainMemory, pools: Mapping[str, PoolFree], default_pool: str) -> PoolFree:
@@ -117,81 +111,140 @@ def _choose_pool(memory: DomainMemory, pools: Mapping[str, PoolFree], default_po
     )
 
 
-def _freedom(cell: Cell, cells: tuple[Cell, ...]) -> tuple[int, int, int, int]:
-    """Order by how little choice a cell has, then the largest first: who can move makes room."""
+_Bin = tuple[str, int]
+"""A segment and a node."""
+
+
+def _place(cells: Sequence[Cell], pool: PoolFree) -> list[dict[_Bin, int]] | None:
+    """Return what each cell takes of each bin in bytes; ``None`` when they do not fit.
+
+    Of all ways to choose segments (at most ``_MOST_WAYS``) the best; among equals the segments with the
+    least room are filled first, so that large domains find the large ones free.
+    """
+    free = {
+        (segment, node): size // pool.page_size
+        for segment, nodes in sorted(pool.segments.items())
+        for node, size in sorted(nodes.items())
+        if size >= pool.page_size
+    }
+    numbers = {where: number for number, where in enumerate(free)}
+    room: Counter[str] = Counter()
+    for (segment, _), pages in free.items():
+        room[segment] += pages
+    by_number = dict(enumerate(free.values()))
+    fitting = [
+        [
+            (segment, asked)
+            for segment in sorted(room, key=lambda segment: (room[segment], segment))
+            if place(asked := _demands(cell, segment, numbers, pool), by_number, choices=0)
+        ]
+        for cell in cells
+    ]
+    ways = list(itertools.islice(_ways(fitting, room), _MOST_WAYS))
+    found = []
+    for demands in ways:
+        placement = place(list(itertools.chain(*demands)), by_number, choices=_MOST_CHOICES // len(ways))
+        if placement:
+            found.append((placement.cost, _unevenness(placement, free), placement, demands))
+    if not found:
+        return None
+    _, _, placement, demands = min(found, key=lambda item: item[:2])
+    where = list(free)
+    shares = iter(placement.shares)
+    return [
+        {
+            where[number]: pages * pool.page_size
+            for taken in itertools.islice(shares, len(some))
+            for number, pages in taken.items()
+        }
+        for some in demands
+    ]
+
+
+def _ways(
+    fitting: Sequence[Sequence[tuple[str, list[Demand]]]], room: Mapping[str, int]
+) -> Iterator[list[list[Demand]]]:
+    """Yield the ways to give each cell one of the segments that it fits in, as long as they have room."""
+    if not fitting:
+        yield []
+        return
+    for segment, demands in fitting[0]:
+        pages = sum(demand.pages for demand in demands)
+        if pages <= room[segment]:
+            for rest in _ways(fitting[1:], {**room, segment: room[segment] - pages}):
+                yield [demands, *rest]
+
+
+def _demands(cell: Cell, segment: str, numbers: Mapping[_Bin, int], pool: PoolFree) -> list[Demand]:
+    """Return what a cell asks of the bins of its segment."""
+    pages = cell.size_bytes // pool.page_size
+    every = frozenset(number for (name, _), number in numbers.items() if name == segment)
+
+    def bins(nodes: Iterable[int]) -> frozenset[int]:
+        return frozenset(numbers[segment, node] for node in nodes if (segment, node) in numbers)
+
+    if (segment, NO_NODE) in numbers:
+        return [Demand(pages, (every,))]
+    slow = bins(pool.slow_nodes)
     if not cell.host_nodes:
-        kind = 3
-    elif cell.policy == "preferred":
-        kind = 2
-    else:
-        kind = int(len(cell.host_nodes) > 1 and cell.policy != "interleave")
-    return kind, len(cell.host_nodes), -cell.size_bytes, cells.index(cell)
+        return [Demand(pages, (every - slow, slow))]
+    wanted = bins(cell.host_nodes)
+    if cell.policy == "preferred":
+        return [Demand(pages, (wanted, every - wanted - slow, slow - wanted))]
+    if cell.policy == "interleave":  # page by page in turn, the first nodes first, as the kernel does
+        each, more = divmod(pages, len(cell.host_nodes))
+        takes = {node: each + (index < more) for index, node in enumerate(cell.host_nodes)}
+        return [Demand(count, (bins([node]),)) for node, count in takes.items() if count]
+    return [Demand(pages, (wanted,))]
 
 
-def _place(cell: Cell, free: Mapping[int, int], page_size: int) -> dict[int, int] | None:
-    """Return node to bytes for ``cell``, None where it does not fit."""
-    if NO_NODE in free:
-        return _spread(cell.size_bytes, free, [NO_NODE])
-    if not cell.host_nodes:
-        return _spread(cell.size_bytes, free, free)
-    if cell.policy == "interleave":
-        return _interleave(cell, free, page_size)
-    shares = _spread(cell.size_bytes, free, cell.host_nodes)
-    if shares is None and cell.policy == "preferred":
-        wanted = {node: free[node] for node in cell.host_nodes if free.get(node, 0) > 0}
-        others = [node for node in free if node not in wanted]
-        rest = _spread(cell.size_bytes - sum(wanted.values()), free, others)
-        shares = None if rest is None else wanted | rest
-    return shares
+def _unevenness(placement: Placement, free: Mapping[_Bin, int]) -> int:
+    """Return how uneven what is left lies over the nodes, all segments together."""
+    left: Counter[int] = Counter()
+    for number, ((_, node), pages) in enumerate(free.items()):
+        left[node] += pages - sum(shares.get(number, 0) for shares in placement.shares)
+    return sum(pages**2 for pages in left.values())
 
 
-def _spread(size_bytes: int, free: Mapping[int, int], nodes: Iterable[int]) -> dict[int, int] | None:
-    """Take ``size_bytes`` from one of ``nodes``, else from as few of them as will do."""
-    allowed = {node: free[node] for node in sorted(nodes) if free.get(node, 0) > 0}
-    fitting = [node for node, size in allowed.items() if size >= size_bytes]
-    if fitting:
-        return {min(fitting, key=lambda node: _imbalance(free, node, size_bytes)): size_bytes}
-    shares = {}
-    for node in sorted(allowed, key=lambda node: -allowed[node]):
-        shares[node] = min(size_bytes, allowed[node])
-        size_bytes -= shares[node]
-        if not size_bytes:
-            return shares
-    return None
+def _extent(cell: Cell, shares: Mapping[_Bin, int], pool: PoolFree) -> ExtentPlan:
+    segment = next(iter(shares))[0]
+    policy = cell.policy if cell.host_nodes and cell.policy in ("interleave", "preferred") else "bind"
+    if any(node == NO_NODE for _, node in shares):
+        policy = "none"
+    return ExtentPlan(
+        alias=cell.alias,
+        pool=segment,
+        size_bytes=cell.size_bytes,
+        page_size=pool.page_size,
+        policy=policy,
+        shares=tuple((node, size) for (_, node), size in shares.items()),
+    )
 
 
-def _imbalance(free: Mapping[int, int], node: int, size_bytes: int) -> int:
-    left = {**free, node: free[node] - size_bytes}.values()
-    return max(left) - min(left)
-
-
-def _interleave(cell: Cell, free: Mapping[int, int], page_size: int) -> dict[int, int] | None:
-    """Take turns page by page over all host nodes of ``cell``, the first nodes first, as the kernel does."""
-    each, more = divmod(cell.size_bytes // page_size, len(cell.host_nodes))
-    shares = {node: (each + (index < more)) * page_size for index, node in enumerate(cell.host_nodes)}
-    fits = all(size <= free.get(node, 0) for node, size in shares.items())
-    return {node: size for node, size in shares.items() if size} if fits else None
-
-
-def _policy(cell: Cell, shares: Mapping[int, int]) -> str:
-    if NO_NODE in shares:
-        return "none"
-    if cell.host_nodes and cell.policy in ("interleave", "preferred"):
-        return cell.policy
-    return "bind"
-
-
-def _not_enough(
-    memory: DomainMemory, pool: PoolFree, cell: Cell | None, free: Mapping[int, int]
-) -> NotEnoughMemory:
-    if cell is None:
-        asked, left = format_size(memory.total_bytes), "is free"
-    else:
-        nodes = f" on node {', '.join(map(str, cell.host_nodes))} ({cell.policy})" if cell.host_nodes else ""
-        asked, left = f"{format_size(cell.size_bytes)} for {cell.alias}{nodes}", "is left for that"
-    by_node = ", ".join(f"node {node}: {format_size(size)}" for node, size in free.items() if node != NO_NODE)
+def _not_enough(memory: DomainMemory, pool: PoolFree) -> NotEnoughMemory:
+    by_node: Counter[int] = Counter()
+    for nodes in pool.segments.values():
+        by_node.update({node: max(0, size // pool.page_size * pool.page_size) for node, size in nodes.items()})
+    asked = format_size(memory.total_bytes)
+    if memory.total_bytes <= by_node.total():  # who does not fit beside whom
+        cells = sorted(memory.cells, key=lambda cell: (not cell.host_nodes, -cell.size_bytes))
+        count = next(count for count in range(1, len(cells) + 1) if _place(cells[:count], pool) is None)
+        alone = [cell for cell in cells[:count] if _place([cell], pool) is None]
+        asked = " and ".join(map(_asked, alone[:1] or cells[:count]))
+    details = [f"node {node}: {format_size(size)}" for node, size in sorted(by_node.items()) if node != NO_NODE]
+    if len(pool.segments) > 1:
+        details += [
+            f"of which {format_size(max(0, sum(nodes.values())))} in segment {segment}"
+            for segment, nodes in sorted(pool.segments.items())
+        ]
+    where = f" ({', '.join(details)})" if details else ""
     return NotEnoughMemory(
-        f"Domain {memory.name!r} asks pool {pool.name!r} for {asked}, and {format_size(sum(free.values()))} {left}"
-        f"{f' ({by_node})' if by_node else ''}.",
+        f"Domain {memory.name!r} asks pool {pool.name!r} for {asked}, and {format_size(by_node.total())} is free"
+        f"{where}.",
         hint="Stop another domain, give this one less memory, or make the pool larger.",
     )
+
+
+def _asked(cell: Cell) -> str:
+    nodes = f" on node {', '.join(map(str, cell.host_nodes))} ({cell.policy})" if cell.host_nodes else ""
+    return f"{format_size(cell.size_bytes)} for {cell.alias}{nodes}"

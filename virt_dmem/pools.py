@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools from beginning to end: made, mounted again after a boot, given back.
+"""Pools from beginning to end: made, mounted again after a boot, given back (resized: ``virt_dmem.resize``).
 
 For root's command line and the boot unit; the daemon only reads (``records``, ``find``, ``capacity``). A pool
 that cannot be made whole is not made at all. Each step is in the pool's record before it is done, so that
@@ -8,47 +8,79 @@ that cannot be made whole is not made at all. Each step is in the pool's record 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import fcntl
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from virt_dmem import host
+from virt_dmem import ballast, host
 from virt_dmem.backends import backend as backend_named
 from virt_dmem.backends.base import NO_NODE, Backend, Job, NodeShare, PoolRecord, Report
 from virt_dmem.config import Config
-from virt_dmem.errors import DmemError, PoolBusy, PoolError, PoolExists, PoolNotFound, UsageError
+from virt_dmem.errors import (
+    DmemError,
+    PoolBusy,
+    PoolError,
+    PoolExists,
+    PoolNotFound,
+    PoolShort,
+    PrefaultFailed,
+    UsageError,
+)
 from virt_dmem.units import format_size
 
-__all__ = ["NodeShare", "PoolRecord", "capacity", "choose", "create", "destroy", "find", "mount", "records"]
+__all__ = [
+    "NodeShare",
+    "PoolRecord",
+    "capacity",
+    "choose",
+    "create",
+    "destroy",
+    "find",
+    "mount",
+    "records",
+    "segments",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
 
 
 def records(config: Config) -> list[PoolRecord]:
-    """Return the records of all pools, by name.
+    """Return the records of all segments of all pools, by name and number.
 
     :raise PoolError: When one cannot be read; names the file.
     """
-    return [_read(path) for path in sorted(config.pool_records_dir.glob("[!.]*.json"))]
+    found = map(_read, config.pool_records_dir.glob("[!.]*.json"))
+    return sorted(found, key=lambda record: (record.pool, record.number))
 
 
-def find(config: Config, name: str) -> PoolRecord:
-    """Return the record of a pool.
+def segments(config: Config, name: str) -> list[PoolRecord]:
+    """Return the records of a pool's segments, the first one first; there is at least one.
 
     :raise PoolNotFound: When there is no such pool, or the name can be none.
-    :raise PoolError: When its record cannot be read.
+    :raise PoolError: When a record cannot be read.
     """
-    if not _NAME.fullmatch(name) or not _path(config, name).exists():
+    found = [record for record in records(config) if record.pool == name] if _NAME.fullmatch(name) else []
+    if not found:
         raise PoolNotFound(
             f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' shows those there are."
         )
-    return _read(_path(config, name))
+    return found
+
+
+def find(config: Config, name: str) -> PoolRecord:
+    """Return the record of a pool's first segment.
+
+    :raise PoolNotFound: When there is no such pool, or the name can be none.
+    :raise PoolError: When a record cannot be read.
+    """
+    return segments(config, name)[0]
 
 
 def choose(config: Config, name: str) -> PoolRecord:
@@ -58,18 +90,18 @@ def choose(config: Config, name: str) -> PoolRecord:
     """
     if wanted := name or config.default_pool:
         return find(config, wanted)
-    there = records(config)
+    there = {record.pool: record for record in reversed(records(config))}
     if len(there) != 1:
-        names = ", ".join(record.name for record in there) or "none"
+        names = ", ".join(sorted(there)) or "none"
         raise PoolNotFound(
             f"The domain names no pool, no default_pool is configured, and this host has {len(there)} ({names}).",
             hint="Name one with --pool." if there else "Make one first: virt-dmem pool create NAME --size SIZE",
         )
-    return there[0]
+    return next(iter(there.values()))
 
 
 def capacity(record: PoolRecord, *, root: Path = host.ROOT) -> dict[int, int]:
-    """Return the bytes that a pool really has by node now: 0 where it is not mounted."""
+    """Return the bytes that a segment really has by node now: 0 where it is not mounted."""
     return backend_named(record.backend).capacity(record, root=root)
 
 
@@ -109,56 +141,85 @@ def create(
         backend=backend,
         page_size=page_size,
         mount=str(config.pools_dir.resolve() / name),
-        nodes=_shares(kind, page_size, sizes, root),
+        nodes={node: NodeShare(size) for node, size in shares_of(kind, page_size, sizes, root).items()},
         boot_id=host.boot_id(root=root),
         hvo=hvo,
     )
-    with _locked(config):
-        job = _job(config, record, report, root)
-        if _path(config, name).exists():
+    with locked(config):
+        job = job_of(config, record, report, root)
+        if any(other.pool == name for other in job.others) or _path(config, name).exists():
             raise PoolExists(f"There is a pool {name} already.", hint="Choose another name, or destroy that one.")
         if host.mount_at(Path(record.mount), root=root):
             raise PoolExists(
                 f"Something that is no pool of ours is mounted at {record.mount}.",
                 hint="Unmount it, or choose another name.",
             )
-        kind.check(job)
-        job.save()
-        with _undone_on_failure(config, kind, job):
-            _bring_up(kind, job)
+        add(config, kind, job)
     return record
+
+
+def add(config: Config, kind: Backend, job: Job) -> None:
+    """Make a new segment, or nothing.
+
+    :raise PoolShort: When the host has not enough memory.
+    :raise PoolError: When the kernel refuses.
+    """
+    kind.check(job)
+    job.save()
+    try:
+        bring_up(kind, job)
+    except BaseException as error:  # also Ctrl-C, and an output that broke while reporting
+        try:
+            take_down(config, kind, dataclasses.replace(job, report=_silent))
+        except PoolError as left:
+            if isinstance(error, DmemError):
+                error.hint = f"{error.hint} {left}"
+        raise
 
 
 def mount(config: Config, name: str, *, report: Report | None = None, root: Path = host.ROOT) -> PoolRecord | None:
     """Bring a recorded pool to where it should be: for the boot unit, and after an interruption.
 
-    A pool of an earlier boot gets its memory and its mount again; one that is there is left alone. One that
-    was never finished, or whose destruction was cut short, is undone, and ``None`` is returned.
+    Segments of an earlier boot get their memory and their mount again; those that are there are left alone.
+    One that was never finished, or whose destruction was cut short, is undone. The record of the first is
+    returned, ``None`` when none is left.
 
     :raise PoolNotFound: When there is no such pool.
     :raise PoolShort: When the host has not enough memory; what was got was given back, the record is kept.
     :raise PoolError: When the kernel refuses, likewise.
     """
-    with _locked(config):
-        record = find(config, name)
-        kind = backend_named(record.backend)
-        job = _job(config, record, report, root)
-        if record.state in ("creating", "destroying"):
-            _take_down(config, kind, job)
-            return None
-        if record.state == "ready" and kind.mounted(record, root=root):
-            return record
-        record.state = "mounting"
-        job.save()
-        try:
-            kind.check(job)
-            _bring_up(kind, job)
-        except BaseException:
-            with contextlib.suppress(PoolError):
-                if kind.mounted(record, root=root):
-                    kind.unmount(record)
-                kind.release(dataclasses.replace(job, report=_silent))
-            raise
+    brought: list[PoolRecord | None] = []
+    failures: list[DmemError] = []
+    with locked(config):
+        for record in segments(config, name):
+            try:
+                brought.append(_brought(config, record, report, root))
+            except DmemError as failure:  # the others may still come
+                failures.append(failure)
+    if failures:
+        raise failures[0]
+    return next(filter(None, brought), None)
+
+
+def _brought(config: Config, record: PoolRecord, report: Report | None, root: Path) -> PoolRecord | None:
+    kind = backend_named(record.backend)
+    job = job_of(config, record, report, root)
+    if record.state in ("creating", "destroying"):
+        take_down(config, kind, job)
+        return None
+    if record.state == "ready" and kind.mounted(record, root=root):
+        return record
+    record.state = "mounting"
+    job.save()
+    try:
+        kind.check(job)
+        bring_up(kind, job)
+    except BaseException:
+        with contextlib.suppress(PoolError):
+            if kind.mounted(record, root=root):
+                kind.unmount(record)
+            kind.release(dataclasses.replace(job, report=_silent))
+        raise
     return record
 
 
@@ -169,23 +230,54 @@ def destroy(config: Config, name: str, *, report: Report | None = None, root: Pa
     :raise PoolBusy: When there are files in it, or processes use it; it is left as it was.
     :raise PoolError: When memory would not go; the record says how much, and ``destroy`` tries again.
     """
-    with _locked(config):
-        record = find(config, name)
-        kind = backend_named(record.backend)
-        job = _job(config, record, report, root)
-        _refuse_if_used(kind, record, root)
-        _take_down(config, kind, job)
+    with locked(config):
+        there = segments(config, name)
+        for record in there:
+            refuse_if_used(record, root)
+        for record in there:
+            take_down(config, backend_named(record.backend), job_of(config, record, report, root))
 
 
-def _bring_up(kind: Backend, job: Job) -> None:
+def bring_up(kind: Backend, job: Job) -> None:
+    """Let a segment have what its record wants, from whatever state; one that is to be smaller is empty.
+
+    :raise PoolBusy: When it is to be smaller and is used all the same.
+    :raise PoolShort: When the host has not enough memory.
+    :raise PoolError: When the kernel refuses.
+    """
     record = job.record
+    if record.got_bytes > record.wanted_bytes:  # its mount keeps what is too much
+        if kind.mounted(record, root=job.root):
+            kind.unmount(record)
+        kind.release(job, keep_wanted=True)
     kind.acquire(job)
     if not kind.mounted(record, root=job.root):
         job.report(f"Mounting {record.mount}", record.got_bytes, record.wanted_bytes)
         _passable(Path(record.mount))
         kind.mount(job)
+    _hold(job)
     record.state = "ready"
     job.save()
+
+
+def _hold(job: Job) -> None:
+    """Hold every page on its node, from the first moment on; later that is the daemon's."""
+    record = job.record
+    in_all, held_before = record.wanted_bytes, 0
+    for node in [] if files_in(record, job.root) else ballast.nodes_to_hold(record, root=job.root):
+        wanted = record.nodes[node].wanted_bytes
+        more = True
+        while more:
+            held = held_before + ballast.held_bytes(record, node)
+            job.report(f"Holding huge pages of node {node}", held, in_all)
+            try:
+                more = asyncio.run(ballast.hold_more(record, node, wanted))
+            except PrefaultFailed as failure:
+                raise PoolShort(
+                    f"Pool {record.name} took {format_size(wanted)} of node {node}; others have some of it now.",
+                    hint=f"See which process takes huge pages, then try again. {failure.message}",
+                ) from failure
+        held_before += wanted
 
 
 def _passable(directory: Path) -> None:
@@ -196,7 +288,7 @@ def _passable(directory: Path) -> None:
         directory.chmod(0o711)
 
 
-def _take_down(config: Config, kind: Backend, job: Job) -> None:
+def take_down(config: Config, kind: Backend, job: Job) -> None:
     """Undo a pool in whatever state it is.
 
     :raise PoolBusy: When it cannot be unmounted because of its users; its state is then as before.
@@ -212,7 +304,7 @@ def _take_down(config: Config, kind: Backend, job: Job) -> None:
     except DmemError:
         record.state = before
         job.save()
-        _refuse_if_used(kind, record, job.root)  # knows who it is
+        refuse_if_used(record, job.root)  # knows who it is
         raise
     with contextlib.suppress(OSError):  # not there, or not ours to remove
         Path(record.mount).rmdir()
@@ -228,26 +320,21 @@ def _take_down(config: Config, kind: Backend, job: Job) -> None:
     _sync(config.pool_records_dir)
 
 
-@contextlib.contextmanager
-def _undone_on_failure(config: Config, kind: Backend, job: Job) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:  # also Ctrl-C, and an output that broke while reporting
-        try:
-            _take_down(config, kind, dataclasses.replace(job, report=_silent))
-        except PoolError as left:
-            if isinstance(error, DmemError):
-                error.hint = f"{error.hint} {left}"
-        raise
+def files_in(record: PoolRecord, root: Path = host.ROOT) -> list[Path]:
+    """Return the files of a segment; none where it is not mounted."""
+    if not backend_named(record.backend).mounted(record, root=root):
+        return []
+    top = Path(record.mount)
+    found = (path for path in sorted(top.rglob("*")) if path.relative_to(top).parts[0] != ballast.DIRECTORY)
+    return [path for path in found if not path.is_dir() or path.is_symlink()]
 
 
-def _refuse_if_used(kind: Backend, record: PoolRecord, root: Path) -> None:
-    """Raise ``PoolBusy`` when files or processes are in the pool; names both."""
-    mounted = kind.mounted(record, root=root)
+def refuse_if_used(record: PoolRecord, root: Path) -> None:
+    """Raise ``PoolBusy`` when files or processes are in a segment; names both."""
+    mounted = backend_named(record.backend).mounted(record, root=root)
     if not mounted:
         return
-    top = Path(record.mount)
-    files = [path.relative_to(top) for path in sorted(top.rglob("*")) if not path.is_dir() or path.is_symlink()]
+    files = [path.relative_to(record.mount) for path in files_in(record, root)]
     pids = host.processes_using(mounted.device, root=root)
     users = [f"{host.process_name(pid, root=root)} ({pid})" for pid in pids]
     if files or users:
@@ -275,34 +362,47 @@ def _page_size(kind: Backend, wanted: int | None, root: Path) -> int:
     return wanted
 
 
-def _shares(kind: Backend, page_size: int, sizes: int | Mapping[int, int], root: Path) -> dict[int, NodeShare]:
-    """Return what the pool is to have of each node."""
-    with_memory = [NO_NODE]
+def shares_of(
+    kind: Backend, page_size: int, sizes: int | Mapping[int, int], root: Path, *, least: int = 1
+) -> dict[int, int]:
+    """Return the bytes a pool is to have of each node, as asked by node or spread evenly.
+
+    Memory without CPUs nearby (CXL) is taken only where it is named: it is slow.
+
+    :raise UsageError: When a size is no whole number of pages, at least ``least``, or a node has no memory.
+    """
+    with_memory, near = [NO_NODE], [NO_NODE]
     if kind.has_nodes:
         with_memory = [node.node for node in host.nodes(root=root) if node.memory.total_bytes]
+        near = [node for node in with_memory if node not in host.nodes_without_cpus(root=root)] or with_memory
     for size in [sizes] if isinstance(sizes, int) else sizes.values():
-        if size <= 0 or size % page_size:
-            below = max(0, size // page_size * page_size)
-            nearest = [format_size(near) for near in (below, below + page_size) if near > 0]
+        if size < least * page_size or size % page_size:
+            below = size // page_size * page_size
+            nearest = [format_size(at) for at in (below, below + page_size) if at >= least * page_size]
             raise UsageError(
                 f"{size} bytes are not a whole number of pages of {format_size(page_size)}.",
-                hint=f"The nearest size is {' or '.join(nearest)}.",
+                hint=f"The nearest size is {' or '.join(nearest or [format_size(least * page_size)])}.",
             )
     if isinstance(sizes, int):
-        pages, more = divmod(sizes // page_size, len(with_memory))
-        even = {node: (pages + (at < more)) * page_size for at, node in enumerate(with_memory)}
-        sizes = {node: size for node, size in even.items() if size}
-    elif not sizes or not set(sizes) <= set(with_memory):
+        return evenly(sizes, near, page_size)
+    if not sizes or not set(sizes) <= set(with_memory):
         raise UsageError(
             f"A {kind.name} pool cannot have memory of node {', '.join(map(str, sorted(sizes)))}.",
             hint=f"Name its size in all, or sizes of nodes among {', '.join(map(str, with_memory))}."
             if kind.has_nodes
             else "Name its size in all: it takes memory from no node in particular.",
         )
-    return {node: NodeShare(size) for node, size in sorted(sizes.items())}
+    return dict(sorted(sizes.items()))
 
 
-def _job(config: Config, record: PoolRecord, report: Report | None, root: Path) -> Job:
+def evenly(size_bytes: int, nodes: Sequence[int], page_size: int) -> dict[int, int]:
+    """Return whole pages of each node, as even as can be; a node that would have none is left out."""
+    pages, more = divmod(size_bytes // page_size, len(nodes))
+    even = {node: (pages + (at < more)) * page_size for at, node in enumerate(nodes)}
+    return {node: size for node, size in even.items() if size}
+
+
+def job_of(config: Config, record: PoolRecord, report: Report | None, root: Path) -> Job:
     others = tuple(other for other in records(config) if other.name != record.name)
     now = host.boot_id(root=root)
     if record.boot_id != now:  # all that was taken ended with that boot
@@ -353,7 +453,7 @@ def _sync(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(config: Config) -> Iterator[None]:
+def locked(config: Config) -> Iterator[None]:
     """Let one command at a time change pools; the lock ends with the process, however it ends."""
     directory = config.pool_records_dir
     try:

@@ -54,6 +54,7 @@ async def prefault(
     path: Path,
     *,
     size_bytes: int,
+    offset_bytes: int = 0,
     page_size: int,
     policy: str = "none",
     nodes: tuple[int, ...] = (),
@@ -61,9 +62,9 @@ async def prefault(
     mode: Mode = "populate",
     helper: Path | None = None,
 ) -> AsyncGenerator[Progress, None]:
-    """Bring in the memory of the first ``size_bytes`` of ``path``, yielding progress about 5 times a second.
+    """Bring in ``size_bytes`` of ``path`` from ``offset_bytes`` on, yielding progress about 5 times a second.
 
-    ``size_bytes`` is a multiple of ``page_size``, the page size of the pool in bytes. ``policy`` is "none", or
+    Both are multiples of ``page_size``, the page size of the pool in bytes. ``policy`` is "none", or
     "bind", "interleave", "preferred" over the host ``nodes``. ``threads`` 0: one for each CPU we may run on, at
     most 16. ``mode`` "populate" leaves contents as they are; "zero" brings in and zeroes all; "scrub" zeroes what
     is not zero and proves it by reading; "verify-zero" only reads. The last two leave holes as holes. ``helper``
@@ -77,7 +78,8 @@ async def prefault(
     """
     program = helper or HELPER
     command = [str(program), "--mode", mode, "--size", str(size_bytes), "--page-size", str(page_size)]
-    command += ["--policy", policy, "--threads", str(threads), "--parent", str(os.getpid())]
+    command += ["--offset", str(offset_bytes), "--policy", policy, "--threads", str(threads)]
+    command += ["--parent", str(os.getpid())]
     if nodes:
         command += ["--nodes", ",".join(map(str, nodes))]
     command += ["--", str(path)]

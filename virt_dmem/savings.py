@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,19 +38,21 @@ def savings(config: Config, *, root: Path = host.ROOT) -> list[PoolSavings]:
 
     :raise PoolError: When a record cannot be read.
     """
-    return [_of(record, sum(pools.capacity(record, root=root).values())) for record in pools.records(config)]
+    by_pool = itertools.groupby(pools.records(config), lambda record: record.pool)
+    return [_of(pool, list(segments), root) for pool, segments in by_pool]
 
 
-def _of(record: PoolRecord, size_bytes: int) -> PoolSavings:
-    gross = struct_pages_of(size_bytes)
-    net = min(record.saved_bytes, gross) if size_bytes else 0
+def _of(pool: str, segments: list[PoolRecord], root: Path) -> PoolSavings:
+    sizes = [sum(pools.capacity(record, root=root).values()) for record in segments]
+    net = sum(min(record.saved_bytes, struct_pages_of(size)) for record, size in zip(segments, sizes, strict=True))
+    gross = struct_pages_of(sum(sizes))
     return PoolSavings(
-        pool=record.name,
-        backend=record.backend,
-        page_size=record.page_size,
-        size_bytes=size_bytes,
+        pool=pool,
+        backend=segments[0].backend,
+        page_size=segments[0].page_size,
+        size_bytes=sum(sizes),
         gross_bytes=gross,
         metadata_left_bytes=gross - net,
         net_bytes=net,
-        measured=record.measured,
+        measured=all(record.measured for record in segments),
     )

@@ -11,6 +11,7 @@ from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import PrivateLibvirt
+from tests.rig.processes import RigError
 from virt_dmem import host
 
 MIB = 1 << 20
@@ -73,6 +74,56 @@ def test_a_pool_the_host_cannot_give_is_rolled_back_whole(daemon: Daemon) -> Non
     assert host.huge_pages(PAGE).pages == before
     assert pools() == []
     assert not Path("/run/virt-dmem/pools/toolarge").exists()
+
+
+@pytest.mark.needs_hugepages
+def test_a_pool_of_huge_pages_is_resized_while_a_domain_runs_in_it(
+    libvirtd: PrivateLibvirt, daemon: Daemon, hugetlbfs_pool: str
+) -> None:
+    for name, memory in (("first", "96MiB"), ("second", "64MiB")):
+        libvirtd.define(domain_xml(name, memory=memory))
+        virt_dmem("apply", name, "--pool", hugetlbfs_pool)
+    libvirtd.virsh("start", "--paused", "first")
+    before = host.huge_pages(PAGE).pages
+    with pytest.raises(RigError, match="32 MiB is free"):
+        libvirtd.virsh("start", "--paused", "second")
+
+    (change,) = virt_dmem_json("pool", "resize", hugetlbfs_pool, "--size", "192M", "--dry-run")["changes"]
+    assert (change["segment"], change["after"]) == ("huge+1", {"0": 64 * MIB})
+    assert host.huge_pages(PAGE).pages == before
+    virt_dmem("pool", "resize", hugetlbfs_pool, "--size", "192M")
+    assert host.huge_pages(PAGE).pages == before + 32
+    libvirtd.virsh("start", "--paused", "second")
+    (extent,) = virt_dmem_json("show", "second")["domain"]["extents"]
+    assert extent["pool"] == "huge"
+    assert Path(extent["path"]).parents[1] == Path("/run/virt-dmem/pools/huge+1")
+    shown = virt_dmem_json("pool", "show", hugetlbfs_pool)["pool"]
+    assert (shown["capacity_bytes"], shown["reserved_bytes"]) == (192 * MIB, 160 * MIB)
+
+    said = virt_dmem_fails("pool", "resize", hugetlbfs_pool, "--size", "128M", status=1)
+    assert "domains hold 160 MiB" in said
+    daemon.restart()
+    libvirtd.virsh("destroy", "second")
+    virt_dmem("pool", "resize", hugetlbfs_pool, "--size", "128M")
+    assert host.huge_pages(PAGE).pages == before, "what is given back is the host's again"
+    assert libvirtd.state("first") == "paused"
+    assert virt_dmem_json("show", "first")["domain"]["reserved_bytes"] == 96 * MIB
+    with pytest.raises(RigError, match="32 MiB is free"):
+        libvirtd.virsh("start", "--paused", "second")
+
+
+def test_a_tmpfs_pool_is_resized_in_place_and_never_below_what_is_reserved(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    libvirtd.define(domain_xml("holder"))
+    virt_dmem("apply", "holder", "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "holder")
+    assert "domains hold 64 MiB" in virt_dmem_fails("pool", "resize", tmpfs_pool, "--size", "60M", status=1)
+    assert virt_dmem_json("pool", "show", tmpfs_pool)["pool"]["capacity_bytes"] == 256 * MIB
+    for size in (64, 320):
+        virt_dmem("pool", "resize", tmpfs_pool, "--size", f"{size}M")
+        shown = virt_dmem_json("pool", "show", tmpfs_pool)["pool"]
+        assert (shown["capacity_bytes"], shown["free_bytes"]) == (size * MIB, (size - 64) * MIB)
 
 
 def test_a_pool_that_never_was_cannot_be_destroyed(daemon: Daemon) -> None:

@@ -7,7 +7,7 @@ here; test_pools_real.py does that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 MIB = 1 << 20
@@ -24,6 +24,7 @@ def fake_tree(
     root: Path,
     *,
     memory: Sequence[int] = (16 * GIB,),
+    without_cpus: Collection[int] = (),
     page_sizes: Sequence[int] = (2 * MIB, GIB),
     hvo: str | None = "0",
     struct_pages: tuple[int, int] | None = (0, 65536),
@@ -32,7 +33,7 @@ def fake_tree(
     base = root / "sys/devices/system/node"
     put(base / "online", f"0-{len(memory) - 1}\n" if len(memory) > 1 else "0\n")
     for node, size in enumerate(memory):
-        put(base / f"node{node}/cpulist", f"{2 * node}-{2 * node + 1}\n")
+        put(base / f"node{node}/cpulist", "\n" if node in without_cpus else f"{2 * node}-{2 * node + 1}\n")
         put(
             base / f"node{node}/meminfo",
             f"Node {node} MemTotal:       {size // 1024} kB\n"

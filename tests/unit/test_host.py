@@ -31,6 +31,12 @@ def test_a_node_without_memory_is_a_node(tmp_path: Path) -> None:
     assert [node.memory.total_bytes for node in found] == [GIB, 0, GIB]
 
 
+def test_a_node_without_cpus_is_told_from_one_without_memory(tmp_path: Path) -> None:
+    root = fake_tree(tmp_path, memory=[GIB, GIB, 0, 4 * GIB], without_cpus=[1, 3])
+    assert host.nodes_without_cpus(root=root) == {1, 3}
+    assert not host.nodes_without_cpus()
+
+
 def test_a_kernel_without_numa_is_one_node_with_everything(tmp_path: Path) -> None:
     put(tmp_path / "sys/devices/system/cpu/online", "0-3\n")
     put(tmp_path / "proc/meminfo", "MemTotal: 1024 kB\nMemFree: 512 kB\nMemAvailable: 700 kB\n")

@@ -28,7 +28,7 @@ def cell(number: int, size_bytes: int, *nodes: int, policy: str = "") -> Cell:
 
 
 def pool(free: dict[int, int], page_size: int = PAGE, name: str = "big") -> dict[str, PoolFree]:
-    return {name: PoolFree(name, "hugetlbfs", page_size, free)}
+    return {name: PoolFree(name, "hugetlbfs", page_size, {name: free})}
 
 
 def only(plan: Plan) -> ExtentPlan:
@@ -69,7 +69,7 @@ def test_one_node_is_used_where_one_suffices() -> None:
 def test_memory_that_fits_no_node_is_spread_over_as_few_as_possible() -> None:
     extent = only(plan_domain(memory(cell(0, 5 * GIB)), pool({0: GIB, 1: 3 * GIB, 2: 4 * GIB}), ""))
     assert extent.policy == "bind"
-    assert extent.shares == ((2, 4 * GIB), (1, GIB))
+    assert extent.shares == ((2, 3 * GIB), (1, 2 * GIB))  # and then 1 GiB is free on every node
 
 
 # Policies
@@ -112,6 +112,57 @@ def test_a_cell_that_may_go_anywhere_makes_room_for_one_that_may_not() -> None:
     assert [extent.alias for extent in plan.extents] == ["ram-node0", "ram-node1", "ram-node2"]
 
 
+def test_strict_cells_that_overlap_are_placed_whenever_that_is_possible() -> None:
+    overlapping = memory(cell(0, 4 * GIB, 0, 1), cell(1, 4 * GIB, 1, 2), cell(2, 4 * GIB, 0))
+    plan = plan_domain(overlapping, pool({0: 4 * GIB, 1: 4 * GIB, 2: 4 * GIB}), "")
+    assert [extent.nodes for extent in plan.extents] == [(1,), (2,), (0,)]
+
+
+def test_slow_memory_is_the_last_choice_unless_it_is_named() -> None:
+    slow = {
+        "big": PoolFree("big", "hugetlbfs", PAGE, {"big": {0: 2 * GIB, 1: 2 * GIB, 2: 9 * GIB}}, frozenset({2}))
+    }
+    assert only(plan_domain(memory(cell(0, 2 * GIB)), slow, "")).nodes == (0,)
+    assert only(plan_domain(memory(cell(0, 4 * GIB)), slow, "")).nodes == (0, 1)  # rather split than slow
+    assert only(plan_domain(memory(cell(0, 5 * GIB)), slow, "")).shares == ((0, 2 * GIB), (1, 2 * GIB), (2, GIB))
+    assert only(plan_domain(memory(cell(0, 5 * GIB, 2)), slow, "")).nodes == (2,)
+    both = memory(cell(0, 5 * GIB, 1, 2, policy="preferred"))
+    assert only(plan_domain(both, slow, "")).nodes == (2,)
+    spilled = memory(cell(0, 5 * GIB, 1, policy="preferred"))
+    assert only(plan_domain(spilled, slow, "")).shares == ((1, 2 * GIB), (0, 2 * GIB), (2, GIB))
+
+
+def in_segments(**segments: dict[int, int]) -> dict[str, PoolFree]:
+    return {
+        "big": PoolFree("big", "hugetlbfs", PAGE, {name.replace("_", "+"): of for name, of in segments.items()})
+    }
+
+
+def test_each_memory_backend_lies_in_one_segment() -> None:
+    two = in_segments(big={0: 3 * GIB}, big_1={0: 2 * GIB})
+    assert only(plan_domain(memory(cell(0, 3 * GIB)), two, "")).pool == "big"
+    assert (
+        only(plan_domain(memory(cell(0, GIB)), two, "")).pool == "big+1"
+    )  # the large one stays free for large ones
+    plan = plan_domain(memory(cell(0, 2 * GIB), cell(1, 3 * GIB)), two, "")
+    assert [extent.pool for extent in plan.extents] == ["big+1", "big"]
+    with pytest.raises(NotEnoughMemory, match=r"4 GiB.*5 GiB is free.*of which 3 GiB in segment big, .*2 GiB in"):
+        plan_domain(memory(cell(0, 4 * GIB)), two, "")
+
+
+def test_a_segment_is_chosen_that_has_the_nodes() -> None:
+    two = in_segments(big={0: 3 * GIB}, big_1={1: 2 * GIB}, big_2={0: GIB, 1: GIB})
+    assert only(plan_domain(memory(cell(0, GIB, 1)), two, "")).pool == "big+1"
+    assert only(plan_domain(memory(cell(0, 2 * GIB, 0, 1, policy="interleave")), two, "")).pool == "big+2"
+    assert only(plan_domain(memory(cell(0, 2 * GIB, 0, 1)), two, "")).shares == ((0, 2 * GIB),)
+
+
+def test_many_cells_over_many_segments_are_placed_at_once() -> None:
+    many = PoolFree("big", "hugetlbfs", PAGE, {f"big+{n}": {0: (n + 1) * GIB, 1: GIB} for n in range(8)})
+    plan = plan_domain(memory(*(cell(n, (n + 1) * GIB) for n in range(8))), {"big": many}, "")
+    assert all(len(extent.nodes) == 1 for extent in plan.extents)
+
+
 # Refusals
 
 
@@ -122,6 +173,9 @@ def test_the_refusal_says_what_was_asked_and_what_is_free_by_node() -> None:
         assert text in caught.value.message
     with pytest.raises(NotEnoughMemory, match=r"2 GiB for ram-node0 on node 1 \(strict\).*node 1: 1 GiB"):
         plan_domain(memory(cell(0, 2 * GIB, 1)), pool({0: 2 * GIB, 1: GIB}), "")
+    both = memory(cell(0, GIB), cell(1, GIB, 1), cell(2, GIB, 1))
+    with pytest.raises(NotEnoughMemory, match=r"for 1 GiB for ram-node1 on node 1 .* and 1 GiB for ram-node2 on"):
+        plan_domain(both, pool({0: 8 * GIB, 1: GIB}), "")
 
 
 def test_the_refusal_for_an_empty_pool_has_numbers_too() -> None:

@@ -138,8 +138,15 @@ def test_a_host_without_huge_pages_says_so(config: Config, tmp_path: Path) -> No
 def test_a_total_is_spread_evenly_over_the_nodes_that_have_memory(
     tmp_path: Path, memory: list[int], pages: int, shares: dict[int, int]
 ) -> None:
-    found = pools._shares(backend("hugetlbfs"), HUGE, pages * HUGE, fake_tree(tmp_path, memory=memory))
-    assert found == {node: NodeShare(count * HUGE) for node, count in shares.items()}
+    found = pools.shares_of(backend("hugetlbfs"), HUGE, pages * HUGE, fake_tree(tmp_path, memory=memory))
+    assert found == {node: count * HUGE for node, count in shares.items()}
+
+
+def test_slow_memory_is_taken_only_where_it_is_named(tmp_path: Path) -> None:
+    root = fake_tree(tmp_path, memory=[16 * GIB] * 3, without_cpus=[1])
+    kind = backend("hugetlbfs")
+    assert pools.shares_of(kind, HUGE, 4 * HUGE, root) == {0: 2 * HUGE, 2: 2 * HUGE}
+    assert pools.shares_of(kind, HUGE, {1: HUGE}, root) == {1: HUGE}
 
 
 @pytest.mark.parametrize("sizes", [{0: 13 * GIB}, {0: GIB, 1: 13 * GIB}, 25 * GIB])

@@ -10,86 +10,29 @@ import mmap
 import os
 import signal
 import subprocess
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.hugepages_lock import hugepages_lock
 from tests.namespace import in_own_mount_namespace
+from tests.unit.real_pools import HUGE, HVO, SIZE, kill_at, killed, real_config, reboot, taken
 from virt_dmem import host, pools
 from virt_dmem.backends.hugetlbfs import Hugetlbfs
-from virt_dmem.config import Config, DaemonConfig
+from virt_dmem.config import Config
 from virt_dmem.errors import PoolBusy, PoolError, PoolExists, PoolNotFound, PoolShort
 from virt_dmem.savings import savings
 
 pytestmark = pytest.mark.needs_hugepages
 
-MIB = 1 << 20
-HUGE = 2 * MIB
-SIZE = 16 * HUGE
 NOBODY = 65534
-HVO = Path("/proc/sys/vm/hugetlb_optimize_vmemmap")
-
-
-def taken() -> int:
-    return sum(host.huge_pages(HUGE, node.node).persistent for node in host.nodes())
 
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
-    """A place for pools of our own. The host has as many huge pages after the test as before, and HVO as before."""
     monkeypatch.setattr(Hugetlbfs, "step_bytes", 4 * HUGE)
-    with tempfile.TemporaryDirectory(dir="/run", prefix="virt-dmem-test-") as top:
-        Path(top).chmod(0o711)  # QEMU's user must be able to get through
-        with _host_left_as_found(
-            config := Config(daemon=DaemonConfig(state_dir=f"{top}/state", run_dir=f"{top}/run"))
-        ):
-            yield config
-
-
-@contextmanager
-def _host_left_as_found(config: Config) -> Iterator[None]:
-    with hugepages_lock():
-        before, hvo = taken(), HVO.read_text()
-        HVO.write_text("0\n")
-        try:
-            yield
-            for record in pools.records(config):  # of a test that failed
-                pools.destroy(config, record.name)
-            for _ in range(100):  # others on this machine may not know of the lock
-                if taken() == before:
-                    break
-                time.sleep(0.1)
-            assert (taken(), HVO.read_text()) == (before, "0\n")
-        finally:
-            HVO.write_text(hvo)
-
-
-def killed(work: Callable[[], object]) -> None:
-    """Run ``work`` in a process that is to end by kill -9 within it."""
-    child = os.fork()
-    if child == 0:
-        work()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-def kill_at(report: int) -> Callable[[str, int, int], None]:
-    """Return a callback that ends this process by kill -9 when it is called the n-th time."""
-    left = [report]
-
-    def die(_doing: str, _done: int, _total: int) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return die
+    with real_config() as config:
+        yield config
 
 
 @in_own_mount_namespace
@@ -307,14 +250,6 @@ def test_a_destroy_that_was_killed_is_finished(config: Config, at: int) -> None:
     killed(lambda: pools.destroy(config, "p", report=kill_at(at)))
     pools.destroy(config, "p")
     assert (taken(), HVO.read_text(), pools.records(config)) == (before, "0\n", [])
-
-
-def reboot(config: Config, name: str) -> None:
-    """Leave of a pool what a reboot leaves: its record."""
-    record = pools.find(config, name)
-    kept = (config.pool_records_dir / f"{name}.json").read_text()
-    pools.destroy(config, name)
-    (config.pool_records_dir / f"{name}.json").write_text(kept.replace(record.boot_id, "an earlier boot"))
 
 
 @in_own_mount_namespace

@@ -206,6 +206,60 @@ def test_only_the_size_asked_for_is_brought_in(helper: Helper, shm: Path) -> Non
     assert allocated(path) == MIB
 
 
+def test_only_the_range_asked_for_is_brought_in(helper: Helper, shm: Path) -> None:
+    path = sparse(shm / "extent", 8 * MIB)
+    done = helper.run(path, offset=3 * MIB, size=2 * MIB, policy="bind", nodes=0)
+    assert (done.status, done.last["bytes"]) == (0, 2 * MIB)
+    assert allocated(path) == 2 * MIB
+    with path.open("rb") as file:
+        assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 3 * MIB
+        assert os.lseek(file.fileno(), 3 * MIB, os.SEEK_HOLE) == 5 * MIB
+
+
+def test_zero_scrub_and_verify_zero_keep_to_the_range(helper: Helper, shm: Path) -> None:
+    path = sparse(shm / "extent", 8 * MIB, (0, b"a"), (3 * MIB, b"b"), (4 * MIB, b"c"), (7 * MIB, b"d"))
+    bad = helper.run(path, "verify-zero", offset=MIB, size=4 * MIB)
+    assert (bad.last["errno"], bad.last["offset"]) == ("EUCLEAN", 3 * MIB)
+    assert helper.run(path, "scrub", offset=MIB, size=3 * MIB).status == 0
+    bad = helper.run(path, "verify-zero", offset=MIB, size=4 * MIB)
+    assert (bad.last["errno"], bad.last["offset"]) == ("EUCLEAN", 4 * MIB)
+    assert bad.last["message"] == f"the byte at offset {4 * MIB} is not zero"
+    assert helper.run(path, "zero", offset=4 * MIB, size=2 * MIB).status == 0
+    assert helper.run(path, "verify-zero", offset=MIB, size=5 * MIB).status == 0
+    assert (content(path)[0], content(path)[7 * MIB]) == (ord("a"), ord("d"))
+    assert allocated(path) == 2 * MIB + 3 * PAGE
+
+
+@pytest.mark.parametrize(("method", "offset"), [("madvise", 6 * MIB), ("touch", 6 * MIB), ("touch", 9 * MIB)])
+def test_an_error_names_the_place_in_the_file_not_in_the_range(helper: Helper, method: str, offset: int) -> None:
+    with mounted("tmpfs", "size=4M") as pool:
+        path = sparse(pool / "extent", 16 * MIB)
+        done = helper.run(path, offset=offset, size=6 * MIB, method=method)
+        assert done.last["offset"] == offset + 4 * MIB
+        assert done.last["message"].endswith(f"at offset {offset + 4 * MIB} of {offset + 6 * MIB} bytes")
+
+
+def test_a_range_beyond_the_end_is_refused(helper: Helper, shm: Path) -> None:
+    path = sparse(shm / "extent", 4 * MIB)
+    done = helper.run(path, offset=2 * MIB, size=4 * MIB)
+    assert (done.status, done.last["message"]) == (
+        1,
+        f"the file has {4 * MIB} bytes, less than the {6 * MIB} asked for",
+    )
+    assert helper.run(path, offset=100, size=PAGE).status == 2
+    assert helper.run(path, offset=2**63 - PAGE, size=PAGE).status == 2
+    assert allocated(path) == 0
+
+
+def test_shares_of_huge_pages_are_brought_in_one_after_another(helper: Helper, huge_pool: Path) -> None:
+    path = sparse(huge_pool / "extent", 8 * HUGE)
+    for at, pages in ((0, 5), (5, 3)):
+        done = helper.run(path, offset=at * HUGE, size=pages * HUGE, page=HUGE, policy="bind", nodes=0)
+        assert (done.status, done.last["bytes"]) == (0, pages * HUGE)
+        assert allocated(path) == (at + pages) * HUGE
+    path.unlink()
+
+
 def test_a_page_size_above_that_of_the_file_system_still_brings_in_every_page(helper: Helper, shm: Path) -> None:
     path = sparse(shm / "extent", 4 * MIB)
     assert helper.run(path, page=HUGE, method="touch").status == 0

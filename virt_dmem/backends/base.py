@@ -65,9 +65,14 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class PoolRecord(msgspec.Struct):
-    """What a pool is, and all that is needed to undo it: the content of ``pools/NAME.json``."""
+    """What one segment of a pool is, and all that is needed to undo it: the content of ``pools/NAME.json``.
+
+    A pool begins as one segment, and a resize adds others: neither can a mounted hugetlbfs grow
+    (``remount,size=`` succeeds and changes nothing), nor a file lie in two of them.
+    """
 
     name: str
+    """The segment's: that of the pool for the first one, ``POOL+1`` and so on for those that were added."""
     backend: str
     page_size: int
     mount: str
@@ -87,6 +92,16 @@ class PoolRecord(msgspec.Struct):
     measured: bool = True
     """``saved_bytes`` was counted by the kernel; else it is an estimate."""
     version: int = 1
+
+    @property
+    def pool(self) -> str:
+        """The name of the pool."""
+        return self.name.partition("+")[0]
+
+    @property
+    def number(self) -> int:
+        """0 for the first segment of the pool, and so on."""
+        return int(self.name.partition("+")[2] or 0)
 
     @property
     def wanted_bytes(self) -> int:
@@ -129,6 +144,8 @@ class Backend(ABC):
     """The kernel hands out memory of this kind clean; else we scrub it."""
     has_nodes: ClassVar[bool]
     """Memory can be taken from a node of choice; else it is all on ``NO_NODE``."""
+    resizes_in_place: ClassVar[bool] = False
+    """A mounted pool can become larger and smaller; else segments come and go."""
 
     @abstractmethod
     def page_sizes(self, *, root: Path = host.ROOT) -> tuple[int, ...]:
@@ -157,8 +174,11 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def release(self, job: Job) -> int:
-        """Give back to the host what we took, never more; return the bytes that would not go."""
+    def release(self, job: Job, *, keep_wanted: bool = False) -> int:
+        """Give back to the host what we took, never more; return the bytes that would not go.
+
+        :param keep_wanted: Give back only what is more than the record wants.
+        """
 
     @abstractmethod
     def mount_options(self, record: PoolRecord) -> tuple[str, ...]:
@@ -171,10 +191,20 @@ class Backend(ABC):
 
         :raise PoolError: When the kernel refuses.
         """
+        self._mount(job, "nosuid,nodev,noexec,mode=0711,uid=0,gid=0")
+
+    def remount(self, job: Job) -> None:
+        """Give a mounted pool the size that its record wants, where it ``resizes_in_place``.
+
+        :raise PoolError: When the kernel refuses; less than what is in it, it always does.
+        """
+        self._mount(job, "remount")
+
+    def _mount(self, job: Job, how: str) -> None:
         record = job.record
         refusal = ""
         for options in self.mount_options(record):
-            every = f"nosuid,nodev,noexec,mode=0711,uid=0,gid=0,{options}"
+            every = f"{how},{options}"
             refusal = _run("mount", "-t", self.fstype, "-o", every, f"virt-dmem-{record.name}", record.mount)
             if not refusal:
                 return

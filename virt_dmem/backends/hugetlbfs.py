@@ -89,7 +89,7 @@ class Hugetlbfs(Backend):
                     raise _short(record)
         job.report("Took huge pages", record.got_bytes, record.wanted_bytes)
 
-    def release(self, job: Job) -> int:
+    def release(self, job: Job, *, keep_wanted: bool = False) -> int:
         """Lower each node's huge pages by what we took; put HVO back once nobody needs it any more.
 
         Others may have changed the counts meanwhile, so they are lowered from where they are now; and only by
@@ -97,17 +97,23 @@ class Hugetlbfs(Backend):
         """
         _settle(job)
         record = job.record
-        in_all = record.got_bytes
+        before = record.got_bytes
+        kept = record.wanted_bytes if keep_wanted else 0
+        too_much = 0
         for node, share in sorted(record.nodes.items()):
-            while share.got_bytes:
-                job.report(f"Giving back huge pages of node {node}", in_all - record.got_bytes, in_all)
-                pages = min(share.got_bytes, max(self.step_bytes, record.page_size)) // record.page_size
+            least = share.wanted_bytes if keep_wanted else 0
+            while share.got_bytes > least:
+                job.report(f"Giving back huge pages of node {node}", before - record.got_bytes, before - kept)
+                pages = min(share.got_bytes - least, max(self.step_bytes, record.page_size)) // record.page_size
                 if not _lower(job, node, share, pages):
                     break
+            too_much += max(0, share.got_bytes - least)
         if not record.got_bytes:
             _switch_hvo_back(job)
-        job.report("Gave back huge pages", in_all - record.got_bytes, in_all)
-        return record.got_bytes
+        if before:
+            record.saved_bytes = record.saved_bytes * record.got_bytes // before
+        job.report("Gave back huge pages", before - record.got_bytes, before - kept)
+        return too_much
 
     def mount_options(self, record: PoolRecord) -> tuple[str, ...]:
         """Return a size that is minimum and maximum: the kernel holds the pages for this mount alone."""

@@ -22,6 +22,7 @@ class Tmpfs(Backend):
     fstype: ClassVar[str] = "tmpfs"
     zeroes_on_allocation: ClassVar[bool] = True
     has_nodes: ClassVar[bool] = False
+    resizes_in_place: ClassVar[bool] = True
 
     def page_sizes(self, *, root: Path = host.ROOT) -> tuple[int, ...]:
         """Return the base page size."""
@@ -41,21 +42,24 @@ class Tmpfs(Backend):
         :raise PoolShort: When it is more.
         """
         available = host.memory(root=job.root).available_bytes - sum(
-            self._unfilled(record, job.root) for record in job.others if record.backend == self.name
+            self._blocks(record, job.root)[1] for record in job.others if record.backend == self.name
         )
-        wanted = job.record.wanted_bytes
+        size, unfilled = self._blocks(job.record, job.root)
+        wanted = job.record.wanted_bytes - (size - unfilled)
         if wanted > available:
             raise PoolShort(
-                f"Pool {job.record.name} is to have {format_size(wanted)}, and the host has"
+                f"Pool {job.record.name} is to have {format_size(wanted)}"
+                f"{' more than is in it' if size > unfilled else ''}, and the host has"
                 f" {format_size(max(0, available))} available.",
                 hint="Make it smaller, or free memory on the host first.",
             )
 
-    def _unfilled(self, record: PoolRecord, root: Path) -> int:
+    def _blocks(self, record: PoolRecord, root: Path) -> tuple[int, int]:
+        """Return size and free bytes of the mount."""
         if not self.mounted(record, root=root):
-            return 0
+            return 0, 0
         found = os.statvfs(record.mount)
-        return found.f_bfree * found.f_frsize
+        return found.f_blocks * found.f_frsize, found.f_bfree * found.f_frsize
 
     def acquire(self, job: Job) -> None:
         """Note that all is there: tmpfs takes its pages when they are touched."""
@@ -63,7 +67,7 @@ class Tmpfs(Backend):
         share.got_bytes = share.wanted_bytes
         job.save()
 
-    def release(self, job: Job) -> int:
+    def release(self, job: Job, *, keep_wanted: bool = False) -> int:
         """Note that nothing is there any more: the pages went with the mount."""
         job.record.nodes[NO_NODE].got_bytes = 0
         job.save()

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from virt_dmem import pools
+from virt_dmem import resize as resizing
 from virt_dmem import savings as saving
 from virt_dmem.cli import columns
 from virt_dmem.cli.output import Output
@@ -19,7 +22,7 @@ from virt_dmem.errors import DaemonUnreachable, ExitStatus, PermissionRefused, U
 from virt_dmem.ipc.client import Client
 from virt_dmem.units import format_size
 
-__all__ = ["create", "destroy", "list_pools", "mount", "savings", "show"]
+__all__ = ["create", "destroy", "list_pools", "mount", "resize", "savings", "show"]
 
 
 def create(args: argparse.Namespace, out: Output) -> ExitStatus:
@@ -39,7 +42,7 @@ def create(args: argparse.Namespace, out: Output) -> ExitStatus:
         )
     pages = f"pages of {format_size(record.page_size)}"
     out.text(f"Pool {record.name}: {format_size(record.got_bytes)} in {pages} at {record.mount}")
-    out.result(pool=_row_of(record))
+    out.result(pool=_row_of([record]))
     _refresh(config)
     return ExitStatus.DONE
 
@@ -69,12 +72,7 @@ def destroy(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
     _require_root("Destroying a pool")
     pools.find(config, args.name)
-    daemon: Client | None = None
-    with suppress(DaemonUnreachable):
-        daemon = Client(config.socket_path)
-    if daemon:
-        with daemon:
-            daemon.call("RetirePool", name=args.name)
+    _Daemon(config).retire(args.name)
     try:
         with progress(out) as report:
             pools.destroy(config, args.name, report=report)
@@ -83,6 +81,56 @@ def destroy(args: argparse.Namespace, out: Output) -> ExitStatus:
     out.text(f"Pool {args.name} is gone.")
     out.result(pool=args.name)
     return ExitStatus.DONE
+
+
+def resize(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Make a pool larger or smaller; what domains hold is never touched."""
+    config = load_config(args.config)
+    sizes = _sizes(args)
+    _require_root("Resizing a pool")
+    try:
+        with progress(out) as report:
+            changes = resizing.resize(
+                config, args.name, sizes=sizes, daemon=_Daemon(config), report=report, dry_run=args.dry_run
+            )
+    finally:
+        _refresh(config)
+    for change in changes:
+        out.text(f"{'Would ' if args.dry_run else ''}{change}")
+    row = _row_of(pools.segments(config, args.name))
+    if not changes:
+        out.text(f"Pool {args.name} has this size already.")
+    elif not args.dry_run:
+        out.text(f"Pool {args.name} has {format_size(row['capacity_bytes'])}.")
+    out.result(pool=row, changes=[asdict(change) for change in changes])
+    return ExitStatus.DONE
+
+
+class _Daemon:
+    """virt-dmemd, if it listens. One that listens and does not answer may be giving memory: that is an error."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def retire(self, name: str) -> None:
+        """Let nothing more be given from a pool or segment; refuses while somebody holds memory of it."""
+        if client := self._client():
+            with client:
+                client.call("RetirePool", name=name)
+
+    def reserved(self, pool: str) -> int:
+        """Let the records be read again; return the bytes that are then reserved."""
+        client = self._client()
+        if client is None:
+            return 0
+        with client:
+            client.call("RefreshPools")
+            return sum(row["reserved_bytes"] for row in client.call("ListPools")["pools"] if row["name"] == pool)
+
+    def _client(self) -> Client | None:
+        with suppress(DaemonUnreachable):
+            return Client(self._config.socket_path)
+        return None
 
 
 def mount(args: argparse.Namespace, out: Output) -> ExitStatus:
@@ -94,8 +142,9 @@ def mount(args: argparse.Namespace, out: Output) -> ExitStatus:
     if record is None:
         out.text(f"Pool {args.name} was never finished, or half given back: what was left of it is gone.")
     else:
-        out.text(f"Pool {record.name}: {format_size(record.got_bytes)} at {record.mount}")
-    out.result(pool=record and _row_of(record))
+        row = _row_of(pools.segments(config, args.name))
+        out.text(f"Pool {args.name}: {format_size(row['capacity_bytes'])} at {record.mount}")
+    out.result(pool=record and row)
     _refresh(config)
     return ExitStatus.DONE
 
@@ -115,7 +164,7 @@ def show(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
     row = next((row for row in _rows(config, out) if row["name"] == args.name), None)
     if row is None:
-        row = _row_of(pools.find(config, args.name))
+        row = _row_of(pools.segments(config, args.name))
     out.table([columns.POOLS[name] for name in ("NAME", "BACKEND", "PAGES", "STATE", "MOUNT")], [row])
     out.text("")
     out.table(list(columns.NODES.values()), row["nodes"])
@@ -140,21 +189,25 @@ def _rows(config: Config, out: Output) -> list[dict[str, Any]]:
     except DaemonUnreachable as error:
         _require_readable(config)
         out.note(f"{error.message} What is reserved is not shown.")
-        rows = [_row_of(record) for record in pools.records(config)]
+        by_pool = itertools.groupby(pools.records(config), lambda record: record.pool)
+        rows = [_row_of(list(segments)) for _, segments in by_pool]
     return rows
 
 
-def _row_of(record: pools.PoolRecord) -> dict[str, Any]:
-    """Return what a record and its mount tell of a pool, in the form of ``PoolView``; reservations unknown."""
+def _row_of(segments: list[pools.PoolRecord]) -> dict[str, Any]:
+    """Return what the records and mounts of a pool tell, in the form of ``PoolView``; reservations unknown."""
     unknown = {"reserved_bytes": None, "free_bytes": None}
-    capacity = pools.capacity(record)
+    first = segments[0]
+    capacity: Counter[int] = Counter()
+    for record in segments:
+        capacity.update(pools.capacity(record))
     return {
-        "name": record.name,
-        "backend": record.backend,
-        "page_size": record.page_size,
-        "mount": record.mount,
-        "state": record.state,
-        "capacity_bytes": sum(capacity.values()),
+        "name": first.pool,
+        "backend": first.backend,
+        "page_size": first.page_size,
+        "mount": first.mount,
+        "state": next((record.state for record in segments if record.state != "ready"), "ready"),
+        "capacity_bytes": capacity.total(),
         **unknown,
         "nodes": [{"node": node, "capacity_bytes": size, **unknown} for node, size in sorted(capacity.items())],
     }

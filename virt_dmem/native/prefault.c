@@ -70,7 +70,7 @@ static struct {
 	enum mode mode;
 	enum policy policy;
 	enum method method;
-	size_t size, page, chunk, stride;
+	size_t offset, size, page, chunk, stride; /* all the work's offsets count from this one */
 	unsigned long nodes[MAX_NODES / BITS];
 	unsigned int node_count, threads, progress_ms;
 	pid_t parent;
@@ -126,11 +126,12 @@ __attribute__((format(printf, 3, 4), noreturn)) static void fail(int error, size
 
 __attribute__((noreturn)) static void fail_at(int error, size_t offset)
 {
+	offset += ask.offset;
 	switch (error) {
 	case EFAULT: /* what madvise() makes of a fault that would have been SIGBUS */
 	case ENOMEM:
 		fail(ENOMEM, offset, "out of memory in the pool%s at offset %zu of %zu bytes",
-		     ask.policy == BIND ? ", on the nodes asked for," : "", offset, ask.size);
+		     ask.policy == BIND ? ", on the nodes asked for," : "", offset, ask.offset + ask.size);
 	case EHWPOISON:
 	case EIO:
 		fail(error, offset, "the memory at offset %zu has a hardware error", offset);
@@ -264,7 +265,7 @@ static const unsigned char *look(size_t offset, size_t length)
 {
 	static _Thread_local _Alignas(128) unsigned char copy[PIECE];
 	while (atomic_load(&work.by_read)) {
-		ssize_t got = pread(work.fd, copy, length, (off_t)offset);
+		ssize_t got = pread(work.fd, copy, length, (off_t)(ask.offset + offset));
 		if (got == (ssize_t)length)
 			return copy;
 		if (got < 0 && errno == EINVAL)
@@ -287,10 +288,11 @@ static size_t next_data(size_t offset, size_t end)
 {
 	if (!atomic_load(&work.by_read))
 		return offset;
-	off_t data = lseek(work.fd, (off_t)offset, SEEK_DATA);
+	off_t data = lseek(work.fd, (off_t)(ask.offset + offset), SEEK_DATA);
 	if (data < 0)
 		return errno == ENXIO ? end : offset;
-	return (size_t)data < end ? (size_t)data / PIECE * PIECE : end;
+	size_t found = (size_t)data - ask.offset; /* a multiple of the base page, and so is the offset */
+	return found < end ? offset + (found - offset) / PIECE * PIECE : end;
 }
 
 static bool verify_zero(size_t offset, size_t length)
@@ -374,8 +376,9 @@ static void open_file(void)
 		fail(errno, 0, "the file cannot be examined: %s", strerror(errno));
 	if (!S_ISREG(st.st_mode))
 		fail(EINVAL, 0, "the file is a %s, not a regular file", kind(st.st_mode));
-	if ((uintmax_t)st.st_size < ask.size)
-		fail(EINVAL, 0, "the file has %jd bytes, less than the %zu asked for", (intmax_t)st.st_size, ask.size);
+	size_t end = ask.offset + ask.size;
+	if ((uintmax_t)st.st_size < end)
+		fail(EINVAL, 0, "the file has %jd bytes, less than the %zu asked for", (intmax_t)st.st_size, end);
 
 	/* A file system with pages of its own (hugetlbfs, dmemfs) says so in f_bsize; one touch brings in one of them. */
 	size_t base_page = (size_t)sysconf(_SC_PAGESIZE), fs_page = (size_t)fs.f_bsize;
@@ -391,7 +394,7 @@ static void open_file(void)
 	 */
 	int protection = ask.mode == VERIFY_ZERO ? PROT_READ : PROT_READ | PROT_WRITE;
 	int flags = ask.mode == POPULATE || ask.mode == ZERO ? MAP_SHARED : MAP_SHARED | MAP_NORESERVE;
-	work.base = mmap(NULL, ask.size, protection, flags, work.fd, 0);
+	work.base = mmap(NULL, ask.size, protection, flags, work.fd, (off_t)ask.offset);
 	if (work.base == MAP_FAILED && errno == ENOMEM && fs_page > base_page)
 		fail(ENOMEM, 0, "out of memory in the pool: it has not the free pages for %zu bytes", ask.size);
 	if (work.base == MAP_FAILED)
@@ -447,7 +450,8 @@ static void usage(void)
 	       "  --mode zero            bring in every page and write zeroes to all of it\n"
 	       "  --mode scrub           zero what is not zero, then read all of it to prove it; holes stay holes\n"
 	       "  --mode verify-zero     read all of it, fail at the first byte that is not zero; holes stay holes\n"
-	       "  --size BYTES           work on the first BYTES of FILE; a multiple of the page size\n"
+	       "  --size BYTES           work on so much of FILE; a multiple of the page size\n"
+	       "  --offset BYTES         from here on; a multiple of the page size (default: 0)\n"
 	       "  --page-size BYTES      page size of the pool\n"
 	       "  --policy none|bind|interleave|preferred\n"
 	       "                         NUMA policy that is set before the first page (default: none)\n"
@@ -511,14 +515,21 @@ static void parse_nodes(const char *text)
 
 static void parse(int argc, char **argv)
 {
-	enum { MODE, SIZE, PAGE_SIZE, POLICY, NODES, THREADS, METHOD, PROGRESS, PARENT, HELP, VERSION };
+	enum { MODE, SIZE, OFFSET, PAGE_SIZE, POLICY, NODES, THREADS, METHOD, PROGRESS, PARENT, HELP, VERSION };
 	static const struct option options[] = {
-		{"mode", required_argument, NULL, MODE},	 {"size", required_argument, NULL, SIZE},
-		{"page-size", required_argument, NULL, PAGE_SIZE}, {"policy", required_argument, NULL, POLICY},
-		{"nodes", required_argument, NULL, NODES},	 {"threads", required_argument, NULL, THREADS},
-		{"method", required_argument, NULL, METHOD},	 {"progress-ms", required_argument, NULL, PROGRESS},
-		{"parent", required_argument, NULL, PARENT},	 {"help", no_argument, NULL, HELP},
-		{"version", no_argument, NULL, VERSION},	 {NULL, 0, NULL, 0}};
+		{"mode", required_argument, NULL, MODE},
+		{"size", required_argument, NULL, SIZE},
+		{"offset", required_argument, NULL, OFFSET},
+		{"page-size", required_argument, NULL, PAGE_SIZE},
+		{"policy", required_argument, NULL, POLICY},
+		{"nodes", required_argument, NULL, NODES},
+		{"threads", required_argument, NULL, THREADS},
+		{"method", required_argument, NULL, METHOD},
+		{"progress-ms", required_argument, NULL, PROGRESS},
+		{"parent", required_argument, NULL, PARENT},
+		{"help", no_argument, NULL, HELP},
+		{"version", no_argument, NULL, VERSION},
+		{NULL, 0, NULL, 0}};
 	bool have_mode = false;
 	int index = 0, option;
 	while ((option = getopt_long(argc, argv, "", options, &index)) != -1) {
@@ -530,6 +541,9 @@ static void parse(int argc, char **argv)
 			break;
 		case SIZE:
 			ask.size = number(name, optarg, SSIZE_MAX);
+			break;
+		case OFFSET:
+			ask.offset = number(name, optarg, SSIZE_MAX);
 			break;
 		case PAGE_SIZE:
 			ask.page = number(name, optarg, SSIZE_MAX);
@@ -571,6 +585,10 @@ static void parse(int argc, char **argv)
 		errx(USAGE, "--page-size is a power of two from %ld bytes on, not %zu", sysconf(_SC_PAGESIZE), ask.page);
 	if (!ask.size || ask.size % ask.page)
 		errx(USAGE, "--size is a multiple of the page size of %zu bytes and not 0, not %zu", ask.page, ask.size);
+	if (ask.offset % ask.page)
+		errx(USAGE, "--offset is a multiple of the page size of %zu bytes, not %zu", ask.page, ask.offset);
+	if (ask.offset > SSIZE_MAX - ask.size)
+		errx(USAGE, "--offset %zu and --size %zu reach beyond the largest file", ask.offset, ask.size);
 	if ((ask.policy == NONE) != (ask.node_count == 0))
 		errx(USAGE, "--policy %s goes %s --nodes", policy_names[ask.policy], ask.policy == NONE ? "without" : "with");
 	ask.chunk = ask.page > CHUNK ? ask.page : CHUNK;
