@@ -22,10 +22,12 @@ from pathlib import Path
 
 from virt_dmem import __version__
 from virt_dmem.autoapply import AutoApply
-from virt_dmem.config import Config, load_config
+from virt_dmem.config import Config, MetricsConfig, load_config
 from virt_dmem.errors import ConfigError, DmemError, ExitStatus
+from virt_dmem.follow import Follower
 from virt_dmem.hypervisor import DomainInfo
 from virt_dmem.ipc.server import ControlServer
+from virt_dmem.metrics import write_textfile
 from virt_dmem.sdnotify import notify, watchdog_seconds
 from virt_dmem.service import Service
 
@@ -77,7 +79,7 @@ def _listener(config: Config) -> socket.socket:
         with suppress(KeyError):
             os.chown(path, 0, grp.getgrnam(config.daemon.group).gr_gid)
             path.chmod(0o660)
-        listener.listen(64)
+        listener.listen(socket.SOMAXCONN)
     except OSError as error:
         raise ConfigError(
             f"The control socket {path} cannot be made: {error.strerror}.",
@@ -113,11 +115,15 @@ async def serve(config: Config, listener: socket.socket) -> None:
         for action in await service.reconcile_domains(domains, listed_at):
             log.warning("reconcile: %s", action)
 
+    auto_apply = AutoApply(config, service.watch, lambda outcome: service.metrics.applied.labels(outcome).inc())
+    follower = Follower(config.libvirt.uri, auto_apply, service.watch, on_listed)
+    service.on_resume = follower.list_anew
     server = ControlServer(listener, service, config.daemon.group)
     server.start()
-    tasks = [asyncio.create_task(_keep_house(service)), asyncio.create_task(_keep_watchdog_quiet())]
-    if config.libvirt.auto_apply:
-        tasks.append(asyncio.create_task(AutoApply(config, on_listed).run()))
+    work = [_keep_house(service), _keep_held(service), _keep_watch(service), _keep_watchdog_quiet(), follower.run()]
+    if config.metrics.textfile:
+        work.append(_keep_textfile(config.metrics, service))
+    tasks = [asyncio.create_task(task) for task in work]
     notify("READY=1")
     log.info("ready with %d pools", len(service.list_pools()))
 
@@ -142,10 +148,54 @@ async def _keep_house(service: Service) -> None:
     while True:
         await asyncio.sleep(HOUSEKEEPING_SECONDS)
         try:
+            service.keep_pause()
             for action in await service.reconcile_host():
                 log.warning("reconcile: %s", action)
         except (DmemError, OSError) as error:
             log.warning("reconcile: %s", error)
+
+
+async def _keep_held(service: Service) -> None:
+    """Hold on its node what domains gave back, soon after they did."""
+    while True:
+        await asyncio.sleep(1)
+        try:
+            await service.hold_free()
+        except (DmemError, OSError) as error:
+            log.warning("free memory cannot be held: %s", error)
+
+
+async def _keep_watch(service: Service) -> None:
+    """Look for alerts soon after something happened, and from time to time; at most once a second."""
+    complaint = ""
+    while True:
+        try:
+            service.list_alerts()
+            now = ""
+        except (DmemError, OSError) as error:
+            now = f"alerts cannot be looked for: {error}"
+        if now != complaint:
+            log.warning("%s", now or "alerts are looked for again")
+        complaint = now
+        await asyncio.sleep(1)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(service.watch.changed.wait(), HOUSEKEEPING_SECONDS)
+        service.watch.changed.clear()
+
+
+async def _keep_textfile(config: MetricsConfig, service: Service) -> None:
+    """Write the metrics to a file; say once that it cannot be written, and once that it can again."""
+    path, complaint = Path(config.textfile), ""
+    while True:
+        try:
+            write_textfile(path, service.metrics.exposition())
+            now = ""
+        except (DmemError, OSError) as error:
+            now = f"the metrics cannot be written to {path}: {error}"
+        if now != complaint:
+            log.warning("%s", now or f"the metrics are written to {path} again")
+        complaint = now
+        await asyncio.sleep(max(1, config.interval_seconds))
 
 
 async def _keep_watchdog_quiet() -> None:
@@ -157,13 +207,19 @@ async def _keep_watchdog_quiet() -> None:
             notify("WATCHDOG=1")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the daemon in the foreground; return the exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; the manual page is made from it."""
     parser = argparse.ArgumentParser(prog="virt-dmemd", description="Keeps the memory of libvirt guests in pools.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="instead of /etc/virt-dmem/virt-dmem.toml")
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    levels = ["debug", "info", "warning", "error"]
+    parser.add_argument("--log-level", default="info", choices=levels, help="what goes to standard error")
     parser.add_argument("--version", action="version", version=f"virt-dmemd {__version__}")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the daemon in the foreground; return the exit status."""
+    arguments = build_parser().parse_args(argv)
     _set_up_logging(arguments.log_level)
     try:
         config = load_config(arguments.config)

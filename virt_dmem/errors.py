@@ -17,6 +17,7 @@
      │    ├── PoolNotFound       pool-not-found        1
      │    ├── PoolExists         pool-exists           1
      │    ├── PoolBusy           pool-busy             1
+     │    ├── PoolDraining       pool-draining         1
      │    └── PoolShort          pool-short            5
      ├── ExtentError             extent                1
      │    ├── PrefaultFailed     prefault              1
@@ -30,7 +31,10 @@ one sentence with the numbers; the hint is one sentence of what to do.
 from __future__ import annotations
 
 import enum
-from typing import ClassVar
+
+TYPE_CHECKING = False  # every command imports this, and typing takes 2 ms
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 __all__ = [
     "DmemError",
@@ -48,6 +52,7 @@ __all__ = [
     "PoolNotFound",
     "PoolExists",
     "PoolBusy",
+    "PoolDraining",
     "PoolShort",
     "ExtentError",
     "PrefaultFailed",
@@ -186,6 +191,16 @@ class PoolBusy(PoolError):
 
     code = "pool-busy"
     explanation = "Domains hold memory of this pool, so it was left as it is; 'virt-dmem list' shows them."
+
+
+class PoolDraining(PoolError):
+    """The pool gives no memory any more."""
+
+    code = "pool-draining"
+    explanation = (
+        "The pool is being emptied: domains that run keep what they hold, and no other gets memory of it until "
+        "'virt-dmem pool drain NAME --undo'."
+    )
 
 
 class PoolShort(PoolError):

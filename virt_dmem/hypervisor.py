@@ -7,6 +7,7 @@ from worker threads only, and holds nothing while it does.
 
 from __future__ import annotations
 
+import enum
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import libvirt
 from virt_dmem.domain_xml import is_managed, read_domain
 from virt_dmem.errors import DmemError, HypervisorError
 
-__all__ = ["DomainInfo", "Hypervisor", "run_event_loop"]
+__all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
@@ -32,6 +33,29 @@ class DomainInfo:
     active: bool
     managed: bool
     applied: bool
+
+
+class Event(enum.Enum):
+    """What happened to a domain."""
+
+    DEFINED = "defined"
+    """Its persistent XML is new."""
+    UNDEFINED = "undefined"
+    """It has no persistent XML any more."""
+    STARTED = "started"
+    """It runs, and its hooks have been called."""
+    DEVICES = "devices"
+    """Something was attached to it or detached."""
+    STOPPED = "stopped"
+    """It does not run any more."""
+
+
+_LIFECYCLE = {
+    libvirt.VIR_DOMAIN_EVENT_DEFINED: Event.DEFINED,
+    libvirt.VIR_DOMAIN_EVENT_UNDEFINED: Event.UNDEFINED,
+    libvirt.VIR_DOMAIN_EVENT_STARTED: Event.STARTED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED: Event.STOPPED,
+}
 
 
 def _silent(_context: object, _error: object) -> None:
@@ -156,6 +180,19 @@ class Hypervisor:
             hint="Another tool keeps redefining the domain; stop it and try again.",
         )
 
+    def versions(self) -> dict[str, str]:
+        """Return the versions of libvirt's daemon and library, and of the QEMU it starts by default."""
+        try:
+            found = {
+                "libvirt": self._connection.getLibVersion(),
+                "libvirt library": libvirt.getVersion(),
+                "hypervisor": self._connection.getVersion(),
+            }
+        except libvirt.libvirtError as error:
+            raise self._failed("its versions", error) from error
+        # 1000000 * major + 1000 * minor + release, everywhere
+        return {name: f"{at // 10**6}.{at // 1000 % 1000}.{at % 1000}" for name, at in found.items()}
+
     def domains(self) -> list[DomainInfo]:
         """Return every domain that libvirt knows, by name; one that goes away meanwhile is left out."""
         try:
@@ -183,12 +220,33 @@ class Hypervisor:
                 managed = True  # it asks for pool memory, and cannot have it
         return DomainInfo(domain.UUIDString(), domain.name(), active, managed, applied)
 
-    def watch(self, on_defined: Callable[[str], None], on_closed: Callable[[], None]) -> None:
-        """Call back, from the event thread: with the UUID of each domain defined; when the connection is gone."""
+    def live_xml(self, domain: str) -> bytes | None:
+        """Return the live XML, without passwords, of a domain that has started; ``None`` of any other.
+
+        While it starts, a domain is active and has the state that it had before, or is paused for that reason
+        (``qemuProcessInit`` and ``qemuProcessLaunch`` in libvirt's ``qemu_process.c``).
+        """
+        try:
+            found = self._connection.lookupByUUIDString(domain)
+            state, reason = found.state()
+            starts = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
+            if not found.isActive() or state == libvirt.VIR_DOMAIN_SHUTOFF or (state, reason) == starts:
+                return None
+            return str(found.XMLDesc(0)).encode()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise self._failed(domain, error) from error
+
+    def watch(self, on_event: Callable[[str, Event], None], on_closed: Callable[[], None]) -> None:
+        """Call back, from the event thread: with a UUID and what happened; when the connection is gone."""
 
         def lifecycle(_from: object, domain: Any, event: int, *_detail: object) -> None:  # noqa: ANN401
-            if event == libvirt.VIR_DOMAIN_EVENT_DEFINED:
-                on_defined(domain.UUIDString())
+            if event in _LIFECYCLE:
+                on_event(domain.UUIDString(), _LIFECYCLE[event])
+
+        def devices(_from: object, domain: Any, *_detail: object) -> None:  # noqa: ANN401
+            on_event(domain.UUIDString(), Event.DEVICES)
 
         def closed(*_why: object) -> None:
             on_closed()
@@ -196,6 +254,11 @@ class Hypervisor:
         try:
             self._connection.registerCloseCallback(closed, None)
             self._connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-            self._connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None)
+            for kind, callback in (
+                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
+                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, devices),
+                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, devices),
+            ):
+                self._connection.domainEventRegisterAny(None, kind, callback, None)
         except libvirt.libvirtError as error:
             raise self._failed("its events", error) from error

@@ -20,30 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virt_dmem.errors import LedgerError, NotEnoughMemory
+from virt_dmem.ledger_file import SCHEMA_VERSION, migrate, open_file, version_of
 from virt_dmem.plan import Plan
 from virt_dmem.units import format_size
 
-__all__ = ["Extent", "ExtentState", "Ledger", "Phase", "Reservation", "Step"]
-
-SCHEMA_VERSION = 1
-
-_SCHEMA = f"""
-BEGIN;
-CREATE TABLE reservation (
-    uuid TEXT PRIMARY KEY, name TEXT NOT NULL, boot_id TEXT NOT NULL, phase TEXT NOT NULL, since REAL NOT NULL);
-CREATE TABLE extent (
-    id INTEGER PRIMARY KEY, uuid TEXT NOT NULL, alias TEXT NOT NULL, pool TEXT NOT NULL, path TEXT NOT NULL UNIQUE,
-    size_bytes INTEGER NOT NULL, page_size INTEGER NOT NULL, policy TEXT NOT NULL, state TEXT NOT NULL,
-    boot_id TEXT NOT NULL, link TEXT NOT NULL DEFAULT '');
-CREATE UNIQUE INDEX extent_of_domain ON extent (uuid, alias) WHERE state != 'quarantined';
-CREATE TABLE share (
-    extent INTEGER NOT NULL REFERENCES extent (id) ON DELETE CASCADE, node INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    PRIMARY KEY (extent, node));
-CREATE TABLE step (uuid TEXT NOT NULL, step TEXT NOT NULL, at REAL NOT NULL, seconds REAL NOT NULL,
-    PRIMARY KEY (uuid, step));
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
-"""
+__all__ = ["Extent", "ExtentState", "Ledger", "Part", "Phase", "Reservation", "Step"]
 
 _EXTENT_COLUMNS = """
 SELECT id, uuid, alias, pool, path, size_bytes, page_size, policy, state, boot_id, link FROM extent
@@ -77,8 +58,21 @@ class ExtentState(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A piece of an extent whose pages come from the same nodes: where it begins, its size, the NUMA policy."""
+
+    offset_bytes: int
+    size_bytes: int
+    policy: str
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Extent:
-    """One file in a pool that backs one memory backend; ``shares`` is bytes by node, summing to its size."""
+    """One file in a pool that backs one memory backend; ``shares`` is bytes by node, summing to its size.
+
+    In the order of ``shares`` the nodes follow each other in the file, except where it is interleaved.
+    """
 
     id: int
     uuid: str
@@ -97,6 +91,20 @@ class Extent:
     def nodes(self) -> tuple[int, ...]:
         """Host nodes it is placed on, ascending; empty where the backend has no nodes."""
         return tuple(sorted(node for node in self.shares if node >= 0))
+
+    def parts(self) -> list[Part]:
+        """Return the pieces to prefault one after another, so that each node gives exactly its share.
+
+        One call for several nodes would leave it to the kernel how much comes from each; page by page in
+        turn, as interleaving has it, is the exception.
+        """
+        if self.policy in ("none", "interleave"):
+            return [Part(0, self.size_bytes, self.policy, self.nodes)]
+        parts, offset = [], 0
+        for node, size in self.shares.items():
+            parts.append(Part(offset, size, "bind", (node,)))
+            offset += size
+        return parts
 
 
 @dataclass(frozen=True)
@@ -135,19 +143,17 @@ class Ledger:
         self._boot_id = boot_id
         self._path = path
         with self._explained():
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = open_file(path)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(_SCHEMA)
-                version = SCHEMA_VERSION
-        if version != SCHEMA_VERSION:
-            raise LedgerError(
-                f"The ledger {path} has version {version}, and this virt-dmemd knows version {SCHEMA_VERSION}.",
-                hint="Install the version of virt-dmem that wrote it.",
-            )
+            version = version_of(self._db)
+            if version > SCHEMA_VERSION:
+                raise LedgerError(
+                    f"The ledger {path} has version {version}, and this virt-dmemd knows version {SCHEMA_VERSION}.",
+                    hint="Install the version of virt-dmem that wrote it, or put back the copy kept beside it.",
+                )
+            migrate(self._db, path)
 
     def close(self) -> None:
         """Close the file."""
@@ -157,7 +163,7 @@ class Ledger:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise LedgerError(
                 f"The ledger {self._path} cannot be used: {error}.",
                 hint="Look whether its file system is full or read-only; running guests are not affected.",
@@ -288,10 +294,43 @@ class Ledger:
                 Extent(
                     id=row[0], uuid=row[1], alias=row[2], pool=row[3], path=Path(row[4]), size_bytes=row[5],
                     page_size=row[6], policy=row[7], state=ExtentState(row[8]), boot_id=row[9], link=row[10],
-                    shares=dict(self._db.execute("SELECT node, bytes FROM share WHERE extent = ?", (row[0],))),
+                    shares=dict(
+                        self._db.execute("SELECT node, bytes FROM share WHERE extent = ? ORDER BY rowid", (row[0],))
+                    ),
                 )
                 for row in rows
             ]  # fmt: skip
+
+    # What the administrator wished, until he says otherwise
+
+    def set_drained(self, pool: str, *, drained: bool) -> None:
+        """Record that no memory is to be given from a pool any more, or again."""
+        with self._transaction() as db:
+            if drained:
+                db.execute("INSERT OR IGNORE INTO drained VALUES (?)", (pool,))
+            else:
+                db.execute("DELETE FROM drained WHERE pool = ?", (pool,))
+
+    def drained(self) -> set[str]:
+        """Return the pools that no memory is to be given from."""
+        with self._explained():
+            return {pool for (pool,) in self._db.execute("SELECT pool FROM drained")}
+
+    def pause(self, what: str, until: float) -> None:
+        """Record that something is not to be done by itself until then (seconds since the epoch, or infinity)."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO paused VALUES (?, ?)", (what, until))
+
+    def resume(self, what: str) -> None:
+        """Record that it is to be done again."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM paused WHERE what = ?", (what,))
+
+    def paused_until(self, what: str) -> float | None:
+        """Return until when something is paused, which may be past; ``None`` when it is not."""
+        with self._explained():
+            row = self._db.execute("SELECT until FROM paused WHERE what = ?", (what,)).fetchone()
+        return row[0] if row else None
 
     # What happens to it
 

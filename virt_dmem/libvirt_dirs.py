@@ -9,7 +9,7 @@ from pathlib import Path
 from virt_dmem.config import LibvirtConfig
 from virt_dmem.errors import ExtentError
 
-__all__ = ["domain_directory", "memory_backing_dir"]
+__all__ = ["dangling_links", "domain_directory", "memory_backing_dir"]
 
 DEFAULT_MEMORY_BACKING_DIR = "/var/lib/libvirt/qemu/ram"
 _SETTING = re.compile(r'^\s*memory_backing_dir\s*=\s*(["\'])(?P<path>.*?)\1', re.MULTILINE)
@@ -35,16 +35,30 @@ def domain_directory(config: LibvirtConfig, domain_id: int | None) -> Path:
     :raise ExtentError: When there is none.
     """
     backing = memory_backing_dir(config)
-    # with the default directory the driver's name is part of it already
-    found = [
-        path
-        for base in (backing / "libvirt" / "qemu", backing)
-        for path in base.glob(f"{domain_id}-*")
-        if path.is_dir() and not path.is_symlink()
-    ]
+    found = [path for path in _domain_directories(backing) if path.name.startswith(f"{domain_id}-")]
     if domain_id is None or not found:
         raise ExtentError(
             f"libvirt made no directory {domain_id}-* for the domain's memory under {backing}.",
             hint="Look at memory_backing_dir in qemu.conf and at [libvirt] config_file in virt-dmem.toml.",
         )
     return max(found, key=lambda path: path.stat().st_ctime_ns)
+
+
+def dangling_links(config: LibvirtConfig, pools_dir: Path) -> list[Path]:
+    """Return the links into a pool that lead to nothing, in all of libvirt's directories for memory files."""
+    return sorted(
+        path
+        for directory in _domain_directories(memory_backing_dir(config))
+        for path in directory.iterdir()
+        if path.is_symlink() and pools_dir in path.readlink().parents and not path.exists()
+    )
+
+
+def _domain_directories(backing: Path) -> list[Path]:
+    """Return the directories of all domains; with libvirt's default directory the driver's name is part of it."""
+    return [
+        path
+        for base in (backing / "libvirt" / "qemu", backing)
+        for path in base.glob("[0-9]*-*")
+        if path.is_dir() and not path.is_symlink()
+    ]

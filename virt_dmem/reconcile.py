@@ -14,8 +14,10 @@ from dataclasses import astuple
 from pathlib import Path
 
 from virt_dmem import extents, host
+from virt_dmem.config import Config
 from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Extent, ExtentState, Ledger, Phase
+from virt_dmem.libvirt_dirs import dangling_links
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.plan import NO_NODE
 from virt_dmem.pools import PoolRecord
@@ -25,9 +27,15 @@ __all__ = ["from_host", "from_libvirt"]
 
 
 async def from_host(
-    ledger: Ledger, inventory: Inventory, lifecycle: Lifecycle, boot_id: str, *, dry_run: bool = False
+    config: Config,
+    ledger: Ledger,
+    inventory: Inventory,
+    lifecycle: Lifecycle,
+    boot_id: str,
+    *,
+    dry_run: bool = False,
 ) -> list[str]:
-    """Mend what can be told without libvirt: earlier boots, interrupted preparations, files nobody knows."""
+    """Mend what can be told without libvirt: earlier boots, interrupted preparations, files and links of nobody."""
     actions = _forget_earlier_boots(ledger, boot_id, dry_run=dry_run)
     for reservation in ledger.reservations():
         if reservation.phase in (Phase.RESERVED, Phase.STOPPED) and reservation.boot_id == boot_id:
@@ -38,6 +46,10 @@ async def from_host(
             if not dry_run:
                 await lifecycle.abandon(reservation)
     actions += _adopt_or_remove_strangers(ledger, inventory, boot_id, dry_run=dry_run)
+    for link in dangling_links(config.libvirt, config.pools_dir):
+        actions.append(f"remove the link {link}: what it leads to is gone")
+        if not dry_run:
+            link.unlink(missing_ok=True)
     if not dry_run:
         freed = await lifecycle.retry_quarantined()
         actions += [
@@ -87,7 +99,7 @@ def _forget_earlier_boots(ledger: Ledger, boot_id: str, *, dry_run: bool) -> lis
 def _adopt_or_remove_strangers(ledger: Ledger, inventory: Inventory, boot_id: str, *, dry_run: bool) -> list[str]:
     """Charge files that no row of the ledger knows and a process maps; remove those that nobody has open."""
     actions = []
-    for name, record in inventory.usable().items():
+    for name, record in inventory.ready().items():
         known = {extent.path for extent in ledger.extents_in(name)}
         for path in sorted(Path(record.mount).glob("libvirt-*/*")):
             if path in known or path.is_symlink() or not path.is_file():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -14,11 +15,15 @@ from virt_dmem.errors import DomainRefused, UsageError
 from virt_dmem.host import boot_id
 from virt_dmem.hypervisor import DomainInfo, Hypervisor
 from virt_dmem.inventory import Inventory
-from virt_dmem.ipc.messages import DomainView, ExtentView, HookReply, Link, PoolView, StepView
+from virt_dmem.ipc.messages import AlertView, DomainView, ExtentView, HookReply, Link, PoolView, StepView
 from virt_dmem.ledger import Ledger, Reservation
 from virt_dmem.lifecycle import Lifecycle, Report
+from virt_dmem.metrics import Metrics
+from virt_dmem.watch import APPLY, Watch
 
 __all__ = ["Service"]
+
+_OPERATIONS = ("prepare", "start", "started", "stopped", "release")
 
 
 class Service:
@@ -30,6 +35,10 @@ class Service:
         self._ledger = Ledger(config.ledger_path, self._boot_id)
         self._inventory = Inventory(config, self._ledger)
         self._lifecycle = Lifecycle(config, self._ledger, self._inventory)
+        self.watch = Watch(config, self._ledger, self._inventory)
+        self.metrics = Metrics(config, self._ledger, self._inventory, self.watch)
+        self.on_resume: Callable[[], None] = lambda: None
+        """Called when automatic apply goes on: all that was defined meanwhile is to be looked at."""
 
     async def hook(self, operation: str, xml: bytes, report: Callable[[HookReply], None]) -> list[Link]:
         """Serve one hook operation; an operation that is not ours is answered with nothing done.
@@ -38,6 +47,10 @@ class Service:
         """
         if not is_managed(xml):
             return []
+        with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
+            return await self._serve(operation, xml, report)
+
+    async def _serve(self, operation: str, xml: bytes, report: Callable[[HookReply], None]) -> list[Link]:
         match operation:
             case "prepare":
                 await self._lifecycle.prepare(read_domain(xml), lambda progress: report(_progress(progress)))
@@ -81,13 +94,51 @@ class Service:
         """Read the records of the pools again."""
         self._inventory.refresh()
 
-    def retire_pool(self, name: str) -> None:
-        """Give no more memory from a pool.
+    async def retire_pool(self, name: str) -> None:
+        """Give no more memory from a pool (``POOL``) or from one of its segments (``POOL+N``), and be out of it.
 
         :raise PoolBusy: When domains hold memory of it.
         """
         self._inventory.refresh()
         self._inventory.retire(name)
+        await self._lifecycle.holding.at_rest()
+
+    async def hold_free(self) -> None:
+        """Hold what is free of the pools on its nodes, where that needs doing."""
+        await self._lifecycle.holding.hold_free()
+
+    def drain_pool(self, name: str, *, undo: bool) -> None:
+        """Give no more memory from a pool, or give it again; holds until it is said otherwise.
+
+        :raise PoolNotFound: When there is none.
+        """
+        self._inventory.refresh()
+        self._inventory.drain(name, undo=undo)
+
+    def list_alerts(self) -> list[AlertView]:
+        """Return what is not as it should be now."""
+        return self.watch.look()
+
+    def show_metrics(self) -> str:
+        """Return all metrics in Prometheus' text format."""
+        return self.metrics.exposition().decode()
+
+    def pause_apply(self, seconds: float) -> None:
+        """Apply no domain without being asked to, for so long (0: until ``resume_apply``)."""
+        self._ledger.pause(APPLY, time.time() + seconds if seconds else math.inf)
+        self.watch.changed.set()
+
+    def resume_apply(self) -> None:
+        """Apply domains again, also those that were defined meanwhile."""
+        self._ledger.resume(APPLY)
+        self.watch.changed.set()
+        self.on_resume()
+
+    def keep_pause(self) -> None:
+        """End a pause whose time is over."""
+        until = self._ledger.paused_until(APPLY)
+        if until is not None and until <= time.time():
+            self.resume_apply()
 
     async def reconcile(self, *, dry_run: bool) -> list[str]:
         """Run both stages; libvirt is asked from a worker thread.
@@ -107,16 +158,20 @@ class Service:
 
     async def reconcile_host(self, *, dry_run: bool = False) -> list[str]:
         """Mend what can be told without libvirt."""
-        return await reconcile.from_host(
-            self._ledger, self._inventory, self._lifecycle, self._boot_id, dry_run=dry_run
+        actions = await reconcile.from_host(
+            self._config, self._ledger, self._inventory, self._lifecycle, self._boot_id, dry_run=dry_run
         )
+        self.metrics.reconciled.labels("host").inc(0 if dry_run else len(actions))
+        return actions
 
     async def reconcile_domains(
         self, domains: list[DomainInfo], listed_at: float, *, dry_run: bool = False
     ) -> list[str]:
         """Mend what libvirt's list of domains tells, asked for at ``listed_at`` (seconds since the epoch)."""
         active = {domain.uuid for domain in domains if domain.active}
-        return await reconcile.from_libvirt(self._ledger, self._lifecycle, active, listed_at, dry_run=dry_run)
+        actions = await reconcile.from_libvirt(self._ledger, self._lifecycle, active, listed_at, dry_run=dry_run)
+        self.metrics.reconciled.labels("libvirt").inc(0 if dry_run else len(actions))
+        return actions
 
     def close(self) -> None:
         """Close the ledger."""
@@ -132,7 +187,7 @@ class Service:
             extents=[
                 ExtentView(
                     alias=extent.alias,
-                    pool=extent.pool,
+                    pool=extent.pool.partition("+")[0],
                     path=str(extent.path),
                     size_bytes=extent.size_bytes,
                     page_size=extent.page_size,

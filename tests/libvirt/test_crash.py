@@ -153,6 +153,19 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     assert virt_dmem_json("reconcile")["actions"] == []
 
 
+def test_a_link_that_leads_to_nothing_is_removed(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> None:
+    directory = Path("/var/lib/libvirt/qemu/ram/77-gone")
+    directory.mkdir(parents=True)
+    dangling, elsewhere = directory / "pc.ram", directory / "ram-node0"
+    dangling.symlink_to(f"/run/virt-dmem/pools/{tmpfs_pool}/libvirt-gone/pc.ram")
+    elsewhere.symlink_to("/nowhere")
+    assert any(str(dangling) in action for action in virt_dmem_json("reconcile")["actions"])
+    assert not dangling.is_symlink()
+    assert elsewhere.is_symlink(), "not ours"
+    elsewhere.unlink()
+    directory.rmdir()
+
+
 def helper_that(daemon: Daemon, tmp_path: Path, script: str) -> None:
     """Restart the daemon with a stand-in for the helper."""
     helper = tmp_path / "helper"

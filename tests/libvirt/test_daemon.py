@@ -69,13 +69,56 @@ def test_a_stranger_gets_no_answer(rawdaemon: Daemon) -> None:
 
 def test_a_member_of_the_group_may_read_and_not_change(rawdaemon: Daemon) -> None:
     assert json.loads(ask_as("nobody", GROUP, "ListPools")) == {"parameters": {"pools": []}}
+    assert json.loads(ask_as("nobody", GROUP, "ListAlerts")) == {"parameters": {"alerts": []}}
+    assert "virt_dmem_build_info" in ask_as("nobody", GROUP, "ShowMetrics")
     for method, parameters in {
         "RefreshPools": {},
         "RetirePool": {"name": "x"},
+        "DrainPool": {"name": "x", "undo": False},
+        "PauseApply": {"seconds": 0.0},
+        "ResumeApply": {},
         "Reconcile": {"dry_run": True},
         "Hook": {"operation": "release", "xml": "<domain/>"},
     }.items():
         assert json.loads(ask_as("nobody", GROUP, method, **parameters))["parameters"]["code"] == "permission"
+
+
+_CROWD = """
+import socket, sys
+crowd = []
+for _ in range(150):
+    crowd.append(socket.socket(socket.AF_UNIX))
+    crowd[-1].connect("/run/virt-dmem/sock")
+try:
+    for _ in range(100):
+        crowd[0].sendall(b"x" * 4096)
+except OSError as error:
+    print(type(error).__name__, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_members_of_the_group_can_neither_keep_root_out_nor_send_much(rawdaemon: Daemon) -> None:
+    who = [
+        "setpriv",
+        "--reuid",
+        "nobody",
+        "--regid",
+        GROUP,
+        "--clear-groups",
+        "/usr/bin/python3",
+        "-IS",
+        "-c",
+        _CROWD,
+    ]
+    with subprocess.Popen(who, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as crowd:
+        assert crowd.stdout is not None
+        assert crowd.stdout.readline().strip() in ("BrokenPipeError", "ConnectionResetError")
+        assert "pools" not in ask_as("nobody", GROUP, "ListPools"), "there is no room for one more of them"
+        with Client(SOCKET) as client:
+            assert client.call("ListPools") == {"pools": []}
+        crowd.communicate("")
+    wait_for("room", lambda: "pools" in ask_as("nobody", GROUP, "ListPools"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When an alert is due, from facts alone; tests/libvirt/test_alerts.py has the real ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from virt_dmem.alert_codes import EXPLANATIONS
+from virt_dmem.alerts import Facts, due
+from virt_dmem.errors import explain
+from virt_dmem.guests import Guest, MemoryDevice, read_guest
+from virt_dmem.ledger import Phase, Reservation
+
+NOW = 1_700_000_000.0
+MIB = 1 << 20
+
+
+def guest(*devices: MemoryDevice, managed: bool = True) -> Guest:
+    return Guest("uuid-1", "guest1", managed, devices)
+
+
+def reservation(phase: Phase, age: float = 100) -> Reservation:
+    return Reservation("uuid-1", "guest1", "boot", phase, NOW - age, ())
+
+
+def codes(facts: Facts) -> list[str]:
+    return [alert.code for alert in due(facts)]
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        ([], ["guest-outside-pool"]),
+        ([reservation(Phase.RUNNING)], []),
+        ([reservation(Phase.STOPPED)], []),
+        ([reservation(Phase.LINKED, age=1)], []),
+        ([reservation(Phase.LINKED)], ["guest-outside-pool"]),
+        ([reservation(Phase.PREPARED)], ["guest-outside-pool"]),
+    ],
+    ids=["unknown", "running", "stopping", "starting", "never started", "never linked"],
+)
+def test_a_guest_is_outside_unless_the_ledger_saw_it_start(held: list[Reservation], expected: list[str]) -> None:
+    assert codes(Facts(NOW, guests=[guest()], reservations=held)) == expected
+
+
+def test_a_guest_that_never_asked_for_pool_memory_is_nobody_s_business() -> None:
+    device = MemoryDevice("dimm0", "dimm", MIB)
+    assert codes(Facts(NOW, guests=[guest(device, managed=False)])) == []
+
+
+def test_a_guest_whose_qemu_is_gone_is_no_alert() -> None:
+    assert codes(Facts(NOW, guests=[guest()], is_alive=lambda _: False)) == []
+
+
+def test_a_node_that_lacks_what_it_gave_is_named() -> None:
+    reserved = {("fast", 0): 3 * MIB, ("fast", 1): MIB, ("slow", -1): MIB}
+    capacity = {("fast", 0): 2 * MIB, ("fast", 1): 2 * MIB, ("slow", -1): MIB}
+    (alert,) = due(Facts(NOW, capacity=capacity, reserved=reserved))
+    assert alert.subject == "fast"
+    assert "3 MiB of 2 MiB on node 0" in alert.message
+
+
+def test_a_pool_that_is_gone_with_its_record_is_short() -> None:
+    assert codes(Facts(NOW, reserved={("gone", 0): MIB})) == ["pool-short-of-reservations"]
+
+
+def test_a_pause_that_is_over_is_no_alert() -> None:
+    assert codes(Facts(NOW, paused_until=NOW + 1)) == ["apply-paused"]
+    assert codes(Facts(NOW, paused_until=NOW)) == []
+
+
+def test_no_alert_has_the_code_of_an_error() -> None:
+    for code in EXPLANATIONS:
+        with pytest.raises(Exception, match="no error code"):
+            explain(code)
+
+
+def test_memory_devices_are_read_from_live_xml_by_their_alias() -> None:
+    found = read_guest(
+        b"""<domain type='kvm' id='3'><name>guest1</name><uuid>4dea22b3-1d52-d8f3-2516-782e98ab3fa0</uuid>
+        <metadata><dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0'/></metadata><devices>
+        <memory model='dimm'><target><size unit='KiB'>1024</size></target><alias name='dimm0'/></memory>
+        <memory model='virtio-mem'><target><size unit='KiB'>2048</size></target><alias name='ua-grow'/></memory>
+        <memory model='nvdimm'><target><size unit='KiB'>4096</size></target><alias name='nvdimm0'/></memory>
+        </devices></domain>"""
+    )
+    assert found.managed
+    assert found.devices == (MemoryDevice("dimm0", "dimm", MIB), MemoryDevice("ua-grow", "virtio-mem", 2 * MIB))

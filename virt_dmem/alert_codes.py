@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The stable codes of alerts, and what each means; those of errors are in ``errors.py``."""
+
+from __future__ import annotations
+
+__all__ = [
+    "GUEST_OUTSIDE_POOL",
+    "MEMORY_OUTSIDE_POOL",
+    "EXTENT_QUARANTINED",
+    "POOL_SHORT",
+    "APPLY_FIGHT",
+    "APPLY_PAUSED",
+    "EXPLANATIONS",
+]
+
+GUEST_OUTSIDE_POOL = "guest-outside-pool"
+MEMORY_OUTSIDE_POOL = "memory-outside-pool"
+EXTENT_QUARANTINED = "extent-quarantined"
+POOL_SHORT = "pool-short-of-reservations"
+APPLY_FIGHT = "apply-fight"
+APPLY_PAUSED = "apply-paused"
+
+EXPLANATIONS = {
+    GUEST_OUTSIDE_POOL: (
+        "A domain that asks for pool memory runs, and virt-dmemd did not see it start, so its memory is wherever "
+        "libvirt put it, perhaps in a file on a disk. Most often libvirtd was not told that there is a hook."
+    ),
+    MEMORY_OUTSIDE_POOL: (
+        "A memory device was attached to a domain of ours past virt-dmem. It is ordinary memory of the host, or a "
+        "file on a disk; nobody planned for it, and its struct pages are not saved."
+    ),
+    EXTENT_QUARANTINED: (
+        "A domain is gone, and some process still maps its memory: a QEMU that does not die, or a peer such as "
+        "vhost-user. The memory counts as used and is freed by itself as soon as nobody maps it."
+    ),
+    POOL_SHORT: (
+        "A pool has less memory than domains hold of it: it was unmounted or made smaller past virt-dmem. Guests "
+        "that run keep their memory; nothing is given from the pool until it is whole again."
+    ),
+    APPLY_FIGHT: (
+        "Another tool keeps taking back what virt-dmemd writes into the XML of a domain, so virt-dmemd left it "
+        "alone. The domain does not start until it is applied."
+    ),
+    APPLY_PAUSED: (
+        "'virt-dmem pause-apply' is in force: domains that are defined with our metadata are not rewritten, and "
+        "do not start until they are. 'virt-dmem apply' works."
+    ),
+}
+"""Every code, and what it means."""

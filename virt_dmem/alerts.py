@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an administrator should know and no command has failed to tell him: alerts, each with a stable code.
+
+Pure: from what is known of guests, ledger and pools to the alerts that are due now. ``watch.py`` asks, and
+remembers which of them are new.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from virt_dmem.alert_codes import (
+    APPLY_FIGHT,
+    APPLY_PAUSED,
+    EXTENT_QUARANTINED,
+    GUEST_OUTSIDE_POOL,
+    MEMORY_OUTSIDE_POOL,
+    POOL_SHORT,
+)
+from virt_dmem.guests import Guest
+from virt_dmem.ledger import Extent, Phase, Reservation
+from virt_dmem.plan import NO_NODE
+from virt_dmem.units import format_size
+
+__all__ = ["Alert", "Facts", "due"]
+
+START_SECONDS = 30.0
+"""A guest that libvirt calls started is expected to be RUNNING in the ledger within so long."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One thing that is not as it should be: what, where, what happened, what to do."""
+
+    code: str
+    subject: str
+    """The UUID of a domain, the name of a pool, the path of a file: with ``code`` it tells alerts apart."""
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known at one moment."""
+
+    now: float
+    guests: Iterable[Guest] = ()
+    """Those that libvirt says have started and run."""
+    reservations: Iterable[Reservation] = ()
+    quarantined: Iterable[Extent] = ()
+    capacity: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """Bytes that there really are, by segment of a pool and node."""
+    reserved: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """Bytes that domains hold, likewise; also of pools that are gone."""
+    fights: Mapping[str, str] = field(default_factory=dict)
+    """What to say of each domain (UUID) whose XML another tool keeps changing back."""
+    paused_until: float | None = None
+    """Until when automatic apply is paused, in seconds since the epoch."""
+    is_alive: Callable[[Guest], bool] = lambda _: True
+    """Whether a guest's QEMU is there: libvirt's word may be a moment old. Asked of suspects only."""
+
+
+def due(facts: Facts) -> list[Alert]:
+    """Return the alerts that are due, those of guests first."""
+    return [*_guests(facts), *_quarantined(facts), *_pools(facts), *_apply(facts)]
+
+
+def _guests(facts: Facts) -> Iterable[Alert]:
+    held = {reservation.uuid: reservation for reservation in facts.reservations}
+    for guest in sorted(facts.guests, key=lambda guest: guest.name):
+        reservation = held.get(guest.uuid)
+        if guest.managed and _is_outside(reservation, facts.now) and facts.is_alive(guest):
+            knows = f"still holds it {reservation.phase.value}" if reservation else "knows nothing of its start"
+            yield Alert(
+                GUEST_OUTSIDE_POOL,
+                guest.uuid,
+                f"Domain {guest.name} asks for pool memory and runs outside of any pool: virt-dmemd {knows}.",
+                "Run 'virt-dmem check' and mend what it says of the hook, then shut the domain down and start it.",
+            )
+        elif guest.managed or reservation:
+            ours = {extent.alias for extent in reservation.extents} if reservation else set()
+            for device in guest.devices:
+                if device.alias not in ours:
+                    yield Alert(
+                        MEMORY_OUTSIDE_POOL,
+                        f"{guest.uuid} {device.alias}",
+                        f"Domain {guest.name} has {format_size(device.size_bytes)} outside of any pool, in its"
+                        f" memory device {device.alias} ({device.model}).",
+                        "Take the device away with 'virsh detach-device', and do without or use a larger domain.",
+                    )
+
+
+def _is_outside(reservation: Reservation | None, now: float) -> bool:
+    if reservation is None:
+        return True
+    if reservation.phase is Phase.STOPPED:  # libvirt has not said so yet
+        return False
+    return reservation.phase is not Phase.RUNNING and now - reservation.since > START_SECONDS
+
+
+def _quarantined(facts: Facts) -> Iterable[Alert]:
+    for extent in facts.quarantined:
+        yield Alert(
+            EXTENT_QUARANTINED,
+            str(extent.path),
+            f"{format_size(extent.size_bytes)} of pool {extent.pool} are held by a process, and their domain"
+            f" {extent.uuid} is gone.",
+            f"'fuser -v {extent.path}' names the process; end it, and the memory is free some seconds later.",
+        )
+
+
+def _pools(facts: Facts) -> Iterable[Alert]:
+    for name in sorted({segment for segment, _ in facts.reserved}):
+        held = {node: size for (segment, node), size in facts.reserved.items() if segment == name}
+        has = {node: facts.capacity.get((name, node), 0) for node in held}
+        if any(has[node] < held[node] for node in held):
+            on = ", ".join(
+                f"{format_size(held[node])} of {format_size(has[node])} on node {node}"
+                for node in sorted(held)
+                if node != NO_NODE and has[node] < held[node]
+            )
+            yield Alert(
+                POOL_SHORT,
+                name,
+                f"Pool {name} has {format_size(sum(has.values()))}, and domains hold"
+                f" {format_size(sum(held.values()))} of it{f' ({on})' if on else ''}.",
+                f"'virt-dmem pool show {name}' and 'virt-dmem check' show what is missing; look who unmounted or"
+                " resized it, and shut its domains down before you mount it again.",
+            )
+
+
+def _apply(facts: Facts) -> Iterable[Alert]:
+    for uuid, message in sorted(facts.fights.items()):
+        hint = f"Find the tool that redefines the domain, then run: virt-dmem apply {uuid}"
+        yield Alert(APPLY_FIGHT, uuid, message, hint)
+    if facts.paused_until is not None and facts.paused_until > facts.now:
+        until = "until it is resumed"
+        if math.isfinite(facts.paused_until):
+            until = f"until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(facts.paused_until))}"
+        yield Alert(
+            APPLY_PAUSED,
+            "",
+            f"Automatic apply is paused {until}: domains defined with our metadata are not rewritten.",
+            "Run 'virt-dmem pause-apply --resume' when the other tool is done.",
+        )

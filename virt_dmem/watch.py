@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which alerts are active: asked anew from time to time, each logged once when it comes and once when it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from virt_dmem import alerts, host
+from virt_dmem.config import Config
+from virt_dmem.guests import Guest
+from virt_dmem.inventory import Inventory
+from virt_dmem.ipc.messages import AlertView
+from virt_dmem.ledger import Ledger
+
+__all__ = ["APPLY", "Watch"]
+
+log = logging.getLogger(__name__)
+
+APPLY = "apply"
+"""What ``pause-apply`` pauses, in the ledger."""
+
+
+class Watch:
+    """What libvirt said of guests, and the alerts that follow from it and from all else that is known."""
+
+    def __init__(self, config: Config, ledger: Ledger, inventory: Inventory) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._inventory = inventory
+        self._guests: dict[str, Guest] = {}
+        self._active: dict[tuple[str, str], AlertView] = {}
+        self._fights: dict[str, str] = {}
+        self.connected = False
+        """libvirt answers, and what is known of guests is of now."""
+        self.changed = asyncio.Event()
+        """Something happened that may bring or end an alert."""
+
+    # What libvirt says
+
+    def listed(self, guests: Iterable[Guest]) -> None:
+        """Take these for all the guests there are."""
+        self._guests = {guest.uuid: guest for guest in guests}
+        self.changed.set()
+
+    def seen(self, guest: Guest) -> None:
+        """Take note of one guest as it is now."""
+        self._guests[guest.uuid] = guest
+        self.changed.set()
+
+    def gone(self, uuid: str) -> None:
+        """Take note that a guest does not run any more."""
+        self._guests.pop(uuid, None)
+        self.changed.set()
+
+    def set_fight(self, uuid: str, message: str | None) -> None:
+        """Take note that another tool fights over a domain with us, and what to say of it; or that it does not."""
+        if message:
+            self._fights[uuid] = message
+        else:
+            self._fights.pop(uuid, None)
+        self.changed.set()
+
+    def apply_is_paused(self) -> bool:
+        """Tell whether no domain is to be applied without being asked to."""
+        until = self._ledger.paused_until(APPLY)
+        return until is not None and until > time.time()
+
+    # What follows
+
+    def look(self) -> list[AlertView]:
+        """Return the alerts that are active now, by code; log those that are new and those that are over."""
+        due = {(alert.code, alert.subject): alert for alert in alerts.due(self._facts())}
+        for key in sorted(self._active.keys() - due.keys()):
+            over = self._active.pop(key)
+            log.info("alert %s is over: %s", over.code, over.message)
+        for key, alert in due.items():
+            known = self._active.get(key)
+            if known is None:
+                log.warning("alert %s: %s %s", alert.code, alert.message, alert.hint)
+            since = known.since if known else time.time()
+            self._active[key] = AlertView(alert.code, alert.subject, alert.message, alert.hint, since)
+        return [self._active[key] for key in sorted(self._active)]
+
+    def _facts(self) -> alerts.Facts:
+        return alerts.Facts(
+            now=time.time(),
+            guests=self._guests.values(),
+            reservations=self._ledger.reservations(),
+            quarantined=self._ledger.quarantined(),
+            capacity=self._inventory.capacity(),
+            reserved=self._ledger.reserved(),
+            fights=self._fights,
+            paused_until=self._ledger.paused_until(APPLY),
+            is_alive=self._is_alive,
+        )
+
+    def _is_alive(self, guest: Guest) -> bool:
+        return host.find_qemu(Path(self._config.libvirt.run_dir), guest.name, guest.uuid) is not None
