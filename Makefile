@@ -7,9 +7,9 @@ python := .venv/bin/python
 pytest := $(python) -m pytest --timeout=300 --durations=10
 helper := virt_dmem/native/virt-dmem-prefault
 shell_scripts := tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh .ci/run
-python_code := virt_dmem tests bench hatch_build.py
+python_code := virt_dmem tests bench docs hatch_build.py
 
-.PHONY: help setup demo test test-unit test-libvirt lint install uninstall clean
+.PHONY: help setup demo test test-unit test-libvirt lint docs install uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ lint: setup ## Run ruff, mypy and shellcheck
 	$(python) -m mypy
 	shellcheck $(shell_scripts)
 	sed "/^'''$$/,\$$d" hooks/qemu.d/50-virt-dmem | shellcheck - # from there on it is Python
+
+docs: setup ## Write the documents that are made from the code
+	$(python) docs/generate.py
 
 install: setup ## Install for this host (PREFIX=/usr, DESTDIR= for packagers)
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/install.sh

@@ -101,10 +101,19 @@ else
 fi
 put 0644 systemd/virt-dmem.toml "$prefix/share/doc/virt-dmem/virt-dmem.toml"
 put 0644 README.md "$prefix/share/doc/virt-dmem/README.md"
+put 0644 docs/prometheus-rules.yml "$prefix/share/doc/virt-dmem/prometheus-rules.yml"
 for page in docs/man/*.[1-8]; do
     [ -e "$page" ] || continue
     put 0644 "$page" "$prefix/share/man/man${page##*.}/${page##*/}"
 done
+for document in json.md errors.md virt-dmem.schema.json; do
+    put 0644 "docs/$document" "$prefix/share/doc/virt-dmem/$document"
+done
+for shell in bash zsh; do
+    "$python" -m virt_dmem.cli.main completion "$shell" >"$work/$shell"
+done
+put 0644 "$work/bash" "$prefix/share/bash-completion/completions/virt-dmem"
+put 0644 "$work/zsh" "$prefix/share/zsh/site-functions/_virt-dmem"
 
 # -- AppArmor: QEMU may reach its own domain's extents
 rule=/etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem

@@ -213,6 +213,19 @@ def daemon(machine: Host) -> Result:
     return _pass(f"virt-dmemd answers; {count} domains hold memory.")
 
 
+def alerts(machine: Host) -> Result:
+    """Nothing happened that virt-dmemd warns of."""
+    try:
+        with Client(machine.path(machine.config.socket_path)) as client:
+            active = client.call("ListAlerts")["alerts"]
+    except (DaemonUnreachable, PermissionRefused):
+        return _warn("Only virt-dmemd knows, and it does not answer us.", "Mend what is said of the daemon.")
+    if active:
+        message = " ".join(f"{alert['code']}: {alert['message']}" for alert in active)
+        return _warn(message, "'virt-dmem alerts' says what to do.")
+    return _pass("No alert is active.")
+
+
 def group(machine: Host) -> Result:
     """Those who may look have their group."""
     name = machine.config.daemon.group
@@ -357,6 +370,7 @@ CHECKS = (
     Check("first-hugetlbfs-mount", first_hugetlbfs_mount),
     Check("pool-roots", pool_roots),
     Check("daemon", daemon),
+    Check("alerts", alerts),
     Check("group", group),
     Check("helper", helper),
     Check("libvirt", libvirt),

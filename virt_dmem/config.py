@@ -2,22 +2,33 @@
 """The configuration: ``virt-dmem.toml``, then drop-ins, each key checked.
 
 Later files win key by key. An unknown key or a wrong type is refused with the file and the key: a typo must
-not silently mean the default.
+not silently mean the default. virt-dmem.toml(5) is made from what is said here below each key.
 """
 
 from __future__ import annotations
 
-import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
+from virt_dmem.config_files import DEFAULT_FILE, DEFAULT_RUN_DIR, SOCKET_NAME, read_files
 from virt_dmem.errors import ConfigError
 
-__all__ = ["DEFAULT_PATH", "Config", "DaemonConfig", "LibvirtConfig", "PrefaultConfig", "load_config"]
+__all__ = [
+    "DEFAULT_PATH",
+    "Config",
+    "DaemonConfig",
+    "LibvirtConfig",
+    "MetricsConfig",
+    "PrefaultConfig",
+    "keys",
+    "load_config",
+    "load_config_and_origins",
+]
 
-DEFAULT_PATH = Path("/etc/virt-dmem/virt-dmem.toml")
+DEFAULT_PATH = Path(DEFAULT_FILE)
 
 
 class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,7 +36,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     state_dir: str = "/var/lib/virt-dmem"
     """Ledger and pool records; survives a reboot."""
-    run_dir: str = "/run/virt-dmem"
+    run_dir: str = DEFAULT_RUN_DIR
     """Control socket and pool mounts; made by tmpfiles."""
     group: str = "virt-dmem"
     """Members may read over the control socket; only root may change."""
@@ -35,6 +46,7 @@ class LibvirtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[libvirt]``."""
 
     uri: str = "qemu:///system"
+    """The libvirt to follow."""
     config_file: str = "/etc/libvirt/qemu.conf"
     """Where libvirt's own ``memory_backing_dir`` is looked up."""
     run_dir: str = "/run/libvirt/qemu"
@@ -52,6 +64,16 @@ class PrefaultConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Path of ``virt-dmem-prefault``; empty: the one that was built into the package."""
 
 
+class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[metrics]``."""
+
+    textfile: str = ""
+    """File that virt-dmemd writes for the node exporter's textfile collector, such as
+    /var/lib/prometheus/node-exporter/virt_dmem.prom; empty: none."""
+    interval_seconds: int = 15
+    """How often it is written, in seconds."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it; every key has a default that works."""
 
@@ -62,11 +84,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     daemon: DaemonConfig = DaemonConfig()
     libvirt: LibvirtConfig = LibvirtConfig()
     prefault: PrefaultConfig = PrefaultConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @property
     def socket_path(self) -> Path:
         """The control socket."""
-        return Path(self.daemon.run_dir) / "sock"
+        return Path(self.daemon.run_dir) / SOCKET_NAME
 
     @property
     def pools_dir(self) -> Path:
@@ -84,35 +107,71 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Path(self.daemon.state_dir) / "ledger.sqlite"
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
 def load_config(path: Path | None = None) -> Config:
     """Read ``path`` and the ``conf.d/*.toml`` beside it, in order of their names.
 
     Without ``path`` the default file is read, and may be missing.
 
-    :raise ConfigError: When a file cannot be read or holds what we do not know; names the file.
+    :raise ConfigError: When a file cannot be read or holds what we do not know; names the file and the key.
     """
-    main = path or DEFAULT_PATH
-    if path is not None and not path.exists():
-        raise ConfigError(f"There is no configuration file {path}.", hint="Name an existing one with --config.")
+    return load_config_and_origins(path)[0]
+
+
+def load_config_and_origins(path: Path | None = None) -> tuple[Config, dict[str, str]]:
+    """Read the same; return also, by key (``daemon.run_dir``), the file that each key was set by last.
+
+    :raise ConfigError: As ``load_config``.
+    """
     merged: dict[str, Any] = {}
-    config = Config()
-    for file in [main, *sorted((main.parent / "conf.d").glob("*.toml"))]:
-        if not file.exists():
+    origins: dict[str, str] = {}
+    for file, content in read_files(path):
+        for key, value in _checked(Config, content, file):  # each file by itself: the one named is to blame
+            origins[key] = file
+            section, dot, name = key.rpartition(".")
+            (merged.setdefault(section, {}) if dot else merged)[name] = value
+    return msgspec.convert(merged, Config), origins
+
+
+def keys(kind: type[msgspec.Struct] = Config, above: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield every key that there is (``daemon.run_dir``), its type and its default."""
+    defaults = kind()
+    for name, of in get_type_hints(kind, include_extras=True).items():
+        if _is_section(of):
+            yield from keys(of, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", of, getattr(defaults, name)
+
+
+def _is_section(of: object) -> bool:
+    return isinstance(of, type) and issubclass(of, msgspec.Struct)
+
+
+def _checked(
+    kind: type[msgspec.Struct], table: dict[str, Any], file: str, above: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield each key (after the name of its section) and value of a table."""
+    known = get_type_hints(kind, include_extras=True)
+    for name, value in table.items():
+        key = f"{above}{name}"
+        if name not in known:
+            raise _unknown(key, name, above, list(known), file)
+        if _is_section(known[name]) and isinstance(value, dict):
+            yield from _checked(known[name], value, file, f"{key}.")
             continue
         try:
-            merged = _merge(merged, tomllib.loads(file.read_text("utf-8")))
-            config = msgspec.convert(merged, Config)
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+            msgspec.convert(value, known[name])
+        except msgspec.ValidationError as error:
             raise ConfigError(
-                f"The configuration file {file} cannot be used: {error}.",
-                hint="Mend it; /usr/share/doc/virt-dmem/virt-dmem.toml lists every key.",
+                f"In {file}, {key} cannot be {value!r}: {str(error).lower()}.",
+                hint="virt-dmem.toml(5) describes every key; 'virt-dmem config show' prints them all.",
             ) from error
-    return config
+        yield key, value
+
+
+def _unknown(key: str, name: str, section: str, known: list[str], file: str) -> ConfigError:
+    import difflib  # noqa: PLC0415 -- for a typo only
+
+    near = [there for there, _, _ in keys() if there.endswith(f".{name}")]  # it is of another section
+    near += [section + found for found in difflib.get_close_matches(name, known, n=1)]
+    hint = f"Did you mean {near[0]}?" if near else f"What is known here: {', '.join(known)}."
+    return ConfigError(f"In {file}, there is no key {key}.", hint=hint)

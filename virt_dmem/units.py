@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sizes: text to bytes and back."""
+"""Sizes and durations: text to bytes and seconds, and sizes back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 from virt_dmem.errors import UsageError
 
-__all__ = ["KIB", "MIB", "GIB", "TIB", "parse_size", "format_size", "round_up"]
+__all__ = ["KIB", "MIB", "GIB", "TIB", "parse_size", "parse_duration", "format_size", "round_up"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -15,7 +15,7 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
-_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_SIZE = r"(?ia)(\d+)\s*([KMGT]?)(?:i?B)?"
 
 
 def parse_size(text: str) -> int:
@@ -23,11 +23,24 @@ def parse_size(text: str) -> int:
 
     :raise UsageError: When it is no size, or zero.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     size_bytes = int(match[1]) * _FACTORS[match[2].upper()] if match else 0
     if size_bytes <= 0:
         raise UsageError(f"{text!r} is not a size.", hint="Write a number and K, M, G or T, such as 512M or 4G.")
     return size_bytes
+
+
+def parse_duration(text: str) -> int:
+    """Return the seconds that ``text`` means: ``90``, ``90s``, ``30m``, ``1h``, ``2d``.
+
+    :raise UsageError: When it is no duration, or zero.
+    """
+    match = re.fullmatch(r"(\d{1,9})\s*([smhd]?)", text.strip(), re.IGNORECASE | re.ASCII)
+    factor = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    seconds = int(match[1]) * factor[match[2].lower()] if match else 0
+    if seconds <= 0:
+        raise UsageError(f"{text!r} is not a time.", hint="Write a number and s, m, h or d, such as 30m or 2h.")
+    return seconds
 
 
 def format_size(size_bytes: int) -> str:

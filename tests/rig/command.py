@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from tests.answers import require_documented
 from tests.rig.processes import RigError
 
 __all__ = ["virt_dmem", "virt_dmem_fails", "virt_dmem_json"]
@@ -32,8 +32,8 @@ def virt_dmem(*args: str | Path, stdin: bytes = b"") -> str:
 
 
 def virt_dmem_json(*args: str | Path) -> Any:
-    """Run ``virt-dmem --json`` and return what it prints, decoded."""
-    return json.loads(virt_dmem(*args, "--json"))
+    """Run ``virt-dmem --json`` and return what it prints, decoded and found to be as documented."""
+    return require_documented([*map(str, args), "--json"], virt_dmem(*args, "--json"))
 
 
 def virt_dmem_fails(*args: str | Path, status: int, stdin: bytes = b"") -> str:

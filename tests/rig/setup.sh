@@ -10,7 +10,7 @@
 set -eu
 
 packages="
-    busybox-static cpio dpkg xz-utils mount apparmor shellcheck
+    busybox-static cpio dpkg xz-utils mount apparmor shellcheck man-db
     gcc libc6-dev make pkg-config
     python3 python3-dev python3-venv libvirt-dev
     libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.conftest import GOLDEN, canonical
-from virt_dmem.cli.main import main
+from virt_dmem.cli.main import LIST_JSON_PARSED, main
 from virt_dmem.cli.output import masked, printable
+from virt_dmem.cli.parser import build_parser
 from virt_dmem.errors import DmemError, ExitStatus
 
 REPOSITORY = Path(__file__).parents[2]
@@ -146,7 +147,7 @@ def test_nothing_applied_is_an_empty_list(nowhere: str, capsys: pytest.CaptureFi
 def test_a_command_imports_only_what_it_needs(args: list[str], absent: set[str], nowhere: str) -> None:
     script = f"""
 import sys
-from virt_dmem.cli.main import main
+from virt_dmem.cli.main import LIST_JSON_PARSED, main
 try:
     main({[*args, "--config", nowhere]!r})
 except SystemExit:
@@ -161,6 +162,26 @@ print(sorted({absent!r} & set(sys.modules)), file=sys.stderr)
         check=True,
     )
     assert done.stderr.decode().splitlines()[-1] == "[]"
+
+
+def test_list_as_monitoring_asks_it_needs_next_to_nothing() -> None:
+    """The whole list of what it imports beyond a bare interpreter is short, and of the standard library alone."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from virt_dmem.cli.main import main
+main(["list", "--json"])
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-IS", "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.splitlines()[-1].split())
+    assert "virt_dmem" in loaded
+    assert not loaded & {"argparse", "typing", "dataclasses", "inspect", "pathlib", "tomllib", "msgspec", "lxml"}
+
+
+@pytest.mark.parametrize("args", [["list", "--json"], ["--json", "list"]], ids=" ".join)
+def test_what_is_taken_for_parsed_is_what_the_parser_makes_of_it(args: list[str]) -> None:
+    assert vars(build_parser().parse_args(args)) == LIST_JSON_PARSED
 
 
 def test_the_filter_rewrites_and_gives_back() -> None:

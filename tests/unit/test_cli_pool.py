@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.answers import require_documented
 from tests.namespace import in_own_mount_namespace
 from virt_dmem.cli.main import main
 from virt_dmem.errors import DaemonUnreachable, ExitStatus
@@ -43,7 +43,7 @@ class Command:
         return said.err if status else said.out
 
     def json(self, *args: str) -> Any:
-        answer = json.loads(self(*args, "--json"))
+        answer = require_documented([*args, "--json"], self(*args, "--json"))
         assert answer.pop("schema") == 1
         return answer
 
@@ -134,6 +134,24 @@ def test_a_pool_is_mounted_again_and_one_that_is_there_left_alone(command: Comma
     assert command.json("pool", "list")["pools"][0]["capacity_bytes"] == 0
     assert mount in command("pool", "mount", "small")
     assert command.json("pool", "list")["pools"][0]["capacity_bytes"] == 8 * MIB
+
+
+@in_own_mount_namespace
+def test_a_pool_is_resized_and_the_daemon_hears_of_it(command: Command) -> None:
+    with command.daemon():
+        command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
+        said = command("pool", "resize", "small", "--size", "16M", "--dry-run")
+        assert said == "Would make segment small larger: 16 MiB instead of 8 MiB\n"
+        assert command.json("pool", "show", "small")["pool"]["capacity_bytes"] == 8 * MIB
+        assert command("pool", "resize", "small", "--size", "16M").splitlines()[-1] == "Pool small has 16 MiB."
+        (seen,) = command.json("pool", "list")["pools"]
+        assert (seen["capacity_bytes"], seen["free_bytes"]) == (16 * MIB, 16 * MIB)
+        assert "already" in command("pool", "resize", "small", "--size", "16M")
+        changes = command.json("pool", "resize", "small", "--size", "4M")["changes"]
+        assert changes == [{"segment": "small", "before": {"-1": 16 * MIB}, "after": {"-1": 4 * MIB}}]
+    command("pool", "resize", "small", status=ExitStatus.USAGE)
+    command("pool", "resize", "small", "--size", "100", status=ExitStatus.USAGE)
+    command("pool", "resize", "large", "--size", "4M", status=ExitStatus.FAILED)
 
 
 def test_domains_are_listed_by_the_daemon_and_an_unknown_one_is_an_error(command: Command) -> None:

@@ -4,21 +4,27 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import runpy
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
-import msgspec
 import pytest
 
+from tests.unit.test_cli import codes
 from virt_dmem.checks import CHECKS
 from virt_dmem.cli.parser import build_parser
-from virt_dmem.config import Config
+from virt_dmem.config import keys
 from virt_dmem.errors import ExitStatus
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *REPOSITORY.glob("docs/**/*.md")])
+PAGES = sorted((REPOSITORY / "docs/man").glob("*.[1-8]"))
+GENERATE = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "docs/generate.py")))
 SHELL_BLOCK = re.compile(r"^```sh( operator)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 OTHERS = {"virsh", "systemctl", "journalctl"}
@@ -80,20 +86,46 @@ def test_a_link_leads_somewhere(document: Path) -> None:
         assert target.startswith("https://") or (document.parent / target).exists(), target
 
 
-def test_the_manual_page_knows_every_verb_and_option() -> None:
-    page = spoken(REPOSITORY / "docs/man/virt-dmem.1")
-    begins = {}
-    for verb, _ in verbs(build_parser()):
-        heading = re.search(rf"^{verb}( .*)?$", page[page.index("COMMANDS") :], re.MULTILINE) if verb else None
-        assert heading or not verb, f"{verb} is missing"
-        begins[verb] = heading.start() + page.index("COMMANDS") if heading else 0
+def test_what_is_made_from_the_code_is_current() -> None:
+    for path, text in GENERATE.documents().items():
+        assert (REPOSITORY / "docs" / path).read_text("utf-8") == text, f"{path}: run python docs/generate.py"
+
+
+def test_there_is_a_manual_page_for_the_command_each_group_the_daemon_and_the_configuration() -> None:
+    groups = {verb.partition(" ")[0] for verb, _ in verbs(build_parser()) if " " in verb}
+    assert {page.name for page in PAGES} == {
+        "virt-dmem.1",
+        *(f"virt-dmem-{group}.1" for group in groups),
+        "virt-dmemd.8",
+        "virt-dmem.toml.5",
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_man_has_nothing_to_say_about_a_page(page: Path) -> None:
+    env = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "100"}
+    done = subprocess.run(
+        ["man", "--warnings", "-l", str(page)], capture_output=True, env=env, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert "@" not in re.sub(r"pool@", "", done.stdout)
+
+
+@pytest.mark.parametrize("page", ["virt-dmem.1", "virt-dmem-pool.1", "virt-dmemd.8"])
+def test_a_page_says_how_it_works(page: str) -> None:
+    assert "THEORY OF OPERATION" in spoken(REPOSITORY / "docs/man" / page)
+
+
+def test_the_manual_pages_know_every_verb_and_option() -> None:
     everywhere = set(build_parser()._option_string_actions)
     for verb, parser in verbs(build_parser()):
-        end = min((at for at in begins.values() if at > begins[verb]), default=len(page))
-        section = page if not verb else page[begins[verb] : end]
+        group, nested, _ = verb.partition(" ")
+        page = spoken(REPOSITORY / f"docs/man/virt-dmem{f'-{group}' if nested else ''}.1")
+        _, found, section = page.partition(f"\n.SS {verb}\n".replace(".SS ", "")) if verb else ("", "\n", page)
+        assert found, f"{verb} is missing"
         for action in parser._actions:
-            options = action.option_strings if not verb else set(action.option_strings) - everywhere
-            assert not options or any(option in section for option in options), f"{verb} {action.option_strings}"
+            options = set(action.option_strings) - (everywhere if verb else set())
+            assert all(option in section for option in options), f"{verb} {action.option_strings}"
 
 
 def test_the_manual_page_knows_every_exit_status() -> None:
@@ -101,11 +133,17 @@ def test_the_manual_page_knows_every_exit_status() -> None:
     assert all(re.search(rf"^{status.value}$", page, re.MULTILINE) for status in ExitStatus)
 
 
-def test_the_manual_page_of_the_daemon_knows_every_key_of_the_configuration() -> None:
-    page = spoken(REPOSITORY / "docs/man/virt-dmemd.8")
-    for key, value in msgspec.to_builtins(Config()).items():
-        names = [f"[{key}]", *value] if isinstance(value, dict) else [key]
-        assert all(re.search(rf"^{re.escape(name)}$", page, re.MULTILINE) for name in names), names
+def test_the_manual_page_of_the_configuration_knows_every_key() -> None:
+    page = spoken(REPOSITORY / "docs/man/virt-dmem.toml.5")
+    for key, _, _ in keys():
+        section, _, name = key.rpartition(".")
+        below = page.partition(f"\n[{section}]\n")[2] if section else page
+        assert re.search(rf"^{name}$", below.partition("\n[")[0], re.MULTILINE), key
+
+
+@pytest.mark.parametrize("code", codes())
+def test_every_error_has_its_place_in_the_documents(code: str) -> None:
+    assert f"\n| `{code}` | " in (REPOSITORY / "docs/errors.md").read_text("utf-8")
 
 
 def test_every_handler_exists() -> None:

@@ -38,6 +38,12 @@ EXPECTED = {
     "usr/lib/virt-dmem/manifest": 0o644,
     "usr/sbin/virt-dmemd": 0o755,
     "usr/share/doc/virt-dmem/README.md": 0o644,
+    "usr/share/bash-completion/completions/virt-dmem": 0o644,
+    "usr/share/doc/virt-dmem/errors.md": 0o644,
+    "usr/share/doc/virt-dmem/json.md": 0o644,
+    "usr/share/doc/virt-dmem/prometheus-rules.yml": 0o644,
+    "usr/share/doc/virt-dmem/virt-dmem.schema.json": 0o644,
+    "usr/share/zsh/site-functions/_virt-dmem": 0o644,
     "usr/share/doc/virt-dmem/virt-dmem.toml": 0o644,
 }
 HIGHEST_EXPOSURE = 2.5
@@ -232,7 +238,7 @@ def test_the_example_configuration_has_every_key_with_its_default() -> None:
     lines = (SYSTEMD / "virt-dmem.toml").read_text().splitlines()
     example = tomllib.loads("\n".join(re.sub(r"^#(?=[a-z_]+ = )", "", line) for line in lines))
     assert example == msgspec.to_builtins(Config())
-    assert tomllib.loads("\n".join(lines)) == {"daemon": {}, "libvirt": {}, "prefault": {}}, (
+    assert tomllib.loads("\n".join(lines)) == {"daemon": {}, "libvirt": {}, "prefault": {}, "metrics": {}}, (
         "as it comes it sets nothing"
     )
 

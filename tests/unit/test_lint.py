@@ -13,23 +13,30 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-PYTHON_CODE = ("virt_dmem", "tests", "bench", "hatch_build.py")
+PYTHON_CODE = ("virt_dmem", "tests", "bench", "docs", "hatch_build.py")
 HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
 SHELL_CODE = ("systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
 
 LAYERS = (
-    {"", "errors", "host", "native", "native.build", "sdnotify", "ipc", "ipc.messages", "cli"},
-    {"units", "config", "secure_xml", "prefault", "ipc.client", "cli.output"},
+    {"", "errors", "host", "native", "native.build", "sdnotify", "ipc", "ipc.messages", "cli", "cli.texts"}
+    | {"ledger_file", "alert_codes", "xml_layout"},
+    {"units", "config_files", "cli.answers", "ipc.connection"},
+    {"config", "secure_xml", "prefault", "placement", "ipc.client", "cli.output"},
+    {"xml_fields"},
+    {"memory_xml"},
     {"domain_xml", "templates", "libvirt_dirs", "extents", "backends.base", "cli.columns", "cli.progress"},
-    {"rewrite", "plan", "hypervisor", "backends.hugetlbfs", "backends.tmpfs", "cli.parser"},
+    {"rewrite", "plan", "hypervisor", "guests", "backends.hugetlbfs", "backends.tmpfs", "cli.parser"},
     {"ledger", "backends"},
-    {"pools"},
-    {"inventory", "savings", "checks"},
-    {"lifecycle"},
-    {"reconcile", "autoapply"},
-    {"service"},
+    {"ballast"},
+    {"pools", "alerts"},
+    {"inventory", "savings", "checks", "resize", "plan_host"},
+    {"holding"},
+    {"lifecycle", "watch", "report"},
+    {"reconcile", "autoapply", "metrics"},
+    {"service", "follow"},
     {"ipc.server"},
-    {"cli.apply", "cli.check", "cli.domain", "cli.explain", "cli.pool", "cli.rewrite"},
+    {"cli.apply", "cli.check", "cli.domain", "cli.explain", "cli.pool", "cli.rewrite"}
+    | {"cli.completion", "cli.config", "cli.drain", "cli.listing", "cli.plan_host", "cli.report", "cli.watch"},
     {"daemon", "cli.main"},
 )
 """The modules of virt_dmem, from the ground to the top: each imports only from rows above its own here."""

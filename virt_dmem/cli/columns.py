@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
 
 from virt_dmem.cli.output import Column
 from virt_dmem.errors import UsageError
-from virt_dmem.units import format_size
 
-__all__ = ["DOMAINS", "EXTENTS", "NODES", "POOLS", "SAVINGS", "STEPS", "Table", "choose", "describe"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
-Table = Mapping[str, Column]
+    Table = Mapping[str, Column]
+
+__all__ = ["DOMAINS", "EXTENTS", "NODES", "PLAN", "POOLS", "SAVINGS", "STEPS", "choose", "describe"]
 
 
 def _text(name: str, help_text: str, key: str) -> Column:
@@ -20,7 +22,7 @@ def _text(name: str, help_text: str, key: str) -> Column:
 
 
 def _size(name: str, help_text: str, key: str) -> Column:
-    return Column(name, help_text, lambda row: "-" if row.get(key) is None else format_size(row[key]), right=True)
+    return Column(name, help_text, lambda row: row.get(key), size=True)
 
 
 def _or_dash(value: object) -> str:
@@ -75,7 +77,7 @@ POOLS = _table(
     _size("CAPACITY", "what it has now", "capacity_bytes"),
     _size("RESERVED", "what domains hold of it; - when virt-dmemd does not answer", "reserved_bytes"),
     _size("FREE", "capacity less reserved", "free_bytes"),
-    _text("STATE", "creating, mounting, ready, destroying or retiring", "state"),
+    _text("STATE", "creating, mounting, ready, draining or destroying", "state"),
     _text("MOUNT", "where it is mounted", "mount"),
 )
 
@@ -95,6 +97,21 @@ SAVINGS = _table(
     _size("LEFT", "struct pages that are still there", "metadata_left_bytes"),
     _size("NET", "struct pages that are gone: what is saved", "net_bytes"),
     Column("HOW", "measured by the kernel's counters, or estimated", lambda row: row["how"]),
+)
+
+PLAN = _table(
+    SAVINGS["BACKEND"],
+    SAVINGS["PAGES"],
+    _size("SIZE", "guest memory in whole pages", "size_bytes"),
+    SAVINGS["GROSS"],
+    SAVINGS["LEFT"],
+    SAVINGS["NET"],
+    Column(
+        "HERE",
+        "whether this version can make such a pool on this host, and which one is recommended",
+        lambda row: "recommended" if row["recommended"] else "yes" if row["pool_create"] else "no",
+    ),
+    _text("CMDLINE", "what to add to the kernel command line", "kernel_command_line"),
 )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from virt_dmem import errors
+from virt_dmem.alert_codes import EXPLANATIONS
 from virt_dmem.cli.output import Output
 from virt_dmem.errors import ExitStatus
 
@@ -13,8 +14,8 @@ __all__ = ["explain"]
 
 
 def explain(args: argparse.Namespace, out: Output) -> ExitStatus:
-    """Print what an error's code means."""
-    explanation = errors.explain(args.code)
+    """Print what the code of an error or an alert means."""
+    explanation = EXPLANATIONS.get(args.code) or errors.explain(args.code)
     out.text(explanation)
     out.result(code=args.code, explanation=explanation)
     return ExitStatus.DONE

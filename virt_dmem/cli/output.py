@@ -7,40 +7,56 @@ are masked before anything is shown.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from virt_dmem.errors import DmemError
-from virt_dmem.ipc.messages import SCHEMA_VERSION
+from virt_dmem.ipc import SCHEMA_VERSION
+from virt_dmem.units import format_size
 
-__all__ = ["Output", "Column", "Row", "printable", "masked", "unified_diff"]
+TYPE_CHECKING = False  # what is imported here costs every command, and typing 2 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
 
-Row = Mapping[str, Any]
-"""One object as it is in the JSON output; a table is made of the same objects."""
+    from virt_dmem.errors import DmemError
 
-_PASSWORD = re.compile(r"""\b(passwd\s*=\s*)("[^"]*"|'[^']*')""")
+    Row = Mapping[str, Any]
+
+__all__ = ["Output", "Column", "printable", "masked", "unified_diff"]
+
+_GRAPHICS_AUTH = r"""\b(passwd\s*=\s*)("[^"]*"|'[^']*')"""
 
 
-@dataclass(frozen=True)
 class Column:
-    """One column of a table: drives its header, ``--output`` and the help."""
+    """One column of a table: drives its header, ``--output`` and the help.
 
-    name: str
-    help: str
-    value: Callable[[Row], str]
-    right: bool = False
+    ``value`` makes what is shown of an object of the JSON output; a table is made of the same objects. Where
+    ``size`` is set it is a number of bytes, or ``None`` where that is not known, and printed as a size.
+    """
+
+    def __init__(
+        self, name: str, help_text: str, value: Callable[[Row], Any], *, right: bool = False, size: bool = False
+    ) -> None:
+        self.name = name
+        self.help = help_text
+        self.value = value
+        self.right = right or size
+        self.size = size
 
 
 class Output:
     """Where the answer goes: stdout, as text or JSON; notes and errors go to stderr."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, in_bytes: bool = False) -> None:
         self.as_json = as_json
+        self.in_bytes = in_bytes
+
+    def size(self, size_bytes: int | None) -> str:
+        """Return a size as it is to be shown: for people, or a number of bytes if that was asked for."""
+        if size_bytes is None:
+            return "-"
+        return str(size_bytes) if self.in_bytes else format_size(size_bytes)
 
     def text(self, text: str) -> None:
         """Print ``text`` and a newline, unless JSON was asked for."""
@@ -55,7 +71,9 @@ class Output:
     def table(self, columns: Sequence[Column], rows: Iterable[Row]) -> None:
         """Print ``rows`` under the names of ``columns``, unless JSON was asked for."""
         cells = [[column.name for column in columns]]
-        cells += [[printable(column.value(row)) for column in columns] for row in rows]
+        for row in rows:
+            values = ((column, column.value(row)) for column in columns)
+            cells.append([self.size(value) if column.size else printable(value) for column, value in values])
         widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
         for line in cells:
             padded = (
@@ -89,11 +107,13 @@ def masked(xml: bytes) -> str:
     ``passwd`` of ``<graphics>`` is what libvirt itself holds back without VIR_DOMAIN_XML_SECURE
     (virDomainGraphicsAuthDefFormatAttr in its domain_conf.c).
     """
-    return _PASSWORD.sub(r"\1'***'", xml.decode())
+    return re.sub(_GRAPHICS_AUTH, r"\1'***'", xml.decode())
 
 
 def unified_diff(before: bytes, after: bytes) -> str:
     """Return the difference of two domain XMLs, passwords masked; empty when there is none."""
+    import difflib  # noqa: PLC0415 -- for who asks for it
+
     lines = difflib.unified_diff(
         masked(before).splitlines(), masked(after).splitlines(), "before", "after", lineterm=""
     )

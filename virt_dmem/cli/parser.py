@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from virt_dmem import __version__
 from virt_dmem.cli import columns
+from virt_dmem.cli.texts import ABOUT
 from virt_dmem.errors import UsageError
-from virt_dmem.units import parse_size
+from virt_dmem.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["_Parser"]
@@ -49,13 +50,15 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[_global_options()],
     )
     # the defaults of options that are taken before and after the verb: see _global_options
-    parser.set_defaults(json=False, config=None, connect=None)
+    parser.set_defaults(json=False, bytes=False, config=None, connect=None)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=_Parser)
     _check(commands)
     _pool(commands)
     _apply(commands)
     _rewrite(commands)
     _domains(commands)
+    _watch(commands)
+    _config(commands)
     _explain(commands)
     return parser
 
@@ -66,8 +69,17 @@ def _global_options() -> _Parser:
     group = parent.add_argument_group("global options")
     unset = argparse.SUPPRESS
     group.add_argument("--json", action="store_true", default=unset, help="print one JSON object; sizes are bytes")
-    group.add_argument("--connect", "-c", metavar="URI", default=unset, help="libvirt to talk to, as virsh has it")
-    group.add_argument("--config", metavar="FILE", type=Path, default=unset, help="instead of virt-dmem.toml")
+    group.add_argument("--bytes", action="store_true", default=unset, help="print sizes as numbers of bytes")
+    group.add_argument(
+        "--connect", "-c", metavar="URI", default=unset, help="libvirt to talk to; if not given, as configured"
+    )
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=unset,
+        help="instead of /etc/virt-dmem/virt-dmem.toml, and with the conf.d beside it",
+    )
     group.add_argument("--version", action="version", version=f"virt-dmem {__version__}")
     return parent
 
@@ -78,32 +90,48 @@ def _verb(
     parser = commands.add_parser(
         name,
         help=summary,
-        description=f"{summary[:1].upper()}{summary[1:]}.",
         epilog=columns.describe(table) if table else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         parents=[_global_options()],
     )
+    about = ABOUT.get(parser.prog.removeprefix("virt-dmem "))
+    parser.description = "\n\n".join(filter(None, (f"{summary[:1].upper()}{summary[1:]}.", about)))
     parser.set_defaults(handler=handler)
     if table:
         parser.add_argument("--output", "-o", metavar="COLUMNS", help="columns to show, separated by commas")
     return parser
 
 
+def _group(commands: Commands, name: str, summary: str) -> Commands:
+    """Add a command that has verbs of its own, and return where they go."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[:1].upper()}{summary[1:]}.",
+        allow_abbrev=False,
+        parents=[_global_options()],
+    )
+    return parser.add_subparsers(metavar="VERB", required=True, dest="verb", parser_class=_Parser)
+
+
 def _check(commands: Commands) -> None:
     _verb(commands, "check", "check:check", "look whether everything is in its place, and say what to do")
+    plan = _verb(
+        commands,
+        "plan-host",
+        "plan_host:plan_host",
+        "tell what each kind of memory saves, and how the host is to be booted for it",
+        table=columns.PLAN,
+    )
+    plan.add_argument(
+        "--guest-memory", type=parse_size, metavar="SIZE", required=True, help="of all guests together"
+    )
     _verb(commands, "savings", "pool:savings", "show what the pools save: gross, left, net", table=columns.SAVINGS)
 
 
 def _pool(commands: Commands) -> None:
-    pool = commands.add_parser(
-        "pool",
-        help="make, show and give back pools",
-        description="Make, show and give back pools.",
-        allow_abbrev=False,
-        parents=[_global_options()],
-    )
-    verbs = pool.add_subparsers(metavar="VERB", required=True, dest="verb", parser_class=_Parser)
+    verbs = _group(commands, "pool", "make, show and give back pools")
 
     create = _verb(verbs, "create", "pool:create", "take memory from the host and mount it as a pool")
     create.add_argument("name", metavar="NAME")
@@ -117,6 +145,14 @@ def _pool(commands: Commands) -> None:
     create.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; the smallest if not given")
     create.add_argument("--no-hvo", action="store_true", help="leave HVO as it is: keep all struct pages")
 
+    resize = _verb(verbs, "resize", "pool:resize", "make a pool larger or smaller while domains run")
+    resize.add_argument("name", metavar="NAME")
+    resize.add_argument("--size", type=parse_size, metavar="SIZE", help="in all; spread is what is more or less")
+    resize.add_argument(
+        "--node", action="append", default=[], type=_node_share, metavar="N=SIZE", help="so much of node N (repeat)"
+    )
+    resize.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+
     destroy = _verb(verbs, "destroy", "pool:destroy", "unmount a pool and give its memory back to the host")
     destroy.add_argument("name", metavar="NAME")
 
@@ -128,6 +164,12 @@ def _pool(commands: Commands) -> None:
     mount = _verb(verbs, "mount", "pool:mount", "bring a recorded pool back after a boot (for its systemd unit)")
     mount.add_argument("name", metavar="NAME")
 
+    drain = _verb(verbs, "drain", "drain:drain", "give no more memory from a pool; domains that run keep theirs")
+    drain.add_argument("name", metavar="NAME")
+    either = drain.add_mutually_exclusive_group()
+    either.add_argument("--undo", action="store_true", help="give memory from it again")
+    either.add_argument("--wait", action="store_true", help="until no domain holds memory of it")
+
 
 def _node_share(text: str) -> tuple[int, int]:
     node, equals, size = text.partition("=")
@@ -135,7 +177,7 @@ def _node_share(text: str) -> tuple[int, int]:
         raise UsageError(
             f"{text!r} is no share of a node.", hint="Write the node and its size, such as --node 0=4G."
         )
-    return int(node), parse_size(size)
+    return int(node), 0 if size == "0" else parse_size(size)
 
 
 def _apply(commands: Commands) -> None:
@@ -164,7 +206,7 @@ def _rewrite(commands: Commands) -> None:
 
 
 def _domains(commands: Commands) -> None:
-    listed = _verb(commands, "list", "domain:list_domains", "list domains that hold memory", table=columns.DOMAINS)
+    listed = _verb(commands, "list", "listing:list_domains", "list domains that hold memory", table=columns.DOMAINS)
     listed.add_argument(
         "--applied", action="store_true", help="list domains whose persistent XML is rewritten, running or not"
     )
@@ -177,6 +219,33 @@ def _domains(commands: Commands) -> None:
     reconcile.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
 
 
+def _watch(commands: Commands) -> None:
+    _verb(commands, "alerts", "watch:alerts", "show what is not as it should be now, and say what to do")
+    _verb(commands, "metrics", "watch:metrics", "print metrics in Prometheus' text format")
+    pause = _verb(commands, "pause-apply", "watch:pause_apply", "have virt-dmemd rewrite no domain by itself")
+    how_long = pause.add_mutually_exclusive_group()
+    how_long.add_argument(
+        "--for", dest="seconds", type=parse_duration, default=0, metavar="TIME", help="such as 30m, 1h or 2d"
+    )
+    how_long.add_argument("--resume", action="store_true", help="go on, also with what was defined meanwhile")
+    report = _verb(
+        commands, "report", "report:report", "pack up what support needs to know; no guest memory, no secrets"
+    )
+    report.add_argument(
+        "--file", "-o", type=Path, metavar="FILE", help="a new .tar.gz or .tar.xz; made here if not given"
+    )
+
+
+def _config(commands: Commands) -> None:
+    config = _group(commands, "config", "show the configuration that is in force")
+    show = _verb(config, "show", "config:show", "print every key of the configuration with its value")
+    show.add_argument("--origin", action="store_true", help="also the file that set it, or 'default'")
+
+
 def _explain(commands: Commands) -> None:
-    verb = _verb(commands, "explain", "explain:explain", "say what the code of an error means")
+    shells = _verb(
+        commands, "completion", "completion:completion", "print what a shell needs to complete our words"
+    )
+    shells.add_argument("shell", choices=("bash", "zsh"))
+    verb = _verb(commands, "explain", "explain:explain", "say what the code of an error or alert means")
     verb.add_argument("code", metavar="CODE")

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A plain client of the control socket: one message out, one or more back."""
+"""A plain client of the control socket: one message out, one or more back. Imports nothing slow."""
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Self
-
-import msgspec
 
 from virt_dmem.errors import DaemonUnreachable, error_from_code
-from virt_dmem.ipc.messages import INTERFACE
+from virt_dmem.ipc import INTERFACE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Any, Self
 
 __all__ = ["Client"]
 
@@ -24,7 +26,7 @@ class Client:
     :raise DaemonUnreachable: When nobody listens, or no answer comes for 30 seconds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(ANSWER_TIMEOUT_SECONDS)
@@ -64,9 +66,9 @@ class Client:
         if more:
             call["more"] = True
         try:
-            self._socket.sendall(msgspec.json.encode(call) + b"\0")
+            self._socket.sendall(json.dumps(call).encode() + b"\0")
             while True:
-                reply = msgspec.json.decode(self._message())
+                reply = json.loads(self._message())
                 if "error" in reply:
                     raise self._error(reply["error"], reply.get("parameters") or {})
                 yield reply.get("parameters") or {}

@@ -8,9 +8,12 @@ description from the types of the fields.)
 
 from dataclasses import dataclass
 
+from virt_dmem.ipc import INTERFACE, SCHEMA_VERSION
+
 __all__ = [
     "INTERFACE",
     "SCHEMA_VERSION",
+    "AlertView",
     "DomainView",
     "ExtentView",
     "HookReply",
@@ -19,9 +22,6 @@ __all__ = [
     "PoolView",
     "StepView",
 ]
-
-INTERFACE = "dev.virt-dmem"
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,17 @@ class DomainView:
     reserved_bytes: int
     extents: list[ExtentView]
     steps: list[StepView]
+
+
+@dataclass(frozen=True)
+class AlertView:
+    """Something that is not as it should be, since when; ``subject`` is a domain, pool or file."""
+
+    code: str
+    subject: str
+    message: str
+    hint: str
+    since: float
 
 
 @dataclass(frozen=True)

@@ -13,36 +13,36 @@ import pwd
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextvars import ContextVar
 from typing import Protocol
 
 from asyncvarlink import (
     LastResult,
-    TypedVarlinkErrorReply,
     VarlinkInterface,
     VarlinkInterfaceRegistry,
-    VarlinkInterfaceServerProtocol,
     VarlinkTransport,
     varlinkmethod,
 )
-from asyncvarlink.message import VarlinkMethodCall
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
-from asyncvarlink.types import FileDescriptorArray
 
 from virt_dmem import __version__
-from virt_dmem.errors import DmemError, PermissionRefused
-from virt_dmem.ipc.messages import INTERFACE, DomainView, HookReply, Link, PoolView
+from virt_dmem.ipc.connection import Connection, caller
+from virt_dmem.ipc.messages import INTERFACE, AlertView, DomainView, HookReply, Link, PoolView
 
 __all__ = ["ControlServer"]
 
 log = logging.getLogger(__name__)
 
-READ_METHODS = frozenset({"ListDomains", "ShowDomain", "ListPools", "GetInfo", "GetInterfaceDescription"})
+READ_METHODS = frozenset(
+    {"ListDomains", "ShowDomain", "ListPools", "ListAlerts", "ShowMetrics", "GetInfo", "GetInterfaceDescription"}
+)
 _PEERCRED = struct.Struct("3i")
 
-
-_caller: ContextVar["_Connection"] = ContextVar("caller")
-"""Who is asking: set for each call, and inherited by the task that serves it."""
+CONNECTIONS = 256
+"""Of root at a time. Each takes two file descriptors, of the 1024 that a service has."""
+CONNECTIONS_OF_OTHERS = 64
+"""Of those that may only look: they must not keep the hook out."""
+PAUSE_SECONDS = 0.5
+"""How long nobody is let in when file descriptors or memory have run out."""
 
 
 class Handler(Protocol):
@@ -63,22 +63,26 @@ class Handler(Protocol):
     def refresh_pools(self) -> None:
         """Read the records of the pools again."""
 
-    def retire_pool(self, name: str, /) -> None:
+    async def retire_pool(self, name: str, /) -> None:
         """Give no more memory from a pool, or refuse."""
+
+    def drain_pool(self, name: str, /, *, undo: bool) -> None:
+        """Give no more memory from a pool, or give it again."""
 
     async def reconcile(self, *, dry_run: bool) -> list[str]:
         """Mend, and return what was done."""
 
+    def list_alerts(self) -> list[AlertView]:
+        """Return what is not as it should be now."""
 
-class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
-    """A ``DmemError``, on its way to whoever asked."""
+    def show_metrics(self) -> str:
+        """Return all metrics in Prometheus' text format."""
 
-    class Parameters:
-        """Its stable code, what happened, what to do."""
+    def pause_apply(self, seconds: float, /) -> None:
+        """Apply no domain without being asked to, for so long (0: for ever)."""
 
-        code: str
-        message: str
-        hint: str
+    def resume_apply(self) -> None:
+        """Apply domains again."""
 
 
 class ControlInterface(VarlinkInterface, name=INTERFACE):
@@ -95,7 +99,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         task.add_done_callback(lambda _: reports.put_nowait(None))
         if operation == "prepare":
             # nobody waits for it any more (a killed libvirtd, a deadline): roll back rather than hold memory
-            _caller.get().when_gone(task.cancel)
+            caller.get().when_gone(task.cancel)
         while (report := await reports.get()) is not None:
             yield report
         raise LastResult(HookReply(done=True, message="", done_bytes=0, total_bytes=0, links=await task))
@@ -121,61 +125,39 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         self._handler.refresh_pools()
 
     @varlinkmethod
-    def RetirePool(self, *, name: str) -> None:  # noqa: N802
+    async def RetirePool(self, *, name: str) -> None:  # noqa: N802
         """Give no more memory from a pool that is about to be destroyed, or refuse as it is in use."""
-        self._handler.retire_pool(name)
+        await self._handler.retire_pool(name)
+
+    @varlinkmethod
+    def DrainPool(self, *, name: str, undo: bool) -> None:  # noqa: N802
+        """Give no more memory from a pool, or give it again; holds until it is said otherwise."""
+        self._handler.drain_pool(name, undo=undo)
+
+    @varlinkmethod(return_parameter="alerts")
+    def ListAlerts(self) -> list[AlertView]:  # noqa: N802
+        """Everything that is not as it should be now."""
+        return self._handler.list_alerts()
+
+    @varlinkmethod(return_parameter="text")
+    def ShowMetrics(self) -> str:  # noqa: N802
+        """All metrics in Prometheus' text format."""
+        return self._handler.show_metrics()
+
+    @varlinkmethod
+    def PauseApply(self, *, seconds: float) -> None:  # noqa: N802
+        """Apply no domain without being asked to, for so long; 0: until ResumeApply."""
+        self._handler.pause_apply(seconds)
+
+    @varlinkmethod
+    def ResumeApply(self) -> None:  # noqa: N802
+        """Apply domains again, also those that were defined meanwhile."""
+        self._handler.resume_apply()
 
     @varlinkmethod(return_parameter="actions")
     async def Reconcile(self, *, dry_run: bool) -> list[str]:  # noqa: N802
         """Bring ledger, pools and live domains together again."""
         return await self._handler.reconcile(dry_run=dry_run)
-
-
-class _Connection(VarlinkInterfaceServerProtocol):
-    """One caller, with the rights it has."""
-
-    def __init__(self, registry: VarlinkInterfaceRegistry, caller: socket.socket, *, root: bool) -> None:
-        super().__init__(registry)
-        self._root = root
-        self._watched = caller.dup()  # asyncvarlink does not read, and so sees no end, while it serves a call
-
-    def when_gone(self, act: Callable[[], object]) -> None:
-        """Call ``act`` when the caller hangs up, unless it sends another call before."""
-        loop = asyncio.get_running_loop()
-
-        def look() -> None:
-            loop.remove_reader(self._watched)
-            try:
-                gone = not self._watched.recv(1, socket.MSG_PEEK)
-            except OSError:
-                gone = True
-            if gone:
-                act()
-
-        loop.add_reader(self._watched, look)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        asyncio.get_running_loop().remove_reader(self._watched)
-        self._watched.close()
-        super().connection_lost(exc)
-
-    def call_received(
-        self, call: VarlinkMethodCall, fds: FileDescriptorArray | None
-    ) -> "asyncio.Future[None] | None":
-        if not self._root and call.method_name not in READ_METHODS:
-            raise _failed(PermissionRefused(f"{call.method_name} is for root.", hint="Run the command with sudo."))
-        _caller.set(self)
-        answer: asyncio.Future[None] | None = super().call_received(call, fds)
-        return answer
-
-    def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
-        if isinstance(exc, DmemError):
-            raise _failed(exc)
-        super().handle_call_exception(exc, oneway)
-
-
-def _failed(error: DmemError) -> Failed:
-    return Failed(code=error.code, message=error.message, hint=error.hint)
 
 
 class ControlServer:
@@ -184,6 +166,7 @@ class ControlServer:
     def __init__(self, listener: socket.socket, handler: Handler, group: str) -> None:
         self._listener = listener
         self._group = group
+        self._connections = {True: 0, False: 0}
         self._registry = VarlinkInterfaceRegistry()
         self._registry.register_interface(
             VarlinkServiceInterface("virt-dmem", "virt-dmemd", __version__, "https://virt-dmem.dev", self._registry)
@@ -201,17 +184,39 @@ class ControlServer:
 
     def _accept(self) -> None:
         try:
-            caller, _ = self._listener.accept()
+            connected, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
-        uid, gid = _credentials(caller)
+        except OSError as error:  # out of file descriptors or memory: it would be told again at once, for ever
+            log.warning("nobody is let in for a while: %s", error.strerror)
+            self.stop()
+            asyncio.get_running_loop().call_later(PAUSE_SECONDS, self.start)
+            return
+        uid, gid = _credentials(connected)
         if uid != 0 and not self._in_group(uid, gid):
             log.warning("a process of user %d was refused: it is not in group %s", uid, self._group)
-            caller.close()
+            connected.close()
             return
-        caller.setblocking(False)
-        connection = _Connection(self._registry, caller, root=uid == 0)
-        VarlinkTransport(asyncio.get_running_loop(), caller, caller, connection)
+        self._serve(connected, root=uid == 0)
+
+    def _serve(self, connected: socket.socket, *, root: bool) -> None:
+        if self._connections[root] >= (CONNECTIONS if root else CONNECTIONS_OF_OTHERS):
+            log.warning("a caller was turned away: %d are there already", self._connections[root])
+            connected.close()
+            return
+
+        def ended() -> None:
+            self._connections[root] -= 1
+
+        connected.setblocking(False)
+        try:
+            connection = Connection(self._registry, connected, root=root, readable=READ_METHODS, on_end=ended)
+        except OSError as error:
+            log.warning("a caller was turned away: %s", error.strerror)
+            connected.close()
+            return
+        self._connections[root] += 1
+        VarlinkTransport(asyncio.get_running_loop(), connected, connected, connection)
 
     def _in_group(self, uid: int, gid: int) -> bool:
         try:
@@ -221,7 +226,7 @@ class ControlServer:
             return False
 
 
-def _credentials(caller: socket.socket) -> tuple[int, int]:
+def _credentials(connected: socket.socket) -> tuple[int, int]:
     """Return user and group that the caller had when it connected."""
-    _pid, uid, gid = _PEERCRED.unpack(caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+    _pid, uid, gid = _PEERCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
     return uid, gid

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What must be quick is. No libvirtd runs here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.list_cost import BARE, LIST, cases, hold, measure
+from tests.rig.daemon import Daemon
+
+
+def test_list_json_costs_less_than_three_bare_interpreters(rig: None, tmp_path: Path) -> None:
+    with Daemon('[daemon]\ngroup = "root"\n'):
+        hold(3)
+        compared = {name: command for name, command in cases(tmp_path).items() if name in (BARE, LIST)}
+        ratios = []
+        for _ in range(4):  # others may be busy on this machine; what it can do, it does in one of them
+            medians = measure(21, compared)
+            ratios.append(medians[LIST] / medians[BARE])
+            if ratios[-1] < 3:
+                return
+    raise AssertionError(f"ratios of the medians: {ratios}")

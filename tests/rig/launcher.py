@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command as ``make install`` starts it, without installing: its launcher, and links for what it installs."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from pathlib import Path
+
+__all__ = ["write_launcher"]
+
+_REPOSITORY = Path(__file__).parents[2]
+
+
+def write_launcher(directory: Path, module: str) -> Path:
+    """Write the launcher of ``module`` into ``directory``, for this interpreter's packages; return its path."""
+    site = directory / "lib/virt-dmem/python{}.{}".format(*sys.version_info[:2])
+    if not site.exists():
+        site.mkdir(parents=True)
+        packages = Path(sysconfig.get_path("purelib")).iterdir()
+        for package in [_REPOSITORY / "virt_dmem", *(path for path in packages if path.name != "virt_dmem")]:
+            (site / package.name).symlink_to(package)
+    text = (_REPOSITORY / "systemd/launcher.in").read_text("utf-8")
+    launcher = directory / module
+    launcher.write_text(text.replace("@PREFIX@", str(directory)).replace("@MODULE@", module))
+    launcher.chmod(0o755)
+    return launcher

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``--help`` and the manual pages say of each command, after its first sentence, which is in ``parser``.
+
+Paragraphs of plain text. The pages below docs/man are made from here by ``python docs/generate.py``.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ABOUT"]
+
+ABOUT = {
+    "check": """\
+Kernel, pools, daemon, hook, libvirt, AppArmor: a line for each begins with
+PASS, WARN (it works, with less than could be had, or we cannot tell) or FAIL
+(domains with pool memory will not start as they should); below it stands what
+to do. The exit status is 3 if something failed.""",
+    "plan-host": """\
+For each kind of memory: the struct pages that an ordinary host keeps for it,
+those that are left, what is saved (net), what to add to the kernel command
+line, and how to make the pool. One is recommended, with the reason. Nothing is
+changed; it may be asked for more memory than this host has.""",
+    "savings": """\
+Gross is what an ordinary host keeps in struct pages for so much memory, left
+is what is still there, net is what is gone. Where the kernel cannot count it
+(before Linux 6.11) it is an estimate, and says so.""",
+    "pool create": """\
+The pool is made whole or not at all. Without --node it is spread evenly over
+the nodes that have memory; with it, --size may be left out. Memory is easiest
+to have soon after boot. Needs root.""",
+    "pool resize": """\
+What domains hold is never touched. Needs root.""",
+    "pool destroy": """\
+Refused while domains hold memory of it. What the kernel does not take back is
+reported, and the command may be repeated. Needs root.""",
+    "pool list": """\
+Where virt-dmemd does not answer, the pools are read from their records (by
+root), and what is reserved is shown as unknown.""",
+    "pool mount": """\
+What virt-dmem-pool@NAME.service does. A pool that was never finished, or half
+destroyed, is undone. Needs root.""",
+    "pool drain": """\
+Domains that run keep what they hold, others are refused. It holds over
+restarts of virt-dmemd. Needs root.""",
+    "apply": """\
+From the domain's next start on. What is replaced is kept in the domain's
+metadata. A domain that is applied already is left as it is. What --print-xml
+prints is for reading: with its masked passwords it must not be defined.""",
+    "unapply": """\
+It has then the XML that it had before apply. Its request for pool memory goes
+as well, even if it was there before: otherwise virt-dmemd would apply it again.""",
+    "rewrite": """\
+It asks neither virt-dmemd nor libvirt, and so cannot tell whether the pool
+exists. Passwords are kept: feed it what 'virsh dumpxml --inactive
+--security-info' prints.""",
+    "list": """\
+It asks virt-dmemd alone. With --applied it asks libvirt, and waits while
+libvirt waits for a domain that is being started.""",
+    "show": """\
+Extent by extent: which pool, how much, on which nodes.""",
+    "reconcile": """\
+What differs is mended. virt-dmemd does so by itself when it starts and
+whenever libvirt appears.""",
+    "alerts": """\
+What no command has failed to tell: a domain of ours that runs outside of any
+pool, memory attached past us, an extent whose domain is gone, a pool smaller
+than its reservations, a fight over a domain's XML, automatic apply that is
+paused. What to do stands below each.""",
+    "pause-apply": """\
+Over restarts of virt-dmemd, for so long or until --resume, which also applies
+what was defined meanwhile. apply works all the time. Needs root.""",
+    "report": """\
+Into a new file that only root may read. Names and UUIDs of domains are in it;
+guest memory and secrets are not. Needs root.""",
+    "config show": """\
+As TOML that can be read again. virt-dmem.toml(5) describes the keys.""",
+    "completion": """\
+For bash, write it to /usr/share/bash-completion/completions/virt-dmem, or read
+it with 'eval "$(virt-dmem completion bash)"'; for zsh, write it to _virt-dmem
+in a directory of $fpath. 'make install' has done so.""",
+    "explain": """\
+Every failure has such a code: --json prints it, and so does the hook.""",
+}
+"""By command, such as ``pool create``."""
