@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ def _missing_for_hugepages() -> str:
 
 
 _NEEDS = {"needs_libvirt": missing_for_rig, "needs_hugepages": _missing_for_hugepages}
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C again where we were started with it ignored, as a shell does in the background.
+
+    What the tests start inherits that, and some are about Ctrl-C.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
