@@ -9,7 +9,7 @@ helper := virt_dmem/native/virt-dmem-prefault
 shell_scripts := tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh .ci/run
 python_code := virt_dmem tests bench docs hatch_build.py
 
-.PHONY: help setup demo test test-unit test-libvirt lint docs install uninstall clean
+.PHONY: help setup demo test test-unit test-libvirt test-numa lint docs install uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
@@ -25,13 +25,16 @@ demo: setup ## Boot a guest on a pool of huge pages and show what that saves
 	@$(python) -m bench.demo
 
 test: setup ## Run all tests; those with libvirt and huge pages need root
-	$(pytest) tests/unit tests/libvirt
+	$(pytest) tests/unit tests/libvirt tests/numa
 
 test-unit: setup ## Run the tests that need no libvirt
 	$(pytest) tests/unit
 
 test-libvirt: setup ## Run the tests with a libvirtd of their own
 	$(pytest) tests/libvirt
+
+test-numa: setup ## Run the tests on a machine with three NUMA nodes, which QEMU emulates
+	$(pytest) tests/numa
 
 lint: setup ## Run ruff, mypy and shellcheck
 	$(python) -m ruff check $(python_code)

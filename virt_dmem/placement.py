@@ -21,7 +21,7 @@ Shares = list[dict[int, int]]
 """For each demand, node to pages, each more than zero; in the order in which to take them."""
 
 
-_FEW = 4
+_FEW = 3
 """So many demands at most are tried in every order, where not all can have their first tier."""
 
 
@@ -51,12 +51,12 @@ class Placement:
     """Pages beyond the first tier, beyond the second, …; then the number of shares."""
 
 
-def place(demands: Sequence[Demand], free: Mapping[int, int], *, choices: int = 3000) -> Placement | None:
+def place(demands: Sequence[Demand], free: Mapping[int, int], *, choices: int = 2000) -> Placement | None:
     """Return the best placement of ``demands`` on nodes with ``free`` pages each; ``None`` when there is none.
 
-    :param choices: So many ways to choose nodes are looked at, 10 to 100 µs each, before a good one will do.
+    :param choices: So many ways to choose nodes are looked at (10 to 100 µs each) before a good one will do.
     """
-    if _level([_Part(0, demand.pages, _nodes(demand.tiers)) for demand in demands], free) is None:
+    if not _fit([_Part(0, demand.pages, _nodes(demand.tiers)) for demand in demands], free):
         return None
     divisions: list[list[_Part]] = []
     every_order = itertools.permutations(range(len(demands)))
@@ -107,7 +107,7 @@ def _most_of(
         return replace(part, pages=pages, nodes=tier), replace(part, pages=part.pages - pages)
 
     def fits(pages: int) -> bool:
-        return _level([*fixed, *rest[:number], *divided(pages), *rest[number + 1 :]], free) is not None
+        return _fit([*fixed, *rest[:number], *divided(pages), *rest[number + 1 :]], free)
 
     return divided(_largest(part.pages, fits))
 
@@ -123,12 +123,16 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
     return least
 
 
-def _level(parts: Sequence[_Part], free: Mapping[int, int]) -> Shares | None:
+def _fit(parts: Sequence[_Part], free: Mapping[int, int]) -> bool:
+    return _level(parts, free, only_fit=True) is not None
+
+
+def _level(parts: Sequence[_Part], free: Mapping[int, int], *, only_fit: bool = False) -> Shares | None:
     """Return what each part takes so that what is left is as even as it can be; ``None`` when they do not fit.
 
-    Pages move along chains of parts from the fullest nodes to emptier ones until that makes nothing more even.
-    As long as a node is overdrawn that also tells who does not fit: then all nodes that its parts could move
-    to, directly or along a chain, are full.
+    Pages move along chains of parts from the fullest nodes to emptier ones until that makes nothing more even
+    (``only_fit``: until no node is overdrawn). When nothing more can be moved from an overdrawn node, they do
+    not fit: all nodes that its parts could move to, directly or along a chain, are full.
     """
     left = dict(free)
     taken: Shares = []
@@ -142,7 +146,14 @@ def _level(parts: Sequence[_Part], free: Mapping[int, int]) -> Shares | None:
             taken[-1][emptiest] = part.pages
             left[emptiest] -= part.pages
     movable = any(len(shares) > 1 for shares in taken)
-    while movable and (chain := _chain(taken, left)):
+    while movable and (not only_fit or min(left.values()) < 0):
+        fullest = sorted(left, key=lambda node: (left[node], node))
+        overdrawn = left[fullest[0]] < 0
+        chain = next(
+            filter(None, (_chain(taken, left, first) for first in fullest[: 1 if overdrawn else None])), None
+        )
+        if chain is None:
+            break
         first, last = chain[0][1], chain[-1][2]
         pages = min((left[last] - left[first]) // 2, *(taken[number][source] for number, source, _ in chain))
         for number, source, target in chain:
@@ -155,25 +166,23 @@ def _level(parts: Sequence[_Part], free: Mapping[int, int]) -> Shares | None:
     return [{node: pages for node, pages in shares.items() if pages} for shares in taken]
 
 
-def _chain(taken: Sequence[Mapping[int, int]], left: Mapping[int, int]) -> list[tuple[int, int, int]] | None:
-    """Return moves (part, from node, to node) that make two nodes more even; the fullest node first."""
-    for first in sorted(left, key=lambda node: (left[node], node)):
-        came: dict[int, tuple[int, int, int] | None] = {first: None}
-        for source in (queue := [first]):
-            for number, shares in enumerate(taken):
-                if shares.get(source, 0):
-                    for target in shares.keys() - came.keys():
+def _chain(taken: Sequence[Mapping[int, int]], left: Mapping[int, int], first: int) -> list[tuple[int, int, int]]:
+    """Return moves (part, from node, to node) that make ``first`` and an emptier node more even; none: empty."""
+    came: dict[int, tuple[int, int, int]] = {}
+    for source in (queue := [first]):
+        for number, shares in enumerate(taken):
+            if shares.get(source):
+                for target in shares:
+                    if target not in came and target != first:
                         came[target] = (number, source, target)
-                    queue += sorted(came.keys() - set(queue))
-        last = max(queue, key=lambda node: (left[node], -node))
-        if left[last] - left[first] > 1:
-            chain = []
-            move = came[last]
-            while move:
-                chain.append(move)
-                move = came[move[1]]
-            return chain[::-1]
-    return None
+                        queue.append(target)
+    last = max(queue, key=lambda node: (left[node], -node))
+    chain: list[tuple[int, int, int]] = []
+    if left[last] - left[first] > 1:
+        while last != first:
+            chain.append(came[last])
+            last = came[last][1]
+    return chain[::-1]
 
 
 def _on_fewest_nodes(parts: Sequence[_Part], free: Mapping[int, int], most: int) -> Shares:
@@ -184,7 +193,7 @@ def _on_fewest_nodes(parts: Sequence[_Part], free: Mapping[int, int], most: int)
         most -= len(choices)
         if most < 0:
             break
-        found = [taken for choice in choices if (taken := _level(choice, free)) is not None]
+        found = [taken for choice in choices if _fit(choice, free) and (taken := _level(choice, free)) is not None]
         if found:
             return min(
                 found, key=lambda taken: (_unevenness(taken, free), [sorted(shares.items()) for shares in taken])
@@ -223,7 +232,7 @@ def _narrowed(parts: Sequence[_Part], free: Mapping[int, int]) -> list[_Part]:
         for nodes in tries:
             narrower = [*chosen]
             narrower[number] = replace(parts[number], nodes=frozenset(nodes))
-            if _level(narrower, free) is not None:
+            if _fit(narrower, free):
                 chosen = narrower
                 break
     return chosen

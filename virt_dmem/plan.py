@@ -21,8 +21,8 @@ __all__ = ["plan_domain", "Plan", "ExtentPlan", "PoolFree", "NO_NODE"]
 
 NO_NODE = -1
 """Stands for the whole host in a pool whose backend knows no nodes."""
-_MOST_WAYS = 64
-_MOST_CHOICES = 3000
+_MOST_WAYS = 16
+_MOST_CHOICES = 2000
 
 
 @dataclass(frozen=True)

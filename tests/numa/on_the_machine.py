@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs as root on a machine with three nodes, the last without CPUs; see test_numa.py. No pytest there.
+
+Each function whose name begins with ``test_`` is one test, in this order, and leaves the machine as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import mmap
+import os
+import re
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from virt_dmem import ballast, host, pools, resize
+from virt_dmem.config import Config, DaemonConfig
+from virt_dmem.domain_xml import Cell, DomainMemory
+from virt_dmem.errors import DmemError, NotEnoughMemory, PoolShort, PrefaultFailed
+from virt_dmem.inventory import Inventory
+from virt_dmem.ledger import Ledger, Reservation
+from virt_dmem.lifecycle import Lifecycle
+from virt_dmem.resize import NoDaemon
+
+HUGE = 2 << 20
+CONFIG = Config(daemon=DaemonConfig(state_dir="/run/state", run_dir="/run/virt-dmem"))
+LIBC = ctypes.CDLL(None, use_errno=True)
+SYS_MBIND, MPOL_PREFERRED, MPOL_BIND, MPOL_MF_STRICT = 237, 1, 2, 1
+MAP_HUGETLB, MAP_NORESERVE, MADV_POPULATE_WRITE = 0x40000, 0x4000, 23
+
+
+# What the machine has
+
+
+def counts(what: str = "nr_hugepages") -> list[int]:
+    base = Path("/sys/devices/system/node")
+    return [int((base / f"node{node}/hugepages/hugepages-2048kB/{what}").read_text()) for node in range(3)]
+
+
+@contextmanager
+def spare_pages(node: int, pages: int) -> Iterator[None]:
+    """Huge pages of the administrator's own, which nobody uses or was promised."""
+    knob = Path(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages")
+    before = int(knob.read_text())
+    knob.write_text(str(before + pages))
+    assert int(knob.read_text()) == before + pages
+    yield
+    knob.write_text(str(int(knob.read_text()) - pages))
+
+
+@contextmanager
+def pool(*pages: int) -> Iterator[Config]:
+    """The pool ``p`` with so many pages of node 0, 1, …; afterwards all are the host's again."""
+    before = counts()
+    pools.create(
+        CONFIG, "p", sizes={node: count * HUGE for node, count in enumerate(pages) if count}, page_size=HUGE
+    )
+    try:
+        yield CONFIG
+    finally:
+        for record in pools.segments(CONFIG, "p"):  # of a test that failed
+            for file in pools.files_in(record):
+                file.unlink()
+        pools.destroy(CONFIG, "p")
+    assert counts() == before, (counts(), before)
+
+
+@contextmanager
+def competitor(node: int, pages: int = 64) -> Iterator[int]:
+    """Somebody who binds to a node and takes up to so many huge pages there; yields how many that were."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE
+        memory = mmap.mmap(-1, pages * HUGE, flags=flags)
+        address = address_of(memory)
+        assert mbind(address, pages * HUGE, MPOL_BIND, node) == 0
+        got = 0
+        while got < pages and not LIBC.madvise(ctypes.c_void_p(address + got * HUGE), HUGE, MADV_POPULATE_WRITE):
+            got += 1
+        os.write(writing, bytes([got]))
+        time.sleep(1000)
+    yield os.read(reading, 1)[0]
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    os.close(reading)
+    os.close(writing)
+
+
+def address_of(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def mbind(address: int, size: int, policy: int, *nodes: int, flags: int = 0) -> int:
+    mask = ctypes.c_ulong(sum(1 << node for node in nodes))
+    if LIBC.syscall(SYS_MBIND, ctypes.c_void_p(address), size, policy, ctypes.byref(mask), 65, flags):
+        return ctypes.get_errno()
+    return 0
+
+
+# What the daemon does
+
+
+class Daemon:
+    """What serves the hooks, without the socket."""
+
+    def __init__(self, config: Config) -> None:
+        config.ledger_path.unlink(missing_ok=True)
+        self.ledger = Ledger(config.ledger_path, host.boot_id())
+        self.inventory = Inventory(config, self.ledger)
+        self.lifecycle = Lifecycle(config, self.ledger, self.inventory)
+
+    def prepare(self, *cells: Cell) -> Reservation:
+        memory = DomainMemory(UUID, "vm", "p", cells, True, True, None, None, None, None)
+        asyncio.run(self.lifecycle.prepare(memory, lambda _: None))
+        reservation = self.ledger.find(UUID)
+        assert reservation is not None
+        return reservation
+
+    def release(self) -> None:
+        asyncio.run(self.lifecycle.release(UUID))
+
+    def hold_free(self) -> None:
+        asyncio.run(self.lifecycle.holding.hold_free())
+
+
+UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+
+
+def cell(number: int, pages: int, *nodes: int, policy: str = "") -> Cell:
+    return Cell(f"ram-node{number}", number, pages * HUGE, nodes, policy or ("strict" if nodes else ""))
+
+
+def where(path: Path) -> dict[int, int]:
+    """The pages of a file by node, as the kernel has them."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        for at in range(0, len(memory), HUGE):
+            _ = memory[at]
+        found = path.stat()
+        by_node = host.bytes_by_node(os.getpid(), found.st_dev, found.st_ino)
+    return {node: size // HUGE for node, size in by_node.items()}
+
+
+# Tests
+
+
+def test_nodes_and_their_kinds_are_seen() -> None:
+    found = host.nodes()
+    assert [len(node.cpus) for node in found] == [1, 1, 0]
+    assert host.nodes_without_cpus() == {2}
+    assert all(node.memory.total_bytes for node in found)
+
+
+def test_a_pool_has_what_was_asked_of_each_node_and_a_total_leaves_slow_memory_out() -> None:
+    with pool(5, 9, 3):
+        assert counts() == [5, 9, 3]
+        (record,) = pools.records(CONFIG)
+        assert pools.capacity(record) == {0: 5 * HUGE, 1: 9 * HUGE, 2: 3 * HUGE}
+    record = pools.create(CONFIG, "q", sizes=8 * HUGE, page_size=HUGE)
+    assert counts() == [4, 4, 0]
+    pools.destroy(CONFIG, "q")
+
+
+def test_a_node_that_cannot_give_so_much_is_refused_and_nothing_is_left() -> None:
+    before = counts()
+    try:
+        pools.create(CONFIG, "p", sizes={0: HUGE, 2: 2048 * HUGE}, page_size=HUGE)
+    except PoolShort as refusal:
+        assert "node 2" in refusal.message, refusal
+    else:
+        raise AssertionError("not refused")
+    assert (counts(), pools.records(CONFIG)) == (before, [])
+
+
+def test_who_binds_to_a_node_gets_nothing_of_the_pool() -> None:
+    with spare_pages(1, 16), pool(8, 8, 8):
+        assert counts("free_hugepages") == [0, 16, 0]
+        for node, got in ((0, 0), (1, 16), (2, 0)):
+            with competitor(node) as taken:
+                assert taken == got, (node, taken)
+
+
+def test_without_ballast_he_would() -> None:
+    """What the kernel promises to a mount is a number for the whole host: this is why there is ballast."""
+    with spare_pages(1, 16), pool(8, 8):
+        (record,) = pools.records(CONFIG)
+        ballast.let_go(record, 0, 0)
+        with competitor(0) as taken:
+            assert taken == 8, taken
+
+
+def test_every_share_lies_on_its_node() -> None:
+    with pool(12, 12, 6):
+        daemon = Daemon(CONFIG)
+        reservation = daemon.prepare(
+            cell(0, 5, 1), cell(1, 6, 0, 1, policy="interleave"), cell(2, 12, 0, policy="preferred"), cell(3, 3)
+        )
+        planned = [{node: size // HUGE for node, size in extent.shares.items()} for extent in reservation.extents]
+        assert planned == [{1: 5}, {0: 3, 1: 3}, {0: 9, 1: 1, 2: 2}, {1: 3}]
+        assert [where(extent.path) for extent in reservation.extents] == planned
+        daemon.release()
+        daemon.hold_free()
+        assert counts("free_hugepages") == [0, 0, 0]
+
+
+def test_slow_memory_is_the_last_choice() -> None:
+    with pool(4, 4, 8):
+        daemon = Daemon(CONFIG)
+        reservation = daemon.prepare(cell(0, 4), cell(1, 4), cell(2, 4))
+        assert [where(extent.path) for extent in reservation.extents] == [{0: 4}, {1: 4}, {2: 4}]
+        daemon.release()
+
+
+def test_a_strict_cell_that_does_not_fit_is_refused_with_the_numbers() -> None:
+    with pool(4, 8):
+        daemon = Daemon(CONFIG)
+        try:
+            daemon.prepare(cell(0, 5, 0))
+        except NotEnoughMemory as refusal:
+            assert re.search(r"10 MiB for ram-node0 on node 0 .*node 0: 8 MiB, node 1: 16 MiB", refusal.message), (
+                refusal
+            )
+        else:
+            raise AssertionError("not refused")
+        assert not daemon.ledger.reserved()
+
+
+def test_qemus_own_mbind_takes_pages_that_lie_elsewhere() -> None:
+    """QEMU binds its fresh mapping with MPOL_MF_STRICT; the kernel looks at mapped pages only, and none is yet."""
+    with pool(2, 4):
+        daemon = Daemon(CONFIG)
+        (extent,) = daemon.prepare(cell(0, 4, 0, policy="preferred")).extents
+        assert where(extent.path) == {0: 2, 1: 2}
+        for policy in (MPOL_PREFERRED, MPOL_BIND):
+            child = os.fork()
+            if child == 0:
+                with extent.path.open("r+b") as file:
+                    memory = mmap.mmap(file.fileno(), 0)
+                refused = mbind(address_of(memory), len(memory), policy, 0, flags=MPOL_MF_STRICT)
+                for at in range(0, len(memory), HUGE):
+                    memory[at] = 1  # the guest reaches all of it
+                os._exit(refused)
+            assert os.waitpid(child, 0)[1] == 0
+        assert where(extent.path) == {0: 2, 1: 2}
+        daemon.release()
+
+
+def test_what_a_domain_gives_back_is_held_again() -> None:
+    with spare_pages(1, 8), pool(8, 8):
+        daemon = Daemon(CONFIG)
+        daemon.prepare(cell(0, 6, 0))
+        daemon.hold_free()
+        with competitor(0) as taken:
+            assert taken == 0, taken
+        daemon.release()
+        assert counts("free_hugepages") == [6, 8, 0]
+        daemon.hold_free()
+        with competitor(0) as taken:
+            assert taken == 0, taken
+
+
+def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
+    """The only moment: what the domain is about to get is let go, and not faulted yet."""
+    with spare_pages(1, 8), pool(8, 8):
+        daemon = Daemon(CONFIG)
+        make_room = daemon.lifecycle.holding.make_room
+        thieves = []
+
+        async def robbed(segment: str) -> None:
+            await make_room(segment)
+            thieves.append(competitor(0, 2))
+            assert thieves[0].__enter__() == 2
+
+        daemon.lifecycle.holding.make_room = robbed  # type: ignore[method-assign]
+        try:
+            daemon.prepare(cell(0, 6, 0))
+        except PrefaultFailed as failure:
+            assert "out of memory in the pool, on the nodes asked for" in failure.message, failure
+        else:
+            raise AssertionError("it got pages that were not there")
+        assert not daemon.ledger.reserved()
+        daemon.hold_free()  # as much as there is
+        thieves[0].__exit__(None, None, None)
+        daemon.hold_free()
+        assert counts("free_hugepages") == [0, 8, 0]
+
+
+def test_a_ballast_that_was_cut_short_is_mended() -> None:
+    with pool(8, 8):
+        (record,) = pools.records(CONFIG)
+        file = Path(record.mount, ballast.DIRECTORY, "node0")
+        os.truncate(file, 0)
+        os.truncate(file, 8 * HUGE)  # as a kill leaves it, before the pages come
+        assert ballast.held_bytes(record, 0) == 0
+        Daemon(CONFIG).hold_free()
+        assert (ballast.held_bytes(record, 0), where(file)) == (8 * HUGE, {0: 8})
+
+
+def test_nodes_of_a_pool_are_resized() -> None:
+    def to(**sizes: int) -> None:
+        by_node = {int(name[1:]): pages * HUGE for name, pages in sizes.items()}
+        resize.resize(CONFIG, "p", sizes=by_node, daemon=NoDaemon())
+
+    with spare_pages(1, 4), pool(4, 6, 2):
+        to(n0=7, n2=0)
+        assert counts() == [7, 10, 0]
+        assert [pools.capacity(record) for record in pools.records(CONFIG)] == [
+            {0: 4 * HUGE, 1: 6 * HUGE},
+            {0: 3 * HUGE},
+        ]
+        with competitor(0) as taken:
+            assert taken == 0, taken
+        to(n0=4)
+        assert counts() == [4, 10, 0]
+
+
+if __name__ == "__main__":
+    for name, test in list(globals().items()):
+        if name.startswith("test_"):
+            began = time.monotonic()
+            try:
+                test()
+            except (Exception, DmemError):  # noqa: BLE001 -- told to the test that started the machine
+                print(f"FAILED {name}\n{traceback.format_exc()}\nend of {name}", flush=True)
+            else:
+                print(f"PASSED {name} in {time.monotonic() - began:.1f} s", flush=True)
