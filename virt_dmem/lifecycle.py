@@ -324,5 +324,16 @@ def _qemu_user(domain: DomainMemory, directory: Path) -> tuple[int, int]:
 
 
 def _number_or(label: str, look_up: Callable[[str], int]) -> int:
-    """Return the number of one half of a DAC label: ``+64055`` is one, anything else a name."""
-    return int(label[1:]) if label.startswith("+") else look_up(label)
+    """Return the number of one half of a DAC label: ``+64055`` is one, anything else a name.
+
+    :raise ExtentError: When nobody has that name.
+    """
+    if label.startswith("+"):
+        return int(label[1:])
+    try:
+        return look_up(label)
+    except KeyError as error:
+        raise ExtentError(
+            f"The domain's DAC label names {label!r}, whom this host does not know.",
+            hint="Mend <seclabel model='dac'> of the domain, or user and group in qemu.conf.",
+        ) from error
