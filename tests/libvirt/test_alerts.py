@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
+from tests.rig.mapping import a_process_that_maps
 from tests.rig.private_libvirt import HOOK, PrivateLibvirt
 from tests.rig.processes import RigError, tail, wait_for
 from virt_dmem.domain_xml import read_domain
@@ -48,23 +48,6 @@ def without_hook(libvirtd: PrivateLibvirt) -> Iterator[None]:
         yield
     finally:
         libvirtd.install_hook(HOOK)
-
-
-@contextmanager
-def mapped_by_another(path: str) -> Iterator[None]:
-    """Another process maps a file, as a vhost-user peer would."""
-    program = f"""
-        import mmap, sys
-        with open({path!r}, "r+b") as file:
-            memory = mmap.mmap(file.fileno(), 0)
-        print("mapped", flush=True)
-        sys.stdin.read()
-    """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as peer:
-        assert peer.stdout is not None
-        peer.stdout.readline()
-        yield
 
 
 def test_a_host_in_order_has_no_alert(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> None:
@@ -146,7 +129,7 @@ def test_an_extent_that_outlives_its_domain_is_told_of_until_it_is_free(
     virt_dmem("apply", "peer", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "peer")
     (extent,) = virt_dmem_json("show", "peer")["domain"]["extents"]
-    with mapped_by_another(extent["path"]):
+    with a_process_that_maps(extent["path"]):
         libvirtd.virsh("destroy", "peer")
         alert = wait_for_alert("extent-quarantined")
         assert alert["subject"] == extent["path"]

@@ -9,8 +9,6 @@ import re
 import signal
 import stat
 import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage
+from tests.rig.mapping import a_process_that_maps
 from tests.rig.private_libvirt import HOOK, PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
 from virt_dmem.native import HELPER
@@ -243,17 +242,7 @@ def test_memory_that_another_process_still_maps_is_kept_until_it_does_not(
     virt_dmem("apply", "peer", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "peer")
     (extent,) = virt_dmem_json("show", "peer")["domain"]["extents"]
-    program = f"""
-        import mmap, sys
-        with open({extent["path"]!r}, "r+b") as file:
-            memory = mmap.mmap(file.fileno(), 0)
-        print("mapped", flush=True)
-        sys.stdin.read()
-    """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as peer:
-        assert peer.stdout is not None
-        peer.stdout.readline()
+    with a_process_that_maps(extent["path"]):
         libvirtd.virsh("destroy", "peer")
         assert only_pool()["reserved_bytes"] == 64 * MIB, "charged as long as somebody maps it"
         assert files_in(tmpfs_pool) == [Path(extent["path"])]

@@ -5,15 +5,11 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.rig.mapping import a_process_that_maps
 from virt_dmem import extents
 from virt_dmem.errors import ExtentError, NotMapped
 
@@ -25,26 +21,6 @@ UUID = "b31b41e6-66e0-4abb-873d-d1c0bfc91fb4"
 def pool(tmp_path: Path) -> Path:
     (tmp_path / "pool").mkdir()
     return tmp_path / "pool"
-
-
-@contextmanager
-def a_process_that_maps(path: Path, *, size: int = SIZE, offset: int = 0, private: bool = False) -> Iterator[int]:
-    """A process of its own that has ``path`` mapped and closed."""
-    program = f"""
-        import mmap, os, sys
-        fd = os.open({str(path)!r}, os.O_RDWR)
-        flags = mmap.{"MAP_PRIVATE" if private else "MAP_SHARED"}
-        memory = mmap.mmap(fd, {size}, flags=flags, offset={offset})
-        os.close(fd)
-        print("mapped", flush=True)
-        sys.stdin.read()
-    """
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "mapped\n"
-        yield process.pid
 
 
 @pytest.mark.parametrize("alias", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b"])
