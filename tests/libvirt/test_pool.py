@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.rig.processes import RigError
 from virt_dmem import host
 
 MIB = 1 << 20
+GIB = 1 << 30
 PAGE = 2 * MIB
 
 
@@ -64,6 +66,31 @@ def test_a_pool_of_huge_pages_takes_its_pages_and_gives_back_exactly_these(daemo
     assert host.huge_pages(PAGE).pages == before
     assert pools() == []
     assert not Path("/run/virt-dmem/pools/huge").exists()
+
+
+@pytest.mark.needs_hugepages
+@pytest.mark.usefixtures("exclusive_hugepages")
+def test_a_guest_lives_on_a_page_of_1_gib(libvirtd: PrivateLibvirt, daemon: Daemon) -> None:
+    before = host.huge_pages(GIB).pages
+    try:
+        virt_dmem("pool", "create", "giant", "--size", "1G", "--page-size", "1G")
+    except RigError as error:
+        assert "status 5" in str(error)
+        assert host.huge_pages(GIB).pages == before
+        assert pools() == []
+        pytest.skip("this host's memory is in too many pieces for one page of 1 GiB")
+    try:
+        assert host.huge_pages(GIB).pages == before + 1
+        libvirtd.define(domain_xml("giant", memory="1GiB"))
+        virt_dmem("apply", "giant", "--pool", "giant")
+        libvirtd.virsh("start", "--paused", "giant")
+        smaps = Path(f"/proc/{libvirtd.qemu_pids()['giant']}/smaps").read_text()
+        assert re.search(r"^KernelPageSize: +1048576 kB$", smaps, re.MULTILINE)
+        libvirtd.virsh("destroy", "giant")
+    finally:
+        libvirtd.remove()
+        virt_dmem("pool", "destroy", "giant")
+    assert host.huge_pages(GIB).pages == before
 
 
 @pytest.mark.needs_hugepages
