@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What differs between kernels; each HAVE_ is a probe of Kbuild, none a version number. */
+#ifndef DMEMFS_COMPAT_H
+#define DMEMFS_COMPAT_H
+
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/sched/mm.h>
+
+#ifdef HAVE_MNT_IDMAP
+#define dmemfs_idmap mnt_idmap
+#else
+#define dmemfs_idmap user_namespace
+#endif
+
+#ifndef HAVE_INODE_TIMES
+#define inode_set_ctime_current(inode)	((inode)->i_ctime = current_time(inode))
+#define inode_set_mtime_to_ts(inode, ts) ((inode)->i_mtime = (ts))
+#define simple_inode_init_ts(inode) \
+	((inode)->i_atime = (inode)->i_mtime = (inode)->i_ctime = current_time(inode))
+#endif
+
+#ifndef HAVE_VM_FLAGS_SET
+#define vm_flags_set(vma, flags)	((vma)->vm_flags |= (flags))
+#define vm_flags_clear(vma, flags)	((vma)->vm_flags &= ~(flags))
+#endif
+
+#ifdef HAVE_FILELOCK
+#include <linux/filelock.h>
+#endif
+
+static inline unsigned long dmemfs_search_area(struct file *file, unsigned long addr,
+					       unsigned long len, unsigned long pgoff,
+					       unsigned long flags)
+{
+#ifdef HAVE_MM_UNMAPPED_AREA
+	return mm_get_unmapped_area(current->mm, file, addr, len, pgoff, flags);
+#else
+	return current->mm->get_unmapped_area(file, addr, len, pgoff, flags);
+#endif
+}
+
+static inline void dmemfs_touch(struct inode *inode)
+{
+#ifdef HAVE_INODE_TIMES
+	inode_set_mtime_to_ts(inode, inode_set_ctime_current(inode));
+#else
+	inode->i_mtime = inode->i_ctime = current_time(inode);
+#endif
+}
+
+#endif

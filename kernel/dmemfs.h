@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * dmemfs: files over RAM that the kernel was told at boot to leave alone.
+ *
+ * Words: a region is a range of physical memory named at mount, a span the
+ * part of a region on one NUMA node, a page one page of the pool (pagesize=),
+ * an extent a run of pages that a file has. Pages are counted by their
+ * physical address divided by the page size ("page number", not PFN).
+ */
+#ifndef DMEMFS_H
+#define DMEMFS_H
+
+#include <linux/fs.h>
+#include <linux/fs_context.h>
+#include <linux/kobject.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/nodemask.h>
+#include <linux/rbtree.h>
+#include <linux/rwsem.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+
+#include "compat.h"
+
+#define DMEMFS_MAGIC		0x2ace90c6
+#define DMEMFS_MAX_REGIONS	64
+#define DMEMFS_FAULT_LOCKS	64
+
+enum dmemfs_entry { DMEMFS_4K, DMEMFS_2M, DMEMFS_1G, DMEMFS_ENTRIES };
+
+/* A range of physical memory, held by us as long as the mount lives. */
+struct dmemfs_region {
+	phys_addr_t start;
+	u64 size;
+	struct resource *claim;
+	void *va;		/* the one write-back mapping */
+};
+
+struct dmemfs_node;
+
+/*
+ * A run of pages on one node. A page is clean (free and zero), dirty (free,
+ * not zero yet) or neither: a file's, or just being zeroed.
+ */
+struct dmemfs_span {
+	struct list_head list;		/* of its node */
+	struct dmemfs_node *node;
+	unsigned long first;		/* page number */
+	unsigned long pages;
+	unsigned long next_clean;	/* where to look first */
+	unsigned long next_dirty;
+	unsigned long *clean;
+	unsigned long *dirty;
+	void *va;
+};
+
+struct dmemfs_node {
+	int nid;
+	struct dmemfs_pool *pool;
+	struct kobject kobj;
+	spinlock_t lock;		/* all counts and bitmaps of the node */
+	struct list_head spans;
+	unsigned long pages;
+	unsigned long clean;
+	unsigned long dirty;
+	unsigned long scrubbing;
+	wait_queue_head_t wait;		/* for pages that are being scrubbed */
+	wait_queue_head_t work;		/* the scrubber's own */
+	struct task_struct *scrubber;
+};
+
+struct dmemfs_options {
+	struct dmemfs_region regions[DMEMFS_MAX_REGIONS];
+	unsigned int nr_regions;
+	unsigned int page_shift;
+	bool hugetlbfs;			/* statfs answers as hugetlbfs does */
+	umode_t mode;
+	kuid_t uid;
+	kgid_t gid;
+};
+
+struct dmemfs_pool {
+	struct kobject kobj;
+	struct dmemfs_options opt;
+	unsigned int page_shift;
+	unsigned long page_size;
+	unsigned int nr_spans;
+	struct dmemfs_span *spans;	/* by address */
+	struct dmemfs_node *nodes[MAX_NUMNODES];
+	nodemask_t node_mask;
+	bool huge;			/* entries above 4K can be had */
+	/*
+	 * Read by each fallocate(), which holds pages that no file has yet;
+	 * written by a fault that finds none left, so that it looks again
+	 * when all of them are over.
+	 */
+	struct rw_semaphore allocating;
+	struct mutex fault_locks[DMEMFS_FAULT_LOCKS];
+	atomic_long_t faults[DMEMFS_ENTRIES];
+	atomic_long_t faults_failed;
+};
+
+struct dmemfs_extent {
+	union {
+		struct rb_node rb;
+		struct list_head list;	/* before a file has it */
+	};
+	unsigned long index;		/* of the file, in pages of the pool */
+	unsigned long page;
+	unsigned long count;
+};
+
+struct dmemfs_run {
+	unsigned long page;
+	unsigned long count;
+	bool dirty;
+};
+
+struct dmemfs_inode {
+	struct inode vfs;
+	spinlock_t lock;		/* extents and pages */
+	struct rb_root extents;
+	unsigned long pages;
+};
+
+static inline struct dmemfs_inode *DMEMFS_I(const struct inode *inode)
+{
+	return container_of(inode, struct dmemfs_inode, vfs);
+}
+
+static inline struct dmemfs_pool *dmemfs_pool(const struct inode *inode)
+{
+	return inode->i_sb->s_fs_info;
+}
+
+/* super.c */
+int dmemfs_fill_super(struct super_block *sb, struct fs_context *fc);
+
+/* options.c */
+int dmemfs_init_fs_context(struct fs_context *fc);
+int dmemfs_show_options(struct seq_file *m, struct dentry *root);
+
+/* region.c */
+int dmemfs_claim_region(struct fs_context *fc, struct dmemfs_region *region,
+			unsigned int page_shift);
+void dmemfs_release_region(struct dmemfs_region *region);
+
+/* pool.c */
+struct dmemfs_pool *dmemfs_create_pool(struct fs_context *fc, struct dmemfs_options *opt);
+void dmemfs_destroy_pool(struct dmemfs_pool *pool);
+struct dmemfs_span *dmemfs_find_span(struct dmemfs_pool *pool, unsigned long page);
+void *dmemfs_page_va(struct dmemfs_pool *pool, unsigned long page);
+bool dmemfs_take_from(struct dmemfs_node *node, unsigned long want, unsigned long hint,
+		      struct dmemfs_run *run);
+void dmemfs_give_back(struct dmemfs_pool *pool, unsigned long page, unsigned long count, bool clean,
+		      bool scrubbed);
+void dmemfs_count(struct dmemfs_pool *pool, u64 *total, u64 *available);
+
+/* scrub.c */
+void dmemfs_zero(struct dmemfs_pool *pool, const struct dmemfs_run *run);
+int dmemfs_start_scrubber(struct dmemfs_node *node);
+void dmemfs_stop_scrubber(struct dmemfs_node *node);
+
+/* policy.c */
+struct mempolicy;
+bool dmemfs_could_take(struct dmemfs_pool *pool, struct mempolicy *policy, unsigned long pages);
+int dmemfs_take(struct dmemfs_pool *pool, struct mempolicy *policy, unsigned long index,
+		unsigned long want, unsigned long hint, struct dmemfs_run *run);
+struct mempolicy *dmemfs_vma_policy(struct vm_area_struct *vma);
+struct mempolicy *dmemfs_task_policy(void);
+
+/* extent.c */
+int dmemfs_init_extents(void);
+void dmemfs_exit_extents(void);
+struct dmemfs_extent *dmemfs_new_extent(void);
+void dmemfs_free_extent(struct dmemfs_extent *extent);
+bool dmemfs_lookup(struct dmemfs_inode *info, unsigned long index, unsigned long *page,
+		   unsigned long *hint);
+bool dmemfs_next_data(struct dmemfs_inode *info, unsigned long index, unsigned long *start,
+		      unsigned long *end);
+void dmemfs_insert(struct dmemfs_pool *pool, struct dmemfs_inode *info,
+		   struct dmemfs_extent *extent);
+int dmemfs_remove(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned long index,
+		  unsigned long end);
+
+/* inode.c */
+extern const struct inode_operations dmemfs_dir_inode_operations;
+struct inode *dmemfs_new_inode(struct super_block *sb, const struct inode *dir, umode_t mode);
+
+/* file.c */
+extern const struct file_operations dmemfs_file_operations;
+int dmemfs_truncate(struct inode *inode, loff_t size);
+
+/* fault.c */
+extern const struct vm_operations_struct dmemfs_vm_ops;
+
+/* guard.c */
+bool dmemfs_guard_on(void);
+void dmemfs_init_guard(void);
+void dmemfs_exit_guard(void);
+
+/* sysfs.c */
+int dmemfs_init_sysfs(void);
+void dmemfs_exit_sysfs(void);
+void dmemfs_init_pool_kobject(struct dmemfs_pool *pool);
+void dmemfs_init_node_kobject(struct dmemfs_node *node);
+int dmemfs_show_pool(struct dmemfs_pool *pool, dev_t dev);
+void dmemfs_hide_pool(struct dmemfs_pool *pool);
+
+#endif

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Which node memory comes from: the policy of the mapping (mbind) or of the
+ * task (set_mempolicy), read where the kernel keeps it, as none of its own
+ * functions for that is exported. Without set_policy() in the vm_ops, mbind
+ * stores the policy in the VMA, where the fault finds it.
+ */
+
+#include <linux/cpuset.h>
+#include <linux/mempolicy.h>
+#include <linux/topology.h>
+
+#include "dmemfs.h"
+
+struct mempolicy *dmemfs_vma_policy(struct vm_area_struct *vma)
+{
+#ifdef CONFIG_NUMA
+	return vma->vm_policy ? : current->mempolicy;
+#else
+	return NULL;
+#endif
+}
+
+struct mempolicy *dmemfs_task_policy(void)
+{
+#ifdef CONFIG_NUMA
+	return current->mempolicy;
+#else
+	return NULL;
+#endif
+}
+
+/* What the cpuset allows; one says nothing of a node that has no memory but ours. */
+static bool allowed(int nid)
+{
+	return node_isset(nid, cpuset_current_mems_allowed) || !node_state(nid, N_MEMORY);
+}
+
+static int nearest(const nodemask_t *nodes, int from)
+{
+	int nid, best = NUMA_NO_NODE, best_distance = INT_MAX;
+
+	for_each_node_mask(nid, *nodes) {
+		if (node_distance(from, nid) < best_distance) {
+			best = nid;
+			best_distance = node_distance(from, nid);
+		}
+	}
+	return best;
+}
+
+static int nth(const nodemask_t *nodes, unsigned int n)
+{
+	int nid = first_node(*nodes);
+
+	while (n--)
+		nid = next_node(nid, *nodes);
+	return nid;
+}
+
+struct choice {
+	nodemask_t nodes;	/* all that may serve, */
+	int first;		/* this one before the others, */
+	int near;		/* and those by their distance from here */
+};
+
+static void choose(struct dmemfs_pool *pool, struct mempolicy *policy, unsigned long index,
+		   struct choice *choice)
+{
+	int nid;
+
+	nodes_clear(choice->nodes);
+	for_each_node_mask(nid, pool->node_mask)
+		if (allowed(nid))
+			node_set(nid, choice->nodes);
+	choice->near = numa_node_id();
+	choice->first = choice->near;
+#ifdef CONFIG_NUMA
+	if (!policy)
+		return;
+	switch (policy->mode) {
+	case MPOL_BIND:
+		nodes_and(choice->nodes, choice->nodes, policy->nodes);
+		if (policy->home_node != NUMA_NO_NODE)
+			choice->near = choice->first = policy->home_node;
+		break;
+	case MPOL_PREFERRED:
+	case MPOL_PREFERRED_MANY: {
+		nodemask_t wanted;
+
+		if (policy->home_node != NUMA_NO_NODE)
+			choice->near = policy->home_node;
+		nodes_and(wanted, choice->nodes, policy->nodes);
+		if (!nodes_empty(wanted))
+			choice->near = choice->first = nearest(&wanted, choice->near);
+		break;
+	}
+	case MPOL_INTERLEAVE:
+#ifdef HAVE_WEIGHTED_INTERLEAVE
+	case MPOL_WEIGHTED_INTERLEAVE:	/* the weights are not a module's to read */
+#endif
+	{
+		nodemask_t wanted;
+
+		nodes_and(wanted, choice->nodes, policy->nodes);
+		if (!nodes_empty(wanted))
+			choice->first = nth(&wanted, index % nodes_weight(wanted));
+		break;
+	}
+	}
+#endif
+}
+
+static bool interleaved(const struct mempolicy *policy)
+{
+#ifdef CONFIG_NUMA
+#ifdef HAVE_WEIGHTED_INTERLEAVE
+	if (policy && policy->mode == MPOL_WEIGHTED_INTERLEAVE)
+		return true;
+#endif
+	return policy && policy->mode == MPOL_INTERLEAVE;
+#else
+	return false;
+#endif
+}
+
+/* Whether the nodes that may serve have that much by now. */
+bool dmemfs_could_take(struct dmemfs_pool *pool, struct mempolicy *policy, unsigned long pages)
+{
+	struct choice choice;
+	unsigned long have = 0;
+	int nid;
+
+	choose(pool, policy, 0, &choice);
+	for_each_node_mask(nid, choice.nodes) {
+		struct dmemfs_node *node = pool->nodes[nid];
+
+		spin_lock(&node->lock);
+		have += node->clean + node->dirty + node->scrubbing;
+		spin_unlock(&node->lock);
+	}
+	return have >= pages;
+}
+
+/* Take from one node; what is just being scrubbed there is waited for. */
+static int take_or_wait(struct dmemfs_node *node, unsigned long want, unsigned long hint,
+			struct dmemfs_run *run)
+{
+	bool busy;
+
+	do {
+		busy = READ_ONCE(node->scrubbing);
+		if (dmemfs_take_from(node, want, hint, run))
+			return 0;
+		if (busy && wait_event_killable(node->wait, !READ_ONCE(node->scrubbing) ||
+						READ_ONCE(node->clean) || READ_ONCE(node->dirty)))
+			return -EINTR;
+	} while (busy);
+	return -ENOSPC;
+}
+
+/*
+ * Take up to @want pages for page @index of a file and those after it.
+ * -ENOSPC when no node that may serve has one, -EINTR when killed meanwhile.
+ */
+int dmemfs_take(struct dmemfs_pool *pool, struct mempolicy *policy, unsigned long index,
+		unsigned long want, unsigned long hint, struct dmemfs_run *run)
+{
+	struct choice choice;
+	int nid, err = -ENOSPC;
+
+	choose(pool, policy, index, &choice);
+	if (interleaved(policy))
+		want = 1;
+	nid = choice.first;
+	if (nid == NUMA_NO_NODE || !node_isset(nid, choice.nodes))
+		nid = nearest(&choice.nodes, choice.near);
+	while (nid != NUMA_NO_NODE) {
+		err = take_or_wait(pool->nodes[nid], want, hint, run);
+		if (err != -ENOSPC)
+			break;
+		node_clear(nid, choice.nodes);
+		nid = nearest(&choice.nodes, choice.near);
+	}
+	return err;
+}
