@@ -27,6 +27,7 @@ __all__ = [
     "huge_page_sizes",
     "huge_pages",
     "hvo",
+    "libvirt_runs",
     "mappings",
     "memory",
     "mount_at",
@@ -154,6 +155,19 @@ def memory(*, root: Path = ROOT) -> Memory:
     return Memory(found["MemTotal"], found["MemFree"], found["MemAvailable"])
 
 
+def pressure(of: str, *, root: Path = ROOT) -> float:
+    """Return for how much of the last 10 s, in percent, some task waited: for ``cpu``, ``memory`` or ``io``.
+
+    0 where the kernel does not tell (``/proc/pressure``, Documentation/accounting/psi.rst).
+    """
+    try:
+        some = (root / "proc/pressure" / of).read_text("ascii")
+    except OSError:
+        return 0.0
+    found = re.match(r"some avg10=([\d.]+) ", some)
+    return float(found[1]) if found else 0.0
+
+
 def node_memory(node: int, *, root: Path = ROOT) -> Memory:
     """Return the memory of a node by its own account.
 
@@ -229,23 +243,27 @@ def boot_id(*, root: Path = ROOT) -> str:
 
 def mounts(*, root: Path = ROOT) -> tuple[Mount, ...]:
     """Return the mounts of our mount namespace, in the order they were made."""
-    found = []
+    return tuple(map(_mount, _mountinfo(root)))
+
+
+def _mountinfo(root: Path) -> list[str]:
     # bytes: paths need not be UTF-8, nor free of what Python takes for an end of line
-    for line in os.fsdecode((root / "proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n"):
-        # id parent major:minor root path options [optional fields] - fstype source super-options
-        left, _, right = line.partition(" - ")
-        _, _, device, subtree, path, _ = left.split(" ")[:6]
-        fstype, source, options = right.split(" ")[:3]
-        major, minor = map(int, device.split(":"))
-        found.append(
-            Mount(os.makedev(major, minor), _unescape(subtree), _unescape(path), fstype, _unescape(source), options)
-        )
-    return tuple(found)
+    return os.fsdecode((root / "proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n")
+
+
+def _mount(line: str) -> Mount:
+    # id parent major:minor root path options [optional fields] - fstype source super-options
+    left, _, right = line.partition(" - ")
+    _, _, device, subtree, path, _ = left.split(" ")[:6]
+    fstype, source, options = right.split(" ")[:3]
+    major, minor = map(int, device.split(":"))
+    return Mount(os.makedev(major, minor), _unescape(subtree), _unescape(path), fstype, _unescape(source), options)
 
 
 def mount_at(path: Path, *, root: Path = ROOT) -> Mount | None:
     """Return what is mounted at ``path``, the uppermost where there are several; ``None`` when nothing is."""
-    return next((mount for mount in reversed(mounts(root=root)) if mount.path == str(path)), None)
+    lines = (line for line in reversed(_mountinfo(root)) if _unescape(line.split(" ", 5)[4]) == str(path))
+    return next(map(_mount, lines), None)
 
 
 def _unescape(text: str) -> str:
@@ -313,6 +331,21 @@ def _opens_on(pid: int, device: int, root: Path) -> bool:
     return False
 
 
+def libvirt_runs(run_dir: Path, *, root: Path = ROOT) -> bool:
+    """Tell whether a libvirtd or virtqemud runs, without connecting: that would start one by its systemd socket.
+
+    Its QEMU driver writes a process id for as long as it lives (``qemuStateInitialize`` in libvirt's
+    ``qemu_driver.c``).
+
+    :param run_dir: libvirt's for QEMU, ``/run/libvirt/qemu``.
+    """
+    try:
+        pid = int((run_dir / "driver.pid").read_text("ascii"))
+    except (OSError, ValueError):
+        return False
+    return process_name(pid, root=root) in {"libvirtd", "virtqemud"}
+
+
 def find_qemu(run_dir: Path, name: str, uuid: str, *, root: Path = ROOT) -> int | None:
     """Return the PID of a domain's QEMU: by libvirt's PID file in ``run_dir``, else by ``-uuid``; or ``None``.
 
@@ -336,6 +369,14 @@ def _is_qemu_of(pid: int, uuid: str, root: Path) -> bool:
         option == b"-uuid" and value.lower() == uuid.lower().encode()
         for option, value in itertools.pairwise(arguments)
     )
+
+
+def waits_for_guest(pid: int, *, root: Path = ROOT) -> bool:
+    """Tell whether a QEMU was started to take in a guest, by migration or from a file."""
+    try:
+        return b"-incoming" in (root / f"proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except _GONE:
+        return False
 
 
 def qemu_domain(pid: int, *, root: Path = ROOT) -> tuple[str, str] | None:

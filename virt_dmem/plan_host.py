@@ -8,12 +8,14 @@ format (``hugepages=0:N,1:M``) needs Linux 5.16.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from virt_dmem import host
+from virt_dmem import host, memory_map
 from virt_dmem.backends import backend
-from virt_dmem.backends.base import BASE_PAGE, struct_pages_of
+from virt_dmem.backends.base import BASE_PAGE, Probe, struct_pages_of
+from virt_dmem.boot_reserve import choose, memmap
+from virt_dmem.ranges import Range
 from virt_dmem.units import GIB, KIB, MIB, TIB, format_size, round_up
 
 __all__ = ["HostFacts", "Option", "plan_host", "read_host", "warnings"]
@@ -33,6 +35,10 @@ class HostFacts:
     """Whether HVO is switched on; ``None`` where the kernel has none."""
     cma_bytes: int | None
     """What the kernel keeps movable for allocations in one piece; ``None`` where it cannot (no CONFIG_CMA)."""
+    ram: dict[int, tuple[Range, ...]] = field(default_factory=dict)
+    """Where the memory of each node lies; empty where that is not known."""
+    dmemfs: Probe = Probe(available=False, reason="there is no module dmemfs")  # noqa: RUF009 -- frozen
+    """Whether this host has the file system."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,14 @@ class Option:
 
 def read_host(*, root: Path = host.ROOT) -> HostFacts:
     """Look at this host, or at the tree of another one."""
+    nodes = {node.node: node.memory.total_bytes for node in host.nodes(root=root) if node.memory.total_bytes}
     return HostFacts(
-        nodes={node.node: node.memory.total_bytes for node in host.nodes(root=root) if node.memory.total_bytes},
+        nodes=nodes,
         page_sizes=host.huge_page_sizes(root=root),
         hvo=host.hvo(root=root),
         cma_bytes=host.cma_bytes(root=root),
+        ram=memory_map.ram_by_node(root=root),
+        dmemfs=backend("dmemfs").probe(root=root),
     )
 
 
@@ -160,19 +169,34 @@ def _device_dax(size: int, page_size: int, facts: HostFacts) -> Option:
 
 
 def _dmemfs(size: int, facts: HostFacts) -> Option:
-    size = round_up(size, 128 * MIB)  # the hole's edges: a section of the memory map
-    shares = _shares(size, 128 * MIB, facts)
-    return _option(
-        "dmemfs",
-        size,
-        2 * MIB,
-        0,
-        " ".join(f"memmap={_short(share)}$START{node}" for node, share in shares.items()),
-        "",
-        "This version has neither its kernel module nor a backend for it; what its own tables take is not counted.",
-        "For each START put an address of that node's RAM in /proc/iomem, on a boundary of 128 MiB. In GRUB's"
-        " configuration '$' is written '\\\\\\$'.",
+    size = round_up(size, memory_map.SECTION)
+    shares = _shares(size, memory_map.SECTION, facts)
+    ranges = choose(facts.ram, shares) if facts.ram else None
+    by_node = " ".join(f"--node {node}={_short(share)}" for node, share in shares.items())
+    if ranges:
+        line = memmap(item for items in ranges.values() for item in items)
+        notes = ["These are this host's own addresses: whole sections of 128 MiB, so that no struct page is left."]
+    else:
+        line = " ".join(f"memmap={_short(share)}$START{node}" for node, share in shares.items())
+        notes = [
+            "This host has not so much, outside of its lowest 1 GiB."
+            if facts.ram
+            else "Where this host's memory lies is not known; root may know more.",
+            "For each START put an address of that node's RAM in /proc/iomem, on a boundary of 128 MiB.",
+        ]
+    notes.append(
+        "In GRUB's configuration '$' is written '\\\\\\$' between double quotes; --write-grub does it right. More"
+        " than four such parameters switch off the kernel's choice of a random physical address (KASLR)."
     )
+    notes.append(
+        "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA. docs/dmemfs.md tells"
+        " when huge pages are the better choice. What is left are the module's own tables."
+    )
+    if not facts.dmemfs.available:
+        notes.append(f"Not yet here: {facts.dmemfs.reason}.")
+    left = backend("dmemfs").metadata_left(size, 2 * MIB)
+    pool_create = f"virt-dmem pool create NAME --backend dmemfs --page-size 2M {by_node}"
+    return _option("dmemfs", size, 2 * MIB, left, line, pool_create if facts.dmemfs.available else "", *notes)
 
 
 def _recommend(options: list[Option], facts: HostFacts) -> tuple[Option, str]:

@@ -7,8 +7,11 @@ here; test_pools_real.py does that.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Sequence
 from pathlib import Path
+
+from virt_dmem.ranges import Range, without
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -55,10 +58,47 @@ def fake_tree(
     )
     counted = f"nr_memmap_pages {struct_pages[0]}\nnr_memmap_boot_pages {struct_pages[1]}\n" if struct_pages else ""
     put(root / "proc/vmstat", f"nr_free_pages 1234\n{counted}pgfault 99\n")
+    put(root / "proc/sys/kernel/osrelease", "6.12.0-test\n")
     put(root / "proc/sys/kernel/random/boot_id", f"{BOOT}\n")
     put(root / "proc/self/mountinfo", "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n")
     if hvo is not None:
         put(root / "proc/sys/vm/hugetlb_optimize_vmemmap", f"{hvo}\n")
+    return root
+
+
+def fake_memory_map(
+    root: Path,
+    *,
+    ram: Sequence[tuple[int, int]],
+    reserved: Sequence[tuple[int, int]] = (),
+    claimed: Sequence[tuple[int, int]] = (),
+    nodes: Sequence[Sequence[tuple[int, int]]] = (),
+    cmdline: str = "quiet",
+) -> Path:
+    """Write what the kernel tells of its memory: ranges are (start, size); ``nodes`` go into an ACPI table.
+
+    ``reserved`` lies in ``ram``, and ``claimed`` in ``reserved``.
+    """
+    for number, (start, size) in enumerate(ram):
+        base = root / f"sys/firmware/memmap/{number}"
+        put(base / "start", f"{start:#x}\n")
+        put(base / "end", f"{start + size - 1:#x}\n")
+        put(base / "type", "System RAM\n")
+    used = without([Range(*item) for item in ram], [Range(*item) for item in reserved])
+    lines = [(item.start, f"{item.start:08x}-{item.end - 1:08x} : System RAM") for item in used]
+    lines += [(start, f"{start:08x}-{start + size - 1:08x} : Reserved") for start, size in reserved]
+    lines += [(start, f"  {start:08x}-{start + size - 1:08x} : dmemfs") for start, size in claimed]
+    put(root / "proc/iomem", "".join(f"{line}\n" for _, line in sorted(lines)))
+    put(root / "proc/cmdline", f"BOOT_IMAGE=/vmlinuz root=/dev/vda {cmdline}\n")
+    if nodes:
+        entries = b"".join(
+            struct.pack("<BBIHQQIIQ", 1, 40, node, 0, start, size, 0, 1, 0)
+            for node, ranges in enumerate(nodes)
+            for start, size in ranges
+        )
+        table = b"SRAT" + struct.pack("<IB", 48 + len(entries), 3) + bytes(39) + entries
+        (root / "sys/firmware/acpi/tables").mkdir(parents=True)
+        (root / "sys/firmware/acpi/tables/SRAT").write_bytes(table)
     return root
 
 

@@ -91,6 +91,16 @@ def test_hvo_is_on_off_or_not_there(tmp_path: Path, content: str | None, expecte
     assert host.hvo(root=fake_tree(tmp_path, hvo=content)) is expected
 
 
+def test_pressure_is_the_share_of_time_that_tasks_waited_and_nothing_where_the_kernel_is_silent(
+    tmp_path: Path,
+) -> None:
+    assert host.pressure("cpu", root=tmp_path) == 0
+    said = "some avg10=12.50 avg60=3.00 avg300=1.00 total=123\nfull avg10=0.75 avg60=0.00 avg300=0.00 total=4\n"
+    put(tmp_path / "proc/pressure/memory", said)
+    assert host.pressure("memory", root=tmp_path) == 12.5
+    assert 0 <= host.pressure("cpu") <= 100
+
+
 def test_the_boot_id_is_a_uuid(tmp_path: Path) -> None:
     assert host.boot_id(root=fake_tree(tmp_path)) == BOOT
     assert len(host.boot_id()) == 36
@@ -173,6 +183,12 @@ def test_qemu_is_found_by_its_uuid_when_the_pid_file_is_stale_or_missing(tmp_pat
     assert host.find_qemu(tmp_path / "run", "guest", UUID, root=tmp_path) == 70
     assert host.find_qemu(tmp_path / "run", "other", UUID, root=tmp_path) == 70
     assert host.find_qemu(tmp_path / "run", "guest", UUID.replace("b", "c"), root=tmp_path) is None
+
+
+def test_a_qemu_that_waits_for_a_guest_is_told_from_one_that_does_not(tmp_path: Path) -> None:
+    fake_process(tmp_path, 70, cmdline=["qemu-system-x86_64", "-incoming", "defer"])
+    fake_process(tmp_path, 71, cmdline=["qemu-system-x86_64", "-name", "guest=-incoming"])
+    assert [host.waits_for_guest(pid, root=tmp_path) for pid in (70, 71, 72)] == [True, False, False]
 
 
 def test_a_real_process_is_found_by_the_uuid_on_its_command_line(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def of(options: list[Option], backend: str, page_size: int) -> Option:
         ("hugetlbfs", GIB, 1280 * KIB),
         ("device-dax", 2 * MIB, 1280 * MIB),
         ("device-dax", GIB, 2560 * KIB),
-        ("dmemfs", 2 * MIB, 0),
+        ("dmemfs", 2 * MIB, 320 * (4096 + 128)),
     ],
 )
 def test_for_320_gib_gross_is_5_gib_and_what_is_left_is_what_the_kernel_keeps(
@@ -125,7 +125,8 @@ def test_figures_add_up_and_the_pool_command_parses(
 def test_a_tree_of_another_host_can_be_read(tmp_path: Path) -> None:
     root = fake_tree(tmp_path, memory=(16 * GIB, 0, 8 * GIB), hvo="1")
     facts = read_host(root=root)
-    assert facts == HostFacts({0: 16 * GIB, 2: 8 * GIB}, (2 * MIB, GIB), hvo=True, cma_bytes=None)
+    assert not facts.dmemfs.available
+    assert facts == HostFacts({0: 16 * GIB, 2: 8 * GIB}, (2 * MIB, GIB), True, None, dmemfs=facts.dmemfs)
     with (root / "proc/meminfo").open("a") as file:
         file.write("CmaTotal:         65536 kB\n")
     assert read_host(root=root).cma_bytes == 64 * MIB

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from virt_dmem.backends.base import Backend
+from virt_dmem.backends.dmemfs import Dmemfs
 from virt_dmem.backends.hugetlbfs import Hugetlbfs
 from virt_dmem.backends.tmpfs import Tmpfs
 from virt_dmem.errors import UsageError
 
 __all__ = ["BACKENDS", "backend"]
 
-BACKENDS: dict[str, Backend] = {kind.name: kind for kind in (Hugetlbfs(), Tmpfs())}
+BACKENDS: dict[str, Backend] = {kind.name: kind for kind in (Hugetlbfs(), Dmemfs(), Tmpfs())}
 
 
 def backend(name: str) -> Backend:

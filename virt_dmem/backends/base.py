@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,7 +19,8 @@ from typing import ClassVar, Literal
 import msgspec
 
 from virt_dmem import host
-from virt_dmem.errors import PoolBusy, PoolError
+from virt_dmem.errors import PoolBusy, PoolError, UsageError
+from virt_dmem.ranges import Range
 
 __all__ = [
     "BASE_PAGE",
@@ -31,6 +32,7 @@ __all__ = [
     "Probe",
     "Report",
     "Step",
+    "run_program",
     "struct_pages_of",
 ]
 
@@ -91,6 +93,12 @@ class PoolRecord(msgspec.Struct):
     """Struct pages that went away when the memory was taken."""
     measured: bool = True
     """``saved_bytes`` was counted by the kernel; else it is an estimate."""
+    regions: dict[int, list[Range]] = msgspec.field(default_factory=dict)
+    """Of dmemfs: the physical memory it is made of, by node."""
+    regions_named: bool = False
+    """They were named by whoever made the pool; else they may be others after the next boot."""
+    original: bool = False
+    """Of dmemfs: it is the original one, whose memory is not zeroed."""
     version: int = 1
 
     @property
@@ -144,6 +152,16 @@ class Backend(ABC):
     """The kernel hands out memory of this kind clean; else we scrub it."""
     has_nodes: ClassVar[bool]
     """Memory can be taken from a node of choice; else it is all on ``NO_NODE``."""
+    has_struct_pages: ClassVar[bool] = True
+    """The kernel can pin its memory, as direct I/O and others want it."""
+    lockable: ClassVar[bool] = True
+    """Domains with locked memory may use it: QEMU can lock what it maps of it."""
+    holds_nodes: ClassVar[bool] = False
+    """The kernel promises memory of the host as a whole only: what is free has to be held on its node by files."""
+    ready_ahead: ClassVar[bool] = True
+    """We zero what is free, and bring it in ahead; else the kernel zeroes it by itself as soon as it is free."""
+    from_host: ClassVar[bool] = False
+    """What no file has is the host's memory to use."""
     resizes_in_place: ClassVar[bool] = False
     """A mounted pool can become larger and smaller; else segments come and go."""
 
@@ -158,6 +176,34 @@ class Backend(ABC):
     @abstractmethod
     def metadata_left(self, size_bytes: int, page_size: int) -> int:
         """Return the bytes of struct pages that stay for so much memory in such a pool, at the best."""
+
+    def nodes(self, *, root: Path = host.ROOT) -> tuple[list[int], list[int]]:
+        """Return the nodes that such a pool may have memory of, and those of them that it has it of unasked.
+
+        Memory without CPUs nearby (CXL) is taken only where it is named: it is slow.
+        """
+        if not self.has_nodes:
+            return [NO_NODE], [NO_NODE]
+        with_memory = [node.node for node in host.nodes(root=root) if node.memory.total_bytes]
+        near = [node for node in with_memory if node not in host.nodes_without_cpus(root=root)]
+        return with_memory, near or with_memory
+
+    def how_to_have_memory(self, *, root: Path = host.ROOT) -> str:
+        """Return what is to be done where no node has memory for such a pool."""
+        return "Look which nodes have memory ('virt-dmem plan-host')."
+
+    def default_sizes(
+        self, page_size: int, others: Sequence[PoolRecord], *, root: Path = host.ROOT
+    ) -> dict[int, int]:
+        """Return the bytes of each node that a pool has of which nobody said how large it is to be.
+
+        :raise UsageError: When that has to be said.
+        """
+        raise UsageError("How large the pool is to be is missing.", hint="Give --size SIZE, or --node N=SIZE.")
+
+    def zeroes(self, record: PoolRecord) -> bool:
+        """Tell whether memory of this pool is handed out clean by the kernel."""
+        return self.zeroes_on_allocation
 
     @abstractmethod
     def check(self, job: Job) -> None:
@@ -205,7 +251,7 @@ class Backend(ABC):
         refusal = ""
         for options in self.mount_options(record):
             every = f"{how},{options}"
-            refusal = _run("mount", "-t", self.fstype, "-o", every, f"virt-dmem-{record.name}", record.mount)
+            refusal = run_program("mount", "-t", self.fstype, "-o", every, f"virt-dmem-{record.name}", record.mount)
             if not refusal:
                 return
         raise self.mount_refused(job, f"Pool {record.name} could not be mounted at {record.mount}: {refusal}")
@@ -225,7 +271,7 @@ class Backend(ABC):
         :raise PoolBusy: When somebody is still in it.
         :raise PoolError: When the kernel refuses for another reason.
         """
-        refusal = _run("umount", record.mount)
+        refusal = run_program("umount", record.mount)
         if refusal:
             kind = PoolBusy if "busy" in refusal else PoolError
             raise kind(
@@ -246,8 +292,8 @@ class Backend(ABC):
         return capacity
 
 
-def _run(*command: str) -> str:
-    """Run mount(8) or umount(8); return its first line of complaint, ``""`` when it succeeded."""
+def run_program(*command: str) -> str:
+    """Run mount(8) and the like; return its first line of complaint, ``""`` when it succeeded."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
     if done.returncode == 0:
         return ""

@@ -7,16 +7,21 @@ import argparse
 import textwrap
 from dataclasses import asdict
 
+from virt_dmem import boot_reserve
 from virt_dmem import plan_host as planning
 from virt_dmem.cli import columns
 from virt_dmem.cli.output import Output
-from virt_dmem.errors import ExitStatus
+from virt_dmem.errors import ExitStatus, UsageError
 
 __all__ = ["plan_host"]
 
 
 def plan_host(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Show for each kind of memory what it saves, what it asks of the kernel, and which one fits this host."""
+    if args.remove_grub:
+        return _remove_grub(out)
+    if args.guest_memory is None:
+        raise UsageError("How much memory all guests have together is missing.", hint="Give --guest-memory SIZE.")
     facts = planning.read_host()
     options = planning.plan_host(args.guest_memory, facts)
     warnings = planning.warnings(args.guest_memory, facts)
@@ -34,12 +39,44 @@ def plan_host(args: argparse.Namespace, out: Output) -> ExitStatus:
             _paragraph(out, note)
     for warning in warnings:
         out.note(warning)
+    grub = _write_grub(options, out) if args.write_grub else None
     out.result(
         guest_memory_bytes=args.guest_memory,
         nodes=[{"node": node, "total_bytes": total} for node, total in facts.nodes.items()],
         hvo={None: "absent", True: "on", False: "off"}[facts.hvo],
         options=rows,
         warnings=warnings,
+        grub=grub,
+    )
+    return ExitStatus.DONE
+
+
+def _write_grub(options: list[planning.Option], out: Output) -> str:
+    """Have GRUB give the kernel what dmemfs needs.
+
+    :raise UsageError: When the addresses are not known.
+    """
+    (line,) = [option.kernel_command_line for option in options if option.backend == "dmemfs"]
+    if "$START" in line:
+        raise UsageError(
+            "GRUB cannot be told what to reserve: it is not known where on this host so much memory lies.",
+            hint="Run it as root on the host itself, and for less memory than it has.",
+        )
+    path = boot_reserve.write_grub(line)
+    out.note(f"{path} is written: {line}. Run update-grub (or grub2-mkconfig), then reboot.")
+    return str(path)
+
+
+def _remove_grub(out: Output) -> ExitStatus:
+    """Take back what ``_write_grub`` wrote."""
+    removed = boot_reserve.remove_grub()
+    path = boot_reserve.GRUB_DROP_IN
+    if removed:
+        out.note(f"{path} is removed. Run update-grub (or grub2-mkconfig); then reboot.")
+    else:
+        out.note(f"There is no {path}.")
+    out.result(
+        guest_memory_bytes=None, nodes=[], hvo=None, options=[], warnings=[], grub=str(path) if removed else None
     )
     return ExitStatus.DONE
 

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What of a domain cannot work on memory without struct pages, and who says so."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.unit.fake_tree import GIB, MIB
+from virt_dmem import checks_dmemfs
+from virt_dmem.backends.base import NodeShare, PoolRecord
+from virt_dmem.cli.main import main
+from virt_dmem.domain_xml import read_domain
+from virt_dmem.errors import DomainRefused, ExitStatus
+from virt_dmem.plan import PoolFree, plan_domain
+from virt_dmem.rewrite import apply, unapply
+
+DISK = "<disk type='file' device='disk'><driver name='qemu' {}/><source file='/x'/><target dev='vda'/></disk>"
+UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+OS = "<os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os>"
+
+
+def domain(devices: str = "", backing: str = "") -> bytes:
+    xml = f"<domain type='kvm'><name>g</name><uuid>{UUID}</uuid><memory unit='MiB'>64</memory>{backing}{OS}"
+    return f"{xml}<devices>{devices}</devices></domain>".encode()
+
+
+@pytest.mark.parametrize(
+    ("devices", "what", "mend"),
+    [
+        (DISK.format("cache='none'"), "disk vda has cache='none'", "Set cache='writeback' on disk vda"),
+        (
+            DISK.format("cache='none' io='native'"),
+            "disk vda has cache='none'",
+            "Set cache='writeback' on disk vda and remove io='native'",
+        ),
+        (DISK.format("cache='directsync'"), "cache='directsync'", "cache='writethrough'"),
+        (DISK.format("io='native'"), "io='native'", "io='threads'"),
+        (
+            "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>",
+            "interface is vDPA",
+            "another type",
+        ),
+        (
+            "<disk type='vhostvdpa'><source dev='/dev/vhost-vdpa-0'/><target dev='vdb'/></disk>",
+            "vdb is vDPA",
+            "vdb",
+        ),
+        ("<hostdev mode='subsystem' type='pci'><driver iommufd='yes'/></hostdev>", "uses iommufd", "iommufd='yes'"),
+        ("<hostdev mode='subsystem' type='scsi_host'/>", "vhost-scsi", "'block'"),
+        ("<memory model='virtio-mem'><target><size>1</size></target></memory>", "virtio-mem", "'dimm'"),
+    ],
+)
+def test_what_pins_memory_is_refused_with_the_mend(devices: str, what: str, mend: str) -> None:
+    xml = domain(devices)
+    with pytest.raises(DomainRefused) as caught:
+        apply(xml, pool="dm", may_pin=False)
+    assert "'dm', whose memory has no struct pages" in caught.value.message
+    assert what in caught.value.message
+    assert mend in caught.value.hint
+    assert b"dmem:replaced" in apply(xml, pool="dm")
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        "",
+        DISK.format(""),
+        DISK.format("cache='writeback' io='io_uring'"),
+        DISK.format("cache='unsafe'"),
+        "<hostdev mode='subsystem' type='pci'><driver name='vfio'/></hostdev>",
+        "<interface type='network'><driver name='vhost'/></interface>",
+        "<memory model='dimm'><target><size>1</size></target></memory>",
+    ],
+)
+def test_what_copies_is_not_refused(devices: str) -> None:
+    assert unapply(apply(domain(devices), pool="dm", may_pin=False, may_lock=False), keep_request=False)
+
+
+def test_locked_memory_is_refused_for_what_it_is() -> None:
+    xml = domain(backing="<memoryBacking><locked/></memoryBacking>")
+    with pytest.raises(DomainRefused, match="cannot be locked: it has no struct pages"):
+        apply(xml, pool="dm", may_lock=False, may_pin=False)
+    with pytest.raises(DomainRefused, match="the host may swap"):
+        apply(xml, pool="t", may_lock=False)
+
+
+def test_a_domain_that_was_changed_after_apply_is_refused_when_it_starts() -> None:
+    xml = domain(DISK.format("cache='none'"))
+    free = {"dm": PoolFree("dm", "dmemfs", 2 * MIB, {"dm": {0: GIB}}, may_lock=False, may_pin=False)}
+    with pytest.raises(DomainRefused, match="cache='none'"):
+        plan_domain(read_domain(apply(xml, pool="dm")), free, "")
+    assert plan_domain(read_domain(apply(domain(DISK.format("")), pool="dm")), free, "").total_bytes == 64 * MIB
+
+
+def test_check_finds_domains_that_cannot_work() -> None:
+    record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none", {0: NodeShare(GIB)})
+    other = PoolRecord("hp", "hugetlbfs", 2 * MIB, "/none", {0: NodeShare(GIB)})
+    memory = read_domain(domain(DISK.format("cache='none'")))
+    (refusal,) = checks_dmemfs.impossible([(memory, record), (memory, other), (read_domain(domain()), record)])
+    assert "'g' cannot work on pool 'dm'" in refusal.message
+
+
+def rewrite(monkeypatch: pytest.MonkeyPatch, config: Path, xml: bytes, pool: str) -> int:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(xml)))
+    return main(["rewrite", "--config", str(config), "--pool", pool])
+
+
+def test_the_filter_knows_pools_whose_records_it_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    config = tmp_path / "virt-dmem.toml"
+    config.write_text(f'[daemon]\nstate_dir = "{tmp_path}"\n')
+    (tmp_path / "pools").mkdir()
+    for name, backend in (("dm", "dmemfs"), ("hp", "hugetlbfs")):
+        record = PoolRecord(name, backend, 2 * MIB, "/none", {0: NodeShare(GIB)}, state="ready")
+        (tmp_path / f"pools/{name}.json").write_bytes(msgspec.json.encode(record))
+    xml = domain(DISK.format("cache='none'"), "<memoryBacking><locked/></memoryBacking>")
+    assert rewrite(monkeypatch, config, xml, "dm") == ExitStatus.FAILED
+    assert capfdbinary.readouterr().out == b""
+    assert rewrite(monkeypatch, config, xml, "hp") == ExitStatus.DONE
+    assert capfdbinary.readouterr().err == b""
+    assert rewrite(monkeypatch, config, xml, "elsewhere") == ExitStatus.DONE
+    said = capfdbinary.readouterr()
+    assert b"its memory is locked; disk vda has cache='none'" in said.err
+    assert b"elsewhere" in said.out
