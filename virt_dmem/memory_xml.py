@@ -10,10 +10,20 @@ from dataclasses import dataclass
 from lxml import etree
 
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
+from virt_dmem.ram_ids import RAM_IDS
 from virt_dmem.units import MIB, round_up
 from virt_dmem.xml_fields import DUMPXML, find_child, read_nodeset, read_number, read_size, text_of
 
-__all__ = ["memory_backends", "machine_not_known", "Cell", "PLACED_MODELS"]
+__all__ = [
+    "memory_backends",
+    "machine_without_name",
+    "all_memory",
+    "boot_memory",
+    "guest_cells",
+    "machine_of",
+    "Cell",
+    "PLACED_MODELS",
+]
 
 PLACED_MODELS = {"dimm": "dimm", "virtio-mem": "virtiomem"}
 """Models of memory devices whose memory comes from a pool, and what libvirt's aliases of them begin with. The
@@ -22,21 +32,6 @@ others have a path of their own (nvdimm, virtio-pmem) or memory of another kind 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _SLOTS = 256
 _POLICIES = ("strict", "preferred", "interleave", "restrictive")
-
-# QEMU's MachineClass.default_ram_id, by what arch and machine type begin with: the id that libvirt gives to the
-# one memory backend of a guest without NUMA cells. x86 asked from QEMU 7.2 (query-machines), the others from
-# hw/{arm,ppc,s390x,riscv,loongarch}.
-_DEFAULT_RAM_IDS = (
-    ("x86_64 i686", "pc q35 isapc", "pc.ram"),
-    ("x86_64 i686", "microvm", "microvm.ram"),
-    ("aarch64 armv7l armv6l", "virt", "mach-virt.ram"),
-    ("aarch64", "sbsa-ref", "sbsa-ref.ram"),
-    ("ppc64 ppc64le", "pseries", "ppc_spapr.ram"),
-    ("ppc64 ppc64le", "powernv powernv8 powernv9 powernv10", "pnv.ram"),
-    ("s390x", "s390-ccw-virtio", "s390.ram"),
-    ("riscv64 riscv32", "virt", "riscv_virt_board.ram"),
-    ("loongarch64", "virt", "loongarch.ram"),
-)
 
 
 @dataclass(frozen=True)
@@ -60,25 +55,25 @@ class Cell:
 def memory_backends(root: etree._Element) -> tuple[Cell, ...]:
     """Return the memory backends the guest has when it starts: its cells or its boot memory, then its devices.
 
-    The alias is empty where the name depends on a machine type that is not there or not known.
+    The alias is empty where it depends on a machine type that is not there, not known, or without a backend.
 
     :raise DomainXmlInvalid: When sizes are missing or unreadable.
     """
-    align = 256 * MIB if _machine(root)[0].startswith("ppc64") else MIB  # qemuDomainAlignMemorySizes()
-    cells = _guest_cells(root)
+    align = 256 * MIB if machine_of(root)[0].startswith("ppc64") else MIB  # qemuDomainAlignMemorySizes()
+    cells = guest_cells(root)
     if cells:
         sizes = {cell: round_up(read_size(e.get("memory"), e.get("unit")), align) for cell, e in cells.items()}
         found = [Cell(f"ram-node{cell}", cell, size, *_host_nodes(root, cell)) for cell, size in sizes.items()]
     else:
-        size_bytes = round_up(_boot_memory(root), align)
-        found = [Cell(_default_ram_id(root), None, size_bytes, *_host_nodes(root, None))]
+        size_bytes = round_up(boot_memory(root), align)
+        found = [Cell(_default_ram_id(root) or "", None, size_bytes, *_host_nodes(root, None))]
     found += _devices(root, align)
     if any(cell.size_bytes <= 0 for cell in found):
         raise DomainXmlInvalid("The domain XML gives the domain or a part of it no memory.", hint=DUMPXML)
     return tuple(found)
 
 
-def _guest_cells(root: etree._Element) -> dict[int, etree._Element]:
+def guest_cells(root: etree._Element) -> dict[int, etree._Element]:
     """Return the ``<cell>`` elements by their ids, ascending; libvirt takes 0 … n-1 only."""
     numa = find_child(root, "cpu", "numa")
     cells = [] if numa is None else numa.findall("cell")
@@ -88,7 +83,7 @@ def _guest_cells(root: etree._Element) -> dict[int, etree._Element]:
     return dict(sorted(by_id.items()))
 
 
-def _boot_memory(root: etree._Element) -> int:
+def boot_memory(root: etree._Element) -> int:
     """Bytes of ``<memory>`` less those of all memory devices, as virDomainDefGetMemoryInitial()."""
     memory = find_child(root, "memory")
     if memory is None:
@@ -96,6 +91,22 @@ def _boot_memory(root: etree._Element) -> int:
     devices = [find_child(device, "target", "size") for device in root.iterfind("devices/memory")]
     plugged = sum(read_size(text_of(size), size.get("unit")) for size in devices if size is not None)
     return read_size(text_of(memory), memory.get("unit")) - plugged
+
+
+def all_memory(root: etree._Element) -> int:
+    """Return the bytes of memory that the domain has in all, memory devices included.
+
+    :raise DomainXmlInvalid: When sizes are missing or unreadable.
+    """
+    cells = guest_cells(root)
+    if not cells:
+        sizes = [boot_memory(root)]
+    else:
+        sizes = [read_size(cell.get("memory"), cell.get("unit")) for cell in cells.values()]
+    for device in root.iterfind("devices/memory"):
+        size = find_child(device, "target", "size")
+        sizes += [] if size is None else [read_size(text_of(size), size.get("unit"))]
+    return sum(sizes)
 
 
 def _devices(root: etree._Element, align: int) -> list[Cell]:
@@ -163,24 +174,35 @@ def _host_nodes_of(root: etree._Element, device: etree._Element, cell: int | Non
     return (nodes, policy) if nodemask is None else (read_nodeset(text_of(nodemask)), policy or "strict")
 
 
-def _machine(root: etree._Element) -> tuple[str, str]:
+def machine_of(root: etree._Element) -> tuple[str, str]:
+    """Return architecture and machine type, empty where they are not said."""
     os_type = find_child(root, "os", "type")
     return ("", "") if os_type is None else (os_type.get("arch", ""), os_type.get("machine", ""))
 
 
-def _default_ram_id(root: etree._Element) -> str:
-    arch, machine = _machine(root)
-    for arches, machines, ram_id in _DEFAULT_RAM_IDS:
-        if arch in arches.split() and any(machine == m or machine.startswith(f"{m}-") for m in machines.split()):
-            return ram_id
-    return ""
+def _default_ram_id(root: etree._Element) -> str | None:
+    """Return the id that libvirt gives to the one memory backend of a guest without cells; None: not known."""
+    arch, machine = machine_of(root)
+    known = [
+        (len(family), ram_id)
+        for arches, ram_id, families in RAM_IDS
+        if arch in arches.split()
+        for family in families.split()
+        if machine == family or machine.startswith(f"{family}-")
+    ]
+    return max(known)[1] if known else None
 
 
-def machine_not_known(root: etree._Element) -> DomainRefused:
-    """Return the refusal of a domain whose boot memory has no name that we know."""
-    arch, machine = _machine(root)
+def machine_without_name(root: etree._Element) -> DomainRefused:
+    """Return the refusal of a domain whose boot memory has no name, or none that we know."""
+    arch, machine = machine_of(root)
     if not arch or not machine:
         return DomainXmlInvalid("The domain XML does not say its architecture and machine type.", hint=DUMPXML)
+    if _default_ram_id(root) is not None:
+        return DomainRefused(
+            f"QEMU makes no memory backend for the boot memory of a machine {machine!r} on {arch!r}.",
+            hint="No pool can give it memory; leave this domain as it is.",
+        )
     return DomainRefused(
         f"The name of the boot memory of a machine {machine!r} on {arch!r} is not known.",
         hint="Give the guest one NUMA cell that holds all its memory: its name does not depend on the machine.",

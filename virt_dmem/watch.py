@@ -14,7 +14,7 @@ from virt_dmem.config import Config
 from virt_dmem.guests import Guest
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import AlertView
-from virt_dmem.ledger import Ledger
+from virt_dmem.ledger import Ledger, Reservation
 
 __all__ = ["APPLY", "Watch"]
 
@@ -89,14 +89,23 @@ class Watch:
         return alerts.Facts(
             now=time.time(),
             guests=self._guests.values(),
-            reservations=self._ledger.reservations(),
+            reservations=self._reservations(),
             quarantined=self._ledger.quarantined(),
             capacity=self._inventory.capacity(),
             reserved=self._ledger.reserved(),
+            failures=self._ledger.failures(),
             fights=self._fights,
             paused_until=self._ledger.paused_until(APPLY),
             is_alive=self._is_alive,
         )
+
+    def _reservations(self) -> list[Reservation]:
+        """Return all of them; extents have but those of guests with memory devices, for which alone they matter."""
+        with_devices = {uuid for uuid, guest in self._guests.items() if guest.devices}
+        return [
+            (self._ledger.find(held.uuid) if held.uuid in with_devices else None) or held
+            for held in self._ledger.without_extents()
+        ]
 
     def _is_alive(self, guest: Guest) -> bool:
         return host.find_qemu(Path(self._config.libvirt.run_dir), guest.name, guest.uuid) is not None

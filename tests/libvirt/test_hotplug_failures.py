@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An attach that fails, or is not waited for, at any point: all of it is undone, or all of it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.rig.command import virt_dmem_fails, virt_dmem_json
+from tests.rig.daemon import Daemon
+from tests.rig.fake_monitor import FakeMonitor
+from tests.rig.grower import MIB, extents, has_mib, links, reserved, start, wait_for_memory
+from tests.rig.guest import GuestImage
+from tests.rig.private_libvirt import PrivateLibvirt
+from tests.rig.processes import wait_for
+from virt_dmem.monitor_xml import socket_of
+
+VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
+
+
+def test_what_libvirt_refuses_is_rolled_back_whole(
+    libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str
+) -> None:
+    """QEMU cannot bind memory to a node that the host has not; a pool of tmpfs knows none."""
+    uuid = start(libvirtd, roomy_pool, None)
+    for kind in ("dimm", "virtio-mem"):
+        said = virt_dmem_fails("attach", "grower", "--size", "64M", "--node", "63", "--type", kind, status=1)
+        assert "libvirt refused" in said
+    assert reserved(roomy_pool) == 192 * MIB
+    files = Path(f"/run/virt-dmem/pools/{roomy_pool}/libvirt-{uuid}").iterdir()
+    assert [path.name for path in files] == ["ram-node0"]
+    assert links() == []
+    assert virt_dmem_json("attach", "grower", "--size", "64M")["change"]["state"] == "attached"
+
+
+def test_who_interrupts_an_attach_while_memory_is_brought_in_undoes_it(
+    libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, tmp_path: Path
+) -> None:
+    start(libvirtd, roomy_pool, None)
+    daemon.restart_with_helper(tmp_path, "sleep 3")
+    command = [VIRT_DMEM, "attach", "grower", "--size", "256M"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as attaching:
+        wait_for("the memory to be charged", lambda: reserved(roomy_pool) == 448 * MIB)
+        time.sleep(0.3)
+        attaching.send_signal(signal.SIGINT)
+        assert attaching.wait(10) == 130
+    wait_for("it to be given back", lambda: reserved(roomy_pool) == 192 * MIB)
+    assert list(extents()) == ["ram-node0"]
+
+
+def test_a_domain_that_ends_while_memory_is_brought_in_leaves_nothing(
+    libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, tmp_path: Path
+) -> None:
+    start(libvirtd, roomy_pool, None)
+    daemon.restart_with_helper(tmp_path, "sleep 2")
+    command = [VIRT_DMEM, "attach", "grower", "--size", "256M"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as attaching:
+        wait_for("the memory to be charged", lambda: reserved(roomy_pool) == 448 * MIB)
+        libvirtd.virsh("destroy", "grower")
+        assert attaching.wait(20) == 1
+    wait_for("it to be given back", lambda: reserved(roomy_pool) == 0)
+    assert virt_dmem_json("reconcile")["actions"] == []
+    assert list(Path(f"/run/virt-dmem/pools/{roomy_pool}").glob("libvirt-*/*")) == []
+
+
+def test_who_interrupts_an_attach_that_libvirt_was_asked_for_finds_it_done(
+    libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str
+) -> None:
+    start(libvirtd, roomy_pool, None)
+    qemu = libvirtd.qemu_pids()["grower"]
+    os.kill(qemu, signal.SIGSTOP)  # libvirt waits for its answer
+    try:
+        command = [VIRT_DMEM, "attach", "grower", "--size", "64M"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as attaching:
+            wait_for("libvirt to be asked", lambda: "attaching" in {item["state"] for item in extents().values()})
+            time.sleep(0.5)
+            attaching.send_signal(signal.SIGINT)
+            assert attaching.wait(10) == 130
+        assert reserved(roomy_pool) == 256 * MIB
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    wait_for("it to be attached", lambda: all(item["state"] == "ready" for item in extents().values()))
+    (alias,) = set(extents()) - {"ram-node0"}
+    assert f"<alias name='{alias}'/>" in libvirtd.virsh("dumpxml", "grower")
+    assert links() == []
+
+
+def backend_of(kind: str, alias: str, size: int) -> dict[str, Any]:
+    """What a monitor answers that calls the backend of a device so."""
+    shown = {
+        "id": f"mem{alias}", "size": size, "policy": "default", "host-nodes": [], "prealloc": False, "share": True,
+    }  # fmt: skip
+    return {"query-memdev": [shown], "qom-get": lambda asked: kind if asked["property"] == "type" else ""}
+
+
+def test_what_qemu_calls_something_else_is_taken_away_again(
+    libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
+) -> None:
+    """A fake monitor says so: the real QEMU has it right."""
+    uuid = start(libvirtd, roomy_pool, grower_image, "--no-monitor")
+    before = has_mib(libvirtd)
+    with FakeMonitor(socket_of(uuid), backend_of("memory-backend-ram", "ua-dmem0", 128 * MIB)):
+        said = virt_dmem_fails("attach", "grower", "--size", "128M", status=1)
+        assert "QEMU calls ua-dmem0 a memory-backend-ram" in said
+        wait_for("it to be taken away", lambda: list(extents()) == ["ram-node0"])
+        assert reserved(roomy_pool) == 192 * MIB
+        assert "ua-dmem0" not in libvirtd.virsh("dumpxml", "grower")
+        wait_for_memory(libvirtd, before - 10, before + 10)
+        # and a guest that does not answer is not robbed of it
+        libvirtd.virsh("suspend", "grower")
+        said = virt_dmem_fails("attach", "grower", "--size", "128M", status=1)
+        assert "128 MiB stay charged until the guest lets go of ua-dmem0" in said
+        assert reserved(roomy_pool) == 320 * MIB
+        libvirtd.virsh("resume", "grower")
+
+        def freed() -> bool:
+            """It may refuse, as it is taking it in: then it is asked again."""
+            subprocess.run(
+                [VIRT_DMEM, "detach", "grower", "ua-dmem0", "--wait", "3s"], capture_output=True, check=False
+            )
+            return reserved(roomy_pool) == 192 * MIB
+
+        wait_for("it to be freed", freed, timeout=40)
+    assert links() == []
+
+
+def test_virtio_mem_whose_memory_cannot_be_brought_in_leaves_nothing_that_is_plugged(
+    libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage, tmp_path: Path
+) -> None:
+    """QEMU before 8.2 cannot take the device away: then it stays, empty, and can be resized."""
+    daemon.restart_with_helper(tmp_path, 'case "$*" in *ua-dmem0*) exit 1;; esac')
+    start(libvirtd, roomy_pool, grower_image)
+    before = has_mib(libvirtd)
+    virt_dmem_fails("attach", "grower", "--size", "256M", "--type", "virtio-mem", status=1)
+    assert reserved(roomy_pool) == 192 * MIB
+    assert links() == []
+    if "ua-dmem0" in libvirtd.virsh("dumpxml", "grower"):
+        assert extents()["ua-dmem0"]["state"] == "ready"
+        daemon.config = ""
+        daemon.restart()
+        change = virt_dmem_json("resize", "grower", "ua-dmem0", "--size", "256M")["change"]
+        assert change["state"] == "resized"
+        wait_for_memory(libvirtd, before + 230, before + 260)
+    else:
+        assert list(extents()) == ["ram-node0"]
+
+
+def test_progress_is_shown_on_a_terminal(
+    libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, tmp_path: Path
+) -> None:
+    daemon.restart_with_helper(tmp_path, "sleep 1")
+    start(libvirtd, roomy_pool, None)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [VIRT_DMEM, "attach", "grower", "--size", "256M"], stdout=subprocess.PIPE, stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+    ) as attaching:  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other side is closed
+            while chunk := os.read(ours, 65536):
+                shown += chunk
+        assert attaching.wait(30) == 0
+    os.close(ours)
+    assert b"prefaulting ua-dmem0" in shown
+    assert b"MiB" in shown

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QEMU's second monitor: what it says is shown, what it reports is acted on, and nothing waits for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.rig.command import virt_dmem, virt_dmem_json
+from tests.rig.daemon import Daemon
+from tests.rig.domains import domain_xml
+from tests.rig.fake_monitor import FakeMonitor
+from tests.rig.private_libvirt import PrivateLibvirt
+from tests.rig.processes import wait_for
+from virt_dmem.monitor_xml import socket_of
+from virt_dmem.native import HELPER
+
+MIB = 1 << 20
+
+
+def start(libvirtd: PrivateLibvirt, pool: str, *args: str) -> str:
+    uuid = libvirtd.define(domain_xml("talks", memory="64MiB"))
+    virt_dmem("apply", "talks", "--pool", pool, *args)
+    libvirtd.virsh("start", "--paused", "talks")
+    return uuid
+
+
+def shown() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = virt_dmem_json("show", "talks")["domain"]["backends"]
+    return found
+
+
+def reserved(pool: str) -> int:
+    return int(virt_dmem_json("pool", "show", pool)["pool"]["reserved_bytes"])
+
+
+def report_failure(monitor: FakeMonitor) -> None:
+    """Memory that fails in hardware cannot be had in a test."""
+    data = {"recipient": "guest", "action": "inject", "flags": {"action-required": False, "recursive": False}}
+    monitor.send({"event": "MEMORY_FAILURE", "data": data, "timestamp": {"seconds": 1, "microseconds": 0}})
+
+
+def test_show_tells_what_qemu_says_also_after_the_daemon_began_anew(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    uuid = start(libvirtd, tmpfs_pool)
+    for _ in range(2):
+        (backend,) = wait_for("QEMU's word", shown)
+        assert (backend["id"], backend["kind"]) == ("pc.ram", "memory-backend-file")
+        assert backend["path"].endswith("/pc.ram")
+        assert (backend["size_bytes"], backend["shared"], backend["preallocated"]) == (64 * MIB, True, False)
+        assert backend["policy"] == "default"
+        assert "memory-backend-file" in virt_dmem("show", "talks")
+        daemon.restart()
+    assert socket_of(uuid).stat().st_uid == 0, "no other QEMU gets at it"
+    assert "custom-argv" in (Path("/var/log/libvirt/qemu/talks.log")).read_text()
+
+
+def test_what_qemu_tells_of_itself_is_heard(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> None:
+    """Real events of a real QEMU, beside those that libvirt gets on its own monitor."""
+    start(libvirtd, tmpfs_pool)
+    wait_for("QEMU's word", shown)
+    libvirtd.virsh("resume", "talks")
+    wait_for("RESUME", lambda: "QEMU says RESUME" in daemon.log.read_text())
+    libvirtd.virsh("qemu-monitor-command", "talks", '{"execute": "quit"}', check=False)  # may go before it answers
+    wait_for("SHUTDOWN", lambda: "QEMU says SHUTDOWN" in daemon.log.read_text())
+    wait_for("it to be given back", lambda: reserved(tmpfs_pool) == 0)
+
+
+def test_a_monitor_that_hangs_up_is_connected_to_again(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
+    with FakeMonitor(socket_of(uuid)) as monitor:
+        monitor.hang_up()
+        wait_for("another connection", lambda: monitor.connections == 2, timeout=10)
+        report_failure(monitor)
+        wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
+
+
+def test_a_domain_without_a_monitor_is_shown_without_it(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
+    time.sleep(1.5)
+    assert shown() == []
+    assert not socket_of(uuid).exists()
+    assert "tainted" not in Path("/var/log/libvirt/qemu/talks.log").read_text()
+
+
+def test_nothing_waits_for_a_qemu_that_does_not_answer(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    start(libvirtd, tmpfs_pool)
+    wait_for("QEMU's word", shown)
+    pid = libvirtd.qemu_pids()["talks"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert shown() == []
+        assert time.monotonic() - began < 8
+        libvirtd.define(domain_xml("second", memory="64MiB"))
+        virt_dmem("apply", "second", "--pool", tmpfs_pool)
+        daemon.restart()
+        libvirtd.virsh("start", "--paused", "second")
+        assert reserved(tmpfs_pool) == 128 * MIB
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_for("QEMU's word", shown)
+
+
+def test_memory_that_failed_is_told_of_by_name_and_read_before_it_is_given_away(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
+    with FakeMonitor(socket_of(uuid)) as monitor:
+        report_failure(monitor)
+        alerts = wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
+    assert [alert["code"] for alert in alerts] == ["memory-failed"]
+    assert "domain talks failed (guest inject)" in alerts[0]["message"]
+    daemon.restart()
+    assert len(virt_dmem_json("alerts")["alerts"]) == 1, "also after a restart"
+    libvirtd.virsh("destroy", "talks")
+    assert reserved(tmpfs_pool) == 0
+    assert virt_dmem_json("alerts")["alerts"] == []
+
+
+def test_memory_that_failed_and_cannot_be_read_stays_quarantined(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
+) -> None:
+    uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
+    helper = tmp_path / "helper"
+    helper.write_text(f'#!/bin/sh\ncase "$*" in *scrub*) exit 1;; esac\nexec {HELPER} "$@"\n')
+    helper.chmod(0o755)
+    daemon.config = f'[prefault]\nhelper = "{helper}"\n'
+    daemon.restart()
+    with FakeMonitor(socket_of(uuid)) as monitor:
+        report_failure(monitor)
+        wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
+    libvirtd.virsh("destroy", "talks")
+    assert reserved(tmpfs_pool) == 64 * MIB
+    assert not virt_dmem_json("list")["domains"]
+    time.sleep(6)  # housekeeping does not give it away
+    assert reserved(tmpfs_pool) == 64 * MIB
+    assert {alert["code"] for alert in virt_dmem_json("alerts")["alerts"]} == {
+        "memory-failed",
+        "extent-quarantined",
+    }
+    daemon.config = ""
+    daemon.restart()  # with a helper that can read it
+    assert reserved(tmpfs_pool) == 0

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A fake of QEMU's monitor, for what no QEMU can be made to say in a test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.rig.processes import wait_for
+
+__all__ = ["FakeMonitor"]
+
+_GREETING = {"QMP": {"version": {"qemu": {}, "package": ""}, "capabilities": []}}
+
+
+class FakeMonitor:
+    """Listens where a domain's monitor would; as a context, from when virt-dmemd is connected.
+
+    ``answers``: what it returns, by command; ``{}`` to all others.
+    """
+
+    def __init__(self, path: Path, answers: Mapping[str, Any] | None = None) -> None:
+        self._path = path
+        self._answers = dict(answers or {})
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._peer: socket.socket | None = None
+        self.connections = 0
+        """How often somebody has connected and begun."""
+
+    def __enter__(self) -> FakeMonitor:
+        self._listener.bind(str(self._path))
+        self._listener.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+        wait_for("virt-dmemd to connect", lambda: self.connections)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._path.unlink()
+        self.hang_up()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Say something unasked."""
+        assert self._peer is not None
+        self._peer.sendall(json.dumps(message).encode() + b"\r\n")
+
+    def hang_up(self) -> None:
+        """End the connection, and take the next one."""
+        if self._peer is not None:
+            with contextlib.suppress(OSError):
+                self._peer.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):  # it is over
+            while True:
+                peer, _ = self._listener.accept()
+                with peer:
+                    self._peer = peer
+                    self.send(_GREETING)
+                    for command in _commands(peer):
+                        self.send({"return": self._answer(command), "id": command.get("id")})
+                        if command["execute"] == "qmp_capabilities":
+                            self.connections += 1
+
+    def _answer(self, command: Mapping[str, Any]) -> Any:
+        found = self._answers.get(command["execute"], {})
+        return found(command.get("arguments", {})) if callable(found) else found
+
+
+def _commands(peer: socket.socket) -> Iterator[Any]:
+    """Yield what is asked, one JSON object after another: nothing stands between them."""
+    asked = ""
+    while chunk := peer.recv(4096).decode():
+        asked = (asked + chunk).lstrip()
+        while asked:
+            try:
+                command, end = json.JSONDecoder().raw_decode(asked)
+            except ValueError:  # there is more to come
+                break
+            asked = asked[end:].lstrip()
+            yield command
