@@ -13,7 +13,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 
-from virt_dmem import pools
+from virt_dmem import incoming, pools
+from virt_dmem.backends import backend
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import is_managed, read_domain
 from virt_dmem.errors import DmemError
@@ -51,6 +52,7 @@ class AutoApply:
             xml = await asyncio.to_thread(hypervisor.inactive_xml, uuid)
             if not is_managed(xml) or read_domain(xml).applied:
                 self.forget(uuid)
+                await self._follow_what_runs(hypervisor, uuid, xml)
                 return
             domain = read_domain(xml)
             if len(times) == MOST_TIMES and time.monotonic() - times[0] < WITHIN_SECONDS:
@@ -70,6 +72,17 @@ class AutoApply:
             log.warning("domain %s was not applied: %s", uuid, error)
             self._count("failed")
 
+    async def _follow_what_runs(self, hypervisor: Hypervisor, uuid: str, xml: bytes) -> None:
+        """Have persistent XML that came from another host, by migration, fit this one as what runs does."""
+        if not is_managed(xml) or incoming.is_known(self._config, read_domain(xml).pool):
+            return
+        if live := await asyncio.to_thread(hypervisor.live_xml, uuid):
+            before, after = await asyncio.to_thread(
+                hypervisor.redefine, uuid, lambda now: incoming.follow(self._config, now, live)
+            )
+            if after != before:
+                log.info("%s: its persistent XML came from another host, and fits this one now", uuid)
+
     def forget(self, uuid: str) -> None:
         """There is no fight over a domain any more: it is as it should be, or is gone."""
         self._watch.set_fight(uuid, None)
@@ -80,6 +93,13 @@ class AutoApply:
         if not domain.managed or domain.applied:
             return xml
         record = pools.choose(self._config, domain.pool)
+        kind = backend(record.backend)
         return apply(
-            xml, pool=domain.pool, page_size=record.page_size, templates_dir=Path(self._config.templates_dir)
+            xml,
+            pool=domain.pool,
+            page_size=record.page_size,
+            may_lock=kind.lockable,
+            may_pin=kind.has_struct_pages,
+            monitor=self._config.libvirt.monitor or None,
+            templates_dir=Path(self._config.templates_dir),
         )

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from lxml import etree
 
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
-from virt_dmem.memory_xml import PLACED_MODELS, Cell, machine_not_known, memory_backends
+from virt_dmem.memory_xml import PLACED_MODELS, Cell, machine_without_name, memory_backends
+from virt_dmem.monitor_xml import is_another_domains
+from virt_dmem.pinning import Obstacle, cannot_pin, obstacles
 from virt_dmem.secure_xml import XmlRefused, parse_xml
 from virt_dmem.units import KIB, MIB, round_up
 from virt_dmem.xml_fields import DUMPXML, find_child, read_name, read_number, read_uuid_of
@@ -25,6 +27,7 @@ __all__ = [
     "read_uuid",
     "is_managed",
     "require_whole_pages",
+    "require_possible",
     "memory_not_lockable",
     "parse_domain",
     "refuse_unsupported",
@@ -63,6 +66,10 @@ class DomainMemory:
     """Only in the XML of a running or starting domain."""
     locked: bool = False
     """``<locked/>``: QEMU is to lock its memory, so that the host never swaps it."""
+    apparmor_label: str | None = None
+    """The profile that QEMU is to run under; only in the XML of a running or starting domain."""
+    obstacles: tuple[Obstacle, ...] = ()
+    """What of it cannot work on memory without struct pages."""
 
     @property
     def total_bytes(self) -> int:
@@ -80,7 +87,7 @@ def read_domain(xml: bytes) -> DomainMemory:
     refuse_unsupported(root)
     request, cells = find_request(root), memory_backends(root)
     if not all(cell.alias for cell in cells):
-        raise machine_not_known(root)
+        raise machine_without_name(root)
     if len({cell.alias for cell in cells}) < len(cells):
         raise DomainXmlInvalid("The domain XML gives two memory devices the same alias or slot.", hint=DUMPXML)
     dac_user, dac_group = _dac_label(root)
@@ -96,6 +103,8 @@ def read_domain(xml: bytes) -> DomainMemory:
         selinux_imagelabel=_label(root, "selinux", "imagelabel"),
         domain_id=read_number(root.get("id"), "domain id") if root.get("id") else None,
         locked=is_locked(root),
+        apparmor_label=_label(root, "apparmor", "label"),
+        obstacles=obstacles(root),
     )
 
 
@@ -140,8 +149,30 @@ def require_whole_pages(name: str, cells: tuple[Cell, ...], page_size: int) -> N
             )
 
 
-def memory_not_lockable(name: str, pool: str) -> DomainRefused:
-    """Return the refusal of the domain ``name`` with locked memory in a ``pool`` that the host may swap."""
+def require_possible(memory: DomainMemory, pool: str, *, may_lock: bool, may_pin: bool) -> None:
+    """Refuse a domain that wants of its memory what the memory of ``pool`` cannot.
+
+    ``may_lock``: it is never swapped, and can be locked. ``may_pin``: it has struct pages.
+
+    :raise DomainRefused: Says what it wants, and what would have to change.
+    """
+    if memory.locked and not may_lock:
+        raise memory_not_lockable(memory.name, pool, swapped=may_pin)
+    if memory.obstacles and not may_pin:
+        raise cannot_pin(memory.name, pool, memory.obstacles)
+
+
+def memory_not_lockable(name: str, pool: str, *, swapped: bool = True) -> DomainRefused:
+    """Return the refusal of the domain ``name`` with locked memory in a ``pool``.
+
+    ``swapped``: the host may swap what is in it; else there is nothing to lock, as it has no struct pages.
+    """
+    if not swapped:
+        return DomainRefused(
+            f"Domain {name!r} has locked memory, and what is in pool {pool or 'default'!r} cannot be locked: it has"
+            " no struct pages, and the host never swaps it anyway.",
+            hint="Remove <locked/> from its <memoryBacking>.",
+        )
     return DomainRefused(
         f"Domain {name!r} has locked memory, and the host may swap what is in pool {pool or 'default'!r}.",
         hint="Use a pool of huge pages, or remove <locked/> from its <memoryBacking>.",
@@ -190,6 +221,7 @@ def is_rewritten(root: etree._Element) -> bool:
             if device.get("model") in PLACED_MODELS
         )
         and not follows_numad(root)
+        and not is_another_domains(root)
     )
 
 

@@ -15,7 +15,9 @@ What is replaced is kept in our metadata, all in our namespace, so that libvirt 
       </dmem:replaced>
     </dmem:memory>
 
-``added``: which of ``metadata``, ``memory`` (the request) and ``memoryBacking`` were not there before.
+``added``: which of ``metadata``, ``memory`` (the request), ``memoryBacking`` and ``commandline`` were not there
+before. ``monitor``: QEMU was given one for us, or must not be. ``hotplug`` and the rest of ``added``: see
+``hotplug_xml.py``.
 ``elements``: the names in ``<memoryBacking>`` that were taken out of it or put into it.
 ``pool``: the pool of the request that was there before; absent where it named none.
 ``<dmem:memoryBacking>``, ``<dmem:numatune>``: the whole element as it was. ``<dmem:vcpu>``: its attributes.
@@ -32,6 +34,7 @@ from pathlib import Path
 
 from lxml import etree
 
+from virt_dmem import hotplug_xml
 from virt_dmem.domain_xml import (
     NAMESPACE,
     POOL_NAME,
@@ -46,12 +49,14 @@ from virt_dmem.domain_xml import (
 )
 from virt_dmem.errors import DomainXmlInvalid, UsageError
 from virt_dmem.memory_xml import PLACED_MODELS, memory_backends
+from virt_dmem.monitor_xml import add_monitor, remove_monitor
+from virt_dmem.pinning import cannot_pin, obstacles
 from virt_dmem.secure_xml import MAX_XML_BYTES, print_xml
 from virt_dmem.templates import memory_backing
 from virt_dmem.xml_fields import find_child, read_size, text_of
 from virt_dmem.xml_layout import insert, last_of, lay_out, remove, swap
 
-__all__ = ["apply", "unapply", "reprint"]
+__all__ = ["apply", "unapply", "reprint", "doubtful", "request_of"]
 
 _MEMORY = f"{{{NAMESPACE}}}memory"
 _REPLACED = f"{{{NAMESPACE}}}replaced"
@@ -74,6 +79,9 @@ def apply(
     pool: str = "",
     page_size: int | None = None,
     may_lock: bool = True,
+    may_pin: bool = True,
+    hotplug_max: int | None = None,
+    monitor: bool | None = None,
     templates_dir: Path | None = None,
 ) -> bytes:
     """Return ``xml`` rewritten so that libvirt looks for the domain's memory in files, and what was replaced.
@@ -84,8 +92,11 @@ def apply(
     is, but for the name of the pool.
 
     ``pool`` goes into the request; empty leaves the request's own, or the default pool. With ``page_size``
-    (bytes) sizes that are no multiple of it are refused, without ``may_lock`` locked memory is. Without either
-    no size and no machine type has to be known. ``templates_dir``: see ``templates.py``.
+    (bytes) sizes that are no multiple of it are refused, without ``may_lock`` locked memory is, and without
+    ``may_pin`` (no struct pages there) what needs them. Without ``page_size`` no size and no machine type has
+    to be known. ``hotplug_max``: bytes of memory that the domain may have in all, with what is attached while it
+    runs; ``monitor``: whether QEMU is to have one for us, where False is remembered until ``unapply``. ``None``
+    leaves both as they are. ``templates_dir``: see ``templates.py``.
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     :raise DomainRefused: When memory of such a domain cannot come from a pool.
@@ -100,26 +111,35 @@ def apply(
     if page_size:
         require_whole_pages(name, memory_backends(root), page_size)
     if not may_lock and (is_locked(root) or any(element.tag == "locked" for element in ours)):
-        raise memory_not_lockable(name, pool)
+        raise memory_not_lockable(name, pool, swapped=may_pin)
+    if not may_pin and (found := obstacles(root)):
+        raise cannot_pin(name, pool, found)
     request = find_request(root)
     record = find_child(request, _REPLACED)
     if request is not None and record is not None:
         pool = pool or request.get("pool", "")
-        if is_rewritten(root):
+        before = hotplug_xml.prepared(record), _monitor(record)
+        hotplug_max = before[0] if hotplug_max is None else hotplug_max
+        monitor = before[1] if monitor is None or before[1] is False else monitor
+        if is_rewritten(root) and (hotplug_max, monitor) == before:
             if request.get("pool", "") == pool:
                 return xml
             request.set("pool", pool)
             return _printed(root, xml)
-        _undo(root, request, record)  # somebody changed what we had rewritten
-    _rewrite(root, pool, ours)
+        _undo(root, request, record)  # somebody changed what we had rewritten, or wishes more
+    _rewrite(root, pool, ours, hotplug_max, monitor)
     return _printed(root, xml)
 
 
-def unapply(xml: bytes, *, keep_request: bool = True) -> bytes:
+def unapply(xml: bytes, *, keep_request: bool = True, running: bool = False) -> bytes:
     """Return ``xml`` as it was before ``apply``: the same document, canonically.
 
     What somebody else changed since, libvirt's own formatting too, stays. Without ``keep_request`` a request
     for pool memory that was there before ``apply`` goes as well. XML that was not rewritten comes back as it is.
+
+    ``running``: for a guest that moves or is restored. What of our changes it has now stays, and so does the kind
+    of its memory: libvirt compares ``<source>`` (``qemuDomainABIStabilityCheck`` in its qemu_domain.c), and looks
+    for it in its own memory_backing_dir.
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     """
@@ -129,7 +149,7 @@ def unapply(xml: bytes, *, keep_request: bool = True) -> bytes:
     if request is None or (record is None and keep_request):
         return xml
     if record is not None:
-        _undo(root, request, record)
+        _undo(root, request, record, running=running)
         request = find_request(root)
     if request is not None and not keep_request:
         remove(request)
@@ -142,6 +162,26 @@ def reprint(xml: bytes) -> bytes:
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     """
     return _printed(parse_domain(xml), xml)
+
+
+def request_of(xml: bytes) -> str:
+    """Return the pool that a domain XML asks for already, empty for none.
+
+    :raise DomainXmlInvalid: When ``xml`` is no domain XML.
+    """
+    request = find_request(parse_domain(xml))
+    return "" if request is None else request.get("pool", "")
+
+
+def doubtful(xml: bytes) -> str:
+    """Return what some pools cannot do and the domain wants, for people; empty for nothing.
+
+    :raise DomainXmlInvalid: When ``xml`` is no domain XML.
+    """
+    root = parse_domain(xml)
+    return "; ".join(
+        (["its memory is locked"] if is_locked(root) else []) + [item.what for item in obstacles(root)]
+    )
 
 
 def _printed(root: etree._Element, like: bytes) -> bytes:
@@ -157,7 +197,13 @@ def _printed(root: etree._Element, like: bytes) -> bytes:
 # There
 
 
-def _rewrite(root: etree._Element, pool: str, ours: Sequence[etree._Element]) -> None:
+def _rewrite(
+    root: etree._Element,
+    pool: str,
+    ours: Sequence[etree._Element],
+    hotplug_max: int | None,
+    monitor: bool | None,
+) -> None:
     added: list[str] = []
     request = _ensure_request(root, added)
     record = etree.Element(_REPLACED)
@@ -179,6 +225,10 @@ def _rewrite(root: etree._Element, pool: str, ours: Sequence[etree._Element]) ->
         backing = _replace(backing, record, replaced)
     backing.extend(deepcopy(element) for element in ours)
     lay_out(backing)
+    if hotplug_max is not None:
+        hotplug_xml.prepare(root, record, added, hotplug_max, _insert_resource)
+    if monitor is False or (monitor and add_monitor(root, added)):
+        record.set("monitor", "yes" if monitor else "no")
     if added:
         record.set("added", " ".join(added))
     if "memory" in added:
@@ -278,12 +328,22 @@ def _is_shared(root: etree._Element, device: etree._Element) -> bool:
     return access is not None and access.get("mode") == "shared"
 
 
+def _monitor(record: etree._Element) -> bool | None:
+    return {"yes": True, "no": False}.get(record.get("monitor", ""))
+
+
 # And back
 
 
-def _undo(root: etree._Element, request: etree._Element, record: etree._Element) -> None:
+def _undo(root: etree._Element, request: etree._Element, record: etree._Element, *, running: bool = False) -> None:
     """Take back what ``_rewrite`` did, in the opposite order; white space comes out right only in that order."""
     added = (record.get("added") or "").split()
+    if _monitor(record):
+        remove_monitor(root, added)
+    if running:
+        _undo_request(root, request, record, added)
+        return
+    hotplug_xml.undo(root, record, added)
     replaced = (record.get("elements") or "hugepages source access allocation").split()
     # Hugepages that are there now came after us: a newer wish than the one we kept.
     put_in = [name for name in replaced if name != "hugepages"]
@@ -300,6 +360,12 @@ def _undo(root: etree._Element, request: etree._Element, record: etree._Element)
         remove(backing)
     _undo_placement(root, record)
     _undo_devices(root, record)
+    _undo_request(root, request, record, added)
+
+
+def _undo_request(
+    root: etree._Element, request: etree._Element, record: etree._Element, added: Sequence[str]
+) -> None:
     remove(record)
     if "memory" in added:
         remove(request)

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
+import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.rig.qemu_ram_ids import ARCHES, ask
 from tests.unit.conftest import GOLDEN
 from tests.unit.domain_strategy import domains
 from virt_dmem.domain_xml import NAMESPACE, Cell, is_managed, read_domain, require_whole_pages
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
+from virt_dmem.ram_ids import RAM_IDS
 from virt_dmem.units import GIB, MIB
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -112,6 +113,10 @@ def test_memory_that_comes_with_an_nvdimm_is_not_boot_memory() -> None:
         ("arch='s390x' machine='s390-ccw-virtio-7.2'", "s390.ram"),
         ("arch='riscv64' machine='virt'", "riscv_virt_board.ram"),
         ("arch='loongarch64' machine='virt'", "loongarch.ram"),
+        ("arch='m68k' machine='virt-7.2'", "m68k_virt.ram"),
+        ("arch='sparc' machine='SS-5'", "sun4m.ram"),
+        ("arch='armv6l' machine='raspi0'", "ram"),
+        ("arch='mipsel' machine='malta'", "mips_malta.ram"),
     ],
 )
 def test_boot_memory_is_named_after_the_machine(machine: str, alias: str) -> None:
@@ -119,26 +124,40 @@ def test_boot_memory_is_named_after_the_machine(machine: str, alias: str) -> Non
     assert (cell.alias, cell.cell) == (alias, None)
 
 
-def test_qemu_names_the_boot_memory_of_x86_machines_as_we_do() -> None:
-    commands = "".join(json.dumps({"execute": name}) for name in ("qmp_capabilities", "query-machines", "quit"))
-    qemu = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"]
-    done = subprocess.run(qemu, input=commands, capture_output=True, text=True, timeout=60, check=True)
-    answers = [json.loads(line).get("return") for line in done.stdout.splitlines()]
-    machines = next(answer for answer in answers if isinstance(answer, list))
-    checked = 0
-    for machine in machines:
-        if machine["name"].startswith(("pc", "isapc", "microvm")):
-            read = read_domain(domain(machine=f"arch='x86_64' machine='{machine['name']}'"))
-            assert read.cells[0].alias == machine["default-ram-id"]
-            checked += 1
-    assert checked > 10
+QEMUS = [name for name in sorted(ARCHES) if shutil.which(f"qemu-system-{name}")]
+
+
+@pytest.mark.parametrize("name", QEMUS)
+def test_the_qemus_of_this_host_name_their_boot_memory_as_we_do(name: str) -> None:
+    version, machines = ask(f"qemu-system-{name}")
+    assert machines
+    for machine, ram_id in machines.items():
+        xml = domain(machine=f"arch='{ARCHES[name].split()[0]}' machine='{machine}'")
+        if ram_id:
+            assert read_domain(xml).cells[0].alias == ram_id, f"{machine} of QEMU {version}"
+        else:
+            with pytest.raises(DomainRefused, match="makes no memory backend"):
+                read_domain(xml)
+
+
+def test_no_machine_is_in_the_table_twice() -> None:
+    names = [
+        (arch, family) for arches, _, families in RAM_IDS for arch in arches.split() for family in families.split()
+    ]
+    assert len(names) == len(set(names)) > 300
 
 
 @pytest.mark.parametrize(
-    "machine", ["arch='sparc' machine='SS-5'", "arch='x86_64' machine='x-remote'", "arch='arm64' machine='pc'"]
+    ("machine", "why"),
+    [
+        ("arch='sparc64' machine='sun4u'", "makes no memory backend"),
+        ("arch='x86_64' machine='x-remote'", "makes no memory backend"),
+        ("arch='x86_64' machine='pc2'", "is not known"),
+        ("arch='arm64' machine='pc'", "is not known"),
+    ],
 )
-def test_an_unknown_machine_is_refused_unless_it_has_cells(machine: str) -> None:
-    with pytest.raises(DomainRefused, match="not known"):
+def test_a_machine_without_a_name_is_refused_unless_it_has_cells(machine: str, why: str) -> None:
+    with pytest.raises(DomainRefused, match=why):
         read_domain(domain(machine=machine))
     assert read_domain(domain(machine=machine, cells=CELLS)).cells[0].alias == "ram-node0"
 

@@ -60,6 +60,7 @@ def stand_in(tmp_path: Path) -> Iterator[Callable[[list[bytes]], Path]]:
 
     def serve(answers: list[bytes]) -> Path:
         path = tmp_path / "sock"
+        path.unlink(missing_ok=True)  # of one that was served before
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         listener.listen()
@@ -90,19 +91,29 @@ def test_a_domain_that_is_not_ours_passes_even_where_python_is_broken(operation:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("operation", ["reconnect", "stopped", "release", "attach", "migrate", "new"])
+@pytest.mark.parametrize("operation", ["reconnect", "stopped", "release", "attach", "new"])
 def test_operations_that_may_not_fail_do_not_fail_for_our_domains_either(operation: str) -> None:
     assert run_hook(operation, MANAGED, without_python=True).returncode == 0
     assert run_hook(operation, MANAGED).returncode == 0
 
 
-@pytest.mark.parametrize("operation", ["prepare", "start", "started"])
-def test_operations_of_a_start_fail_closed(operation: str) -> None:
+@pytest.mark.parametrize("operation", ["prepare", "start", "started", "migrate", "restore"])
+def test_operations_of_a_start_and_of_coming_here_fail_closed(operation: str) -> None:
     assert run_hook(operation, MANAGED, without_python=True).returncode != 0
     done = run_hook(operation, MANAGED)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, "one line"
     assert "systemctl start virt-dmemd.socket" in done.stderr
+
+
+@pytest.mark.parametrize("operation", ["migrate", "restore"])
+@pytest.mark.parametrize(("xml", "printed"), [(MANAGED.decode(), ""), ("<domain/>", "<domain/>")])
+def test_xml_that_the_daemon_changed_is_printed_and_nothing_where_it_did_not(
+    stand_in: Callable[[list[bytes]], Path], operation: str, xml: str, printed: str
+) -> None:
+    answer = json.dumps({"parameters": {"xml": xml}}).encode() + b"\0"
+    done = run_hook(operation, MANAGED, stand_in([answer]))
+    assert (done.returncode, done.stdout, done.stderr) == (0, printed, "")
 
 
 @pytest.mark.parametrize("answers", [[], [b"{"], [b"\0"], [b"null\0"], [b"{}\0"], [b'{"parameters": {}}\0']])

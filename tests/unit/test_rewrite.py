@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
@@ -144,6 +144,7 @@ def test_blanks_that_others_change_do_not_matter(xml: bytes) -> None:
 
 @given(noise=st.binary(max_size=200))
 def test_noise_is_refused_with_a_sentence(noise: bytes) -> None:
+    assume(b"<domain" not in noise)  # hypothesis finds that word in our source, and then it is no noise
     for function in (apply, read_domain, reprint, unapply):
         with pytest.raises(DomainXmlInvalid) as caught:
             function(noise)
