@@ -10,6 +10,7 @@ Functions here act on files and know nothing of the ledger; each may be repeated
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -25,11 +26,14 @@ from virt_dmem.units import format_size
 __all__ = [
     "FileId",
     "check_mapped",
+    "check_visible",
+    "close_socket",
     "create",
     "file_id",
     "hand_over",
     "in_use",
     "link",
+    "move_in",
     "path_of",
     "remove",
     "take_back",
@@ -64,8 +68,7 @@ def create(path: Path, size_bytes: int) -> FileId:
     :raise ExtentError: When the pool does not take it.
     """
     try:
-        path.parent.mkdir(mode=0o711, exist_ok=True)
-        path.parent.chmod(0o711)
+        _passable(path.parent)
         path.unlink(missing_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -75,11 +78,34 @@ def create(path: Path, size_bytes: int) -> FileId:
         finally:
             os.close(fd)
     except OSError as error:
-        raise ExtentError(
-            f"The extent {path} of {format_size(size_bytes)} could not be made: {os.strerror(error.errno or 0)}.",
-            hint="Look with 'virt-dmem pool show' whether the pool is mounted as recorded.",
-        ) from error
+        raise _not_made(path, size_bytes, error) from error
     return FileId(found.st_dev, found.st_ino)
+
+
+def move_in(source: Path, path: Path, size_bytes: int) -> None:
+    """Let a file of the same pool, root's own, be the extent; one left by an interrupted try is replaced.
+
+    :raise ExtentError: When it cannot be done.
+    """
+    try:
+        _passable(path.parent)
+        source.rename(path)
+        os.truncate(path, size_bytes)
+    except OSError as error:
+        raise _not_made(path, size_bytes, error) from error
+
+
+def _passable(directory: Path) -> None:
+    """Make the directory of a domain, through which its QEMU can pass whatever the umask."""
+    directory.mkdir(mode=0o711, exist_ok=True)
+    directory.chmod(0o711)
+
+
+def _not_made(path: Path, size_bytes: int, error: OSError) -> ExtentError:
+    return ExtentError(
+        f"The extent {path} of {format_size(size_bytes)} could not be made: {os.strerror(error.errno or 0)}.",
+        hint="Look with 'virt-dmem pool show' whether the pool is mounted as recorded.",
+    )
 
 
 def file_id(path: Path) -> FileId:
@@ -128,6 +154,13 @@ def _own(path: Path, uid: int, gid: int) -> None:
             f"The extent {path} could not be given to user {uid}: {os.strerror(error.errno or 0)}.",
             hint="virt-dmemd needs CAP_CHOWN and a pool that is mounted read-write.",
         ) from error
+
+
+def close_socket(path: Path) -> None:
+    """Let nobody but root connect to a monitor any more: all QEMUs may share its owner. Missing is fine."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            os.chown(path, 0, 0, follow_symlinks=False)
 
 
 def link(target: Path, name: Path) -> None:
@@ -182,6 +215,25 @@ def remove(path: Path) -> None:
                 f"The extent {path} could not be removed: {os.strerror(error.errno or 0)}.",
                 hint="Run 'virt-dmem reconcile' once the pool is writable again.",
             ) from error
+
+
+def check_visible(pid: int, path: Path) -> None:
+    """Check that a QEMU that runs finds an extent at its path, in its own mount namespace.
+
+    It would follow a link that leads to nothing for ever, with the domain locked.
+
+    :raise ExtentError: When it finds nothing there, or another file.
+    """
+    wanted = file_id(path)
+    try:
+        seen = Path(f"/proc/{pid}/root{path}").stat()
+    except OSError as error:
+        raise ExtentError(
+            f"QEMU {pid} does not see the extent {path}: {os.strerror(error.errno or 0)}.",
+            hint="The pool was mounted after the domain's mount namespace was made; start the domain again.",
+        ) from error
+    if (seen.st_dev, seen.st_ino) != (wanted.device, wanted.inode):
+        raise ExtentError(f"QEMU {pid} sees another file at {path}.", hint="Start the domain again.")
 
 
 def check_mapped(pid: int, expected: Iterable[tuple[str, Path, int]]) -> None:

@@ -1,80 +1,277 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keep the ballast of all pools at what is free: less before a domain takes memory, more after one gave it back."""
+"""Memory that nobody has reserved: ready for the next domain, or held on its node, and never in the way.
+
+Ready extents (``virt_dmem.ready``) come from domains that gave memory back, and are made for those that are likely
+to start (``virt_dmem.wishes``); what is left is ballast where the nodes need it (``virt_dmem.ballast``). All of it
+counts as free: who reserves takes what fits, and of the rest the least likely to be needed goes at once. What is
+brought in and zeroed for that, ``virt_dmem.readying`` does in the background.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import defaultdict
-from pathlib import Path
+import contextlib
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from virt_dmem import ballast
+from virt_dmem import ballast, ready
+from virt_dmem.backends import backend
+from virt_dmem.chunks import Chunks, finished
 from virt_dmem.config import Config
-from virt_dmem.errors import PrefaultFailed
+from virt_dmem.domain_xml import DomainMemory
 from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Ledger
+from virt_dmem.ipc.messages import PoolView
+from virt_dmem.ledger import Extent, ExtentState, Ledger
+from virt_dmem.plan import Plan
+from virt_dmem.ready import Owner, ReadyExtent
+from virt_dmem.stock import Stock
+from virt_dmem.wishes import Wish, plan_on_ready, wishes
 
 __all__ = ["Holding"]
 
-log = logging.getLogger(__name__)
-
 
 class Holding:
-    """What of each node is neither reserved nor held yet, and who changes that."""
+    """What of each node is not reserved, and who takes it."""
 
     def __init__(self, config: Config, ledger: Ledger, inventory: Inventory) -> None:
-        self._settings = config.prefault
+        self._config = config
         self._ledger = ledger
         self._inventory = inventory
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._short: set[tuple[str, int]] = set()
+        self.stock = Stock(inventory, self.likelihood)
+        self.chunks = Chunks()
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By segment: whoever changes files that nobody has reserved has it."""
+        self.changed = asyncio.Event()
+        """There may be something to bring in or to zero."""
+        self._known: dict[str, DomainMemory] = {}
+        self._is_told = False
+        self._running = set(ledger.phases())
+        self._last_run = ledger.last_steps()
+        self._wishes: list[Wish] = []
+        self._is_stale = True
+
+    # Who is likely to start
+
+    def know(self, domains: Iterable[DomainMemory]) -> None:
+        """Take note of all domains that are applied, and so may start at any time."""
+        self._known = {domain.uuid: domain for domain in domains}
+        self._is_told = True
+        self._last_run = {uuid: at for uuid, at in self._last_run.items() if uuid in self._known}
+        self.look_again()
+
+    def learn(self, uuid: str, domain: DomainMemory | None) -> None:
+        """Take note that a domain is defined anew; ``None``: it is not applied, or is gone."""
+        if domain is None:
+            self._known.pop(uuid, None)
+        else:
+            self._known[uuid] = domain
+        self.look_again()
+
+    def likelihood(self, uuid: str) -> float:
+        """Return how likely a domain is to start: the later it ran, the likelier; 0: never yet; -1: it cannot."""
+        cannot = uuid in self._running or (self._is_told and uuid not in self._known)
+        return -1.0 if cannot else self._last_run.get(uuid, 0.0)
+
+    def look_again(self) -> None:
+        """Take note that what is to be ready may be something else now."""
+        self._is_stale = True
+        self.changed.set()
+
+    def wished(self) -> list[Wish]:
+        """Return what is to be ready, the likeliest first, as it was worked out last."""
+        return self._wishes
+
+    async def wish_anew(self) -> None:
+        """Work out what is to be ready, if that may have changed; hooks are served between two domains."""
+        if not self._is_stale:
+            return
+        self._is_stale = False
+        self._running = set(self._ledger.phases())
+        likely = sorted(
+            (domain for uuid, domain in self._known.items() if uuid not in self._running),
+            key=lambda domain: (-self.likelihood(domain.uuid), domain.name, domain.uuid),
+        )
+        if self._config.prefault.ready != "all":
+            likely = [domain for domain in likely if self.likelihood(domain.uuid)]
+        segments = self.segments()
+        free = {
+            name: pool
+            for name, pool in self._inventory.free().items()
+            if any(segment in segments for segment in pool.segments)
+        }
+        stock = {segment: self.stock.of(segment) for segment in segments}
+        most = {pool: self._most(pool) for pool in free}
+        found: list[Wish] = []
+        for some in wishes(likely, free, stock, most, self._config.default_pool):
+            found += some
+            await asyncio.sleep(0)
+        self._wishes = found
+
+    def made_for(self, wish: Wish) -> ReadyExtent | None:
+        """Return the ready extent that fulfils a wish, or will when it is done."""
+        plan = wish.extent
+        found = (Owner(wish.uuid, plan.alias), plan.policy, plan.shares)
+        some = self.stock.of_domain_in(plan.pool, wish.uuid)
+        return next((item for item in some if (item.owner, item.policy, item.shares) == found), None)
+
+    def segments(self) -> set[str]:
+        """Return the segments whose memory is made ready: none where the kernel zeroes ahead by itself."""
+        if self._config.prefault.ready == "off":
+            return set()
+        return {
+            name
+            for name, record in self._inventory.giving().items()
+            if backend(record.backend).ready_ahead and not self._inventory.is_draining(record.pool)
+        }
+
+    def _most(self, pool: str) -> int:
+        capacity = sum(
+            size for (name, _), size in self._inventory.capacity().items() if name.partition("+")[0] == pool
+        )
+        return capacity * self._config.prefault.ready_percent // 100
+
+    def views(self) -> list[PoolView]:
+        """Return every recorded pool, as the control socket shows it."""
+        by_pool = self._ready_bytes()
+        return [
+            replace(view, ready_bytes=now, ready_goal_bytes=goal)
+            for view in self._inventory.views()
+            for now, goal in [by_pool.get(view.name, (0, 0))]
+        ]
+
+    def _ready_bytes(self) -> dict[str, tuple[int, int]]:
+        """Return by pool how much is ready now, and how much is to be."""
+        now: Counter[str] = Counter()
+        goal: Counter[str] = Counter()
+        counted = set()
+        for wish in self.wished():
+            goal[wish.extent.pool.partition("+")[0]] += wish.extent.size_bytes
+            counted.add(self.made_for(wish))
+        for segment in self._inventory.ready():
+            pool = segment.partition("+")[0]
+            for extent in self.stock.of(segment):
+                now[pool] += extent.clean_bytes
+                goal[pool] += extent.goal_bytes if extent not in counted else 0
+        free = {
+            name: sum(size for nodes in pool.segments.values() for size in nodes.values())
+            for name, pool in self._inventory.free().items()
+        }
+        return {pool: (now[pool], max(now[pool], min(goal[pool], free.get(pool, 0)))) for pool in now | goal}
+
+    # For domains that start and stop
+
+    def plan(self, domain: DomainMemory) -> Plan | None:
+        """Return the plan of a domain on the memory made ready for it; ``None`` where there is not enough of it."""
+        own = self.stock.of_domain(domain.uuid)
+        return plan_on_ready(domain, self._inventory.free(), own, self._config.default_pool) if own else None
+
+    async def provide(self, wanted: Sequence[Extent]) -> dict[int, int]:
+        """Let extents that were just reserved have ready memory, and find room for what they lack.
+
+        :return: Of those whose file is there now, by id, how much of it is there and clean, in bytes.
+        :raise ExtentError: When a file cannot be put in its place.
+        """
+        clean = {}
+        self._running |= {extent.uuid for extent in wanted}
+        for extent in wanted:
+            async with self.locks[extent.pool]:
+                if found := self._best_fit(extent):
+                    await self.chunks.stop(extent.pool, found)
+                if found := self._best_fit(extent):  # it may just have come to its end
+                    self.stock.replace(extent.pool, found, None)
+                    take = asyncio.to_thread(ready.take, found, extent.path, extent.size_bytes)
+                    with contextlib.suppress(FileNotFoundError):  # somebody else emptied the pool
+                        clean[extent.id] = await finished(take)
+        for segment in {extent.pool for extent in wanted}:
+            await self.make_room(segment)
+        self.look_again()
+        return clean
+
+    def _best_fit(self, extent: Extent) -> ReadyExtent | None:
+        shares = tuple(extent.shares.items())
+        return ready.best_fit(self.stock.of(extent.pool), extent.policy, shares, Owner(extent.uuid, extent.alias))
 
     async def make_room(self, segment: str) -> None:
         """Let go of what is reserved by now, so that the extents of its domain find their pages."""
-        async with self._locks[segment]:
-            for node, keep in self._free(segment).items():
-                await asyncio.to_thread(ballast.let_go, self._inventory.record(segment), node, keep)
+        nodes = ballast.nodes_to_hold(self._inventory.record(segment))
+        async with self.locks[segment]:
+            free = self.free(segment)
+            held = self.stock.held(segment) + self.chunks.growth(segment)
+            if nodes or any(size > free.get(node, 0) for node, size in held.items()):
+                await self.chunks.stop(segment)
+                await self.cut(segment, self.stock.cuts(segment, free))
+                await self.let_ballast_go(segment, free)
+
+    async def cut(self, segment: str, cuts: Iterable[tuple[ReadyExtent, int]]) -> None:
+        """Give back ready memory of a segment; for who has its lock."""
+
+        async def cut_one(extent: ReadyExtent, size_bytes: int) -> None:
+            self.stock.replace(segment, extent, await asyncio.to_thread(ready.cut, extent, size_bytes))
+
+        for extent, size_bytes in cuts:
+            await finished(cut_one(extent, size_bytes))
+
+    async def let_ballast_go(self, segment: str, free: Mapping[int, int]) -> None:
+        """Let ballast hold no more than what is free and not ready; for who has the lock of the segment."""
+        record = self._inventory.record(segment)
+        held = self.stock.held(segment)
+        for node in ballast.nodes_to_hold(record):
+            await asyncio.to_thread(ballast.let_go, record, node, max(0, free.get(node, 0) - held[node]))
+
+    def keep(self, extent: Extent) -> bool:
+        """Keep the file of an extent that nobody has any more; return whether it is kept, or is to be removed."""
+        self._last_run[extent.uuid] = time.time()
+        self._running.discard(extent.uuid)
+        self.look_again()
+        segment, pool = extent.pool, extent.pool.partition("+")[0]
+        whole = extent.state is ExtentState.READY and extent.charged_bytes == extent.size_bytes
+        if not whole or segment not in self.segments():
+            return False
+        if self._config.prefault.ready_percent < 100:
+            there = [name for name in self.segments() if name.partition("+")[0] == pool]
+            held = sum(self.stock.held(name).total() for name in there)
+            if held + extent.size_bytes > self._most(pool):
+                return False
+        shares = tuple(extent.shares.items())
+        record = self._inventory.record(segment)
+        kept = ready.keep(record, extent.path, extent.policy, shares, Owner(extent.uuid, extent.alias))
+        if kept is not None:
+            self.stock.add(segment, kept)
+        return kept is not None
+
+    # For pools that change
 
     async def at_rest(self) -> None:
-        """Wait until nothing of a segment that gives no more memory is touched."""
-        for lock in list(self._locks.values()):
-            async with lock:
-                pass
+        """Let segments that give no more memory be empty of ours, with nothing at work in them."""
+        await self.clear_idle()
+        await self.chunks.stop_all()
 
-    async def hold_free(self) -> None:
-        """Hold all that is free, chunk by chunk; a domain that starts meanwhile waits for one chunk at most."""
+    async def clear_idle(self) -> None:
+        """Give back what is ready where nothing is to be."""
+        wanted = self.segments()
+        for segment in self._inventory.ready():
+            if segment not in wanted and self.stock.of(segment):
+                async with self.locks[segment]:
+                    await self.chunks.stop(segment)
+                    await self.cut(segment, [(extent, 0) for extent in self.stock.of(segment)])
+
+    async def fit(self) -> None:
+        """Let all fit in the pools, which were read anew and may be smaller, or gone."""
+        for segment in self.stock.segments():
+            async with self.locks[segment]:
+                await self.chunks.stop(segment)
+                self.stock.forget(segment)
+        self.look_again()
         for segment in list(self._inventory.giving()):
-            for node in self._free(segment):
-                while await self._hold_chunk(segment, node):
-                    pass
+            await self.make_room(segment)
 
-    async def _hold_chunk(self, segment: str, node: int) -> bool:
-        """Hold more of a node; return whether there is more to hold."""
-        async with self._locks[segment]:
-            if segment not in self._inventory.giving():
-                return False
-            record = self._inventory.record(segment)
-            helper = Path(self._settings.helper) if self._settings.helper else None
-            free = self._free(segment).get(node, 0)
-            ballast.let_go(record, node, free)
-            try:
-                more = await ballast.hold_more(record, node, free, threads=self._settings.threads, helper=helper)
-            except PrefaultFailed as failure:
-                if (segment, node) not in self._short:  # once, not at every try
-                    log.warning(
-                        "pool %s lacks memory of node %d that another has taken: %s", segment, node, failure
-                    )
-                self._short.add((segment, node))
-                return False
-            self._short.discard((segment, node))
-            return more
-
-    def _free(self, segment: str) -> dict[int, int]:
-        """Return what the ballast of a segment is to hold by node."""
-        record = self._inventory.record(segment)
+    def free(self, segment: str) -> dict[int, int]:
+        """Return what of a segment is not reserved, in bytes by node."""
         reserved = self._ledger.reserved()
         capacity = self._inventory.capacity()
         return {
             node: max(0, capacity.get((segment, node), 0) - reserved.get((segment, node), 0))
-            for node in ballast.nodes_to_hold(record)
+            for node in self._inventory.nodes(segment)
         }

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from virt_dmem.domain_xml import Cell, DomainMemory, require_whole_pages
+from virt_dmem.domain_xml import Cell, DomainMemory, require_possible, require_whole_pages
 from virt_dmem.errors import NotEnoughMemory, PoolNotFound
 from virt_dmem.placement import Demand, Placement, place
 from virt_dmem.units import format_size
@@ -36,6 +36,10 @@ class PoolFree:
     """Of each segment, node to free bytes; ``NO_NODE`` alone where the backend has no nodes."""
     slow_nodes: frozenset[int] = frozenset()
     """Nodes without CPUs, such as CXL memory."""
+    may_lock: bool = True
+    """Domains with locked memory may have its memory."""
+    may_pin: bool = True
+    """Its memory has struct pages, so that direct I/O and others can pin it."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,11 @@ def plan_domain(memory: DomainMemory, pools: Mapping[str, PoolFree], default_poo
     Without a pool of its own the domain gets ``default_pool``, without that the only one there is.
 
     :raise PoolNotFound: When there is no such pool, or more than one and no default.
-    :raise DomainRefused: When a size is no multiple of the pool's page size.
+    :raise DomainRefused: When a size is no multiple of the page size, or the domain wants what the pool cannot.
     :raise NotEnoughMemory: Says what was asked, and what is free by node.
     """
     pool = _choose_pool(memory, pools, default_pool)
+    require_possible(memory, pool.name, may_lock=pool.may_lock, may_pin=pool.may_pin)
     require_whole_pages(memory.name, memory.cells, pool.page_size)
     shares = _place(memory.cells, pool)
     if shares is None:

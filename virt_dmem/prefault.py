@@ -61,6 +61,7 @@ async def prefault(
     threads: int = 0,
     mode: Mode = "populate",
     helper: Path | None = None,
+    gentle: bool = False,
 ) -> AsyncGenerator[Progress, None]:
     """Bring in ``size_bytes`` of ``path`` from ``offset_bytes`` on, yielding progress about 5 times a second.
 
@@ -68,7 +69,8 @@ async def prefault(
     "bind", "interleave", "preferred" over the host ``nodes``. ``threads`` 0: one for each CPU we may run on, at
     most 16. ``mode`` "populate" leaves contents as they are; "zero" brings in and zeroes all; "scrub" zeroes what
     is not zero and proves it by reading; "verify-zero" only reads. The last two leave holes as holes. ``helper``
-    replaces the program that came with the package.
+    replaces the program that came with the package. ``gentle``: others' CPU time comes first, as where a guest runs
+    already that must not stand still. With ``nodes`` the threads run on their CPUs.
 
     Cancelling, or closing the generator (``contextlib.aclosing``), ends the helper before it returns: SIGTERM,
     after 5 s SIGKILL. The helper also ends with the thread that runs the event loop, however that ends
@@ -80,6 +82,8 @@ async def prefault(
     command = [str(program), "--mode", mode, "--size", str(size_bytes), "--page-size", str(page_size)]
     command += ["--offset", str(offset_bytes), "--policy", policy, "--threads", str(threads)]
     command += ["--parent", str(os.getpid())]
+    if gentle:
+        command += ["--background"]
     if nodes:
         command += ["--nodes", ",".join(map(str, nodes))]
     command += ["--", str(path)]

@@ -91,6 +91,15 @@ def test_every_mode_policy_and_node_reaches_the_helper(helper: Path, shm: Path) 
     assert all_steps(path, helper=helper, mode="zero") == [Progress(MIB, MIB)]
 
 
+def test_gentle_work_is_done_in_the_background(shm: Path) -> None:
+    path = sparse(shm / "extent", MIB)
+    for gentle in (True, False):
+        with pytest.raises(PrefaultFailed) as refused:
+            all_steps(path, helper=script(shm / "helper", 'echo "told: $*"; exit 7'), gentle=gentle)
+        assert ("--background" in refused.value.message) == gentle
+        assert "--mode populate" in refused.value.message
+
+
 def test_a_node_that_is_not_there_is_an_error_with_a_sentence(helper: Path, shm: Path) -> None:
     path = sparse(shm / "extent", MIB)
     with pytest.raises(PrefaultFailed) as refused:

@@ -363,7 +363,49 @@ def test_the_lowest_offset_is_told_also_when_a_higher_one_is_found_first(helper:
         assert helper.run(path, "verify-zero", threads=2).last["offset"] == late
 
 
+def test_zero_zeroes_what_lies_between_holes(helper: Helper, shm: Path) -> None:
+    for at in (0, 64 * MIB, 100 * MIB, 192 * MIB - PAGE):
+        path = sparse(shm / "extent", 192 * MIB, (at, b"secret" * 600))
+        assert helper.run(path, "zero").status == 0
+        assert allocated(path) == 192 * MIB
+        assert not any(content(path))
+
+
+def kernel_has_huge_pages_for_tmpfs() -> bool:
+    mode = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    return mode.exists() and "[deny]" not in mode.read_text()
+
+
+@pytest.mark.parametrize("huge", ["advise", "within_size"])
+@pytest.mark.parametrize("mode", ["populate", "zero"])
+def test_memory_of_tmpfs_comes_in_huge_pages_where_it_may(helper: Helper, huge: str, mode: str) -> None:
+    if not kernel_has_huge_pages_for_tmpfs():
+        pytest.skip("needs a kernel with huge pages for tmpfs")
+    with mounted("tmpfs", f"size=1G,huge={huge}") as pool:
+        path = sparse(pool / "extent", GIB)
+        with helper.started(path, mode=mode, threads=1) as process:
+            process.send_signal(signal.SIGSTOP)
+            smaps = Path(f"/proc/{process.pid}/smaps").read_text().split(path.name)[1]
+        rss, huge_kib = (int(smaps.split(f"{name}:", 1)[1].split()[0]) for name in ("Rss", "ShmemPmdMapped"))
+        assert huge_kib >= 64 * 1024
+        assert huge_kib >= rss * 0.9
+
+
 # hugetlbfs
+
+
+@pytest.mark.needs_hugepages
+def test_zero_zeroes_huge_pages_that_were_there_and_brings_in_the_others(helper: Helper, huge_pool: Path) -> None:
+    for there in ([], [2], [0, 3], [0, 1, 2, 3]):
+        path = sparse(huge_pool / "extent", 4 * HUGE)
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 4 * HUGE) as memory:
+            for page in there:
+                memory[page * HUGE : (page + 1) * HUGE] = b"x" * HUGE
+        assert allocated(path) == len(there) * HUGE
+        assert helper.run(path, "zero", page=HUGE).status == 0
+        assert allocated(path) == 4 * HUGE
+        assert not any(content(path))
+        path.unlink()
 
 
 @pytest.mark.needs_hugepages
@@ -595,6 +637,53 @@ def test_it_refuses_to_start_for_a_parent_that_is_gone(helper: Helper, shm: Path
     assert done.status == 1
     assert "is not our parent" in done.stderr
     assert allocated(path) == 0
+
+
+def priorities(pid: int) -> set[int]:
+    """The nice values of all threads: field 19 of proc(5)'s stat."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return {int(stat.rpartition(")")[2].split()[16]) for stat in stats}
+
+
+def autogroup(pid: int | str) -> int | None:
+    """A session's priority; None without such groups, and for who never was in a session of its own."""
+    path = Path(f"/proc/{pid}/autogroup")
+    words = path.read_text().split() if path.exists() else []
+    return int(words[-1]) if words else None
+
+
+def sessions_have_priorities() -> bool:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        try:
+            return autogroup(process.pid) is not None
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("session", [True, False], ids=["own session", "our session"])
+def test_in_the_background_others_come_first_and_no_other_of_its_session_pays_for_it(
+    helper: Helper, shm: Path, session: bool
+) -> None:
+    path = sparse(shm / "extent", GIB)
+    before = priorities(os.getpid()), autogroup("self")
+    command = [helper.program, "--background", *helper.arguments(path, progress_ms=1, threads=2)[1:]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=session) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(signal.SIGSTOP)
+            assert priorities(process.pid) == {19}
+            assert autogroup(process.pid) == (19 if session and sessions_have_priorities() else before[1])
+        finally:
+            process.kill()
+    assert (priorities(os.getpid()), autogroup("self")) == before
+
+
+def test_in_the_foreground_its_priority_is_that_of_who_started_it(helper: Helper, shm: Path) -> None:
+    path = sparse(shm / "extent", GIB)
+    with helper.started(path, threads=2) as process:
+        process.send_signal(signal.SIGSTOP)
+        assert priorities(process.pid) == {os.nice(0)}
 
 
 def test_guest_memory_is_left_out_of_core_dumps(helper: Helper, shm: Path) -> None:

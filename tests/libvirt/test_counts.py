@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How many system calls things take: a number that no busy machine changes. No libvirtd runs here.
+
+A ceiling is what it took when it was written, and a tenth more for other versions of Python, libc and kernel. Who
+has to raise one says in the commit what it bought.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.hook_cost import NOT_OURS, commands
+from bench.list_cost import LIST, cases, hold
+from tests.rig.daemon import Daemon
+from virt_dmem.native import HELPER
+
+MIB = 1 << 20
+HUGE = 2 * MIB
+PAGES = 16
+
+
+def system_calls(command: Sequence[str | Path], scratch: Path, stdin: bytes = b"") -> Counter[str]:
+    """Run a command, and return how often it and all its children made each system call."""
+    counts = scratch / "strace"
+    done = subprocess.run(
+        ["strace", "-c", "-f", "-o", counts, *command], input=stdin, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found: Counter[str] = Counter()
+    for line in counts.read_text().splitlines():
+        fields = line.split()
+        if len(fields) >= 5 and fields[3].isdecimal() and fields[-1] != "total":
+            found[fields[-1]] = int(fields[3])
+    assert found
+    return found
+
+
+@pytest.fixture
+def huge_pool(hugetlbfs_pool: str) -> Iterator[Path]:
+    """A directory on hugetlbfs."""
+    yield Path("/run/virt-dmem/pools", hugetlbfs_pool)
+
+
+@pytest.mark.needs_hugepages
+def test_the_helper_makes_one_call_for_each_huge_page_and_one_for_all_that_are_there(
+    huge_pool: Path, tmp_path: Path
+) -> None:
+    path = huge_pool / "counted"
+    path.touch()
+    os.truncate(path, PAGES * HUGE)
+    command = [HELPER, "--size", str(PAGES * HUGE), "--page-size", str(HUGE), "--threads", "1", "--mode"]
+    try:
+        empty = system_calls([*command, "populate", path], tmp_path)
+        assert path.stat().st_blocks * 512 == PAGES * HUGE
+        full = system_calls([*command, "zero", path], tmp_path)
+    finally:
+        path.unlink()
+    assert empty["madvise"] - full["madvise"] == PAGES - 1, (empty, full)
+    assert full.total() <= 71, full
+
+
+def test_the_helper_makes_a_call_for_2_mib_of_tmpfs(tmp_path: Path) -> None:
+    path = Path("/dev/shm/virt-dmem-counted")
+    path.touch()
+    try:
+        calls = []
+        for pages in (PAGES, 2 * PAGES):
+            os.truncate(path, pages * HUGE)
+            command = [HELPER, "--size", str(pages * HUGE), "--page-size", "4096", "--threads", "1"]
+            calls.append(system_calls([*command, "--mode", "populate", path], tmp_path).total())
+            os.truncate(path, 0)
+    finally:
+        path.unlink()
+    assert calls[1] - calls[0] == PAGES
+
+
+@pytest.mark.parametrize(
+    ("case", "ceiling"), [(NOT_OURS, 217), ("not ours, reconnect", 59), ("ours, release", 587)]
+)
+def test_the_hook_makes_few_calls(rig: None, tmp_path: Path, case: str, ceiling: int) -> None:
+    with Daemon():
+        command, stdin = commands()[case]
+        calls = system_calls(command, tmp_path, stdin)
+    assert calls.total() <= ceiling, calls
+
+
+def test_list_json_makes_few_calls(rig: None, tmp_path: Path) -> None:
+    with Daemon('[daemon]\ngroup = "root"\n'):
+        hold(3)
+        calls = system_calls(cases(tmp_path)[LIST], tmp_path)
+    assert calls.total() <= 869, calls

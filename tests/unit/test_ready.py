@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ready extents as files, which of them is taken, which goes first, and what is wished for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virt_dmem import ready
+from virt_dmem.backends.base import NodeShare, PoolRecord
+from virt_dmem.chunks import finished
+from virt_dmem.domain_xml import Cell, DomainMemory
+from virt_dmem.errors import PrefaultFailed
+from virt_dmem.plan import PoolFree
+from virt_dmem.ready import Owner, ReadyExtent, Shares
+from virt_dmem.stock import Stock
+from virt_dmem.wishes import plan_on_ready, wishes
+
+PAGE = 4096
+ONE, TWO = "c7a5fdbd-edaf-9455-926a-d65c16db1809", "11111111-edaf-9455-926a-d65c16db1809"
+RAM = Owner(ONE, "pc.ram")
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> PoolRecord:
+    """A segment whose mount is a directory: files are files."""
+    return PoolRecord("p", "tmpfs", PAGE, str(tmp_path), {-1: NodeShare(64 * PAGE, 64 * PAGE)})
+
+
+def extent(
+    shares: Shares, clean: int = -1, *, used: bool = False, owner: Owner = RAM, policy: str = "bind"
+) -> ReadyExtent:
+    """One of so many pages by node, as many of them clean; -1: all."""
+    whole = tuple((node, pages * PAGE) for node, pages in shares)
+    pages = sum(pages for _, pages in shares) if clean < 0 else clean
+    return ReadyExtent(Path("/pool/.ready"), used, pages * PAGE, policy, whole, owner, PAGE)
+
+
+def pages(held: Counter[int]) -> dict[int, int]:
+    return {node: size // PAGE for node, size in held.items() if size}
+
+
+_shares = st.lists(
+    st.tuples(st.integers(0, 7), st.integers(1, 40)), min_size=1, max_size=4, unique_by=lambda of: of[0]
+)
+_extents = st.builds(
+    lambda shares, clean, used, policy: extent(
+        tuple(shares), min(clean, sum(size for _, size in shares)), used=used, policy=policy
+    ),
+    _shares,
+    st.integers(0, 200),
+    st.booleans(),
+    st.sampled_from(["bind", "preferred", "interleave"]),
+)
+
+
+# Files
+
+
+def test_a_new_one_grows_chunk_by_chunk_and_is_found_again(record: PoolRecord) -> None:
+    made = ready.begin(record, "none", ((-1, 10 * PAGE),), RAM)
+    assert made is not None
+    assert (made.held_bytes, made.goal_bytes, made.path.stat().st_mode & 0o7777) == (0, 10 * PAGE, 0o600)
+    assert made.directory.stat().st_mode & 0o7777 == 0o700
+    for clean in (4, 8, 10):
+        made = asyncio.run(ready.clean_more(made, 4 * PAGE, threads=1))
+        assert (made.clean_bytes, made.path.stat().st_blocks * 512) == (clean * PAGE, clean * PAGE)
+        assert ready.listed(record) == [made]
+    assert made.is_done
+
+
+def test_what_a_guest_had_is_zeroed_from_its_beginning_on(record: PoolRecord, tmp_path: Path) -> None:
+    file = tmp_path / f"libvirt-{ONE}" / "pc.ram"
+    file.parent.mkdir()
+    file.write_bytes(b"x" * 6 * PAGE)
+    kept = ready.keep(record, file, "none", ((-1, 6 * PAGE),), RAM)
+    assert kept is not None
+    assert not file.parent.exists()
+    assert (kept.held_bytes, kept.clean_bytes) == (6 * PAGE, 0)
+    kept = asyncio.run(ready.clean_more(kept, 4 * PAGE, threads=1))
+    assert kept.path.read_bytes() == b"\0" * 4 * PAGE + b"x" * 2 * PAGE
+    taken = tmp_path / f"libvirt-{TWO}" / "pc.ram"
+    assert ready.take(kept, taken, 8 * PAGE) == 4 * PAGE
+    assert taken.read_bytes() == b"\0" * 8 * PAGE, "nothing of the guest is left in it"
+    assert taken.stat().st_blocks * 512 == 4 * PAGE
+    assert ready.listed(record) == []
+
+
+def test_one_that_is_stopped_or_fails_is_as_it_was(record: PoolRecord, tmp_path: Path) -> None:
+    made = ready.begin(record, "none", ((-1, 8 * PAGE),), RAM)
+    assert made is not None
+    with pytest.raises(PrefaultFailed):
+        asyncio.run(ready.clean_more(made, 4 * PAGE, helper=tmp_path / "there-is-none"))
+    assert ready.listed(record) == [made]
+    assert made.path.stat().st_size == 0
+
+
+def test_what_a_crash_left_is_cut_off_and_what_is_no_record_goes(record: PoolRecord) -> None:
+    made = ready.begin(record, "none", ((-1, 8 * PAGE),), RAM)
+    assert made is not None
+    made = asyncio.run(ready.clean_more(made, 4 * PAGE, threads=1))
+    os.truncate(made.path, 8 * PAGE)  # the next chunk, without its memory
+    used = replace(extent(((-1, 4),), used=True, owner=Owner(TWO, "pc.ram")), directory=made.directory)
+    used.path.write_bytes(b"\0" * 3 * PAGE)  # shorter than it says
+    (made.directory / "anything").write_text("else")
+    assert ready.listed(record) == [made]
+    assert [path.name for path in made.directory.iterdir()] == [made.path.name]
+    assert made.path.stat().st_size == 4 * PAGE
+
+
+def test_one_that_cannot_be_named_is_not_made(record: PoolRecord) -> None:
+    many = tuple((node, PAGE * 0x10000) for node in range(40))
+    assert ready.begin(record, "bind", many, RAM) is None
+    assert not Path(record.mount, ready.DIRECTORY).exists()
+
+
+@given(_extents)
+def test_its_name_is_the_record_of_it(some: ReadyExtent) -> None:
+    assert ready._read(some.path, PAGE) == some
+
+
+# Which one
+
+
+def test_the_one_is_taken_that_leaves_the_least_to_do_and_then_wastes_the_least() -> None:
+    other = Owner(TWO, "pc.ram")
+    small, exact, large = (extent(((0, size),), owner=other) for size in (4, 8, 16))
+    wanted = ("bind", ((0, 8 * PAGE),), RAM)
+    assert ready.best_fit([small, large, exact], *wanted) == exact
+    assert ready.best_fit([small, large], *wanted) == large
+    assert ready.best_fit([small], *wanted) == small
+    own = extent(((0, 8),))
+    assert ready.best_fit([exact, own], *wanted) == own
+    half = extent(((0, 8),), 4, used=True)
+    assert ready.best_fit([half, exact], *wanted) == exact
+    assert ready.best_fit([extent(((0, 8),), 0, used=True)], *wanted) is None, "nothing of it is clean"
+    assert ready.best_fit([extent(((1, 8),))], *wanted) is None, "it lies elsewhere"
+
+
+@given(_extents, _extents)
+def test_a_page_is_never_taken_for_another_node(some: ReadyExtent, wanted: ReadyExtent) -> None:
+    if ready.best_fit([some], wanted.policy, wanted.shares, RAM) is None:
+        return
+    common = min(some.clean_bytes, wanted.goal_bytes)
+    assert common
+    if "interleave" in (some.policy, wanted.policy):
+        assert {node for node, _ in some.shares} == {node for node, _ in wanted.shares}
+    else:
+        assert ready.prefix(some.shares, common) == ready.prefix(wanted.shares, common)
+
+
+# Who goes first
+
+
+class _Segments:
+    """Stands for the inventory: one segment, nothing of which is on disk."""
+
+    @staticmethod
+    def record(_name: str) -> PoolRecord:
+        return PoolRecord("p", "tmpfs", PAGE, "/nowhere", {})
+
+
+def stock_of(*some: ReadyExtent, likely: dict[str, float] | None = None) -> Stock:
+    found = Stock(_Segments(), lambda uuid: (likely or {}).get(uuid, 0.0))  # type: ignore[arg-type]
+    for one in some:
+        found.add("p", one)
+    return found
+
+
+def test_the_least_likely_goes_first_and_only_as_much_of_it_as_must() -> None:
+    likely = extent(((0, 8),), owner=Owner(ONE, "a"))
+    unlikely = extent(((0, 8),), owner=Owner(TWO, "a"))
+    stock = stock_of(likely, unlikely, likely={ONE: 2.0, TWO: 1.0})
+    assert stock.cuts("p", {0: 16 * PAGE}) == []
+    assert stock.cuts("p", {0: 11 * PAGE}) == [(unlikely, 3 * PAGE)]
+    assert stock.cuts("p", {0: 5 * PAGE}) == [(unlikely, 0), (likely, 5 * PAGE)]
+    assert stock.cuts("p", {0: 5 * PAGE}, below=2.0) == [(unlikely, 0)]
+    assert stock.cuts("p", {}) == [(unlikely, 0), (likely, 0)]
+
+
+@given(st.lists(_extents, max_size=5), st.dictionaries(st.integers(0, 7), st.integers(0, 60)))
+def test_after_the_cuts_all_fit(some: list[ReadyExtent], room: dict[int, int]) -> None:
+    numbered = [replace(one, owner=Owner(ONE, f"m{number}")) for number, one in enumerate(some)]
+    stock = stock_of(*numbered)
+    for one, size in stock.cuts("p", {node: count * PAGE for node, count in room.items()}):
+        assert size < one.held_bytes, "what stays whole is not touched"
+        after = ready.shortened(one, size)
+        assert after is None or after.held_bytes <= size
+        stock.replace("p", one, after)
+    assert all(count <= room.get(node, 0) for node, count in pages(stock.held("p")).items())
+    assert pages(stock.held("p")) == pages(ready.by_node(stock.of("p")))
+
+
+def test_those_of_a_domain_are_found_and_what_has_changed_is_told() -> None:
+    mine, yours = extent(((0, 8),), 4), extent(((0, 2),), owner=Owner(TWO, "pc.ram"))
+    stock = stock_of(mine, yours)
+    assert stock.of_domain_in("p", ONE) == [mine]
+    assert stock.has("p", mine)
+    more = extent(((0, 8),), 8)
+    stock.replace("p", mine, more)
+    assert not stock.has("p", mine)
+    assert stock.of_domain_in("p", ONE) == [more]
+    stock.replace("p", more, None)
+    assert stock.of_domain_in("p", ONE) == []
+    assert stock.of("p") == [yours]
+
+
+def test_work_on_files_is_not_left_half_done_by_who_is_cancelled() -> None:
+    steps = []
+
+    async def work() -> None:
+        await asyncio.sleep(0.05)
+        steps.append("done")
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(finished(work()))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        steps.append("cancelled")
+
+    asyncio.run(cancelled())
+    assert steps == ["done", "cancelled"]
+
+
+def test_one_that_somebody_removed_is_no_error_when_it_is_to_be_cut(record: PoolRecord) -> None:
+    gone = replace(extent(((-1, 8),)), directory=Path(record.mount))
+    assert ready.cut(gone, 4 * PAGE) is None
+
+
+@given(_extents)
+def test_memory_held_by_node_sums_up(some: ReadyExtent) -> None:
+    assert sum(ready.by_node([some]).values()) == some.held_bytes
+
+
+@given(_extents, st.integers(0, 160))
+def test_what_is_cut_keeps_the_nodes_of_its_beginning(some: ReadyExtent, size: int) -> None:
+    after = ready.shortened(some, min(size * PAGE, some.held_bytes))
+    if after is not None:
+        assert after.clean_bytes <= some.clean_bytes
+        assert ready.prefix(some.shares, after.goal_bytes) == after.shares or some.policy == "interleave"
+
+
+# What is wished
+
+
+def domain(uuid: str, *cells: int, pool: str = "p", nodes: tuple[int, ...] = ()) -> DomainMemory:
+    backends = tuple(
+        Cell(f"ram-node{number}", number, size * PAGE, nodes, "strict" if nodes else "")
+        for number, size in enumerate(cells)
+    )
+    return DomainMemory(uuid, f"vm-{uuid[:4]}", pool, backends, True, True, None, None, None, None)
+
+
+def free(*nodes: int) -> dict[str, PoolFree]:
+    return {"p": PoolFree("p", "hugetlbfs", PAGE, {"p": {node: size * PAGE for node, size in enumerate(nodes)}})}
+
+
+def found(
+    *domains: DomainMemory, room: dict[str, PoolFree], most: int = 1000, **stock: list[ReadyExtent]
+) -> list[object]:
+    return [
+        (wish.uuid, wish.extent.alias, {node: size // PAGE for node, size in wish.extent.shares})
+        for some in wishes(domains, room, stock, {"p": most * PAGE}, "")
+        for wish in some
+    ]
+
+
+def test_as_many_as_have_room_the_likeliest_first() -> None:
+    first, second = domain(ONE, 6, 6), domain(TWO, 10)
+    both = found(first, second, room=free(12, 12))
+    assert [wish[:2] for wish in both] == [(ONE, "ram-node0"), (ONE, "ram-node1"), (TWO, "ram-node0")]  # type: ignore[index]
+    assert found(first, second, room=free(8, 8)) == found(first, room=free(8, 8))
+    assert found(second, first, room=free(10, 1)) == [(TWO, "ram-node0", {0: 10})]
+    assert found(first, second, room=free(12, 12), most=11) == [(TWO, "ram-node0", {0: 10})]
+    assert found(domain(ONE, 5, pool="another"), room=free(8)) == []
+    assert found(domain(ONE, 5), room=free(0, 0)) == []
+
+
+def test_who_has_ready_memory_keeps_it_where_it_is() -> None:
+    """Alone, a plan would take the emptier node 0."""
+    there = extent(((1, 5),), owner=Owner(ONE, "ram-node0"))
+    assert found(domain(ONE, 5), room=free(20, 6)) == [(ONE, "ram-node0", {0: 5})]
+    assert found(domain(ONE, 5), room=free(20, 6), p=[there]) == [(ONE, "ram-node0", {1: 5})]
+    assert found(domain(ONE, 5, nodes=(0,)), room=free(20, 6), p=[there]) == [(ONE, "ram-node0", {0: 5})]
+    assert found(domain(ONE, 5), room=free(20, 4), p=[there]) == [(ONE, "ram-node0", {0: 5})]
+
+
+def test_a_start_is_planned_on_what_is_ready_for_it_or_not_at_all() -> None:
+    there = extent(((1, 5),), 2, owner=Owner(ONE, "ram-node0"))
+    plan = plan_on_ready(domain(ONE, 5), free(20, 6), {"p": [there]}, "")
+    assert plan is not None
+    assert plan.extents[0].shares == ((1, 5 * PAGE),)
+    assert plan_on_ready(domain(ONE, 6), free(20, 6), {"p": [there]}, "") is None
+    assert plan_on_ready(domain(ONE, 5), free(20, 6), {}, "") is None

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Background work in chunks: one at a time, and stopped at once where it is in somebody's way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+__all__ = ["Chunks", "finished"]
+
+
+T = TypeVar("T")
+
+
+async def finished(work: Coroutine[Any, Any, T]) -> T:
+    """Do work to its end, and be cancelled only then: files and what is known of them go together."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """One that is being worked on: in which segment, at what, and how much more that will hold, by node."""
+
+    task: asyncio.Task[Any]
+    segment: str
+    what: object
+    growth: Mapping[int, int]
+
+
+class Chunks:
+    """What is being worked on now."""
+
+    def __init__(self) -> None:
+        self._now: _Chunk | None = None
+
+    async def run(
+        self, work: Coroutine[Any, Any, T], *, segment: str, what: object = None, growth: Mapping[int, int]
+    ) -> T | None:
+        """Do a chunk of work; return what it does, or ``None`` where it was stopped."""
+        task = asyncio.create_task(work)
+        self._now = _Chunk(task, segment, what, growth)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        finally:
+            self._now = None
+        return None if task.cancelled() else task.result()
+
+    def growth(self, segment: str) -> Counter[int]:
+        """Return how much more of a segment will be held when what goes on is done, in bytes by node."""
+        return Counter(self._now.growth if self._now and self._now.segment == segment else {})
+
+    async def stop(self, segment: str, what: object = None) -> None:
+        """Stop what goes on in a segment, or only what goes on at ``what`` there; returns when it has ended."""
+        now = self._now
+        if now and now.segment == segment and what in (None, now.what):
+            now.task.cancel()
+            await asyncio.wait([now.task])
+
+    async def stop_all(self) -> None:
+        """Stop whatever goes on."""
+        if self._now:
+            await self.stop(self._now.segment)
