@@ -14,21 +14,32 @@ from __future__ import annotations
 import enum
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from virt_dmem.errors import LedgerError, NotEnoughMemory
 from virt_dmem.ledger_file import SCHEMA_VERSION, migrate, open_file, version_of
 from virt_dmem.plan import Plan
 from virt_dmem.units import format_size
 
-__all__ = ["Extent", "ExtentState", "Ledger", "Part", "Phase", "Reservation", "Step"]
+__all__ = ["Extent", "ExtentState", "Failure", "Ledger", "Part", "Phase", "Reservation", "Step"]
 
 _EXTENT_COLUMNS = """
-SELECT id, uuid, alias, pool, path, size_bytes, page_size, policy, state, boot_id, link FROM extent
+extent.id, extent.uuid, alias, pool, path, size_bytes, page_size, policy, state, extent.boot_id, link, node, bytes
 """
+_EXTENTS = f"SELECT {_EXTENT_COLUMNS} FROM extent LEFT JOIN share ON share.extent = extent.id"  # noqa: S608
+_RESERVATIONS = f"""
+SELECT reservation.uuid, name, reservation.boot_id, phase, since, {_EXTENT_COLUMNS} FROM reservation
+LEFT JOIN extent ON extent.uuid = reservation.uuid AND state != 'quarantined'
+LEFT JOIN share ON share.extent = extent.id
+"""  # noqa: S608 -- of literals, as above
+_KEPT_STEPS = 100_000
+"""So many steps, the newest, are remembered: those of some 10 000 starts."""
 
 
 class Phase(enum.Enum):
@@ -53,6 +64,12 @@ class ExtentState(enum.Enum):
     """Recorded; the file may or may not exist, and may be partly filled."""
     READY = "ready"
     """Whole, placed, every page present."""
+    ATTACHING = "attaching"
+    """Offered to QEMU while the domain runs; only libvirt knows whether it has it."""
+    RESIZING = "resizing"
+    """virtio-mem whose guest was asked to plug or unplug; charged with the most that it may have meanwhile."""
+    DETACHING = "detaching"
+    """The guest was asked to let go of it, or must have; charged until QEMU maps it no more."""
     QUARANTINED = "quarantined"
     """Its domain is gone, but a process still maps it; charged until nobody does."""
 
@@ -69,9 +86,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Extent:
-    """One file in a pool that backs one memory backend; ``shares`` is bytes by node, summing to its size.
+    """One file in a pool that backs one memory backend; ``shares`` is what it is charged with, bytes by node.
 
-    In the order of ``shares`` the nodes follow each other in the file, except where it is interleaved.
+    They sum up to its size, but for virtio-mem whose guest gave back blocks. In the order of ``shares`` the nodes
+    follow each other in the file, except where it is interleaved.
     """
 
     id: int
@@ -88,22 +106,29 @@ class Extent:
     shares: Mapping[int, int]
 
     @property
+    def charged_bytes(self) -> int:
+        """What the domain is charged with for it."""
+        return sum(self.shares.values())
+
+    @property
     def nodes(self) -> tuple[int, ...]:
         """Host nodes it is placed on, ascending; empty where the backend has no nodes."""
         return tuple(sorted(node for node in self.shares if node >= 0))
 
-    def parts(self) -> list[Part]:
+    def parts(self, from_bytes: int = 0) -> list[Part]:
         """Return the pieces to prefault one after another, so that each node gives exactly its share.
 
         One call for several nodes would leave it to the kernel how much comes from each; page by page in
-        turn, as interleaving has it, is the exception.
+        turn, as interleaving has it, is the exception. What lies before ``from_bytes`` is left out.
         """
         if self.policy in ("none", "interleave"):
-            return [Part(0, self.size_bytes, self.policy, self.nodes)]
-        parts, offset = [], 0
+            return [Part(from_bytes, self.size_bytes - from_bytes, self.policy, self.nodes)]
+        parts, end = [], 0
         for node, size in self.shares.items():
-            parts.append(Part(offset, size, "bind", (node,)))
-            offset += size
+            end += size
+            offset = max(end - size, from_bytes)
+            if offset < end:
+                parts.append(Part(offset, end - offset, "bind", (node,)))
         return parts
 
 
@@ -120,8 +145,18 @@ class Reservation:
 
     @property
     def size_bytes(self) -> int:
-        """All of it."""
-        return sum(extent.size_bytes for extent in self.extents)
+        """All that the domain is charged with."""
+        return sum(extent.charged_bytes for extent in self.extents)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An extent (by its id) that may hold memory that failed, the name of the domain, and what was said of it."""
+
+    extent: int
+    path: Path
+    domain: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -154,6 +189,16 @@ class Ledger:
                     hint="Install the version of virt-dmem that wrote it, or put back the copy kept beside it.",
                 )
             migrate(self._db, path)
+            self._count_charges()
+
+    def _count_charges(self) -> None:
+        """Sum up anew what the triggers of the schema keep up to date, for others may have touched the file."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM charged")
+            db.execute(
+                "INSERT INTO charged SELECT pool, node, sum(bytes) FROM share JOIN extent ON id = extent"
+                " GROUP BY pool, node"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -195,31 +240,71 @@ class Ledger:
                 (plan.uuid, plan.name, self._boot_id, Phase.RESERVED.value, time.time()),
             )
             db.execute("DELETE FROM step WHERE uuid = ?", (plan.uuid,))
-            for extent in plan.extents:
-                self._charge(
-                    db,
-                    Extent(
-                        id=0,
-                        uuid=plan.uuid,
-                        alias=extent.alias,
-                        pool=extent.pool,
-                        path=paths[extent.alias],
-                        size_bytes=extent.size_bytes,
-                        page_size=extent.page_size,
-                        policy=extent.policy,
-                        state=ExtentState.PLANNED,
-                        boot_id=self._boot_id,
-                        link="",
-                        shares=dict(extent.shares),
-                    ),
+            self._charge_plan(db, plan, paths, capacity)
+
+    def reserve_more(
+        self, plan: Plan, paths: Mapping[str, Path], capacity: Mapping[tuple[str, int], int]
+    ) -> tuple[Extent, ...]:
+        """Charge a domain that holds memory already with a whole plan more, or with nothing; return the extents.
+
+        :raise NotEnoughMemory: As ``reserve``.
+        """
+        with self._transaction() as db:
+            self._charge_plan(db, plan, paths, capacity)
+        new = {extent.alias for extent in plan.extents}
+        found = self.find(plan.uuid)
+        return tuple(extent for extent in found.extents if extent.alias in new) if found else ()
+
+    def _charge_plan(
+        self,
+        db: sqlite3.Connection,
+        plan: Plan,
+        paths: Mapping[str, Path],
+        capacity: Mapping[tuple[str, int], int],
+    ) -> None:
+        for extent in plan.extents:
+            self._charge(
+                db,
+                Extent(
+                    id=0,
+                    uuid=plan.uuid,
+                    alias=extent.alias,
+                    pool=extent.pool,
+                    path=paths[extent.alias],
+                    size_bytes=extent.size_bytes,
+                    page_size=extent.page_size,
+                    policy=extent.policy,
+                    state=ExtentState.PLANNED,
+                    boot_id=self._boot_id,
+                    link="",
+                    shares=dict(extent.shares),
+                ),
+            )
+        self._require_room({extent.pool for extent in plan.extents}, plan.name, capacity)
+
+    def _require_room(self, pools: Collection[str], name: str, capacity: Mapping[tuple[str, int], int]) -> None:
+        for key, reserved in self.reserved().items():
+            if reserved > capacity.get(key, 0) and key[0] in pools:
+                raise NotEnoughMemory(
+                    f"Pool {key[0]} has {format_size(capacity.get(key, 0))} on node {key[1]}, and"
+                    f" {format_size(reserved)} would be reserved with {name}.",
+                    hint="Stop a domain that holds memory of the pool, or make the pool larger.",
                 )
-            for key, reserved in self.reserved().items():
-                if reserved > capacity.get(key, 0) and any(extent.pool == key[0] for extent in plan.extents):
-                    raise NotEnoughMemory(
-                        f"Pool {key[0]} has {format_size(capacity.get(key, 0))} on node {key[1]}, and"
-                        f" {format_size(reserved)} would be reserved with {plan.name}.",
-                        hint="Stop a domain that holds memory of the pool, or make the pool larger.",
-                    )
+
+    def recharge(
+        self, extent: Extent, shares: Mapping[int, int], capacity: Mapping[tuple[str, int], int] | None = None
+    ) -> None:
+        """Charge an extent with other shares; without ``capacity`` whatever the pool has: that is how it is.
+
+        :raise NotEnoughMemory: When the sum of all reservations would exceed a capacity.
+        """
+        with self._transaction() as db:
+            db.execute("DELETE FROM share WHERE extent = ?", (extent.id,))
+            db.executemany(
+                "INSERT INTO share VALUES (?, ?, ?)", [(extent.id, node, size) for node, size in shares.items()]
+            )
+            if capacity is not None:
+                self._require_room({extent.pool}, extent.alias, capacity)
 
     def adopt(self, extent: Extent, name: str) -> None:
         """Charge what was found in use and stands in no row; reality is not refused, whatever the capacity.
@@ -250,56 +335,94 @@ class Ledger:
     def reserved(self) -> dict[tuple[str, int], int]:
         """Return the bytes charged for each (pool, node), of all extents in every state."""
         with self._explained():
-            rows = self._db.execute(
-                "SELECT pool, node, sum(bytes) FROM share JOIN extent ON extent.id = share.extent"
-                " GROUP BY pool, node"
-            )
+            rows = self._db.execute("SELECT pool, node, bytes FROM charged WHERE bytes != 0")
             return {(pool, node): size for pool, node, size in rows}
 
     def reservations(self) -> list[Reservation]:
         """Return all of them, by name of the domain."""
+        return self._reservations("TRUE")
+
+    def without_extents(self) -> list[Reservation]:
+        """Return all of them as if they had no extents, which is much cheaper."""
         with self._explained():
-            rows = self._db.execute("SELECT * FROM reservation ORDER BY name, uuid").fetchall()
-        return [self._reservation(row) for row in rows]
+            rows = self._db.execute("SELECT uuid, name, boot_id, phase, since FROM reservation")
+            return [
+                Reservation(uuid, name, boot, Phase(phase), since, ()) for uuid, name, boot, phase, since in rows
+            ]
+
+    def phases(self) -> dict[str, Phase]:
+        """Return how far each domain that holds memory has come, by UUID."""
+        with self._explained():
+            return {uuid: Phase(word) for uuid, word in self._db.execute("SELECT uuid, phase FROM reservation")}
+
+    def running(self) -> list[str]:
+        """Return the UUIDs of the domains whose QEMU runs."""
+        with self._explained():
+            rows = self._db.execute("SELECT uuid FROM reservation WHERE phase = ?", (Phase.RUNNING.value,))
+            return [uuid for (uuid,) in rows]
+
+    def interrupted(self, boot_id: str) -> list[Reservation]:
+        """Return those of this boot that are not in use: being prepared, or stopping."""
+        phases = (Phase.RESERVED.value, Phase.STOPPED.value)
+        return self._reservations("reservation.phase IN (?, ?) AND reservation.boot_id = ?", *phases, boot_id)
+
+    def of_other_boots(self, boot_id: str) -> list[Reservation]:
+        """Return those that were made in another boot than this."""
+        return self._reservations("reservation.boot_id != ?", boot_id)
+
+    def unsettled(self) -> list[Reservation]:
+        """Return those of domains that run with an extent that is not simply ready."""
+        return self._reservations(
+            "reservation.phase = ? AND reservation.uuid IN (SELECT uuid FROM extent WHERE state != 'ready')",
+            Phase.RUNNING.value,
+        )
 
     def find(self, domain: str) -> Reservation | None:
         """Return the reservation of a domain, given by UUID or by name."""
         with self._explained():
             row = self._db.execute(
-                "SELECT * FROM reservation WHERE uuid = ? OR name = ? ORDER BY uuid = ? DESC",
+                "SELECT uuid FROM reservation WHERE uuid = ? OR name = ? ORDER BY uuid = ? DESC",
                 (domain, domain, domain),
             ).fetchone()
-        return self._reservation(row) if row else None
+        return self._reservations("reservation.uuid = ?", row[0])[0] if row else None
 
     def quarantined(self) -> list[Extent]:
         """Return extents whose domain is gone and that a process still maps."""
-        return self._extents("state = ?", ExtentState.QUARANTINED.value)
+        return self._extents("state = 'quarantined' AND state != 'ready'")  # so that the index is taken
 
     def extents_in(self, pool: str) -> list[Extent]:
         """Return every extent of a pool, in every state."""
         return self._extents("pool = ?", pool)
 
-    def _reservation(self, row: tuple[str, str, str, str, float]) -> Reservation:
-        uuid, name, boot_id, phase, since = row
-        extents = self._extents("uuid = ? AND state != 'quarantined'", uuid)
-        return Reservation(uuid, name, boot_id, Phase(phase), since, tuple(extents))
+    def extents_of(self, uuid: str) -> list[Extent]:
+        """Return every extent of a domain, in every state."""
+        return self._extents("uuid = ?", uuid)
 
-    def _extents(self, where: str, value: str) -> list[Extent]:
+    def paths_in(self, pool: str) -> set[str]:
+        """Return the path of every extent of a pool, in every state."""
+        with self._explained():
+            return {path for (path,) in self._db.execute("SELECT path FROM extent WHERE pool = ?", (pool,))}
+
+    def has_path(self, path: Path) -> bool:
+        """Tell whether an extent, in whatever state, stands at a path."""
+        with self._explained():
+            return self._db.execute("SELECT 1 FROM extent WHERE path = ?", (str(path),)).fetchone() is not None
+
+    def _reservations(self, where: str, *values: str) -> list[Reservation]:
         with self._explained():
             rows = self._db.execute(
-                f"{_EXTENT_COLUMNS} WHERE {where} ORDER BY id",  # a literal of this module
-                (value,),
-            ).fetchall()
+                f"{_RESERVATIONS} WHERE {where} ORDER BY name, reservation.uuid, extent.id, share.rowid",
+                values,  # the condition is a literal of this module
+            )
             return [
-                Extent(
-                    id=row[0], uuid=row[1], alias=row[2], pool=row[3], path=Path(row[4]), size_bytes=row[5],
-                    page_size=row[6], policy=row[7], state=ExtentState(row[8]), boot_id=row[9], link=row[10],
-                    shares=dict(
-                        self._db.execute("SELECT node, bytes FROM share WHERE extent = ? ORDER BY rowid", (row[0],))
-                    ),
-                )
-                for row in rows
-            ]  # fmt: skip
+                Reservation(uuid, name, boot_id, Phase(phase), since, tuple(_extents(row[5:] for row in of_one)))
+                for (uuid, name, boot_id, phase, since), of_one in groupby(rows, lambda row: row[:5])
+            ]
+
+    def _extents(self, where: str, *values: str) -> list[Extent]:
+        with self._explained():
+            rows = self._db.execute(f"{_EXTENTS} WHERE {where} ORDER BY extent.id, share.rowid", values)
+            return _extents(rows)
 
     # What the administrator wished, until he says otherwise
 
@@ -332,6 +455,27 @@ class Ledger:
             row = self._db.execute("SELECT until FROM paused WHERE what = ?", (what,)).fetchone()
         return row[0] if row else None
 
+    # Memory that failed
+
+    def add_failure(self, uuid: str, what: str) -> str:
+        """Record that some memory of a domain failed, nobody says where; return the domain's name."""
+        reservation = self.find(uuid)
+        if reservation is None:
+            return uuid
+        with self._transaction() as db:
+            for extent in reservation.extents:
+                db.execute("INSERT OR REPLACE INTO failure VALUES (?, ?, ?)", (extent.id, reservation.name, what))
+        return reservation.name
+
+    def failures(self) -> list[Failure]:
+        """Return the extents that may hold memory that failed, by their path."""
+        with self._explained():
+            rows = self._db.execute(
+                "SELECT extent.id, extent.path, failure.domain, failure.what FROM failure"
+                " JOIN extent ON extent.id = failure.extent ORDER BY extent.path"
+            ).fetchall()
+        return [Failure(row[0], Path(row[1]), row[2], row[3]) for row in rows]
+
     # What happens to it
 
     def set_phase(self, uuid: str, phase: Phase) -> None:
@@ -341,10 +485,16 @@ class Ledger:
                 "UPDATE reservation SET phase = ?, since = ? WHERE uuid = ?", (phase.value, time.time(), uuid)
             )
 
-    def set_ready(self, extent: Extent) -> None:
-        """Record that an extent is whole."""
+    def set_ready(self, some: Iterable[Extent]) -> None:
+        """Record that extents are whole."""
         with self._transaction() as db:
-            db.execute("UPDATE extent SET state = ? WHERE id = ?", (ExtentState.READY.value, extent.id))
+            ready = ExtentState.READY.value
+            db.executemany("UPDATE extent SET state = ? WHERE id = ?", [(ready, extent.id) for extent in some])
+
+    def set_state(self, extent: Extent, state: ExtentState, *, link: str = "") -> None:
+        """Record what is known of an extent of a domain that runs, and where it is about to be linked."""
+        with self._transaction() as db:
+            db.execute("UPDATE extent SET state = ?, link = ? WHERE id = ?", (state.value, link, extent.id))
 
     def set_links(self, links: Mapping[int, str]) -> None:
         """Record where extents (by id) are about to be linked; an empty path: no longer."""
@@ -371,13 +521,47 @@ class Ledger:
         with self._transaction() as db:
             db.execute("DELETE FROM reservation WHERE uuid = ?", (uuid,))
 
-    def add_step(self, uuid: str, step: str, seconds: float) -> None:
-        """Record how long a step took; the steps of the start before are forgotten when it reserves anew."""
+    def add_steps(self, uuid: str, steps: Iterable[Step]) -> None:
+        """Record how long steps took; those of the start before are forgotten when it reserves anew."""
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO step VALUES (?, ?, ?, ?)", (uuid, step, time.time(), seconds))
+            db.executemany(
+                "INSERT OR REPLACE INTO step VALUES (?, ?, ?, ?)",
+                [(uuid, step.step, step.at, step.seconds) for step in steps],
+            )
+            db.execute("DELETE FROM step WHERE rowid <= (SELECT max(rowid) FROM step) - ?", (_KEPT_STEPS,))
 
     def steps(self, uuid: str) -> list[Step]:
         """Return the steps of a domain's last start, in order."""
         with self._explained():
             rows = self._db.execute("SELECT step, at, seconds FROM step WHERE uuid = ? ORDER BY at", (uuid,))
             return [Step(*row) for row in rows]
+
+    def all_steps(self) -> dict[str, list[Step]]:
+        """Return what ``steps`` does, of all domains that hold memory, by UUID."""
+        found: defaultdict[str, list[Step]] = defaultdict(list)
+        with self._explained():
+            for uuid, *step in self._db.execute(
+                "SELECT uuid, step, at, seconds FROM step WHERE uuid IN (SELECT uuid FROM reservation) ORDER BY at"
+            ):
+                found[uuid].append(Step(*step))
+        return found
+
+    def last_steps(self) -> dict[str, float]:
+        """Return when the last step of each domain was (seconds since the epoch), by UUID."""
+        with self._explained():
+            return dict(self._db.execute("SELECT uuid, max(at) FROM step GROUP BY uuid").fetchall())
+
+
+def _extents(rows: Iterable[tuple[Any, ...]]) -> list[Extent]:
+    """Return the extents of rows of ``_EXTENT_COLUMNS``: one for each share, those of an extent together."""
+    return [
+        Extent(
+            id=row[0], uuid=row[1], alias=row[2], pool=row[3], path=Path(row[4]), size_bytes=row[5],
+            page_size=row[6], policy=row[7], state=ExtentState(row[8]), boot_id=row[9], link=row[10],
+            shares={share[11]: share[12] for share in of_one if share[11] is not None},
+        )
+        for number, some in groupby(rows, lambda row: row[0])
+        if number is not None
+        for of_one in [list(some)]
+        for row in of_one[:1]
+    ]  # fmt: skip

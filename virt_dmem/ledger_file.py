@@ -33,6 +33,26 @@ CREATE TABLE step (uuid TEXT NOT NULL, step TEXT NOT NULL, at REAL NOT NULL, sec
 CREATE TABLE drained (pool TEXT PRIMARY KEY);
 CREATE TABLE paused (what TEXT PRIMARY KEY, until REAL NOT NULL);
 """,
+    """
+CREATE TABLE failure (
+    extent INTEGER PRIMARY KEY REFERENCES extent (id) ON DELETE CASCADE, domain TEXT NOT NULL, what TEXT NOT NULL);
+""",
+    """
+CREATE INDEX reservation_name ON reservation (name);
+CREATE INDEX extent_uuid ON extent (uuid);
+CREATE INDEX extent_unsettled ON extent (state) WHERE state != 'ready';
+CREATE TABLE charged (pool TEXT NOT NULL, node INTEGER NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (pool, node));
+INSERT INTO charged SELECT pool, node, sum(bytes) FROM share JOIN extent ON id = extent GROUP BY pool, node;
+CREATE TRIGGER share_comes AFTER INSERT ON share BEGIN
+    INSERT INTO charged SELECT pool, NEW.node, NEW.bytes FROM extent WHERE id = NEW.extent
+    ON CONFLICT (pool, node) DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER share_goes AFTER DELETE ON share BEGIN
+    UPDATE charged SET bytes = bytes - OLD.bytes
+    WHERE node = OLD.node AND pool = (SELECT pool FROM extent WHERE id = OLD.extent);
+END;
+CREATE TRIGGER extent_goes BEFORE DELETE ON extent BEGIN DELETE FROM share WHERE extent = OLD.id; END;
+""",
 )
 """What makes each version of the schema of the one before it, the first of an empty file. What was once released
 is never changed, only added to: a file of any earlier version goes through all that it lacks."""

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virt_dmem.errors import LedgerError, NotEnoughMemory
-from virt_dmem.ledger import ExtentState, Ledger, Phase
+from virt_dmem.ledger import ExtentState, Ledger, Phase, Step
 from virt_dmem.plan import ExtentPlan, Plan
 
 PAGE = 2 << 20
@@ -127,8 +127,7 @@ def test_what_was_committed_is_there_after_a_kill(tmp_path: Path) -> None:
 def test_steps_are_kept_in_order_and_forgotten_at_the_next_reservation(ledger: Ledger) -> None:
     plan = make_plan(1, (0, 1))
     ledger.reserve(plan, paths_of(plan), {("fast", 0): PAGE})
-    ledger.add_step("uuid-1", "prepare", 1.5)
-    ledger.add_step("uuid-1", "start", 0.5)
+    ledger.add_steps("uuid-1", [Step("prepare", 10.0, 1.5), Step("start", 11.0, 0.5)])
     assert [(step.step, step.seconds) for step in ledger.steps("uuid-1")] == [("prepare", 1.5), ("start", 0.5)]
     held = ledger.find("uuid-1")
     assert held is not None
