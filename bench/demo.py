@@ -19,18 +19,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+from bench.in_lab import run_in_lab
+from tests.lab.image import missing_for_lab
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage, guest_image
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
+from virt_dmem.backends.dmemfs import Dmemfs
 
 GUEST = "demo-guest"
 GUEST_MEMORY = "512M"
 POOL = "demo"
 POOL_SIZE = "1G"
 BOOT_SECONDS = 90.0
+BACKEND = os.environ.get("BACKEND", "") or "hugetlbfs"
 
 VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
 
@@ -58,20 +62,20 @@ def run(*command: str, check: bool = True) -> str:
 
 
 def make_pool(undo: ExitStack) -> None:
-    """Make a pool of huge pages, or where the host has none to give, one that saves nothing."""
+    """Make a pool of huge pages or, as BACKEND says, on dmemfs; where there are none, one that saves nothing."""
 
     def destroy() -> None:
         subprocess.run([VIRT_DMEM, "pool", "destroy", POOL], capture_output=True, check=False)
 
     undo.callback(destroy)
     create = (VIRT_DMEM, "pool", "create", POOL, "--size", POOL_SIZE)
-    command = (*create, "--backend", "hugetlbfs", "--page-size", "2M")
+    command = (*create, "--backend", BACKEND, "--page-size", "2M")
     print(f"  $ {shlex.join(['virt-dmem', *command[1:]])}", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(textwrap.indent(done.stdout, "    "), flush=True)
     if done.returncode:
         say("""
-            This machine has no huge pages to give, so the story goes on with a pool on tmpfs. It
+            This machine has no such memory to give, so the story goes on with a pool on tmpfs. It
             works the same, and saves nothing.
         """)
         print()
@@ -95,10 +99,17 @@ def show_mappings(pid: int) -> None:
 def tell(libvirt: PrivateLibvirt, image: GuestImage, undo: ExitStack) -> None:
     """Tell the story, with everything it makes put on ``undo``."""
     chapter("1. A pool: memory set aside for guests")
-    say("""
+    say(
+        """
         A pool is taken from the host once, before any guest needs it. The kernel's bookkeeping for
         it is given back (HVO) as the pages are taken.
-    """)
+    """
+        if BACKEND == "hugetlbfs"
+        else """
+        This memory was kept from the kernel when it booted, so there never was any bookkeeping for
+        it. The pool finds it by itself, and the module dmemfs makes files of it.
+    """
+    )
     print()
     make_pool(undo)
     run(VIRT_DMEM, "savings")
@@ -138,6 +149,29 @@ def tell(libvirt: PrivateLibvirt, image: GuestImage, undo: ExitStack) -> None:
     run(VIRT_DMEM, "pool", "destroy", POOL)
 
 
+def memory_was_reserved() -> bool:
+    """Tell whether this host has the module, and memory that its kernel was not given."""
+    return Dmemfs().probe().available and bool(Dmemfs().nodes()[0])
+
+
+def demo_in_lab() -> int:
+    """Tell the story on a host that was booted for it."""
+    if reason := missing_for_lab():
+        print(
+            f"dmemfs wants a host that was booted for it; to boot one in QEMU this one {reason}.", file=sys.stderr
+        )
+        return 1
+    say("""
+        dmemfs wants a host that was booted with memory kept from its kernel. This one was not, so a
+        whole Debian host is booted in QEMU (a minute or two), and all that follows happens there.
+    """)
+    try:
+        return run_in_lab("bench.demo", env={"BACKEND": "dmemfs"})
+    except RigError as error:
+        print(f"\nThe demo stopped: {error}", file=sys.stderr)
+        return 1
+
+
 def host_counters() -> dict[str, str]:
     """Return what of the host the demo may change, to show that it was put back."""
     files = {
@@ -158,6 +192,8 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, interrupted)
     signal.signal(signal.SIGHUP, interrupted)
+    if BACKEND == "dmemfs" and not memory_was_reserved():
+        return demo_in_lab()
     before = host_counters()
     print("virt-dmem: a guest whose memory costs the host nothing beyond itself\n")
     say("""

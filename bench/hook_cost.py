@@ -2,63 +2,74 @@
 """What the hook costs: for a domain that is not ours, and for one that is and has nothing to prepare.
 
 Compared in the same run, in turns, with the bare interpreter under the hook's own flags
-(``/usr/bin/python3 -IS -c pass``). Prints the median of each, in milliseconds, and the ratio.
+(``/usr/bin/python3 -IS -c pass``).
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
 import subprocess
 import sys
 import time
 import uuid
-from pathlib import Path
 
+from bench.alone import run_alone
+from bench.goals import at_most
+from bench.results import Results
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.private_libvirt import HOOK
+from tests.rig.processes import RigError
 
-ROUNDS = 101
+__all__ = ["seconds_of", "commands"]
+
+NAME, WHAT = "hook", "a process from start to end"
+BARE = "python3 -IS -c pass"
+NOT_OURS = "not ours, prepare"
 METADATA = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='bench'/>"
 
 
-def milliseconds(command: list[str], stdin: bytes) -> float:
-    """Run a command once, and return how long it took."""
+def seconds_of(command: list[str], stdin: bytes) -> float:
+    """Run a command once, and return how long it took.
+
+    :raise RigError: When it fails.
+    """
     began = time.perf_counter()
     done = subprocess.run(command, input=stdin, capture_output=True, check=False)
-    took = (time.perf_counter() - began) * 1000
+    took = time.perf_counter() - began
     if done.returncode:
-        raise SystemExit(f"{command} failed: {done.stderr.decode()}")
+        raise RigError(f"{command} failed: {done.stderr.decode()}")
     return took
 
 
-def main() -> int:
-    """Measure, and print a line for each case."""
-    enter_private_namespace()
+def commands() -> dict[str, tuple[list[str], bytes]]:
+    """Return what is compared: a command line, and its input."""
     plain = domain_xml("plain", uuid=str(uuid.uuid4())).encode()
     managed = domain_xml("managed", uuid=str(uuid.uuid4()), metadata=METADATA).encode()
     hook = str(HOOK)
-    cases: dict[str, tuple[list[str], bytes]] = {
-        "bare interpreter": (["/usr/bin/python3", "-IS", "-c", "pass"], plain),
-        "not ours, prepare": ([hook, "plain", "prepare", "begin", "-"], plain),
+    return {
+        BARE: (["/usr/bin/python3", "-IS", "-c", "pass"], plain),
+        NOT_OURS: ([hook, "plain", "prepare", "begin", "-"], plain),
         "not ours, reconnect": ([hook, "plain", "reconnect", "begin", "-"], plain),
         "ours, stopped": ([hook, "managed", "stopped", "end", "-"], managed),
         "ours, release": ([hook, "managed", "release", "end", "-"], managed),
     }
-    took: dict[str, list[float]] = {name: [] for name in cases}
+
+
+def measure(results: Results, arguments: argparse.Namespace) -> None:
+    """Measure all cases."""
+    enter_private_namespace()
     with Daemon():
-        for _ in range(ROUNDS):
-            for name, (command, stdin) in cases.items():
-                took[name].append(milliseconds(command, stdin))
-    bare = statistics.median(took["bare interpreter"])
-    print(f"{'case':24} {'median ms':>10} {'to bare':>8}    of {ROUNDS} rounds, in turns")
-    for name, figures in took.items():
-        median = statistics.median(figures)
-        print(f"{name:24} {median:10.1f} {median / bare:8.2f}")
-    return 0
+        compared = commands()
+        for number in range(arguments.rounds + 1):
+            for case, (command, stdin) in compared.items():
+                took = seconds_of(command, stdin)
+                if number:
+                    results.add(NAME, WHAT, case, took, unit="s")
+    unmanaged, bare = (results.find(NAME, WHAT, case) for case in (NOT_OURS, BARE))
+    at_most(results, "hook: of a domain that is not ours, to a bare interpreter", 1.0, unmanaged, bare)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    sys.exit(main())
+    sys.exit(run_alone(NAME, __doc__, measure, rounds=51))

@@ -2,19 +2,21 @@
 """What ``virt-dmem list --json`` costs, cold: a process each time, as it is installed.
 
 Compared in the same run, in turns, with the bare interpreter, under the launcher's own flags (``-IS``) and without.
-Prints the median of each, in milliseconds, and the ratio to the first. The daemon runs in the private namespace
-and holds memory of ten domains.
+The daemon runs in the private namespace and holds memory of ten domains.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
 import sys
 import tempfile
 import uuid
 from pathlib import Path
 
-from bench.hook_cost import milliseconds
+from bench.alone import run_alone
+from bench.goals import at_most
+from bench.hook_cost import BARE, seconds_of
+from bench.results import Results
 from tests.rig.command import virt_dmem
 from tests.rig.daemon import SOCKET, Daemon
 from tests.rig.domains import domain_xml
@@ -23,10 +25,10 @@ from tests.rig.namespace import enter_private_namespace
 from virt_dmem.ipc.client import Client
 from virt_dmem.rewrite import apply
 
+__all__ = ["BARE", "LIST", "cases", "hold", "measure_rounds"]
+
+NAME, WHAT = "list", "a process from start to end"
 DOMAINS = 10
-
-
-BARE = "python3 -IS -c pass"
 LIST = "list --json"
 
 
@@ -42,13 +44,13 @@ def cases(directory: Path) -> dict[str, list[str]]:
     }
 
 
-def measure(rounds: int, cases: dict[str, list[str]]) -> dict[str, float]:
-    """Return the median of each case, in milliseconds."""
-    took: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, arguments in cases.items():
-            took[name].append(milliseconds(arguments, b""))
-    return {name: statistics.median(figures) for name, figures in took.items()}
+def measure_rounds(results: Results, rounds: int, compared: dict[str, list[str]]) -> None:
+    """Run each so many times, in turns."""
+    for number in range(rounds + 1):
+        for case, command in compared.items():
+            took = seconds_of(command, b"")
+            if number:
+                results.add(NAME, WHAT, case, took, unit="s")
 
 
 def hold(count: int) -> None:
@@ -62,17 +64,15 @@ def hold(count: int) -> None:
                 pass
 
 
-def main(rounds: int = 101) -> int:
-    """Measure, and print a line for each case."""
+def measure(results: Results, arguments: argparse.Namespace) -> None:
+    """Measure all cases."""
     enter_private_namespace()
     with tempfile.TemporaryDirectory() as directory, Daemon('[daemon]\ngroup = "root"\n'):
         hold(DOMAINS)
-        medians = measure(rounds, cases(Path(directory)))
-    print(f"{'case':28} {'median ms':>10} {'to bare':>8}    of {rounds} rounds, in turns")
-    for name, median in medians.items():
-        print(f"{name:28} {median:10.1f} {median / medians[BARE]:8.2f}")
-    return 0
+        measure_rounds(results, arguments.rounds, cases(Path(directory)))
+    ours, bare = (results.find(NAME, WHAT, case) for case in (LIST, BARE))
+    at_most(results, "list: 'list --json' of ten domains to a bare interpreter", 3.0, ours, bare)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(NAME, __doc__, measure, rounds=51))

@@ -1,37 +1,85 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What users feel: ``virsh start``, against libvirt alone with the same memory.
+"""What users feel: ``virsh start``, against libvirt alone, for guests of several sizes.
 
-For each size, in turns: a guest on a pool of ours; libvirt alone with ``<hugepages>`` (QEMU preallocates); libvirt
-alone with memfd on demand (nothing preallocated). Two clocks: from hook ``start`` to hook ``started`` (libvirt's
-and QEMU's own time, and whatever of ours is left on that path), and the whole of ``virsh start``. Paused guests
-under TCG; medians in seconds. Takes huge pages for twice the largest size, and gives them back.
+For each size, in turns: a guest on a pool of ours whose memory is ready; libvirt alone with ``<hugepages>`` and
+with memfd, each preallocated with one thread and with as many as there are CPUs, and with memfd on demand (libvirt
+refuses that for huge pages). Two clocks: from hook ``start`` to hook ``started`` (libvirt's and QEMU's own time,
+and whatever of ours is left on that path), and the whole of ``virsh start``. Paused guests under TCG. Where the
+host has no memory for a pool and as many huge pages beside it, they take turns with it.
+
+``--dmemfs``: also a guest on dmemfs, whose memory the kernel has zeroed before. ``python -m bench.in_lab
+bench.start_path --dmemfs`` does that on a host that has some.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
+import os
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench.alone import run_alone
+from bench.goals import at_most
+from bench.hugepages import NotEnough, borrowed, compact
+from bench.machine import available_bytes
+from bench.results import Results
+from tests.rig.command import virt_dmem
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.private_libvirt import PrivateLibvirt
-from virt_dmem.units import format_size, parse_size
+from tests.rig.processes import RigError
+from virt_dmem.units import GIB, format_size, parse_size
 
+NAME = "start"
+HOOK_TO_HOOK, WHOLE = "hook start to hook started", "virsh start"
+OURS, DMEMFS = "pool of huge pages", "pool on dmemfs"
+ON_DEMAND = "libvirt, memfd on demand"
+SIZES = ("512M", "4G", "16G")
+MARGIN = 2 * GIB
+MEMFD_MOST = 4 * GIB
+READY_SECONDS = 90.0
+CONFIG = "[prefault]\nready_pressure = 100.0\n"
+"""Memory is made ready whatever else runs here: that is not what is measured, and should not take long."""
 CLOCK = Path("/run/virt-dmem/bench-clock")
 HOOKS = Path("/etc/libvirt/hooks/qemu.d")
-VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
-NAME = "bench-guest"
+GUEST = "bench-guest"
 _CLOCK_HOOK = f"""#!/bin/sh
 [ "$2" = @OPERATION@ ] && date +%s%N >>{CLOCK}
 exit 0
 """
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to give a guest its memory: a pool of ours, or XML of libvirt's."""
+
+    name: str
+    pool: str = ""
+    memory_backing: str = ""
+
+    @property
+    def huge_pages(self) -> bool:
+        """Whether libvirt takes huge pages of the host's."""
+        return "<hugepages/>" in self.memory_backing
+
+
+def opponents() -> list[Case]:
+    """Return what libvirt can do without us."""
+    many = len(os.sched_getaffinity(0))
+    found = [Case(ON_DEMAND, "", "<source type='memfd'/>")]
+    for kind, xml in (("<hugepages>", "<hugepages/>"), ("memfd", "<source type='memfd'/>")):
+        for threads in sorted({1, many}):
+            allocation = f"<allocation mode='immediate' threads='{threads}'/>"
+            name = f"libvirt, {kind} preallocated, {threads} thread{'s' if threads > 1 else ''}"
+            found.append(Case(name, "", f"{xml}{allocation}"))
+    return found
 
 
 def put_clocks() -> None:
@@ -43,69 +91,134 @@ def put_clocks() -> None:
         new.rename(HOOKS / name)
 
 
-def start_once(libvirt: PrivateLibvirt, xml: str, *, apply: bool) -> tuple[float, float]:
-    """Start a guest, and return the seconds from hook to hook and of all of ``virsh start``."""
-    libvirt.define(xml)
+def wait_until_ready(pool: str, size: int) -> str:
+    """Wait until the pool has so much ready memory; return why it never will, empty when it has."""
+    while any(int(path.read_text()) for path in Path("/sys/fs/dmemfs").glob("*/dirty_bytes")):
+        time.sleep(0.2)  # dmemfs zeroes what is free
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        found = json.loads(virt_dmem("pool", "show", pool, "--json"))["pool"]
+        if "ready_bytes" not in found:
+            return "this virt-dmemd makes no memory ready ahead: it is brought in by 'virsh start'"
+        if found["ready_bytes"] >= size:
+            return ""
+        if time.monotonic() > deadline:
+            return f"after {READY_SECONDS:g} s only {found['ready_bytes']} of {size} bytes were ready"
+        time.sleep(0.1)
+
+
+def start_once(libvirt: PrivateLibvirt, case: Case, size: int) -> tuple[float, float, str]:
+    """Start a guest; return the seconds from hook to hook and of all of it, and what was amiss."""
+    libvirt.define(domain_xml(GUEST, memory=str(size), memory_backing=case.memory_backing))
     try:
-        if apply:
-            subprocess.run([VIRT_DMEM, "apply", NAME, "--pool", "bench"], check=True, capture_output=True)
+        amiss = ""
+        if case.pool:
+            virt_dmem("apply", GUEST, "--pool", case.pool)
+            amiss = wait_until_ready(case.pool, size)
         CLOCK.unlink(missing_ok=True)
         began = time.monotonic()
-        libvirt.virsh("start", "--paused", NAME, timeout=300)
+        libvirt.virsh("start", "--paused", GUEST, timeout=300)
         whole = time.monotonic() - began
         first, last = (int(line) for line in CLOCK.read_text().split())
-        return (last - first) / 1e9, whole
+        return (last - first) / 1e9, whole, amiss
     finally:
-        libvirt.remove(NAME)
+        libvirt.remove(GUEST)
 
 
-def main() -> int:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sizes", nargs="*", default=["512M", "4G"])
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    largest = max(map(parse_size, arguments.sizes))
+@contextmanager
+def pool(name: str, size: int, *more: str) -> Iterator[None]:
+    """Have a pool for as long as the context lasts.
+
+    :raise NotEnough: When it cannot be made.
+    """
+    compact()
+    try:
+        virt_dmem("pool", "create", name, "--size", str(size), *more)
+    except RigError as error:
+        raise NotEnough(str(error)) from error
+    try:
+        yield
+    finally:
+        try:
+            virt_dmem("reconcile")
+            virt_dmem("pool", "destroy", name)
+        except RigError as error:
+            print(error, file=sys.stderr)
+
+
+def measure_size(results: Results, libvirt: PrivateLibvirt, size: int, rounds: int, dmemfs: str) -> None:
+    """Measure all cases with guests of one size."""
+    ours, others = [Case(OURS, "bench")], opponents()
+    if size > MEMFD_MOST:
+        others = [case for case in others if case.huge_pages or case.name == ON_DEMAND]
+        results.notes.append(f"start: memfd is not preallocated for {format_size(size)}: that takes too long")
+    if dmemfs:
+        ours.append(Case(DMEMFS, dmemfs))
+    with_pages, without = (
+        [case for case in others if case.huge_pages],
+        [case for case in others if not case.huge_pages],
+    )
+    side_by_side = available_bytes() - MARGIN >= 3 * size
+    with ExitStack() as always:
+        if side_by_side:
+            always.enter_context(pool("bench", size))
+            always.enter_context(borrowed(size))
+        for number in range(rounds + 1):
+            for cases, memory in ((ours, "pool"), (with_pages, "pages"), (without, "")):
+                with ExitStack() as turn:
+                    if not side_by_side and memory == "pool":
+                        turn.enter_context(pool("bench", size))
+                    elif not side_by_side and memory == "pages":
+                        turn.enter_context(borrowed(size))
+                    for case in cases:
+                        between, whole, amiss = start_once(libvirt, case, size)
+                        if amiss and (note := f"start: {case.name}: {amiss}.") not in results.notes:
+                            results.notes.append(note)
+                        if number:
+                            results.add(NAME, HOOK_TO_HOOK, case.name, between, unit="s", size_bytes=size)
+                            results.add(NAME, WHOLE, case.name, whole, unit="s", size_bytes=size)
+
+
+def measure(results: Results, arguments: argparse.Namespace) -> None:
+    """Measure all sizes."""
     enter_private_namespace()
-    hook_to_hook: dict[tuple[str, str], list[float]] = defaultdict(list)
-    whole: dict[tuple[str, str], list[float]] = defaultdict(list)
     with ExitStack() as undo:
         # libvirt takes the hugetlbfs mounts it finds when it starts for its own
         plain = Path("/dev/shm/virt-dmem-bench-hugepages")
         undo.callback(plain.rmdir)
-        plain.mkdir()
+        plain.mkdir(exist_ok=True)
         undo.callback(subprocess.run, ["umount", "--lazy", plain], check=False)
         subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", plain], check=True)
         libvirt = undo.enter_context(PrivateLibvirt())
-        undo.enter_context(Daemon())
+        undo.enter_context(Daemon(CONFIG))
         put_clocks()
-        undo.callback(subprocess.run, [VIRT_DMEM, "pool", "destroy", "bench"], capture_output=True, check=False)
-        subprocess.run([VIRT_DMEM, "pool", "create", "bench", "--size", str(largest)], check=True)
-        # as many huge pages again, for libvirt alone
-        pages = Path("/proc/sys/vm/nr_hugepages")
-        undo.callback(lambda: pages.write_text(str(int(pages.read_text()) - largest // (2 << 20))))
-        pages.write_text(str(int(pages.read_text()) + largest // (2 << 20)))
-        for _ in range(arguments.rounds):
-            for size in arguments.sizes:
-                cases = {
-                    "pool, prefaulted in prepare": (domain_xml(NAME, memory=size), True),
-                    "libvirt, <hugepages>": (domain_xml(NAME, memory=size, memory_backing="<hugepages/>"), False),
-                    "libvirt, memfd on demand": (
-                        domain_xml(NAME, memory=size, memory_backing="<source type='memfd'/>"), False,
-                    ),
-                }  # fmt: skip
-                for case, (xml, apply) in cases.items():
-                    between, all_of_it = start_once(libvirt, xml, apply=apply)
-                    hook_to_hook[size, case].append(between)
-                    whole[size, case].append(all_of_it)
-    print(f"{'memory':>8}  {'case':30} {'hook to hook':>13} {'virsh start':>12}    median of {arguments.rounds}")
-    for (size, case), figures in hook_to_hook.items():
-        print(
-            f"{format_size(parse_size(size)):>8}  {case:30} {statistics.median(figures):12.2f}s"
-            f" {statistics.median(whole[size, case]):11.2f}s"
-        )
-    return 0
+        for size in map(parse_size, arguments.sizes):
+            available = available_bytes()
+            if available - MARGIN < size:
+                text = (
+                    f"the host has {format_size(available)} available, and {format_size(MARGIN)} is left to others"
+                )
+                results.notes.append(f"start: no guests of {format_size(size)}: {text}")
+                continue
+            rounds = arguments.rounds if size <= 8 * GIB else min(arguments.rounds, 3)
+            try:
+                with ExitStack() as dmemfs:
+                    if arguments.dmemfs:
+                        dmemfs.enter_context(pool("dmem", size, "--backend", "dmemfs"))
+                    measure_size(results, libvirt, size, rounds, "dmem" if arguments.dmemfs else "")
+            except NotEnough as error:
+                results.notes.append(f"start: no more guests of {format_size(size)}: {str(error).splitlines()[0]}")
+    for size in map(parse_size, arguments.sizes):
+        for what in (HOOK_TO_HOOK, WHOLE):
+            text = f"start: {what}, {format_size(size)} on a ready pool to libvirt without preallocation"
+            ours, theirs = (results.find(NAME, what, case, size) for case in (OURS, ON_DEMAND))
+            at_most(results, text, 1.15, ours, theirs)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sizes", nargs="*", default=list(SIZES), help=f"of the guests (default: {' '.join(SIZES)})")
+    parser.add_argument("--dmemfs", action="store_true", help="also on dmemfs, which this host must have")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(NAME, __doc__, measure, options=_options))
