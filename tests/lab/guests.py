@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests on the lab's host: real ones under KVM, and what the kernel says of their memory."""
+
+from __future__ import annotations
+
+import re
+import uuid as uuids
+from pathlib import Path
+
+from tests.lab.image import PROJECT
+from tests.lab.machine import LabCommandFailed, Machine
+from tests.rig.domains import domain_xml
+from tests.rig.guest import GuestImage, fetch_kernel, make_initramfs
+from tests.rig.private_libvirt import CONSOLES
+
+__all__ = ["CMDLINE", "IMAGE", "boot", "console", "define", "memory_of", "pool", "provide_guest"]
+
+_BOOT = Path("/var/lib/libvirt/boot")
+CMDLINE = "maxcpus=1 mitigations=off nokaslr tsc=reliable no_timer_check noreplace-smp"
+"""Little to do for an emulated guest of an emulated host; a second CPU makes it ten times slower."""
+IMAGE = GuestImage(_BOOT / "vmlinuz", _BOOT / "initrd")
+
+
+def provide_guest(machine: Machine) -> None:
+    """Put a kernel and an initramfs on the host, for ``define(…, boots=True)``."""
+    machine.run(f"mkdir -p {_BOOT} {CONSOLES} && cp {PROJECT}/.cache/guest/kernel/boot/vmlinuz-* {IMAGE.kernel}")
+    machine.write(str(IMAGE.initrd), make_initramfs(fetch_kernel()))
+
+
+def define(machine: Machine, name: str, *, cells: tuple[str, str], boots: bool = False) -> str:
+    """Define a KVM domain with two cells, each strictly on its own node, with its memory in the pool ``guests``.
+
+    :return: Its UUID.
+    """
+    uuid = str(uuids.uuid4())
+    memnodes = "".join(f"<memnode cellid='{node}' mode='strict' nodeset='{node}'/>" for node in (0, 1))
+    xml = domain_xml(
+        name,
+        uuid=uuid,
+        cells=cells,
+        image=IMAGE if boots else None,
+        numatune=f"<memory mode='strict' nodeset='0-1'/>{memnodes}",
+        kind="kvm",
+        cmdline=CMDLINE,
+    ).replace("<on_reboot>destroy", "<on_reboot>restart")  # for boot()
+    machine.run(f"mkdir -p {CONSOLES} && virt-dmem rewrite --pool guests >/tmp/{name}.xml", stdin=xml)
+    machine.run(f"virsh -q define /tmp/{name}.xml")
+    return uuid
+
+
+def boot(machine: Machine, name: str, *, seconds: float = 45) -> None:
+    """Wait until a guest that was started has booted; one that hangs is reset, three times at most.
+
+    Some hang, under QEMU 7.2's emulation of AMD's SVM: the guest's kernel spins at a ``pause``, interrupts off and
+    one pending, for as long as one cares to wait; fewer do with CMDLINE. A reset leaves their memory where it is.
+    """
+    up = f"grep -q 'virt-dmem guest up' {CONSOLES}/{name}.log"
+    for _ in range(3):
+        try:
+            machine.wait_for(up, timeout=seconds)
+        except LabCommandFailed:
+            print(f"lab: guest {name} hangs while it boots; it is reset")
+            machine.run(["/usr/bin/virsh", "-q", "reset", name])
+        else:
+            return
+    machine.wait_for(up, timeout=seconds)
+
+
+def memory_of(machine: Machine, uuid: str) -> dict[str, tuple[int, set[int]]]:
+    """Return, by memory backend, the page size in bytes and the nodes of the pages that QEMU has touched."""
+    pid = machine.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout.split()[0]
+    found = {}
+    for line in machine.run(f"cat /proc/{pid}/numa_maps").stdout.splitlines():
+        if match := re.search(rf"file=/run/virt-dmem/pools/\S*libvirt-{uuid}/(\S+)", line):
+            page = re.search(r"kernelpagesize_kB=(\d+)", line)
+            nodes = {int(node) for node in re.findall(r" N(\d+)=\d+", line)}
+            found[match[1]] = (int(page[1]) * 1024 if page else 0, nodes)
+    return found
+
+
+def pool(machine: Machine) -> dict[str, int]:
+    """Return sizes of the pool ``guests`` in bytes, as the daemon has them."""
+    shown = machine.json("virt-dmem pool show guests --json")["pool"]
+    return {key: value for key, value in shown.items() if key.endswith("_bytes")}
+
+
+def console(machine: Machine, name: str) -> str:
+    """Return what a guest has printed."""
+    return machine.run(f"cat {CONSOLES}/{name}.log", check=False).stdout

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The disk of a Debian host, made from packages alone: no installer, no loop device, nothing mounted on this host.
+
+First the root, kept in ``.cache/lab`` under a key of everything that goes into it: ``mmdebstrap`` makes it, and
+``make setup`` runs in it, so that ``make install`` works there without a network. Then, whenever the project has
+changed, a disk: the project's files go into a copy of the root, ``make install`` runs in it, and ``mke2fs -d``
+makes the disk. ``python -m tests.lab.image`` only does this.
+
+``make install`` finds no systemd here, so what it then leaves undone is done for it; a host that runs sees it whole
+in ``test_installation``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.rig.processes import RigError
+
+__all__ = ["PROJECT", "Image", "missing_for_lab", "suite", "the_image"]
+
+_REPOSITORY = Path(__file__).parents[2]
+_CACHE = _REPOSITORY / ".cache/lab"
+_SETUP = _REPOSITORY / "tests/rig/setup.sh"
+_PROGRAMS = ("mmdebstrap", "mke2fs", "qemu-img", "qemu-system-x86_64", "unshare")
+_MIRROR = "http://deb.debian.org/debian"
+_PACKAGES = """
+    systemd systemd-sysv udev dbus kmod iproute2 procps numactl ca-certificates qemu-guest-agent apparmor
+    linux-image-amd64 linux-headers-amd64
+"""
+_NOT_WANTED = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/qemu/*.img")
+_DISK_SIZE = "6G"
+"""Sparse: what is not written costs nothing."""
+
+PROJECT = "/root/virt-dmem"
+"""Where the project's files go on the lab's host, beside the .venv and .cache that the image has there."""
+
+_MODULES = ("virtio_pci", "virtio_blk", "ext4", "virtio_console")
+_INIT = """#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /root
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+for module in /modules/*.ko; do /bin/busybox insmod "$module"; done
+until /bin/busybox mount -t ext4 -o noatime,nobarrier /dev/vda /root; do /bin/busybox sleep 0.1; done
+/bin/busybox umount /proc
+/bin/busybox mount --move /dev /root/dev
+exec /bin/busybox switch_root /root /sbin/init
+"""
+_IN_THE_ROOT = """
+set -eu
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+cd {project}
+make --silent setup
+rm -rf /var/cache/apt/archives/*.deb /root/.cache /boot/initrd.img-*
+systemctl --quiet enable qemu-guest-agent.service || true
+systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer logrotate.timer \\
+    man-db.timer e2scrub_all.timer e2scrub_reap.service libvirt-guests.service getty@tty1.service \\
+    systemd-networkd-wait-online.service remote-fs.target machines.target
+cd /etc/apparmor.d
+for profile in *; do
+    case $profile in
+    abi | abstractions | disable | force-complain | local | libvirt | tunables) ;;
+    *libvirt*) ;;
+    *) rm -rf "$profile" ;; # each costs seconds at boot, and none is about guests
+    esac
+done
+"""
+_INSTALL = """
+set -eu
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+make --silent -C {project} install
+systemctl --quiet enable virt-dmemd.service
+"""
+_FILES = {
+    "etc/hostname": "lab\n",
+    "etc/fstab": "",
+    "etc/systemd/system/serial-getty@ttyS0.service.d/lab.conf": (
+        "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - vt220\n"
+    ),
+    "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=persistent\nRateLimitIntervalSec=0\n",
+    "etc/systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=300s\nDefaultTimeoutStopSec=60s\n",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """What the lab's host boots. ``disk`` is raw ext4 and only read: a machine writes to a layer above it."""
+
+    suite: str
+    disk: Path
+    kernel: Path
+    initrd: Path
+    root: Path
+    """The files of the disk, without the project; only read."""
+
+
+def suite() -> str:
+    """The Debian release of the lab: LAB_SUITE, by default trixie (13)."""
+    return os.environ.get("LAB_SUITE", "trixie")
+
+
+def missing_for_lab() -> str:
+    """Say what the lab lacks on this machine, as in "needs root"; empty when nothing."""
+    if os.geteuid() != 0:
+        return "needs root"
+    lacking = [program for program in _PROGRAMS if shutil.which(program) is None]
+    if lacking:
+        return f"needs {', '.join(lacking)} ('make setup' installs them)"
+    return ""
+
+
+def the_image(release: str = "") -> Image:
+    """Return the disk of Debian ``release`` with the project installed, from the cache or made anew.
+
+    That takes two minutes and the network, or half a minute where only the project has changed.
+
+    :raise RigError: When it cannot be made; with the last lines of what failed.
+    """
+    release = release or suite()
+    base = _CACHE / f"{release}-{_key(release)}"
+    with _only_one_at_a_time(), tempfile.TemporaryDirectory(dir=_CACHE, prefix="making-") as name:
+        making = Path(name)
+        if not base.exists():
+            _remove(_CACHE.glob(f"{release}-*"))
+            _timed(f"the root of {release}", lambda: _make_base(release, making / "base"))
+            (making / "base").rename(base)
+        _pack_tree(making / "tree.tar")
+        installed = base / f"installed-{_digest([making / 'tree.tar'])}"
+        if not installed.exists():
+            _remove(base.glob("installed-*"))
+            _timed(f"the disk of {release}", lambda: _make_disk(base / "root", making))
+            (making / "disk").rename(installed)
+    return Image(release, installed, base / "kernel", base / "initrd", base / "root")
+
+
+def _key(release: str) -> str:
+    inputs = [Path(__file__), _SETUP, _REPOSITORY / "pyproject.toml", _REPOSITORY / "tests/rig/guest.py"]
+    return _digest([*inputs, _REPOSITORY / "virt_dmem/native/prefault.c"], release)
+
+
+def _digest(files: list[Path], text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _timed(what: str, make: Callable[[], None]) -> None:
+    started = time.monotonic()
+    make()
+    print(f"lab: made {what} in {time.monotonic() - started:.0f} s")
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _only_one_at_a_time() -> Iterator[None]:
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with (_CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make_base(release: str, target: Path) -> None:
+    root = target / "root"
+    root.mkdir(parents=True)
+    _debootstrap(release, root)
+    _set_up(root)
+    for path, text in _FILES.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    (vmlinuz,) = (root / "boot").glob("vmlinuz-*")
+    shutil.copy(vmlinuz, target / "kernel")
+    (target / "initrd").write_bytes(_initramfs(root))
+
+
+def _make_disk(base: Path, making: Path) -> None:
+    root = making / "root"
+    _run("cp", "-a", "--reflink=auto", base, root)
+    _run("tar", "-C", root / PROJECT[1:], "-xf", making / "tree.tar")
+    _run_in(root, _INSTALL.format(project=PROJECT))
+    options = "lazy_itable_init=1,lazy_journal_init=1"
+    _run("mke2fs", "-q", "-t", "ext4", "-E", options, "-d", root, making / "disk", _DISK_SIZE)
+
+
+def _pack_tree(target: Path) -> None:
+    """Pack the project's files as they are here now, the same bytes for the same files."""
+    listed = subprocess.run(
+        ["git", "-C", _REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    there = b"\0".join(name for name in listed.split(b"\0") if name and (_REPOSITORY / name.decode()).is_file())
+    same = ["--owner=0", "--group=0", "--mtime=@0", "--sort=name"]
+    subprocess.run(
+        ["tar", "-C", _REPOSITORY, "--null", "--files-from=-", *same, "-cf", target], input=there, check=True
+    )
+
+
+def _debootstrap(release: str, root: Path) -> None:
+    listed = re.search(r'^packages="(.*?)"', _SETUP.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    packages = (listed[1] + _PACKAGES).split()
+    command = ["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet"]
+    command += ["--aptopt=APT::Install-Recommends false", f"--include={','.join(packages)}"]
+    command += [f"--dpkgopt=path-exclude={path}" for path in _NOT_WANTED] + ["--dpkgopt=force-confold"]
+    # it is not booted with its own initramfs, and making that takes a third of the whole time
+    command += [
+        "--essential-hook=mkdir -p $1/etc/initramfs-tools",
+        "--essential-hook=echo update_initramfs=no >$1/etc/initramfs-tools/update-initramfs.conf",
+    ]
+    _run(*command, release, root, _MIRROR)
+
+
+def _set_up(root: Path) -> None:
+    """Run ``make setup`` in ``root``, with this host's way to the network."""
+    project = root / PROJECT[1:]
+    project.mkdir(parents=True)
+    for name in (
+        "pyproject.toml",
+        "Makefile",
+        "README.md",
+        "LICENSE",
+        "hatch_build.py",
+        "virt_dmem",
+        "hooks",
+        "xml-templates",
+        "tests",
+    ):
+        _run("cp", "-a", _REPOSITORY / name, project)
+    for built in project.rglob("virt-dmem-prefault"):
+        built.unlink()
+    lent = [Path(path) for path in ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf")]
+    lent += [Path(os.environ[name]) for name in ("SSL_CERT_FILE", "PIP_CERT") if name in os.environ]
+    wheels = os.environ.get("PIP_FIND_LINKS", "")
+    was = {path: (root / str(path)[1:]).read_bytes() for path in lent if (root / str(path)[1:]).is_file()}
+    for path in lent:
+        if path.exists():
+            (root / str(path)[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, root / str(path)[1:])
+    if wheels.startswith("/"):
+        (root / wheels[1:]).mkdir(parents=True, exist_ok=True)
+    _run_in(root, _IN_THE_ROOT.format(project=PROJECT))
+    for path in lent:
+        (root / str(path)[1:]).unlink(missing_ok=True)
+        if path in was:
+            (root / str(path)[1:]).write_bytes(was[path])
+
+
+def _run_in(root: Path, script: str) -> None:
+    """Run a shell script with ``root`` as its root and this host's kernel."""
+    mounts = 'mount -t proc proc "$0/proc"; mount --rbind /sys "$0/sys"; mount --rbind /dev "$0/dev"; '
+    mounts += 'mount -t tmpfs run "$0/run"; exec chroot "$0" /bin/sh -c "$1"'
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
+    _run("unshare", "--mount", "--propagation", "private", "sh", "-ec", mounts, root, script, env=environment)
+
+
+def _initramfs(root: Path) -> bytes:
+    (modules,) = (root / "usr/lib/modules").iterdir()
+    with tempfile.TemporaryDirectory() as name:
+        tree = Path(name)
+        (tree / "bin").mkdir()
+        (tree / "modules").mkdir()
+        shutil.copy(root / "usr/bin/busybox", tree / "bin/busybox")
+        (tree / "init").write_text(_INIT)
+        (tree / "init").chmod(0o755)
+        for number, file in enumerate(_with_dependencies(modules, _MODULES)):
+            data = file.read_bytes()
+            plain = lzma.decompress(data) if file.suffix == ".xz" else data
+            (tree / f"modules/{number:02}-{file.name.partition('.')[0]}.ko").write_bytes(plain)
+        listing = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
+        archive = ["cpio", "--quiet", "--create", "--format=newc", "--owner=0:0"]
+        return subprocess.run(archive, input=listing.encode(), stdout=subprocess.PIPE, check=True, cwd=tree).stdout
+
+
+def _with_dependencies(modules: Path, names: tuple[str, ...]) -> list[Path]:
+    """Files of the modules ``names`` and of what they need, in the order to load them (modules.dep)."""
+    needs = {}
+    for line in (modules / "modules.dep").read_text("utf-8").splitlines():
+        file, _, others = line.partition(":")
+        needs[file] = others.split()
+    by_name = {Path(file).name.partition(".")[0].replace("-", "_"): file for file in needs}
+    wanted: dict[str, None] = {}
+    for name in names:
+        if file := by_name.get(name):  # else it is built in
+            wanted.update(dict.fromkeys([*reversed(needs[file]), file]))
+    wanted.update(dict.fromkeys(file for name in ("crc32c_generic",) if (file := by_name.get(name))))
+    return [modules / file for file in wanted]
+
+
+def _run(*command: str | Path, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        [*map(str, command)], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=env
+    )
+    if done.returncode:
+        said = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
+        raise RigError(f"{command[0]} failed with status {done.returncode}:\n{said}")
+
+
+if __name__ == "__main__":
+    try:
+        made = the_image()
+    except RigError as error:
+        sys.exit(str(error))
+    print(f"lab: Debian {made.suite}: {made.disk}")

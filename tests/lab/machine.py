@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The lab's host: QEMU with TCG boots the image; commands go in and answers come out by the QEMU guest agent.
+
+A machine writes to a layer above the image, which lives as long as the machine: a reboot finds everything again.
+``python -m tests.lab.machine`` boots one and leaves it up for a person.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.lab.image import PROJECT, Image, the_image
+from tests.rig.processes import RigError, tail
+
+__all__ = ["PATIENCE", "Done", "LabCommandFailed", "Machine"]
+
+_REPOSITORY = Path(__file__).parents[2]
+_MIB, _GIB = 1 << 20, 1 << 30
+_BELOW_4_GIB = 3 * _GIB
+"""Of the memory of QEMU's machine ``pc``, where it has more; the rest begins at 4 GiB (pc_init1 in QEMU)."""
+_CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off systemd.show_status=no nokaslr"
+_ENVIRONMENT = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
+PATIENCE = float(os.environ.get("LAB_PATIENCE", "2"))
+"""By how much all that is waited for here may take longer: more where others use the machine's CPUs too."""
+_BOOT_SECONDS = 300
+"""An idle machine of 2 cores takes 25."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What a command on the lab's host gave."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class LabCommandFailed(AssertionError):
+    """A command on the lab's host failed; with all that it said."""
+
+    def __init__(self, command: str, done: Done) -> None:
+        super().__init__(f"{command}\nstatus {done.status}\n{done.stdout}{done.stderr}".rstrip())
+        self.done = done
+
+
+class _Agent:
+    """The guest agent's JSON over a unix socket (QEMU's docs/interop/qemu-ga-ref); one question at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(path))
+        self._received = b""
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def ask(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 60.0) -> Any:
+        """Return the answer.
+
+        :raise OSError: When there is none in time, or the machine is gone.
+        """
+        question = {"execute": command, "arguments": dict(arguments or {})}
+        self._socket.sendall(json.dumps(question).encode() + b"\n")
+        while True:
+            answer = json.loads(self._line(timeout * PATIENCE).strip(b"\xff"))
+            if "error" in answer:
+                raise RigError(f"{command}: {answer['error']['desc']}")
+            return answer["return"]
+
+    def synchronise(self, number: int) -> bool:
+        """Whether the agent is there; drops answers to questions that an earlier connection asked."""
+        question = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
+        self._socket.sendall(b"\xff" + json.dumps(question).encode() + b"\n")
+        deadline = time.monotonic() + 2
+        try:
+            while time.monotonic() < deadline:
+                line = self._line(2)
+                if json.loads(line.rpartition(b"\xff")[2] or b"{}").get("return") == number:
+                    return True
+        except OSError:  # also when the machine is gone: whoever waits sees that
+            pass
+        return False
+
+    def _line(self, timeout: float) -> bytes:
+        self._socket.settimeout(timeout)
+        while b"\n" not in self._received:
+            received = self._socket.recv(1 << 20)
+            if not received:
+                raise ConnectionResetError("The lab's machine is gone.")
+            self._received += received
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+
+class Machine:
+    """A host with NUMA nodes, the project's tree in ``PROJECT``, and the project installed.
+
+    ``node_gib``: memory of each node, which has one CPU. ``hole_mib``: how much at the end of each node the kernel
+    leaves alone, as a host does that keeps memory outside its memory map; ``holes`` has them as address and size
+    in bytes. ``cmdline``: what the kernel is given beside the lab's own. It writes to a layer above ``image``,
+    which goes away with it.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        *,
+        node_gib: Sequence[int] = (3, 3),
+        hole_mib: int = 0,
+        cmdline: str = "",
+        name: str = "lab",
+    ) -> None:
+        self.image = image
+        self.node_gib = tuple(node_gib)
+        self.holes = tuple((end - hole_mib * _MIB, hole_mib * _MIB) for end in _ends(self.node_gib) if hole_mib)
+        self.cmdline = " ".join([*(f"memmap={size:#x}${start:#x}" for start, size in self.holes), cmdline])
+        self._scratch = tempfile.TemporaryDirectory(prefix=f"virt-dmem-{name}-")
+        self.directory = Path(self._scratch.name)
+        self.console = self.directory / "console.log"
+        self.boot_seconds: list[float] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._agent: _Agent | None = None
+        self.disk = self.directory / "disk.qcow2"
+        layer = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.disk, self.disk]
+        subprocess.run(layer, check=True)
+
+    def __enter__(self) -> Machine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it and forget what it wrote."""
+        self.kill()
+        self._scratch.cleanup()
+
+    # -- power
+
+    def start(self, cmdline: str | None = None, *, serial: str = "") -> None:
+        """Boot and wait until commands can be run.
+
+        :raise RigError: When it does not come up; with its console.
+        """
+        if cmdline is not None:
+            self.cmdline = cmdline
+        started = time.monotonic()
+        agent = self.directory / "agent.sock"
+        agent.unlink(missing_ok=True)
+        self._process = subprocess.Popen(self._command(agent, serial), start_new_session=not serial)
+        self._agent = self._wait_for_agent(agent, started + _BOOT_SECONDS * PATIENCE)
+        self.boot_seconds.append(time.monotonic() - started)
+
+    def reboot(self, cmdline: str | None = None) -> None:
+        """Reboot as an administrator does, perhaps with another kernel command line."""
+        self._stop("systemctl reboot")
+        self.start(cmdline)
+
+    def power_off(self) -> None:
+        """End it as an administrator does."""
+        self._stop("systemctl poweroff")
+
+    def kill(self) -> None:
+        """End QEMU, which is what a power cut is."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        self._close_agent()
+
+    def wait(self) -> None:
+        """Wait until somebody on it has shut it down."""
+        assert self._process is not None
+        self._process.wait()
+
+    def _stop(self, command: str) -> None:
+        assert self._process is not None
+        self._ask("guest-exec", {"path": "/bin/sh", "arg": ["-c", command]})
+        try:
+            self._process.wait(180 * PATIENCE)
+        except subprocess.TimeoutExpired as late:
+            raise RigError(f"{command}: the machine is still up after 180 s.\n{tail(self.console)}") from late
+        self._process = None
+        self._close_agent()
+
+    def _close_agent(self) -> None:
+        if self._agent is not None:
+            self._agent.close()
+        self._agent = None
+
+    def _command(self, agent: Path, serial: str) -> list[str]:
+        # With a thread for each CPU, QEMU 7.2 lets one run into the int3 of another's text_poke(): an oops.
+        # And time goes by instructions, 2 ns each: by the wall clock, a slow machine does little but serve timers.
+        command = ["qemu-system-x86_64", "-M", "pc", "-accel", "tcg,thread=single", "-icount", "shift=1"]
+        command += ["-cpu", "max", "-nodefaults"]
+        command += ["-no-reboot", "-display", "none", "-serial", serial or f"file:{self.console}"]
+        command += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd)]
+        command += ["-append", f"{_CMDLINE} {self.cmdline}".strip()]
+        command += ["-m", f"{sum(self.node_gib)}G", "-smp", str(len(self.node_gib))]
+        for node, size in enumerate(self.node_gib):
+            command += ["-object", f"memory-backend-ram,id=m{node},size={size}G"]
+            command += ["-numa", f"node,nodeid={node},memdev=m{node},cpus={node}"]
+        command += ["-drive", f"if=virtio,format=qcow2,cache=unsafe,file={self.disk}"]
+        command += ["-device", "virtio-serial", "-chardev", f"socket,id=agent,path={agent},server=on,wait=off"]
+        command += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
+        return [*command, "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng,rng=rng"]
+
+    def _wait_for_agent(self, path: Path, deadline: float) -> _Agent:
+        assert self._process is not None
+        number = 0
+        while self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.3)
+            try:
+                agent = _Agent(path)
+            except OSError:
+                continue
+            number += 1
+            if agent.synchronise(number):
+                return agent
+            agent.close()
+        ended = self._process.poll()
+        self.kill()
+        what = "did not come up" if ended is None else f"ended with status {ended}"
+        raise RigError(f"The lab's machine {what}.\n{tail(self.console)}")
+
+    # -- commands
+
+    def run(
+        self, command: str | Sequence[str], *, stdin: str | bytes = b"", timeout: float = 180.0, check: bool = True
+    ) -> Done:
+        """Run a shell command, or a program with arguments, as root.
+
+        :raise LabCommandFailed: With ``check``, when its status is not 0.
+        :raise RigError: When it has not ended after ``timeout`` seconds; it is left running.
+        """
+        argv = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
+        shown = command if isinstance(command, str) else shlex.join(command)
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        question: dict[str, Any] = {"path": argv[0], "arg": argv[1:], "capture-output": True}
+        question["env"] = _ENVIRONMENT
+        if data:
+            question["input-data"] = base64.b64encode(data).decode()
+        pid = self._ask("guest-exec", question)["pid"]
+        deadline = time.monotonic() + timeout * PATIENCE
+        pause = 0.01
+        while not (status := self._ask("guest-exec-status", {"pid": pid}))["exited"]:
+            if time.monotonic() > deadline:
+                raise RigError(f"{shown}: has not ended after {timeout:g} s")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.2)
+        said = [
+            base64.b64decode(status.get(name, "")).decode(errors="replace") for name in ("out-data", "err-data")
+        ]
+        done = Done(status.get("exitcode", 128 + status.get("signal", 0)), *said)
+        if check and done.status:
+            raise LabCommandFailed(shown, done)
+        return done
+
+    def json(self, command: str, **options: Any) -> Any:
+        """Run a command and return the JSON that it prints."""
+        return json.loads(self.run(command, **options).stdout)
+
+    def write(self, path: str, text: str | bytes) -> None:
+        """Make a file; its directory must be there."""
+        self.run(["/usr/bin/dd", "status=none", f"of={path}"], stdin=text or b"\n")
+
+    def wait_for(self, command: str, *, timeout: float = 60.0) -> str:
+        """Run a shell command until its status is 0; return what it printed.
+
+        :raise LabCommandFailed: After ``timeout`` seconds; what it said last.
+        """
+        deadline = time.monotonic() + timeout * PATIENCE
+        pause = 0.3
+        while (done := self.run(command, check=False)).status:
+            if time.monotonic() > deadline:
+                raise LabCommandFailed(f"waited {timeout:g} s in vain for: {command}", done)
+            time.sleep(pause)  # each look takes CPU time from what is waited for
+            pause = min(pause * 1.5, 5)
+        return done.stdout
+
+    def _ask(self, command: str, arguments: Mapping[str, Any]) -> Any:
+        if self._agent is None:
+            raise RigError("The lab's machine is not up.")
+        try:
+            return self._agent.ask(command, arguments)
+        except OSError as error:
+            raise RigError(f"{command}: {error}\n{tail(self.console)}") from error
+
+    def logs(self) -> dict[str, str]:
+        """Return the ends of the logs by name, for the report of a failure."""
+        logs = {"console": tail(self.console)}
+        wanted = {
+            "kernel log": "dmesg | tail -n 40",
+            "journal": "journalctl --no-pager -b -n 300 -o short-monotonic | grep -v qemu-ga | tail -n 80",
+            "libvirt and QEMU": "tail -n 30 /var/log/libvirt/qemu/*.log /var/log/libvirt/consoles/*.log",
+        }
+        for name, command in wanted.items():
+            try:
+                done = self.run(command, check=False, timeout=60)
+                logs[name] = done.stdout + done.stderr
+            except (RigError, ValueError, OSError) as error:
+                logs[name] = f"cannot be had: {error}"
+        return logs
+
+
+def _ends(node_gib: Sequence[int]) -> list[int]:
+    """Return the address at which the memory of each node ends."""
+    ends = [sum(node_gib[: node + 1]) * _GIB for node in range(len(node_gib))]
+    moved = _GIB if ends[-1] > _BELOW_4_GIB else 0
+    return [end + moved if end > _BELOW_4_GIB else end for end in ends]
+
+
+def main() -> None:
+    """Boot a machine with a console on this terminal."""
+    machine = Machine(the_image())
+    try:
+        print(f"lab: you will be root; virt-dmem is installed, from {PROJECT}, where 'make install' works")
+        print("lab: 'poweroff' there, or Ctrl-A X here, ends it")
+        machine.start(serial="mon:stdio")
+        machine.wait()
+    finally:
+        machine.close()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RigError as error:
+        sys.exit(str(error))

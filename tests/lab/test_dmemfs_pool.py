@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""virt-dmem on memory without struct pages, on the booted host: dmemfs, KVM, AppArmor, reboots.
+
+The tests are one story and run in this order.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.lab import guests
+from tests.lab.image import PROJECT
+from tests.lab.machine import LabCommandFailed, Machine
+
+MACHINE = {"node_gib": (3, 3), "cmdline": "memmap=1G$1G memmap=1G$6G", "name": "dmemfs"}
+GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
+HOLES = [(GIB, GIB), (6 * GIB, GIB)]
+WHOLE = {"capacity_bytes": 2 * GIB, "reserved_bytes": 0, "free_bytes": 2 * GIB}
+PATTERN = "virt-dmem guest wrote this"
+SEARCH = f"""
+import ctypes, mmap, os, sys
+path = "/run/virt-dmem/pools/guests/search"
+size = {2 * GIB}
+fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+os.unlink(path)
+os.posix_fallocate(fd, 0, size)
+with mmap.mmap(fd, size) as memory:
+    print("pattern", memory.find({PATTERN.encode()!r}) >= 0)
+    step = {64 * MIB}
+    clean = bytes(step)
+    print("clean", all(memory[at : at + step] == clean for at in range(0, size, step)))
+"""
+
+
+@pytest.fixture(scope="module")
+def host(machine: Machine) -> Machine:
+    guests.provide_guest(machine)
+    return machine
+
+
+@pytest.fixture(scope="module")
+def uuid(host: Machine) -> str:
+    return guests.define(host, "two-cells", cells=("256MiB", "128MiB"), boots=True)
+
+
+def mem_total(host: Machine) -> int:
+    return int(host.run("grep MemTotal /proc/meminfo").stdout.split()[1]) * KIB
+
+
+def stats(host: Machine, *path: str) -> str:
+    """What the module says of the pool ``guests``."""
+    number = host.run(
+        "awk '$5 == \"/run/virt-dmem/pools/guests\" { print $3 }' /proc/self/mountinfo"
+    ).stdout.strip()
+    return host.run(f"cat /sys/fs/dmemfs/{number}/{'/'.join(path)}").stdout.strip()
+
+
+def used(host: Machine, node: int) -> int:
+    return int(stats(host, f"node{node}", "total_bytes")) - int(stats(host, f"node{node}", "free_bytes"))
+
+
+def scrubbed(host: Machine) -> None:
+    """Wait until the kernel has zeroed all that is free."""
+    host.wait_for("test $(cat /sys/fs/dmemfs/*/dirty_bytes) = 0", timeout=300)
+
+
+def denied(host: Machine) -> str:
+    return host.run("dmesg | grep 'apparmor=\"DENIED\"' | grep -v qemu-ga", check=False).stdout
+
+
+def test_the_host_was_booted_without_the_memory_and_lost_no_struct_pages_for_it(host: Machine) -> None:
+    counted = dict(re.findall(r"(nr_memmap\w*) (\d+)", host.run("cat /proc/vmstat").stdout))
+    assert sum(map(int, counted.values())) * 4 * KIB <= 4 * GIB // 64
+
+
+def test_a_pool_finds_the_memory_that_was_reserved(host: Machine) -> None:
+    before = mem_total(host)
+    host.run("virt-dmem pool create guests --backend dmemfs --page-size 2M", timeout=300)
+    assert guests.pool(host) == WHOLE
+    record = host.json("cat /var/lib/virt-dmem/pools/guests.json")
+    found = sorted((item["start"], item["size"]) for ranges in record["regions"].values() for item in ranges)
+    assert found == HOLES
+    assert mem_total(host) == before
+    host.run("systemctl -q enable virt-dmem-pool@guests.service")
+
+
+def test_the_saving_is_measured(host: Machine) -> None:
+    (saving,) = host.json("virt-dmem savings --json")["pools"]
+    assert saving["measured"]
+    assert (saving["size_bytes"], saving["gross_bytes"]) == (2 * GIB, 32 * MIB)
+    assert saving["metadata_left_bytes"] <= 2 * 64 * KIB
+
+
+def test_nobody_else_is_offered_its_memory(host: Machine) -> None:
+    with pytest.raises(LabCommandFailed, match="No memory was reserved at boot that has no pool yet"):
+        host.run("virt-dmem pool create second --backend dmemfs")
+    start, _ = HOLES[0]
+    with pytest.raises(LabCommandFailed, match="was reserved at boot"):
+        host.run(f"virt-dmem pool create second --backend dmemfs --region {start:#x}+128M")
+
+
+def test_check_finds_nothing_wrong(host: Machine) -> None:
+    checks = host.json("virt-dmem check --json")["checks"]
+    assert [check for check in checks if check["status"] != "PASS"] == []
+
+
+def test_what_needs_struct_pages_is_refused_before_a_guest_fails(host: Machine) -> None:
+    disk = "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/><source file='/root/d'/>"
+    disk += "<target dev='vda' bus='virtio'/></disk>"
+    guests.define(host, "plain", cells=("64MiB", "64MiB"))
+    host.write("/root/disk.xml", disk)
+    host.run("truncate -s 64M /root/d && virsh -q attach-device plain /root/disk.xml --config")
+    with pytest.raises(LabCommandFailed, match="disk vda has cache='none'"):
+        host.run("virsh -q start plain --paused")
+    said = host.run("virt-dmem check", check=False)
+    assert (said.status, "FAIL  domains" in said.stdout) == (3, True)
+    host.run("virsh -q undefine plain")
+    assert guests.pool(host) == WHOLE
+
+
+def test_each_cell_of_a_kvm_guest_is_on_its_node_in_huge_pages(host: Machine, uuid: str) -> None:
+    scrubbed(host)
+    host.run("dmesg -C")
+    host.run("virsh -q start two-cells", timeout=240)
+    guests.boot(host, "two-cells")
+    assert (used(host, 0), used(host, 1)) == (256 * MIB, 128 * MIB)
+    assert int(stats(host, "faults_2m")) > 0
+    assert int(stats(host, "faults_4k")) == 0
+    assert guests.pool(host)["reserved_bytes"] == 384 * MIB
+
+
+def test_the_guest_is_confined_and_nothing_was_denied(host: Machine, uuid: str) -> None:
+    profile = host.run(f"cat /proc/$(pgrep -f -- '[-]uuid {uuid}')/attr/current").stdout
+    assert profile.strip("\0\n") == f"libvirt-{uuid} (enforce)"
+    assert denied(host) == ""
+    extent = f"/run/virt-dmem/pools/guests/libvirt-{uuid}/ram-node0"
+    assert host.run(f"stat -c '%U %a' {extent}").stdout.split() == ["root", "600"]
+
+
+def test_memory_that_somebody_maps_cannot_be_leased(host: Machine, uuid: str) -> None:
+    lease = "import fcntl, os; fd = os.open({!r}, os.O_RDWR); fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)"
+    extent = f"/run/virt-dmem/pools/guests/libvirt-{uuid}/ram-node0"
+    done = host.run(["/usr/bin/python3", "-c", lease.format(extent)], check=False)
+    assert "Resource temporarily unavailable" in done.stderr
+    free = "/run/virt-dmem/pools/guests/free"
+    host.run(["/usr/bin/python3", "-c", f"open({free!r}, 'w').close(); {lease.format(free)}; os.unlink({free!r})"])
+
+
+def test_the_guest_survives_restarts_of_libvirtd_and_the_daemon(host: Machine, uuid: str) -> None:
+    before = host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout
+    host.run("systemctl restart virt-dmemd.service && systemctl restart libvirtd.service", timeout=240)
+    assert host.run("virsh domstate two-cells").stdout.split() == ["running"]
+    assert host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout == before
+    lines = len(guests.console(host, "two-cells").splitlines())
+    host.wait_for(f"test $(wc -l </var/log/libvirt/consoles/two-cells.log) -gt {lines}", timeout=120)
+    assert guests.pool(host)["reserved_bytes"] == 384 * MIB
+
+
+def test_what_a_guest_wrote_is_nowhere_in_the_pool_after_it(host: Machine, uuid: str) -> None:
+    write = f"""
+import mmap, os
+for name in ("ram-node0", "ram-node1"):
+    fd = os.open("/run/virt-dmem/pools/guests/libvirt-{uuid}/" + name, os.O_RDWR)
+    with mmap.mmap(fd, 0) as memory:
+        for at in range(len(memory) // 2, len(memory), 4096):
+            memory[at : at + {len(PATTERN)}] = {PATTERN.encode()!r}
+"""
+    host.run("virsh -q suspend two-cells")
+    host.run(["/usr/bin/python3", "-c", write])
+    host.run("virsh -q destroy two-cells")
+    assert guests.pool(host) == WHOLE
+    said = host.run(["/usr/bin/python3", "-c", SEARCH], timeout=600).stdout
+    assert said.split() == ["pattern", "False", "clean", "True"]
+
+
+def test_the_memory_of_a_qemu_that_was_killed_comes_back(host: Machine, uuid: str) -> None:
+    host.run("virsh -q start two-cells --paused", timeout=240)
+    host.run(f"kill -9 $(pgrep -f -- '[-]uuid {uuid}')")
+    host.wait_for("virsh domstate two-cells | grep -q 'shut off'")
+    host.wait_for("virt-dmem pool show guests --json | grep -Eq '\"reserved_bytes\": ?0'")
+    assert guests.pool(host) == WHOLE
+    assert host.run("ls -A /run/virt-dmem/pools/guests").stdout.split() == []
+
+
+def test_after_a_reboot_an_autostarted_guest_has_its_memory_in_the_pool(host: Machine, uuid: str) -> None:
+    host.run("virsh -q autostart two-cells")
+    host.reboot()
+    host.wait_for("virsh domstate two-cells | grep -q running", timeout=240)
+    guests.boot(host, "two-cells")
+    assert guests.pool(host)["reserved_bytes"] == 384 * MIB
+    assert (used(host, 0), used(host, 1)) == (256 * MIB, 128 * MIB)
+    assert denied(host) == ""
+
+
+def test_the_boot_unit_loads_the_module_and_does_not_build_it_anew(host: Machine, uuid: str) -> None:
+    host.run("virsh -q destroy two-cells && virsh -q autostart --disable two-cells")
+    host.run("systemctl stop virt-dmem-pool@guests.service; umount /run/virt-dmem/pools/guests && rmmod dmemfs")
+    host.run("systemctl start virt-dmem-pool@guests.service", timeout=240)
+    assert guests.pool(host) == WHOLE
+    assert "dmemfs: built" not in host.run("journalctl -b --no-pager -u virt-dmem-pool@guests.service").stdout
+
+
+def test_a_pool_can_shrink_and_grow(host: Machine) -> None:
+    host.run("virt-dmem pool resize guests --node 0=512M", timeout=240)
+    assert guests.pool(host)["capacity_bytes"] == 1536 * MIB
+    host.run("virt-dmem pool resize guests --node 0=1G", timeout=240)
+    assert guests.pool(host) == WHOLE
+
+
+def test_pages_of_1_gib(host: Machine) -> None:
+    host.run("virt-dmem pool destroy guests", timeout=240)
+    host.run("virt-dmem pool create guests --backend dmemfs --page-size 1G", timeout=240)
+    guests.define(host, "large", cells=("1GiB", "1GiB"), boots=True)
+    host.run("virsh -q start large", timeout=300)
+    guests.boot(host, "large")
+    assert (used(host, 0), used(host, 1)) == (GIB, GIB)
+    assert int(stats(host, "faults_1g")) > 0
+    assert int(stats(host, "faults_4k")) == 0
+    host.run("virsh -q destroy large && virsh -q undefine large && virt-dmem pool destroy guests", timeout=240)
+
+
+def test_the_tests_of_a_start_pass_on_it(host: Machine) -> None:
+    """As far as they are not about other kinds of memory."""
+    tests = "tests/libvirt/test_start.py"
+    command = f"cd {PROJECT} && VIRT_DMEM_TEST_BACKEND=dmemfs .venv/bin/python -m pytest -q -p no:cacheprovider"
+    said = host.run(f"{command} {tests} --timeout=600 -k 'not huge_pages and not linux_guest'", timeout=1500).stdout
+    print(said)
+    assert re.search(r"\d+ passed", said)
+
+
+def test_booted_with_the_memory_the_host_has_it_but_for_its_struct_pages(host: Machine) -> None:
+    """What a plain host loses in MemTotal, and one with dmemfs does not; and a pool whose memory is not there."""
+    host.run("virt-dmem pool create guests --backend dmemfs && systemctl -q enable virt-dmem-pool@guests.service")
+    with_dmemfs = mem_total(host)
+    host.reboot(cmdline="")
+    gained = 2 * GIB - (mem_total(host) - with_dmemfs)
+    print(f"2 GiB: struct pages {32 * MIB // KIB} KiB, MemTotal gains {gained // KIB} KiB by dmemfs")
+    assert 32 * MIB - 2 * 64 * KIB <= gained <= 32 * MIB + 2 * 64 * KIB
+    assert host.run("systemctl is-active multi-user.target").stdout.strip() == "active"
+    said = host.run("virt-dmem pool mount guests", check=False)
+    assert (said.status, "0 B of node 0" in said.stderr, "plan-host" in said.stderr) == (5, True, True)
+    assert "FAIL  pools" in host.run("virt-dmem check", check=False).stdout
+    host.run("virt-dmem pool destroy guests")
+
+
+def test_plan_host_says_what_this_host_was_booted_with(host: Machine) -> None:
+    plan = host.json("virt-dmem plan-host --guest-memory 2G --json")
+    (line,) = [option["kernel_command_line"] for option in plan["options"] if option["backend"] == "dmemfs"]
+    assert line == "memmap=1G$1G memmap=1G$6G"
+
+
+def test_uninstall_takes_the_module_away(host: Machine) -> None:
+    host.run(f"virt-dmem unapply two-cells && make -C {PROJECT} uninstall", timeout=240)
+    assert host.run("find /lib/modules /usr/src -name '*dmem*'").stdout == ""
+    assert host.run("grep -c dmemfs /proc/filesystems", check=False).stdout.strip() == "0"

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""virt-dmem on a booted Debian host with two nodes and pages of 2 MiB: systemd, AppArmor, KVM, a reboot.
+
+The tests are one story and run in this order.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.lab import guests
+from tests.lab.machine import LabCommandFailed, Machine
+
+MACHINE = {"node_gib": (2, 2), "hole_mib": 128, "name": "host"}
+MIB = 1 << 20
+RULE = "/etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem"
+ON_THEIR_NODES = {"ram-node0": (2 * MIB, {0}), "ram-node1": (2 * MIB, {1})}
+WHOLE = {"capacity_bytes": 1024 * MIB, "reserved_bytes": 0, "free_bytes": 1024 * MIB}
+
+
+@pytest.fixture(scope="module")
+def host(machine: Machine) -> Machine:
+    guests.provide_guest(machine)
+    machine.run("virt-dmem pool create guests --node 0=512M --node 1=512M --page-size 2M")
+    machine.run("systemctl -q enable virt-dmem-pool@guests.service")
+    return machine
+
+
+@pytest.fixture(scope="module")
+def uuid(host: Machine) -> str:
+    return guests.define(host, "two-cells", cells=("256MiB", "128MiB"), boots=True)
+
+
+def denied(host: Machine) -> str:
+    return host.run("dmesg | grep 'apparmor=\"DENIED\"' | grep -v qemu-ga", check=False).stdout
+
+
+def active(host: Machine, unit: str) -> str:
+    return host.run(["/usr/bin/systemctl", "is-active", unit], check=False).stdout.strip()
+
+
+def since_boot(host: Machine, unit: str, what: str = "ActiveEnter") -> int:
+    return int(host.run(f"systemctl show -P {what}TimestampMonotonic {unit}").stdout)
+
+
+def test_the_holes_in_the_hosts_memory_are_no_memory_of_the_kernel(host: Machine) -> None:
+    ram = host.run("grep -i 'system ram' /proc/iomem").stdout
+    for node, (start, size) in enumerate(host.holes):
+        assert f"-{start - 1:08x} : System RAM" in ram
+        total = int(host.run(f"grep MemTotal: /sys/devices/system/node/node{node}/meminfo").stdout.split()[3])
+        assert total * 1024 <= (2 << 30) - size
+
+
+def test_check_finds_nothing_wrong_after_the_installation(host: Machine) -> None:
+    checks = host.json("virt-dmem check --json")["checks"]
+    assert [check for check in checks if check["status"] != "PASS"] == []
+
+
+def test_the_units_are_right_for_systemd(host: Machine) -> None:
+    units = "virt-dmemd.service virt-dmemd.socket virt-dmem-pool@guests.service"
+    said = host.run(f"systemd-analyze verify --man=no {units}")
+    assert said.stdout + said.stderr == ""
+
+
+def test_the_daemon_is_exposed_as_little_as_possible(host: Machine) -> None:
+    said = host.run("systemd-analyze security --no-pager virt-dmemd.service | tail -n 1").stdout
+    level = re.search(r"exposure level for virt-dmemd.service: ([\d.]+)", said)
+    assert level is not None
+    assert float(level[1]) <= 3.0, said
+
+
+def test_the_socket_starts_the_daemon(host: Machine) -> None:
+    host.run("systemctl stop virt-dmemd.service")
+    assert (active(host, "virt-dmemd.socket"), active(host, "virt-dmemd.service")) == ("active", "inactive")
+    host.wait_for("virt-dmem list --json")  # more than once where the daemon takes longer than a command waits
+    assert active(host, "virt-dmemd.service") == "active"
+
+
+def test_each_cell_of_a_kvm_guest_is_on_its_node_in_huge_pages(host: Machine, uuid: str) -> None:
+    host.run("dmesg -C")
+    host.run("virsh -q start two-cells")
+    guests.boot(host, "two-cells")
+    assert guests.memory_of(host, uuid) == ON_THEIR_NODES
+    assert guests.pool(host)["reserved_bytes"] == 384 * MIB
+
+
+def test_the_guest_is_confined_and_nothing_was_denied(host: Machine, uuid: str) -> None:
+    profile = host.run(f"cat /proc/$(pgrep -f -- '[-]uuid {uuid}')/attr/current").stdout
+    assert profile.strip("\0\n") == f"libvirt-{uuid} (enforce)"
+    assert denied(host) == ""
+
+
+def test_qemu_was_let_make_its_monitor_and_nobody_else_gets_at_it(host: Machine, uuid: str) -> None:
+    host.wait_for("virt-dmem show two-cells --json | grep -q memory-backend-file", timeout=60)
+    backends = host.json("virt-dmem show two-cells --json")["domain"]["backends"]
+    assert [backend["shared"] for backend in backends] == [True, True]
+    assert host.run(f"stat -c %U /var/lib/libvirt/qemu/libvirt-{uuid}.qmp").stdout.strip() == "root"
+    assert denied(host) == ""
+
+
+def test_the_guest_survives_restarts_of_libvirtd_and_the_daemon(host: Machine, uuid: str) -> None:
+    before = host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout
+    host.run("systemctl restart virt-dmemd.service && systemctl restart libvirtd.service", timeout=240)
+    assert host.run("virsh domstate two-cells").stdout.split() == ["running"]
+    assert host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout == before
+    lines = len(guests.console(host, "two-cells").splitlines())
+    host.wait_for(f"test $(wc -l </var/log/libvirt/consoles/two-cells.log) -gt {lines}")
+    assert guests.pool(host)["reserved_bytes"] == 384 * MIB
+
+
+def test_another_guests_profile_is_refused_the_extent(host: Machine, uuid: str) -> None:
+    extent = f"/run/virt-dmem/pools/guests/libvirt-{uuid}/ram-node0"
+    other = guests.define(host, "other", cells=("64MiB", "64MiB"))
+    host.run("virsh -q start other --paused")
+    # the first bytes, by the guest's own profile and by the other guest's; both as root, whom file modes let pass
+    read = "aa-exec -p libvirt-{} -- /usr/bin/qemu-system-x86_64 -machine none -display none -S -daemonize"
+    read += " -object memory-backend-file,id=m,size=256M,share=on,mem-path={} -pidfile /dev/null"
+    with pytest.raises(LabCommandFailed, match="Permission denied"):
+        host.run(read.format(other, extent))
+    assert f'profile="libvirt-{other}"' in denied(host)
+    host.run("virsh -q destroy other && virsh -q undefine other")
+
+
+def test_a_destroyed_guest_leaves_the_pool_whole(host: Machine, uuid: str) -> None:
+    host.run("virsh -q destroy two-cells")
+    assert guests.pool(host) == WHOLE
+    assert set(host.run("ls -A /run/virt-dmem/pools/guests").stdout.split()) <= {".ballast", "libvirt"}
+
+
+def test_without_the_apparmor_rule_the_start_and_check_say_what_to_do(host: Machine, uuid: str) -> None:
+    host.run(f"mv {RULE} /root/rule")
+    try:
+        start = host.run("virsh start two-cells", check=False)
+        assert start.status
+        assert "AppArmor confines QEMU" in start.stderr
+        assert "abstractions/libvirt-qemu.d" in host.run("virt-dmem check", check=False).stdout
+        check = host.run("virt-dmem check", check=False)
+        assert (check.status, "FAIL  apparmor" in check.stdout or "WARN  apparmor" in check.stdout) == (3, True)
+        assert guests.pool(host) == WHOLE
+    finally:
+        host.run(f"mv /root/rule {RULE}")
+
+
+def test_libvirtd_stopped_by_its_administrator_stays_stopped(host: Machine) -> None:
+    host.run("systemctl stop libvirtd.service")
+    host.run("sleep 7")
+    assert active(host, "libvirtd.service") == "inactive"
+    host.run("systemctl start libvirtd.service")
+    host.wait_for("virt-dmem check | grep -q 'PASS  libvirt:'")
+
+
+def test_the_watchdog_restarts_a_daemon_that_hangs(host: Machine) -> None:
+    host.run("mkdir -p /run/systemd/system/virt-dmemd.service.d")
+    host.write(
+        "/run/systemd/system/virt-dmemd.service.d/lab.conf", "[Service]\nWatchdogSec=8s\nTimeoutAbortSec=2s\n"
+    )
+    host.run("systemctl daemon-reload && systemctl restart virt-dmemd.service")
+    hung = host.run("systemctl show -P MainPID virt-dmemd.service").stdout.strip()
+    host.run(f"kill -STOP {hung}")
+    host.wait_for(f"! test -d /proc/{hung} && systemctl is-active -q virt-dmemd.service", timeout=60)
+    assert host.json("virt-dmem list --json", timeout=60)["schema"] == 1
+    assert "atchdog timeout" in host.run("journalctl -b -u virt-dmemd.service --no-pager").stdout
+
+
+def test_after_a_reboot_an_autostarted_guest_has_its_memory_in_the_pool(host: Machine, uuid: str) -> None:
+    host.run("virsh -q autostart two-cells")
+    # a stand-in: Debian has libvirtd alone
+    host.write(
+        "/etc/systemd/system/virtqemud.service",
+        "[Service]\nType=oneshot\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n",
+    )
+    host.run("systemctl -q enable virtqemud.service")
+    # and a pool that cannot be: nobody has 64 GiB here
+    host.run(
+        'sed \'s/"guests"/"ghost"/; s|pools/guests|pools/ghost|; s/536870912/34359738368/g\''
+        " /var/lib/virt-dmem/pools/guests.json >/var/lib/virt-dmem/pools/ghost.json"
+        " && systemctl -q enable virt-dmem-pool@ghost.service"
+    )
+    host.reboot()
+    host.wait_for("virsh domstate two-cells | grep -q running", timeout=120)
+    guests.boot(host, "two-cells")
+    assert guests.memory_of(host, uuid) == ON_THEIR_NODES
+    assert guests.pool(host)["reserved_bytes"] == 384 * MIB
+
+
+def test_pools_and_daemon_were_up_before_libvirtd(host: Machine) -> None:
+    for unit in ("libvirtd.service", "virtqemud.service"):
+        begun = since_boot(host, unit, "InactiveExit")
+        assert 0 < since_boot(host, "virt-dmemd.service") <= begun
+        assert 0 < since_boot(host, "virt-dmem-pool@guests.service") <= begun
+
+
+def test_a_pool_that_cannot_be_mounted_delays_no_boot(host: Machine) -> None:
+    assert active(host, "virt-dmem-pool@ghost.service") == "failed"
+    assert active(host, "multi-user.target") == "active"
+    host.run("systemctl -q disable virt-dmem-pool@ghost.service; virt-dmem pool destroy ghost")
+    failed = host.run("journalctl -b --no-pager -u virt-dmem-pool@ghost.service").stdout
+    assert "64 GiB" in failed or "32 GiB" in failed, failed
+
+
+def test_pages_are_the_hosts_again_when_the_pool_is_destroyed(host: Machine) -> None:
+    host.run("virsh -q destroy two-cells && virt-dmem pool destroy guests")
+    assert host.run("cat /proc/sys/vm/nr_hugepages").stdout.strip() == "0"
