@@ -2,14 +2,15 @@
 
 PREFIX ?= /usr
 DESTDIR ?=
+BENCH_OUT ?= build/bench
 
 python := .venv/bin/python
 pytest := $(python) -m pytest --timeout=300 --durations=10
 helper := virt_dmem/native/virt-dmem-prefault
-shell_scripts := tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh .ci/run
+shell_scripts := bench/compare tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh systemd/module.sh .ci/run
 python_code := virt_dmem tests bench docs hatch_build.py
 
-.PHONY: help setup demo test test-unit test-libvirt test-numa lint docs install uninstall clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa lab lab-shell lint docs install uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
@@ -21,13 +22,19 @@ setup: ## Install missing Debian packages (as root), make .venv, build the helpe
 $(helper): virt_dmem/native/prefault.c virt_dmem/native/build.py
 	@$(python) -m virt_dmem.native.build
 
-demo: setup ## Boot a guest on a pool of huge pages and show what that saves
-	@$(python) -m bench.demo
+plots: setup
+	@$(python) -m pip install --quiet --no-build-isolation --editable '.[bench]'
 
-test: setup ## Run all tests; those with libvirt and huge pages need root
+bench: plots ## Measure all, or BENCH=start alone; BENCH_OUT=build/bench is where the results go
+	@$(python) -m bench --out '$(BENCH_OUT)' $(BENCH)
+
+demo: setup ## Boot a guest on a pool of huge pages and show what that saves (BACKEND=dmemfs: without struct pages)
+	@BACKEND='$(BACKEND)' $(python) -m bench.demo
+
+test: plots ## Run all tests; those with libvirt and huge pages need root
 	$(pytest) tests/unit tests/libvirt tests/numa
 
-test-unit: setup ## Run the tests that need no libvirt
+test-unit: plots ## Run the tests that need no libvirt
 	$(pytest) tests/unit
 
 test-libvirt: setup ## Run the tests with a libvirtd of their own
@@ -35,6 +42,12 @@ test-libvirt: setup ## Run the tests with a libvirtd of their own
 
 test-numa: setup ## Run the tests on a machine with three NUMA nodes, which QEMU emulates
 	$(pytest) tests/numa
+
+lab: setup ## Run the tests on a whole Debian host, booted in QEMU (LAB_SUITE=bookworm: on Debian 12)
+	$(pytest) tests/lab
+
+lab-shell: setup ## Boot that host with a console on this terminal
+	@$(python) -m tests.lab.machine
 
 lint: setup ## Run ruff, mypy and shellcheck
 	$(python) -m ruff check $(python_code)

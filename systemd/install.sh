@@ -49,7 +49,7 @@ directory() { # MODE PATH
 put() { # MODE SOURCE PATH: at once, so that nobody reads half a file
     directory 0755 "$(dirname "$3")"
     new=$dest$(dirname "$(dirname "$3")")/.virt-dmem-new
-    sed "s|@PREFIX@|$prefix|g; s|@PYTHON@|$tag|g" "$2" >"$work/file"
+    sed "s|@PREFIX@|$prefix|g; s|@PYTHON@|$tag|g; s|@VERSION@|$version|g" "$2" >"$work/file"
     install -m "$1" "$work/file" "$new"
     mv -f "$new" "$dest$3"
     echo "F $3" >>"$work/manifest"
@@ -63,6 +63,7 @@ launcher() { # MODULE PATH
 # -- the package and what it needs, for /usr/bin/python3 alone, apart from the system's Python packages
 tag=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 site=$lib/$tag
+version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' virt_dmem/__init__.py)
 "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/wheels" .
 "$python" -m pip install --quiet --no-index --find-links "$work/wheels" --find-links .cache/wheels \
     --no-compile --root-user-action ignore --target "$work/site" virt-dmem
@@ -78,6 +79,18 @@ echo "T $site" >>"$work/manifest"
 
 launcher virt_dmem.cli.main "$prefix/bin/virt-dmem"
 launcher virt_dmem.daemon "$prefix/sbin/virt-dmemd"
+
+# -- the dmemfs module: its sources, and what builds them for a kernel
+if [ -e kernel/Kbuild ]; then
+    src=$prefix/src/virt-dmem-$version
+    find kernel -type f \( -name '*.[ch]' -o -name Kbuild -o -name Makefile \) ! -name '*.mod.c' \
+        ! -path 'kernel/tests/*' | sort >"$work/sources"
+    while read -r file; do
+        put 0644 "$file" "$src/${file#kernel/}"
+    done <"$work/sources"
+    put 0644 systemd/dkms.conf "$src/dkms.conf"
+    put 0755 systemd/module.sh "$lib/module"
+fi
 
 # -- for systemd
 for unit in virt-dmemd.service virt-dmemd.socket virt-dmem-pool@.service; do
@@ -149,6 +162,8 @@ install -m 0644 "$work/manifest" "$manifest.new"
 mv -f "$manifest.new" "$manifest"
 
 [ -z "$dest" ] || exit 0
+
+[ ! -e "$lib/module" ] || "$lib/module" build | sed 's/^/install: /'
 
 if command -v systemd-sysusers >/dev/null; then
     systemd-sysusers "$prefix/lib/sysusers.d/virt-dmem.conf"

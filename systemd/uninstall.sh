@@ -19,23 +19,25 @@ fi
     exit 1
 }
 
-# Ask libvirt; where that does not work, look at its files.
+# Ask libvirt; where that does not work, look at its files. What runs and is not persistent is only in these.
 applied_domains() {
     if [ -z "$dest" ] && answer=$("$prefix/bin/virt-dmem" list --applied --json 2>/dev/null); then
         printf '%s' "$answer" | /usr/bin/python3 -IS -c '
 import json, sys
 for domain in json.load(sys.stdin)["domains"]:
     print(domain["name"])'
-        return
+        set -- "$dest"/run/libvirt/qemu/*.xml
+    else
+        set -- "$dest"/etc/libvirt/qemu/*.xml "$dest"/run/libvirt/qemu/*.xml
     fi
-    for file in "$dest"/etc/libvirt/qemu/*.xml "$dest"/run/libvirt/qemu/*.xml; do
+    for file in "$@"; do
         if grep -qs 'https://virt-dmem.dev/xmlns/domain/1.0' "$file"; then
             basename "$file" .xml
         fi
-    done | sort -u
+    done
 }
 
-domains=$(applied_domains)
+domains=$(applied_domains | sort -u)
 if [ -n "$domains" ]; then
     {
         echo "uninstall: refused, for these domains take their memory from virt-dmem:"
@@ -47,6 +49,11 @@ fi
 
 if [ -z "$dest" ] && [ -d /run/systemd/system ]; then
     systemctl disable --now --quiet virt-dmemd.service virt-dmemd.socket
+fi
+
+module=$prefix/lib/virt-dmem/module
+if [ -z "$dest" ] && [ -x "$module" ]; then
+    "$module" remove | sed 's/^/uninstall: /'
 fi
 
 sed -n 's/^F //p' "$manifest" | while read -r path; do

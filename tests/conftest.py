@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.image import missing_for_lab
 from tests.rig import missing_for_rig
 
 
@@ -18,7 +19,7 @@ def _missing_for_hugepages() -> str:
     return "" if Path("/sys/kernel/mm/hugepages").is_dir() else "needs a kernel with hugetlbfs"
 
 
-_NEEDS = {"needs_libvirt": missing_for_rig, "needs_hugepages": _missing_for_hugepages}
+_NEEDS = {"needs_libvirt": missing_for_rig, "needs_hugepages": _missing_for_hugepages, "needs_lab": missing_for_lab}
 
 
 def pytest_configure() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 __all__ = ["LOCK", "hugepages_lock"]
 
-LOCK = Path("/run/lock/virt-dmem-test-hugepages.lock")
+LOCK = Path("/dev/shm/virt-dmem-test-hugepages.lock")
+"""Not below /run, of which each mount namespace of tests has its own."""
 
 
 @contextmanager

@@ -7,6 +7,7 @@ __all__ = [
     "GUEST_OUTSIDE_POOL",
     "MEMORY_OUTSIDE_POOL",
     "EXTENT_QUARANTINED",
+    "MEMORY_FAILED",
     "POOL_SHORT",
     "APPLY_FIGHT",
     "APPLY_PAUSED",
@@ -16,6 +17,7 @@ __all__ = [
 GUEST_OUTSIDE_POOL = "guest-outside-pool"
 MEMORY_OUTSIDE_POOL = "memory-outside-pool"
 EXTENT_QUARANTINED = "extent-quarantined"
+MEMORY_FAILED = "memory-failed"
 POOL_SHORT = "pool-short-of-reservations"
 APPLY_FIGHT = "apply-fight"
 APPLY_PAUSED = "apply-paused"
@@ -32,6 +34,11 @@ EXPLANATIONS = {
     EXTENT_QUARANTINED: (
         "A domain is gone, and some process still maps its memory: a QEMU that does not die, or a peer such as "
         "vhost-user. The memory counts as used and is freed by itself as soon as nobody maps it."
+    ),
+    MEMORY_FAILED: (
+        "QEMU reported that memory of a domain failed in hardware. The domain goes on if the failure hit nothing "
+        "that it needs. QEMU does not say where it was, so all memory of the domain is read and zeroed before any "
+        "of it is given to another; what cannot be read stays quarantined."
     ),
     POOL_SHORT: (
         "A pool has less memory than domains hold of it: it was unmounted or made smaller past virt-dmem. Guests "

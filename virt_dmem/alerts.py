@@ -17,11 +17,12 @@ from virt_dmem.alert_codes import (
     APPLY_PAUSED,
     EXTENT_QUARANTINED,
     GUEST_OUTSIDE_POOL,
+    MEMORY_FAILED,
     MEMORY_OUTSIDE_POOL,
     POOL_SHORT,
 )
 from virt_dmem.guests import Guest
-from virt_dmem.ledger import Extent, Phase, Reservation
+from virt_dmem.ledger import Extent, Failure, Phase, Reservation
 from virt_dmem.plan import NO_NODE
 from virt_dmem.units import format_size
 
@@ -55,6 +56,8 @@ class Facts:
     """Bytes that there really are, by segment of a pool and node."""
     reserved: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that domains hold, likewise; also of pools that are gone."""
+    failures: Iterable[Failure] = ()
+    """Extents with memory that failed."""
     fights: Mapping[str, str] = field(default_factory=dict)
     """What to say of each domain (UUID) whose XML another tool keeps changing back."""
     paused_until: float | None = None
@@ -65,7 +68,7 @@ class Facts:
 
 def due(facts: Facts) -> list[Alert]:
     """Return the alerts that are due, those of guests first."""
-    return [*_guests(facts), *_quarantined(facts), *_pools(facts), *_apply(facts)]
+    return [*_guests(facts), *_quarantined(facts), *_failed(facts), *_pools(facts), *_apply(facts)]
 
 
 def _guests(facts: Facts) -> Iterable[Alert]:
@@ -89,7 +92,7 @@ def _guests(facts: Facts) -> Iterable[Alert]:
                         f"{guest.uuid} {device.alias}",
                         f"Domain {guest.name} has {format_size(device.size_bytes)} outside of any pool, in its"
                         f" memory device {device.alias} ({device.model}).",
-                        "Take the device away with 'virsh detach-device', and do without or use a larger domain.",
+                        "Take the device away with 'virsh detach-device', and use 'virt-dmem attach' instead.",
                     )
 
 
@@ -109,6 +112,16 @@ def _quarantined(facts: Facts) -> Iterable[Alert]:
             f"{format_size(extent.size_bytes)} of pool {extent.pool} are held by a process, and their domain"
             f" {extent.uuid} is gone.",
             f"'fuser -v {extent.path}' names the process; end it, and the memory is free some seconds later.",
+        )
+
+
+def _failed(facts: Facts) -> Iterable[Alert]:
+    for failure in facts.failures:
+        yield Alert(
+            MEMORY_FAILED,
+            str(failure.path),
+            f"Memory of domain {failure.domain} failed ({failure.what}), somewhere in {failure.path}.",
+            "Look in the kernel log for the machine check, replace the module, and restart the domain soon.",
         )
 
 

@@ -19,15 +19,17 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from virt_dmem import host, pools
+from virt_dmem import apparmor as apparmor_rules
+from virt_dmem import checks_dmemfs, host, pools
 from virt_dmem.backends import BACKENDS
 from virt_dmem.backends.base import PoolRecord
 from virt_dmem.config import Config
-from virt_dmem.domain_xml import NAMESPACE
-from virt_dmem.errors import DaemonUnreachable, DmemError, PermissionRefused
+from virt_dmem.domain_xml import NAMESPACE, read_domain
+from virt_dmem.errors import DaemonUnreachable, DmemError, DomainRefused, PermissionRefused, PoolError
 from virt_dmem.hypervisor import Hypervisor
 from virt_dmem.ipc.client import Client
 from virt_dmem.libvirt_dirs import DEFAULT_MEMORY_BACKING_DIR
+from virt_dmem.monitor_xml import socket_of
 from virt_dmem.native import HELPER
 from virt_dmem.units import format_size
 
@@ -36,7 +38,6 @@ __all__ = ["CHECKS", "Check", "Host", "Result", "Status", "run"]
 HOOKS = Path("/etc/libvirt/hooks")
 """SYSCONFDIR "/libvirt/hooks" of libvirt's build (LIBVIRT_HOOK_DIR in its src/util/virhook.c)."""
 OUR_HOOK = "50-virt-dmem"
-APPARMOR = Path("/etc/apparmor.d")
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 QEMU_USERS = ("libvirt-qemu", "qemu")
 """QEMU's user where qemu.conf names none: Debian's and Fedora's builds of libvirt."""
@@ -198,6 +199,31 @@ def pool_roots(machine: Host) -> Result:
     return _pass("QEMU's user can pass to every pool.")
 
 
+def dmemfs(machine: Host) -> Result:
+    """See whether the kernel gives dmemfs what it needs."""
+    records = [record for record in _records(machine) if record.backend == "dmemfs"]
+    if found := checks_dmemfs.complaint(records, root=machine.root):
+        return _warn(*found)
+    if not records:
+        return _pass("No pool is on dmemfs.")
+    return _pass(f"{len(records)} on dmemfs, whose memory cannot be pinned: no post-copy migration.")
+
+
+def domains(machine: Host) -> Result:
+    """No domain asks a pool for what its memory cannot."""
+    asking = []
+    with Hypervisor(machine.uri) as hypervisor:
+        for domain in hypervisor.domains():
+            with suppress(PoolError, DomainRefused):  # refused when it starts, with the reason
+                if domain.managed:
+                    memory = read_domain(hypervisor.inactive_xml(domain.uuid, secure=False))
+                    asking.append((memory, pools.choose(_config(machine), memory.pool)))
+    found = checks_dmemfs.impossible(asking)
+    if found:
+        return _fail(" ".join(refusal.message for refusal in found), found[0].hint)
+    return _pass(f"{len(asking)} ask for pool memory, and nothing that it cannot.")
+
+
 # Our own parts
 
 
@@ -331,23 +357,25 @@ def backing_dir(machine: Host) -> Result:
 
 
 def apparmor(machine: Host) -> Result:
-    """AppArmor lets each QEMU reach its own memory."""
-    if _text(machine.path("/sys/module/apparmor/parameters/enabled")).strip() != "Y":
+    """AppArmor lets each QEMU reach its own memory, and make its monitor."""
+    if not apparmor_rules.enabled(root=machine.root):
         return _pass("AppArmor is not enabled.")
     if machine.setting("security_driver") == "none":
         return _pass("libvirt uses no security driver.")
-    abstraction = machine.path(APPARMOR / "abstractions/libvirt-qemu")
-    local = machine.path(APPARMOR / "local/abstractions/libvirt-qemu")
-    rule = f"{machine.config.pools_dir}/*/@{{profile_name}}/**"
-    drop_ins = [path for path in abstraction.with_name("libvirt-qemu.d").glob("*") if rule in _text(path)]
-    included = "abstractions/libvirt-qemu.d>" in _text(abstraction)
-    named = any(f"abstractions/libvirt-qemu.d/{path.name}>" in _text(local) for path in drop_ins)
-    if rule in _text(local) or (drop_ins and included) or named:
-        return _pass("AppArmor has our rule.")
+    pools_dir, monitors_dir = machine.config.pools_dir, socket_of("").parent
+    missing = {}
+    if not apparmor_rules.lets_qemu_in(pools_dir, root=machine.root):
+        missing[apparmor_rules.rule(pools_dir)] = f"reach {pools_dir}"
+    if machine.config.libvirt.monitor and not apparmor_rules.lets_qemu_listen(monitors_dir, root=machine.root):
+        missing[apparmor_rules.monitor_rule(monitors_dir)] = "make the monitor that 'apply' gives it"
+    if not missing:
+        return _pass("AppArmor has our rules.")
+    rules = apparmor_rules.RULES
+    wanted = " and ".join(f"'{rule} rwk,'" for rule in missing)
     return _fail(
-        f"AppArmor is enabled and no rule lets QEMU reach {machine.config.pools_dir}.",
-        f"Install it again, or write '{rule} rwk,' to {APPARMOR}/abstractions/libvirt-qemu.d/virt-dmem"
-        f" (Debian 12: {APPARMOR}/local/abstractions/libvirt-qemu).",
+        f"AppArmor is enabled and no rule lets QEMU {' or '.join(missing.values())}.",
+        f"Install it again, or write {wanted} to"
+        f" {rules}/abstractions/libvirt-qemu.d/virt-dmem (Debian 12: {rules}/local/abstractions/libvirt-qemu).",
     )
 
 
@@ -369,11 +397,13 @@ CHECKS = (
     Check("pools", pools_mounted),
     Check("first-hugetlbfs-mount", first_hugetlbfs_mount),
     Check("pool-roots", pool_roots),
+    Check("dmemfs", dmemfs),
     Check("daemon", daemon),
     Check("alerts", alerts),
     Check("group", group),
     Check("helper", helper),
     Check("libvirt", libvirt),
+    Check("domains", domains),
     Check("hook", hook),
     Check("hook-in-force", hook_in_force),
     Check("other-hooks", other_hooks),
@@ -387,9 +417,13 @@ def _text(path: Path) -> str:
     return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
-def _records(machine: Host) -> list[PoolRecord]:
+def _config(machine: Host) -> Config:
     state_dir = str(machine.path(machine.config.daemon.state_dir))
-    config = replace(machine.config, daemon=replace(machine.config.daemon, state_dir=state_dir))
+    return replace(machine.config, daemon=replace(machine.config.daemon, state_dir=state_dir))
+
+
+def _records(machine: Host) -> list[PoolRecord]:
+    config = _config(machine)
     with suppress(FileNotFoundError):
         next(config.pool_records_dir.iterdir(), None)  # raises where it is hidden: an empty list would be a lie
     return pools.records(config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import msgspec
 
@@ -53,6 +53,12 @@ class LibvirtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where libvirt keeps each QEMU's PID file."""
     auto_apply: bool = True
     """Rewrite a domain by ourselves when it is defined with our metadata."""
+    monitor: bool = True
+    """Have ``apply`` give QEMU a second monitor, for what libvirt does not tell; libvirt then calls the domain
+    tainted (custom-argv)."""
+    incoming: Literal["default-pool", "ordinary", "refuse"] = "default-pool"
+    """What becomes of a domain that migrates here or is restored, and whose pool this host has not: it gets memory
+    of the default pool; or else is refused, or ("ordinary") has a file in libvirt's memory_backing_dir."""
 
 
 class PrefaultConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +68,16 @@ class PrefaultConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Threads of the helper for each extent; 0: one for each CPU it may run on, at most 16."""
     helper: str = ""
     """Path of ``virt-dmem-prefault``; empty: the one that was built into the package."""
+    ready: Literal["all", "recent", "off"] = "all"
+    """Whose memory is brought in and zeroed ahead, so that they start at once: of all domains that are applied and
+    shut off, as far as the pools have room; of those that ran here before; of none."""
+    ready_percent: int = 100
+    """How much of each pool may be ready at the same time; what domains reserve comes first in any case."""
+    ready_threads: int = 1
+    """Threads that work on that, at the lowest priority."""
+    ready_pressure: float = 20.0
+    """No such work while tasks of the host wait for a CPU, or for memory, for more percent of the time than this
+    (average of 10 seconds, /proc/pressure); memory of tmpfs that is ready is then given back to the host."""
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -107,29 +107,44 @@ def _only_one(config: Config) -> None:
 
 async def serve(config: Config, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT; running guests are not touched by either."""
+    end = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end.set)
     service = Service(config)
     for action in await service.reconcile_host():
         log.warning("reconcile: %s", action)
 
     async def on_listed(domains: list[DomainInfo], listed_at: float) -> None:
+        service.holding.know(domain.memory for domain in domains if domain.memory)
         for action in await service.reconcile_domains(domains, listed_at):
             log.warning("reconcile: %s", action)
 
     auto_apply = AutoApply(config, service.watch, lambda outcome: service.metrics.applied.labels(outcome).inc())
-    follower = Follower(config.libvirt.uri, auto_apply, service.watch, on_listed)
+    follower = Follower(
+        config.libvirt,
+        auto_apply,
+        service.watch,
+        on_listed=on_listed,
+        on_defined=service.holding.learn,
+        on_device=service.device,
+    )
     service.on_resume = follower.list_anew
     server = ControlServer(listener, service, config.daemon.group)
     server.start()
-    work = [_keep_house(service), _keep_held(service), _keep_watch(service), _keep_watchdog_quiet(), follower.run()]
+    work = [
+        _keep_house(service),
+        _keep_monitors(service),
+        _keep_ready(service),
+        _keep_watch(service),
+        _keep_watchdog_quiet(),
+        follower.run(),
+    ]
     if config.metrics.textfile:
         work.append(_keep_textfile(config.metrics, service))
     tasks = [asyncio.create_task(task) for task in work]
     notify("READY=1")
     log.info("ready with %d pools", len(service.list_pools()))
 
-    end = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, end.set)
     stopping = asyncio.create_task(end.wait())
     done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
@@ -155,14 +170,27 @@ async def _keep_house(service: Service) -> None:
             log.warning("reconcile: %s", error)
 
 
-async def _keep_held(service: Service) -> None:
-    """Hold on its node what domains gave back, soon after they did."""
+async def _keep_monitors(service: Service) -> None:
+    """Be connected to the monitors of all domains that run, soon after they do."""
     while True:
-        await asyncio.sleep(1)
         try:
-            await service.hold_free()
+            service.follow_monitors()
+        except DmemError as error:
+            log.warning("monitors: %s", error)
+        await asyncio.sleep(1)
+
+
+async def _keep_ready(service: Service) -> None:
+    """Make memory ready ahead as soon as something changed; while the host is busy, look again each second."""
+    while True:
+        service.holding.changed.clear()
+        busy = False
+        try:
+            busy = await service.make_ready()
         except (DmemError, OSError) as error:
-            log.warning("free memory cannot be held: %s", error)
+            log.warning("free memory cannot be made ready: %s", error)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(service.holding.changed.wait(), 1 if busy else HOUSEKEEPING_SECONDS)
 
 
 async def _keep_watch(service: Service) -> None:

@@ -21,6 +21,7 @@
      │    └── PoolShort          pool-short            5
      ├── ExtentError             extent                1
      │    ├── PrefaultFailed     prefault              1
+     │    ├── NotPermitted       not-permitted         1
      │    └── NotMapped          not-mapped            1
      └── LedgerError             ledger                1
 
@@ -56,6 +57,7 @@ __all__ = [
     "PoolShort",
     "ExtentError",
     "PrefaultFailed",
+    "NotPermitted",
     "NotMapped",
     "LedgerError",
     "error_from_code",
@@ -226,6 +228,16 @@ class PrefaultFailed(ExtentError):
 
     code = "prefault"
     explanation = "The helper could not bring in every page of an extent, so the guest was not started."
+
+
+class NotPermitted(ExtentError):
+    """A security module keeps QEMU from its memory."""
+
+    code = "not-permitted"
+    explanation = (
+        "AppArmor confines QEMU, and none of its rules lets QEMU reach the pools; QEMU itself would only say "
+        "'Permission denied'."
+    )
 
 
 class NotMapped(ExtentError):

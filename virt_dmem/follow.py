@@ -11,11 +11,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Literal
 
 from virt_dmem.autoapply import AutoApply
+from virt_dmem.config import LibvirtConfig
+from virt_dmem.domain_xml import DomainMemory
 from virt_dmem.errors import DmemError, HypervisorError
 from virt_dmem.guests import Guest, read_guest
+from virt_dmem.host import libvirt_runs
 from virt_dmem.hypervisor import DomainInfo, Event, Hypervisor, run_event_loop
 from virt_dmem.watch import Watch
 
@@ -24,28 +28,35 @@ __all__ = ["Follower"]
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
+SYSTEM_URI = "qemu:///system"
 
-_Item = tuple[str, Event] | Literal["list", "gone"]
+_Item = tuple[str, Event, str] | Literal["list", "gone"]
 
 
 class Follower:
     """Tells ``auto_apply`` what is defined, ``watch`` what runs.
 
-    :param uri: libvirt's.
     :param on_listed: Awaited with all domains, and when libvirt was asked for them, each time they are listed anew.
+    :param on_defined: Called with UUID and what an applied domain is defined as; ``None``: there is none now.
+    :param on_device: Awaited with UUID, event and alias when something happened to a device.
     """
 
     def __init__(
         self,
-        uri: str,
+        config: LibvirtConfig,
         auto_apply: AutoApply,
         watch: Watch,
+        *,
         on_listed: Callable[[list[DomainInfo], float], Awaitable[None]],
+        on_defined: Callable[[str, DomainMemory | None], None],
+        on_device: Callable[[str, Event, str], Awaitable[None]],
     ) -> None:
-        self._uri = uri
+        self._config = config
         self._auto_apply = auto_apply
         self._watch = watch
         self._on_listed = on_listed
+        self._on_defined = on_defined
+        self._on_device = on_device
         self._queue: asyncio.Queue[_Item] = asyncio.Queue()
 
     def list_anew(self) -> None:
@@ -56,8 +67,9 @@ class Follower:
         """Follow libvirt for ever."""
         run_event_loop()
         while True:
+            await self._until_libvirt_runs()
             try:
-                hypervisor = await asyncio.to_thread(Hypervisor, self._uri)
+                hypervisor = await asyncio.to_thread(Hypervisor, self._config.uri)
             except HypervisorError as error:
                 log.debug("%s", error)
             else:
@@ -70,6 +82,11 @@ class Follower:
                     await asyncio.to_thread(hypervisor.close)
             await asyncio.sleep(RETRY_SECONDS)
 
+    async def _until_libvirt_runs(self) -> None:
+        """Wait for it: to connect would start, by its systemd socket, what an administrator has stopped."""
+        while self._config.uri == SYSTEM_URI and not libvirt_runs(Path(self._config.run_dir)):
+            await asyncio.sleep(RETRY_SECONDS)
+
     async def _follow(self, hypervisor: Hypervisor) -> None:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[_Item] = asyncio.Queue()
@@ -78,7 +95,7 @@ class Follower:
         def put(item: _Item) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, item)
 
-        await asyncio.to_thread(hypervisor.watch, lambda uuid, event: put((uuid, event)), lambda: put("gone"))
+        await asyncio.to_thread(hypervisor.watch, lambda *happened: put(happened), lambda: put("gone"))
         await self._list(hypervisor)
         while (item := await queue.get()) != "gone":
             if isinstance(item, str):
@@ -99,15 +116,21 @@ class Follower:
             if domain.managed and not domain.applied:
                 await self._auto_apply.consider(hypervisor, domain.uuid)
 
-    async def _happened(self, hypervisor: Hypervisor, uuid: str, event: Event) -> None:
+    async def _happened(self, hypervisor: Hypervisor, uuid: str, event: Event, alias: str) -> None:
         if event is Event.DEFINED:
             await self._auto_apply.consider(hypervisor, uuid)
+            info = await asyncio.to_thread(hypervisor.info, uuid)
+            self._on_defined(uuid, info.memory if info else None)
         elif event is Event.UNDEFINED:
             self._auto_apply.forget(uuid)
+            self._on_defined(uuid, None)
         elif event is Event.STOPPED:
             self._watch.gone(uuid)
-        elif guest := await self._look(hypervisor, uuid):
-            self._watch.seen(guest)
+        else:
+            if guest := await self._look(hypervisor, uuid):
+                self._watch.seen(guest)
+            if alias:
+                await self._on_device(uuid, event, alias)
 
     @staticmethod
     async def _look(hypervisor: Hypervisor, uuid: str) -> Guest | None:

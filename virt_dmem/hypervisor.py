@@ -7,32 +7,42 @@ from worker threads only, and holds nothing while it does.
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import libvirt
 
-from virt_dmem.domain_xml import is_managed, read_domain
+from virt_dmem import definitions
+from virt_dmem.domain_xml import DomainMemory, is_managed, read_domain
 from virt_dmem.errors import DmemError, HypervisorError
 
 __all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 
+log = logging.getLogger(__name__)
+
+DEFINITIONS_DIR = Path("/etc/libvirt/qemu")
+"""Where libvirt writes down the domains of qemu:///system."""
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """A domain as libvirt has it; ``managed`` and ``applied`` are of its persistent XML."""
+    """A domain as libvirt has it; ``managed``, ``applied`` and ``memory`` are of its persistent XML."""
 
     uuid: str
     name: str
     active: bool
     managed: bool
     applied: bool
+    memory: DomainMemory | None
+    """``None`` where it is not applied."""
 
 
 class Event(enum.Enum):
@@ -45,7 +55,13 @@ class Event(enum.Enum):
     STARTED = "started"
     """It runs, and its hooks have been called."""
     DEVICES = "devices"
-    """Something was attached to it or detached."""
+    """Something was attached to it."""
+    REMOVED = "removed"
+    """A device is gone: its guest has let go of it."""
+    KEPT = "kept"
+    """A guest refused to let go of a device."""
+    RESIZED = "resized"
+    """A guest plugged or unplugged blocks of virtio-mem."""
     STOPPED = "stopped"
     """It does not run any more."""
 
@@ -55,6 +71,13 @@ _LIFECYCLE = {
     libvirt.VIR_DOMAIN_EVENT_UNDEFINED: Event.UNDEFINED,
     libvirt.VIR_DOMAIN_EVENT_STARTED: Event.STARTED,
     libvirt.VIR_DOMAIN_EVENT_STOPPED: Event.STOPPED,
+}
+
+_DEVICES = {
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: Event.DEVICES,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: Event.REMOVED,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: Event.KEPT,
+    libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE: Event.RESIZED,
 }
 
 
@@ -85,8 +108,9 @@ class Hypervisor:
     :raise HypervisorError: From every method, when libvirt refuses; the message repeats its words.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, definitions_dir: Path = DEFINITIONS_DIR) -> None:
         self._uri = uri
+        self._definitions_dir = definitions_dir
         try:
             self._connection: Any = libvirt.open(uri)
         except libvirt.libvirtError as error:
@@ -158,23 +182,42 @@ class Hypervisor:
     def redefine(self, domain: str, transform: Callable[[bytes], bytes], tries: int = 3) -> tuple[bytes, bytes]:
         """Replace a domain's persistent XML by what ``transform`` makes of it.
 
-        It is read again right before it is defined, and all starts over if it changed in between. What
-        ``transform`` leaves unchanged is not defined again.
+        It is read again right before it is defined, and all starts over if it changed in between. What another
+        tool defines after that look and before our own define is found in what libvirt wrote down, and done over
+        by ``transform`` as well; if it is not found there, that is logged. What ``transform`` leaves unchanged
+        is not defined again.
 
         :return: The XML before and after.
         """
+        before = current = self.inactive_xml(domain)
         for _ in range(tries):
-            before = self.inactive_xml(domain)
             after = transform(before)
-            if after == before:
+            if after == current:
                 return before, after
-            if self.inactive_xml(domain) != before:
+            found = self._domain(domain)
+            with definitions.follow(self._definitions_dir, found.name()) as written:
+                now = self.inactive_xml(domain)
+                if now == current:
+                    try:
+                        self._connection.defineXML(after.decode())
+                    except libvirt.libvirtError as error:
+                        raise self._failed(domain, error) from error
+            if now != current:
+                before = current = now
                 continue
-            try:
-                self._connection.defineXML(after.decode())
-            except libvirt.libvirtError as error:
-                raise self._failed(domain, error) from error
-            return before, after
+            theirs = written.overwritten(current, after)
+            if theirs is None:
+                if written.may_miss_some(after):
+                    log.warning(
+                        "%s: another tool defined it in the same moment, and its change may be lost; look at"
+                        " 'virsh dumpxml --inactive %s'", found.name(), domain,
+                    )  # fmt: skip
+                return before, after
+            log.info("%s: another tool defined it in the same moment; its change is kept", found.name())
+            before, current = theirs, self.inactive_xml(domain)
+            if not definitions.same(current, after):  # a third change, which knows of one of the others at most
+                log.warning("%s: it was defined twice in the same moment; the last one is kept", found.name())
+                return before, after
         raise HypervisorError(
             f"The XML of {domain} changed {tries} times while it was being rewritten.",
             hint="Another tool keeps redefining the domain; stop it and try again.",
@@ -202,6 +245,15 @@ class Hypervisor:
         infos = [info for info in map(self._info, found) if info is not None]
         return sorted(infos, key=lambda info: info.name)
 
+    def info(self, domain: str) -> DomainInfo | None:
+        """Return one domain; ``None`` where there is none of that UUID."""
+        try:
+            return self._info(self._connection.lookupByUUIDString(domain))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise self._failed(domain, error) from error
+
     def _info(self, domain: Any) -> DomainInfo | None:  # noqa: ANN401
         try:
             flags = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
@@ -211,14 +263,14 @@ class Hypervisor:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise self._failed(domain.name(), error) from error
-        managed = applied = False
-        if is_managed(xml):
-            try:
+        managed, memory = is_managed(xml), None
+        if managed:
+            # who asks for pool memory and cannot have it is managed all the same
+            with contextlib.suppress(DmemError):
                 memory = read_domain(xml)
-                managed, applied = memory.managed, memory.applied
-            except DmemError:
-                managed = True  # it asks for pool memory, and cannot have it
-        return DomainInfo(domain.UUIDString(), domain.name(), active, managed, applied)
+                managed = memory.managed
+        applied = memory is not None and memory.applied
+        return DomainInfo(domain.UUIDString(), domain.name(), active, managed, applied, memory if applied else None)
 
     def live_xml(self, domain: str) -> bytes | None:
         """Return the live XML, without passwords, of a domain that has started; ``None`` of any other.
@@ -238,15 +290,64 @@ class Hypervisor:
                 return None
             raise self._failed(domain, error) from error
 
-    def watch(self, on_event: Callable[[str, Event], None], on_closed: Callable[[], None]) -> None:
-        """Call back, from the event thread: with a UUID and what happened; when the connection is gone."""
+    def settled_xml(self, domain: str) -> bytes | None:
+        """Return the live XML with nothing in flight: what is being attached has been, or has failed.
+
+        Asking for the memory's statistics waits for the domain's job, and an attach is one
+        (``qemuDomainMemoryStats`` in libvirt's ``qemu_driver.c``). ``None`` of a domain that does not run.
+        """
+        try:
+            found = self._connection.lookupByUUIDString(domain)
+            found.memoryStats()
+            return str(found.XMLDesc(0)).encode()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                return None
+            raise self._failed(domain, error) from error
+
+    def is_persistent(self, domain: str) -> bool:
+        """Tell whether a domain has persistent XML."""
+        found = self._domain(domain)
+        try:
+            return bool(found.isPersistent())
+        except libvirt.libvirtError as error:
+            raise self._failed(domain, error) from error
+
+    def attach(self, domain: str, device: str, *, persistent: bool) -> None:
+        """Attach a device (XML) to a domain that runs, and to its persistent XML if that is wished."""
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | (libvirt.VIR_DOMAIN_AFFECT_CONFIG if persistent else 0)
+        found = self._domain(domain)
+        try:
+            found.attachDeviceFlags(device, flags)
+        except libvirt.libvirtError as error:
+            raise self._failed(domain, error) from error
+
+    def detach(self, domain: str, alias: str, *, persistent: bool) -> None:
+        """Ask the guest to let go of a device; it is gone when ``Event.REMOVED`` says so."""
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | (libvirt.VIR_DOMAIN_AFFECT_CONFIG if persistent else 0)
+        found = self._domain(domain)
+        try:
+            found.detachDeviceAlias(alias, flags)
+        except libvirt.libvirtError as error:
+            raise self._failed(domain, error) from error
+
+    def update(self, domain: str, device: str) -> None:
+        """Change a device (XML) of a domain that runs, such as what virtio-mem is to have."""
+        found = self._domain(domain)
+        try:
+            found.updateDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            raise self._failed(domain, error) from error
+
+    def watch(self, on_event: Callable[[str, Event, str], None], on_closed: Callable[[], None]) -> None:
+        """Call back, from the event thread: with UUID, event, device alias or ""; when the connection is gone."""
 
         def lifecycle(_from: object, domain: Any, event: int, *_detail: object) -> None:  # noqa: ANN401
             if event in _LIFECYCLE:
-                on_event(domain.UUIDString(), _LIFECYCLE[event])
+                on_event(domain.UUIDString(), _LIFECYCLE[event], "")
 
-        def devices(_from: object, domain: Any, *_detail: object) -> None:  # noqa: ANN401
-            on_event(domain.UUIDString(), Event.DEVICES)
+        def device(_from: object, domain: Any, alias: str, *detail: Any) -> None:  # noqa: ANN401
+            on_event(domain.UUIDString(), detail[-1], alias)
 
         def closed(*_why: object) -> None:
             on_closed()
@@ -254,11 +355,8 @@ class Hypervisor:
         try:
             self._connection.registerCloseCallback(closed, None)
             self._connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-            for kind, callback in (
-                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
-                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, devices),
-                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, devices),
-            ):
-                self._connection.domainEventRegisterAny(None, kind, callback, None)
+            self._connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None)
+            for kind, event in _DEVICES.items():
+                self._connection.domainEventRegisterAny(None, kind, device, event)
         except libvirt.libvirtError as error:
             raise self._failed("its events", error) from error

@@ -74,10 +74,15 @@ class Inventory:
         """Return the host nodes that a segment has memory of; -1 alone where its backend has none."""
         return sorted(pools.capacity(self.record(segment)))
 
+    def has_struct_pages(self, segment: str) -> bool:
+        """Tell whether memory of a segment has struct pages; of one that is gone, it has."""
+        record = self._records.get(segment)
+        return record is None or backend(record.backend).has_struct_pages
+
     def zeroes_on_allocation(self, segment: str) -> bool:
         """Tell whether memory of a segment is handed out clean by the kernel; of one that is gone, it is."""
         record = self._records.get(segment)
-        return record is None or backend(record.backend).zeroes_on_allocation
+        return record is None or backend(record.backend).zeroes(record)
 
     def ready(self) -> dict[str, PoolRecord]:
         """Return the segments that are whole, also those that give no memory any more."""
@@ -86,6 +91,10 @@ class Inventory:
     def giving(self) -> dict[str, PoolRecord]:
         """Return the segments that are whole and not about to go."""
         return {name: record for name, record in self.ready().items() if name not in self._retiring}
+
+    def is_draining(self, pool: str) -> bool:
+        """Tell whether a pool gives no memory to domains that start."""
+        return pool in self._draining
 
     def refuse_draining(self, name: str) -> None:
         """Refuse the pool that a domain asks for (empty: that of domains that name none) if it is drained.
@@ -124,6 +133,8 @@ class Inventory:
                 page_size=first.page_size,
                 segments=of_pool,
                 slow_nodes=host.nodes_without_cpus(),
+                may_lock=backend(first.backend).lockable,
+                may_pin=backend(first.backend).has_struct_pages,
             )
             for pool, of_pool in segments.items()
         }
@@ -159,7 +170,7 @@ class Inventory:
         self._retiring.update(names)
 
     def views(self) -> list[PoolView]:
-        """Return every recorded pool, as the control socket shows it."""
+        """Return every recorded pool, as the control socket shows it, but for what of it is ready."""
         reserved = self._ledger.reserved()
         return [self._view(pool, reserved) for pool in sorted({record.pool for record in self._records.values()})]
 
@@ -184,5 +195,7 @@ class Inventory:
             capacity_bytes=sum(node.capacity_bytes for node in nodes),
             reserved_bytes=sum(node.reserved_bytes for node in nodes),
             free_bytes=sum(node.free_bytes for node in nodes),
+            ready_bytes=0,
+            ready_goal_bytes=0,
             nodes=nodes,
         )

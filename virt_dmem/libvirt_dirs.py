@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from virt_dmem.config import LibvirtConfig
 from virt_dmem.errors import ExtentError
 
-__all__ = ["dangling_links", "domain_directory", "memory_backing_dir"]
+__all__ = ["dangling_links", "domain_directory", "is_dangling", "memory_backing_dir"]
 
 DEFAULT_MEMORY_BACKING_DIR = "/var/lib/libvirt/qemu/ram"
 _SETTING = re.compile(r'^\s*memory_backing_dir\s*=\s*(["\'])(?P<path>.*?)\1', re.MULTILINE)
@@ -35,7 +36,7 @@ def domain_directory(config: LibvirtConfig, domain_id: int | None) -> Path:
     :raise ExtentError: When there is none.
     """
     backing = memory_backing_dir(config)
-    found = [path for path in _domain_directories(backing) if path.name.startswith(f"{domain_id}-")]
+    found = _domain_directories(backing, f"{domain_id}-")
     if domain_id is None or not found:
         raise ExtentError(
             f"libvirt made no directory {domain_id}-* for the domain's memory under {backing}.",
@@ -47,18 +48,38 @@ def domain_directory(config: LibvirtConfig, domain_id: int | None) -> Path:
 def dangling_links(config: LibvirtConfig, pools_dir: Path) -> list[Path]:
     """Return the links into a pool that lead to nothing, in all of libvirt's directories for memory files."""
     return sorted(
-        path
+        Path(directory, name)
         for directory in _domain_directories(memory_backing_dir(config))
-        for path in directory.iterdir()
-        if path.is_symlink() and pools_dir in path.readlink().parents and not path.exists()
+        for name in _names_in(directory)
+        if is_dangling(Path(directory, name), pools_dir)
     )
 
 
-def _domain_directories(backing: Path) -> list[Path]:
-    """Return the directories of all domains; with libvirt's default directory the driver's name is part of it."""
+def is_dangling(path: Path, pools_dir: Path) -> bool:
+    """Tell whether a path is a link into a pool that leads to nothing."""
+    try:
+        return path.is_symlink() and pools_dir in path.readlink().parents and not path.exists()
+    except FileNotFoundError:
+        return False
+
+
+def _domain_directories(backing: Path, start: str = "") -> list[Path]:
+    """Return the directories of all domains; with libvirt's default directory the driver's name is part of it.
+
+    ``start``: only of those whose names begin so.
+    """
     return [
         path
         for base in (backing / "libvirt" / "qemu", backing)
-        for path in base.glob("[0-9]*-*")
+        for name in _names_in(base)
+        if name.startswith(start) and name[:1].isdecimal() and "-" in name
+        for path in [base / name]
         if path.is_dir() and not path.is_symlink()
     ]
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)  # noqa: PTH208 -- no path for each name: there are many, and few are wanted
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -20,27 +20,28 @@ import grp
 import logging
 import pwd
 import time
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
-from virt_dmem import extents
+from virt_dmem import apparmor, extents
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import DomainMemory
-from virt_dmem.errors import ExtentError, NotEnoughMemory, NotMapped, NotRewritten
+from virt_dmem.errors import ExtentError, NotEnoughMemory, NotMapped, NotPermitted, NotRewritten, PrefaultFailed
 from virt_dmem.holding import Holding
 from virt_dmem.host import find_qemu
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import Link
-from virt_dmem.ledger import Extent, Ledger, Part, Phase, Reservation
+from virt_dmem.ledger import Extent, Ledger, Part, Phase, Reservation, Step
 from virt_dmem.libvirt_dirs import domain_directory
+from virt_dmem.monitor_xml import socket_of
 from virt_dmem.plan import Plan, plan_domain
 from virt_dmem.prefault import Mode, Progress, prefault
 from virt_dmem.units import format_size
 
-__all__ = ["Lifecycle", "Report", "Reporter"]
+__all__ = ["Lifecycle", "Report", "Reporter", "qemu_user"]
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,13 @@ class Lifecycle:
         self._ledger = ledger
         self._inventory = inventory
         self.holding = Holding(config, ledger, inventory)
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._broken: set[int] = set()
+        self._steps: dict[str, list[Step]] = {}
 
     # Hook operations, in the order in which libvirt calls them
 
-    async def prepare(self, domain: DomainMemory, report: Reporter) -> None:
+    async def prepare(self, domain: DomainMemory, report: Reporter, *, began: float | None = None) -> None:
         """Reserve all of a domain's memory and bring every page of it in, or do nothing.
 
         :raise NotRewritten: When the XML asks for pool memory and is not rewritten.
@@ -81,47 +84,50 @@ class Lifecycle:
                 f"Domain {domain.name} asks for pool memory, and its XML is not rewritten.",
                 hint=f"Run: virt-dmem apply {domain.uuid}",
             )
-        async with self._serving(domain.uuid, "prepare"):
+        async with self._serving(domain.uuid, "prepare", began):
             left_over = self._ledger.find(domain.uuid)
             if left_over:  # libvirtd died between its prepare and its QEMU: no hook was called for it
                 log.warning("%s: a reservation was left over from an interrupted start; freeing it", domain.name)
                 await self._give_back(left_over)
             reservation = self._reserve(domain)
             try:
-                await self._fill(reservation, report)
+                await self.fill(reservation.extents, report)
             except BaseException:
                 await asyncio.shield(self._give_back(reservation))
                 raise
             self._ledger.set_phase(domain.uuid, Phase.PREPARED)
             log.info("%s: %s prepared", domain.name, format_size(reservation.size_bytes))
 
-    async def start(self, domain: DomainMemory) -> list[Link]:
+    async def start(self, domain: DomainMemory, *, began: float | None = None) -> list[Link]:
         """Give the extents to QEMU's user and link them where QEMU will open them.
 
         :return: The links, for the hook to check in libvirtd's own mount namespace.
         :raise ExtentError: When a link cannot be made, or libvirt's sizes differ from what was prepared.
+        :raise NotPermitted: When AppArmor would keep QEMU from its memory.
         """
-        async with self._serving(domain.uuid, "start"):
+        async with self._serving(domain.uuid, "start", began):
             reservation = self._require(domain, Phase.PREPARED)
             self._check_sizes(domain, reservation)
+            self._check_apparmor(domain)
             directory = domain_directory(self._config.libvirt, domain.domain_id)
-            uid, gid = _qemu_user(domain, directory)
+            uid, gid = qemu_user(domain, directory)
             self._ledger.set_links({extent.id: str(directory / extent.alias) for extent in reservation.extents})
             self._ledger.set_phase(domain.uuid, Phase.LINKED)
             links = []
-            for extent in reservation.extents:
-                extents.hand_over(extent.path, uid, gid)
-                extents.link(extent.path, directory / extent.alias)
-                file = extents.file_id(extent.path)
-                links.append(Link(str(directory / extent.alias), file.device, file.inode))
+            with self._timed(domain.uuid, "start: link"):
+                for extent in reservation.extents:
+                    extents.hand_over(extent.path, uid, gid)
+                    extents.link(extent.path, directory / extent.alias)
+                    file = extents.file_id(extent.path)
+                    links.append(Link(str(directory / extent.alias), file.device, file.inode))
             return links
 
-    async def started(self, domain: DomainMemory) -> None:
+    async def started(self, domain: DomainMemory, *, began: float | None = None) -> None:
         """Check that QEMU maps the whole of every extent, shared; then no path leads to them any more.
 
         :raise NotMapped: When it does not, or no QEMU is found; libvirt then ends the domain.
         """
-        async with self._serving(domain.uuid, "started"):
+        async with self._serving(domain.uuid, "started", began):
             reservation = self._require(domain, Phase.LINKED)
             pid = find_qemu(Path(self._config.libvirt.run_dir), domain.name, domain.uuid)
             if pid is None:
@@ -129,10 +135,13 @@ class Lifecycle:
                     f"No QEMU process of domain {domain.name} was found.",
                     hint="Look into libvirt's log of the domain for the reason why it ended.",
                 )
-            extents.check_mapped(pid, [(item.alias, item.path, item.size_bytes) for item in reservation.extents])
+            with self._timed(domain.uuid, "started: verify"):
+                wanted = [(item.alias, item.path, item.size_bytes) for item in reservation.extents]
+                extents.check_mapped(pid, wanted)
             for extent in reservation.extents:
                 extents.take_back(extent.path)
                 Path(extent.link).unlink(missing_ok=True)
+            extents.close_socket(socket_of(domain.uuid))
             self._ledger.set_links({extent.id: "" for extent in reservation.extents})
             self._ledger.set_phase(domain.uuid, Phase.RUNNING)
             log.info("%s: QEMU %d runs on %s of ours", domain.name, pid, format_size(reservation.size_bytes))
@@ -155,9 +164,9 @@ class Lifecycle:
 
     async def abandon(self, reservation: Reservation) -> None:
         """Free what a domain held that is gone without a word; one that is being served is left alone."""
-        if self._locks[reservation.uuid].locked():
+        if self.turn(reservation.uuid).locked():
             return
-        async with self._locks[reservation.uuid]:
+        async with self.turn(reservation.uuid):
             current = self._ledger.find(reservation.uuid)
             if current and current.phase == reservation.phase and current.since == reservation.since:
                 await self._give_back(current)
@@ -166,25 +175,56 @@ class Lifecycle:
         """Free the quarantined extents that nobody maps any more, and return them."""
         freed = []
         for extent in self._ledger.quarantined():
-            async with self._locks[extent.uuid]:
-                if not await self._in_use(extent):
-                    await self._remove(extent)
+            async with self.turn(extent.uuid):
+                if extent.id not in self._broken and not await self._in_use(extent) and await self._remove(extent):
                     freed.append(extent)
         return freed
+
+    # For hotplug
+
+    def turn(self, uuid: str) -> asyncio.Lock:
+        """Return what keeps operations on a domain apart; never to be held across a call of libvirt."""
+        return self._locks.setdefault(uuid, asyncio.Lock())  # goes when nobody holds it or waits
+
+    def reserve_more(self, domain: DomainMemory) -> tuple[Extent, ...]:
+        """Charge a domain that runs with memory backends more, of all that ``domain`` names.
+
+        :raise NotEnoughMemory: When they do not fit.
+        """
+        with self._planned(domain) as plan:
+            return self._ledger.reserve_more(plan, self._paths(plan), self._inventory.capacity())
+
+    async def free(self, extent: Extent) -> bool:
+        """Remove an extent and its charge, unless a process still has it; return whether it is gone."""
+        if extent.link and Path(extent.link).is_symlink():
+            Path(extent.link).unlink(missing_ok=True)
+        return not await self._in_use(extent) and await self._remove(extent)
 
     # Steps
 
     @asynccontextmanager
-    async def _serving(self, uuid: str, operation: str) -> AsyncIterator[None]:
-        async with self._locks[uuid]:
-            with self._timed(uuid, operation):
-                yield
+    async def _serving(self, uuid: str, operation: str, began: float | None = None) -> AsyncIterator[None]:
+        """Serve one operation of a domain at a time. ``began``: when its hook did, in seconds since the epoch."""
+        async with self.turn(uuid):
+            self._steps[uuid] = []
+            try:
+                if began:
+                    self._steps[uuid].append(Step(f"{operation}: hook", now := time.time(), now - began))
+                with self._timed(uuid, operation):
+                    yield
+            finally:
+                steps = self._steps.pop(uuid)
+            self._ledger.add_steps(uuid, steps)
 
     @contextmanager
     def _timed(self, uuid: str, step: str) -> Iterator[None]:
         began = time.monotonic()
         yield
-        self._ledger.add_step(uuid, step, time.monotonic() - began)
+        took = Step(step, time.time(), time.monotonic() - began)
+        if uuid in self._steps:  # all at once, at the end of the operation
+            self._steps[uuid].append(took)
+        else:
+            self._ledger.add_steps(uuid, [took])
 
     def _require(self, domain: DomainMemory, phase: Phase) -> Reservation:
         reservation = self._ledger.find(domain.uuid)
@@ -197,24 +237,29 @@ class Lifecycle:
         return reservation
 
     def _reserve(self, domain: DomainMemory) -> Reservation:
-        self._inventory.refuse_draining(domain.pool)
-        try:
-            plan = plan_domain(domain, self._inventory.free(), self._config.default_pool)
+        with self._timed(domain.uuid, "prepare: plan and ledger"), self._planned(domain) as plan:
             self._ledger.reserve(plan, self._paths(plan), self._inventory.capacity())
-        except NotEnoughMemory as error:
-            raise NotEnoughMemory(error.message, hint=f"{self._largest_holder()}{error.hint}") from error
-        reservation = self._ledger.find(plan.uuid)
+        reservation = self._ledger.find(domain.uuid)
         assert reservation is not None  # noqa: S101 -- it was just written
         return reservation
+
+    @contextmanager
+    def _planned(self, domain: DomainMemory) -> Iterator[Plan]:
+        self._inventory.refuse_draining(domain.pool)
+        try:
+            yield self.holding.plan(domain) or plan_domain(
+                domain, self._inventory.free(), self._config.default_pool
+            )
+        except NotEnoughMemory as error:
+            raise NotEnoughMemory(error.message, hint=f"{self._largest_holder()}{error.hint}") from error
 
     def _paths(self, plan: Plan) -> dict[str, Path]:
         """Choose a path for each extent that no quarantined extent of an earlier run still has."""
         paths = {}
         for extent in plan.extents:
-            taken = {held.path for held in self._ledger.extents_in(extent.pool)}
             path = extents.path_of(self._inventory.mount(extent.pool), plan.uuid, extent.alias)
             number = 1
-            while path in taken:
+            while self._ledger.has_path(path):
                 path = path.with_name(f"{extent.alias}+{number}")
                 number += 1
             paths[extent.alias] = path
@@ -227,29 +272,81 @@ class Lifecycle:
         largest = max(holders, key=lambda item: item.size_bytes)
         return f"{largest.name} holds the most, {format_size(largest.size_bytes)}. "
 
-    async def _fill(self, reservation: Reservation, report: Reporter) -> None:
-        total_bytes = reservation.size_bytes
+    async def fill(self, wanted: Sequence[Extent], report: Reporter, *, gentle: bool = False) -> None:
+        """Make extents and bring in all their memory; each is READY in the ledger when that is done.
+
+        ``gentle``: see ``prefault``.
+
+        :raise ExtentError: When one cannot be made or brought in.
+        """
+        for segment in {extent.pool for extent in wanted}:
+            self._require_mounted(segment)
+        with self._timed(wanted[0].uuid, "take what is ready"):
+            clean = await self.holding.provide(wanted)
+        total_bytes = sum(extent.size_bytes for extent in wanted)
         done_bytes = 0
-        for extent in reservation.extents:
-            mount = self._inventory.mount(extent.pool)
-            if not mount.is_mount():  # it would be made on whatever file system is below
-                raise ExtentError(
-                    f"Pool {extent.pool} is not mounted at {mount} any more.",
-                    hint=f"Mount it with 'virt-dmem pool mount {extent.pool.partition('+')[0]}'.",
-                )
-            await self.holding.make_room(extent.pool)
-            extents.create(extent.path, extent.size_bytes)
-            with self._timed(reservation.uuid, f"prefault {extent.alias}"):
-                for part in extent.parts():
-                    async with self._helper(extent, "populate", part) as progress:
-                        async for step in progress:
-                            done = done_bytes + step.done_bytes
-                            report(Report(f"prefaulting {extent.alias}", done, total_bytes))
-                    done_bytes += part.size_bytes
-            self._ledger.set_ready(extent)
+        for extent in wanted:
+            if extent.id not in clean:
+                extents.create(extent.path, extent.size_bytes)
+            mode: Mode = "populate" if self._inventory.zeroes_on_allocation(extent.pool) else "zero"
+            ready_bytes = clean.get(extent.id, 0)
+            if ready_bytes < extent.size_bytes:
+                await self.bring_in(
+                    extent, report, ready_bytes=ready_bytes, done_bytes=done_bytes, total_bytes=total_bytes,
+                    gentle=gentle, mode=mode,
+                )  # fmt: skip
+            done_bytes += extent.size_bytes
+        self._ledger.set_ready(wanted)
+
+    async def make(self, extent: Extent) -> None:
+        """Make the file of an extent, without its memory.
+
+        :raise ExtentError: When the pool does not take it, or is not mounted any more.
+        """
+        self._require_mounted(extent.pool)
+        await self.holding.make_room(extent.pool)
+        extents.create(extent.path, extent.size_bytes)
+
+    def _require_mounted(self, segment: str) -> None:
+        """Refuse to make files on whatever file system is below a pool."""
+        mount = self._inventory.mount(segment)
+        if not mount.is_mount():
+            raise ExtentError(
+                f"Pool {segment} is not mounted at {mount} any more.",
+                hint=f"Mount it with 'virt-dmem pool mount {segment.partition('+')[0]}'.",
+            )
+
+    async def bring_in(
+        self,
+        extent: Extent,
+        report: Reporter,
+        *,
+        ready_bytes: int = 0,
+        done_bytes: int = 0,
+        total_bytes: int = 0,
+        gentle: bool = False,
+        mode: Mode = "populate",
+    ) -> None:
+        """Bring in all memory of an extent that is charged in full; what is there already stays as it is.
+
+        But with ``mode`` "zero", for new extents where the kernel does not hand out clean memory: all is zeroed.
+        ``ready_bytes``: so much at its beginning is there and clean.
+
+        :raise PrefaultFailed: When it could not be brought in.
+        """
+        total_bytes = total_bytes or extent.size_bytes
+        with self._timed(extent.uuid, f"prefault {extent.alias}"):
+            done_bytes += ready_bytes
+            report(Report(f"prefaulting {extent.alias}", done_bytes, total_bytes))
+            for part in extent.parts(ready_bytes):
+                async with self._helper(extent, mode, part, gentle=gentle) as progress:
+                    async for step in progress:
+                        done = done_bytes + step.done_bytes
+                        report(Report(f"prefaulting {extent.alias}", done, total_bytes))
+                done_bytes += part.size_bytes
 
     def _helper(
-        self, extent: Extent, mode: Mode, part: Part | None = None
+        self, extent: Extent, mode: Mode, part: Part | None = None, *, gentle: bool = False
     ) -> contextlib.aclosing[AsyncGenerator[Progress, None]]:
         """Run the helper over an extent, or over one part of it, placed as planned; leaving the context ends it."""
         settings = self._config.prefault
@@ -265,6 +362,7 @@ class Lifecycle:
                 threads=settings.threads,
                 mode=mode,
                 helper=Path(settings.helper) if settings.helper else None,
+                gentle=gentle,
             )
         )
 
@@ -275,6 +373,16 @@ class Lifecycle:
             raise ExtentError(
                 f"libvirt starts {domain.name} with memory backends {wanted}, and prepared were {held} (bytes).",
                 hint="Make the domain's memory a multiple of the pool's page size, and start it again.",
+            )
+
+    def _check_apparmor(self, domain: DomainMemory) -> None:
+        """Say here what QEMU's own "can't open backing store … Permission denied" leaves open."""
+        pools_dir = self._config.pools_dir
+        if domain.apparmor_label and not apparmor.lets_qemu_in(pools_dir):
+            raise NotPermitted(
+                f"AppArmor confines QEMU as {domain.apparmor_label}, and no rule lets it reach {pools_dir}.",
+                hint=f"Install virt-dmem again, or write '{apparmor.rule(pools_dir)} rwk,' where 'virt-dmem check'"
+                " says; no profile has to be loaded again.",
             )
 
     async def _give_back(self, reservation: Reservation) -> None:
@@ -298,17 +406,32 @@ class Lifecycle:
         extents.take_back(extent.path)
         return await asyncio.to_thread(extents.in_use, extent.path)
 
-    async def _remove(self, extent: Extent) -> None:
-        """Remove an extent's file, then its charge. Freeing many pages takes long: not in the event loop."""
-        if extent.path.exists() and not self._inventory.zeroes_on_allocation(extent.pool):
-            async with self._helper(extent, "scrub") as progress:
-                async for _ in progress:
-                    pass
-        await asyncio.to_thread(extents.remove, extent.path)
+    async def _remove(self, extent: Extent) -> bool:
+        """Let go of an extent's file, then of its charge. Freeing many pages takes long: not in the event loop.
+
+        One whose memory may have failed is read and zeroed first; if that fails too it stays, quarantined, and
+        False is returned.
+        """
+        suspect = any(failure.extent == extent.id for failure in self._ledger.failures())
+        if extent.path.exists() and (suspect or not self._inventory.zeroes_on_allocation(extent.pool)):
+            try:
+                async with self._helper(extent, "scrub") as progress:
+                    async for _ in progress:
+                        pass
+            except PrefaultFailed as failure:
+                if not suspect:
+                    raise
+                log.warning("%s stays quarantined, for memory of it failed: %s", extent.path, failure)
+                self._broken.add(extent.id)
+                self._ledger.quarantine(extent)
+                return False
+        if suspect or not self.holding.keep(extent):
+            await asyncio.to_thread(extents.remove, extent.path)
         self._ledger.forget_extent(extent)
+        return True
 
 
-def _qemu_user(domain: DomainMemory, directory: Path) -> tuple[int, int]:
+def qemu_user(domain: DomainMemory, directory: Path) -> tuple[int, int]:
     """Return the user and group that QEMU will run as.
 
     From the DAC label of the XML; a host without the DAC driver has none there, and then QEMU's user is the

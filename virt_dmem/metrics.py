@@ -22,7 +22,7 @@ from virt_dmem import __version__
 from virt_dmem.alert_codes import EXPLANATIONS
 from virt_dmem.config import Config
 from virt_dmem.errors import DmemError
-from virt_dmem.inventory import Inventory
+from virt_dmem.holding import Holding
 from virt_dmem.ledger import Ledger, Phase
 from virt_dmem.savings import savings
 from virt_dmem.watch import Watch
@@ -36,9 +36,9 @@ BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 class Metrics:
     """The registry of one daemon; what happens is counted on its members."""
 
-    def __init__(self, config: Config, ledger: Ledger, inventory: Inventory, watch: Watch) -> None:
+    def __init__(self, config: Config, ledger: Ledger, holding: Holding, watch: Watch) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_State(config, ledger, inventory, watch))
+        self._registry.register(_State(config, ledger, holding, watch))
         self._hook_seconds = Histogram(
             "virt_dmem_hook_seconds",
             "How long hook operations of domains with pool memory took.",
@@ -89,10 +89,10 @@ class Metrics:
 class _State(Collector):
     """How things are at the moment of a scrape."""
 
-    def __init__(self, config: Config, ledger: Ledger, inventory: Inventory, watch: Watch) -> None:
+    def __init__(self, config: Config, ledger: Ledger, holding: Holding, watch: Watch) -> None:
         self._config = config
         self._ledger = ledger
-        self._inventory = inventory
+        self._holding = holding
         self._watch = watch
 
     def describe(self) -> Iterator[Metric]:
@@ -116,7 +116,7 @@ class _State(Collector):
         yield _gauge("virt_dmem_alerts", "Alerts that are active, by code.", {("code",): by_code})
 
     def _pools(self) -> Iterator[Metric]:
-        views = self._inventory.views()
+        views = self._holding.views()
         labels = ("pool", "node")
         for word, help_text in {
             "capacity": "Memory that a pool really has now; node is 'any' where its backend knows none.",
@@ -129,6 +129,10 @@ class _State(Collector):
                 for node in pool.nodes
             }
             yield _gauge(f"virt_dmem_pool_{word}_bytes", help_text, {labels: values})
+        ready: dict[tuple[str, ...], float] = {(pool.name,): pool.ready_bytes for pool in views}
+        yield _gauge(
+            "virt_dmem_pool_ready_bytes", "Free memory of a pool that is brought in and zeroed.", {("pool",): ready}
+        )
         states: dict[tuple[str, ...], float] = {(pool.name, pool.state): 1 for pool in views}
         yield _gauge(
             "virt_dmem_pool_state",
@@ -158,7 +162,7 @@ class _State(Collector):
         )
 
     def _domains(self) -> Iterator[Metric]:
-        phases = Count(reservation.phase for reservation in self._ledger.reservations())
+        phases = Count(self._ledger.phases().values())
         by_phase: dict[tuple[str, ...], float] = {(phase.value,): phases[phase] for phase in Phase}
         yield _gauge(
             "virt_dmem_domains",

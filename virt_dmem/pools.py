@@ -13,26 +13,26 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from virt_dmem import ballast, host
+from virt_dmem import ballast, host, ready
 from virt_dmem.backends import backend as backend_named
-from virt_dmem.backends.base import NO_NODE, Backend, Job, NodeShare, PoolRecord, Report
+from virt_dmem.backends.base import Backend, Job, NodeShare, PoolRecord, Report
 from virt_dmem.config import Config
 from virt_dmem.errors import (
     DmemError,
     PoolBusy,
     PoolError,
     PoolExists,
-    PoolNotFound,
     PoolShort,
     PrefaultFailed,
     UsageError,
 )
+from virt_dmem.pool_records import NAME, choose, find, records, segments
+from virt_dmem.ranges import Range
 from virt_dmem.units import format_size
 
 __all__ = [
@@ -48,57 +48,6 @@ __all__ = [
     "segments",
 ]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
-
-
-def records(config: Config) -> list[PoolRecord]:
-    """Return the records of all segments of all pools, by name and number.
-
-    :raise PoolError: When one cannot be read; names the file.
-    """
-    found = map(_read, config.pool_records_dir.glob("[!.]*.json"))
-    return sorted(found, key=lambda record: (record.pool, record.number))
-
-
-def segments(config: Config, name: str) -> list[PoolRecord]:
-    """Return the records of a pool's segments, the first one first; there is at least one.
-
-    :raise PoolNotFound: When there is no such pool, or the name can be none.
-    :raise PoolError: When a record cannot be read.
-    """
-    found = [record for record in records(config) if record.pool == name] if _NAME.fullmatch(name) else []
-    if not found:
-        raise PoolNotFound(
-            f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' shows those there are."
-        )
-    return found
-
-
-def find(config: Config, name: str) -> PoolRecord:
-    """Return the record of a pool's first segment.
-
-    :raise PoolNotFound: When there is no such pool, or the name can be none.
-    :raise PoolError: When a record cannot be read.
-    """
-    return segments(config, name)[0]
-
-
-def choose(config: Config, name: str) -> PoolRecord:
-    """Return the record of the pool ``name``; of none, the default pool, or the only one there is.
-
-    :raise PoolNotFound: When there is no such pool, or no way to tell which one.
-    """
-    if wanted := name or config.default_pool:
-        return find(config, wanted)
-    there = {record.pool: record for record in reversed(records(config))}
-    if len(there) != 1:
-        names = ", ".join(sorted(there)) or "none"
-        raise PoolNotFound(
-            f"The domain names no pool, no default_pool is configured, and this host has {len(there)} ({names}).",
-            hint="Name one with --pool." if there else "Make one first: virt-dmem pool create NAME --size SIZE",
-        )
-    return next(iter(there.values()))
-
 
 def capacity(record: PoolRecord, *, root: Path = host.ROOT) -> dict[int, int]:
     """Return the bytes that a segment really has by node now: 0 where it is not mounted."""
@@ -109,24 +58,27 @@ def create(
     config: Config,
     name: str,
     *,
-    sizes: int | Mapping[int, int],
+    sizes: int | Mapping[int, int] | None,
     backend: str = "hugetlbfs",
     page_size: int | None = None,
     hvo: bool = True,
+    regions: Mapping[int, Sequence[Range]] | None = None,
     report: Report | None = None,
     root: Path = host.ROOT,
 ) -> PoolRecord:
     """Take memory from the host, and mount it as a pool.
 
-    :param sizes: Bytes by node, or in all, to be spread evenly over the nodes that have memory.
+    :param sizes: Bytes by node, or in all, to be spread evenly over the nodes that have memory; ``None`` where the
+        backend knows by itself what there is.
     :param page_size: Bytes; ``None`` for the smallest that the backend has.
     :param hvo: Switch HVO on before huge pages are taken.
+    :param regions: Of dmemfs: these ranges by node, and no others.
     :raise UsageError: When the name, the page size, a node or a size cannot be.
     :raise PoolExists: When there is such a pool already.
     :raise PoolShort: When the host has not enough memory, and all was given back.
     :raise PoolError: When the kernel refuses, and all was given back.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be the name of a pool.",
             hint="Use 1 to 32 letters, digits, '_', '.' and '-', the first a letter or digit.",
@@ -136,6 +88,10 @@ def create(
     if not probe.available:
         raise PoolError(f"There can be no {backend} pool: {probe.reason}.", hint="Choose another --backend.")
     page_size = _page_size(kind, page_size, root)
+    if regions is not None:
+        sizes = {node: sum(item.size for item in ranges) for node, ranges in regions.items()}
+    if sizes is None:
+        sizes = kind.default_sizes(page_size, records(config), root=root)
     record = PoolRecord(
         name=name,
         backend=backend,
@@ -144,6 +100,8 @@ def create(
         nodes={node: NodeShare(size) for node, size in shares_of(kind, page_size, sizes, root).items()},
         boot_id=host.boot_id(root=root),
         hvo=hvo,
+        regions={node: list(ranges) for node, ranges in (regions or {}).items()},
+        regions_named=regions is not None,
     )
     with locked(config):
         job = job_of(config, record, report, root)
@@ -325,7 +283,8 @@ def files_in(record: PoolRecord, root: Path = host.ROOT) -> list[Path]:
     if not backend_named(record.backend).mounted(record, root=root):
         return []
     top = Path(record.mount)
-    found = (path for path in sorted(top.rglob("*")) if path.relative_to(top).parts[0] != ballast.DIRECTORY)
+    ours = (ballast.DIRECTORY, ready.DIRECTORY)
+    found = (path for path in sorted(top.rglob("*")) if path.relative_to(top).parts[0] not in ours)
     return [path for path in found if not path.is_dir() or path.is_symlink()]
 
 
@@ -365,16 +324,11 @@ def _page_size(kind: Backend, wanted: int | None, root: Path) -> int:
 def shares_of(
     kind: Backend, page_size: int, sizes: int | Mapping[int, int], root: Path, *, least: int = 1
 ) -> dict[int, int]:
-    """Return the bytes a pool is to have of each node, as asked by node or spread evenly.
-
-    Memory without CPUs nearby (CXL) is taken only where it is named: it is slow.
+    """Return the bytes a pool is to have of each node, as asked by node or spread evenly (``Backend.nodes``).
 
     :raise UsageError: When a size is no whole number of pages, at least ``least``, or a node has no memory.
     """
-    with_memory, near = [NO_NODE], [NO_NODE]
-    if kind.has_nodes:
-        with_memory = [node.node for node in host.nodes(root=root) if node.memory.total_bytes]
-        near = [node for node in with_memory if node not in host.nodes_without_cpus(root=root)] or with_memory
+    with_memory, near = kind.nodes(root=root)
     for size in [sizes] if isinstance(sizes, int) else sizes.values():
         if size < least * page_size or size % page_size:
             below = size // page_size * page_size
@@ -384,6 +338,8 @@ def shares_of(
                 hint=f"The nearest size is {' or '.join(nearest or [format_size(least * page_size)])}.",
             )
     if isinstance(sizes, int):
+        if not near:
+            raise PoolShort(f"No node has memory for a {kind.name} pool.", hint=kind.how_to_have_memory(root=root))
         return evenly(sizes, near, page_size)
     if not sizes or not set(sizes) <= set(with_memory):
         raise UsageError(
@@ -419,16 +375,6 @@ def _silent(_doing: str, _done_bytes: int, _total_bytes: int) -> None:
 
 def _path(config: Config, name: str) -> Path:
     return config.pool_records_dir / f"{name}.json"
-
-
-def _read(path: Path) -> PoolRecord:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=PoolRecord)
-    except (OSError, msgspec.DecodeError) as error:
-        raise PoolError(
-            f"The pool record {path} cannot be read: {error}.",
-            hint="Only root may read it; it is written whole or not at all, so look who changed it.",
-        ) from error
 
 
 def _write(config: Config, record: PoolRecord) -> None:

@@ -9,6 +9,8 @@ appears, with all its active domains listed anew. Each returns a sentence for ev
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Collection
 from dataclasses import astuple
 from pathlib import Path
@@ -16,9 +18,10 @@ from pathlib import Path
 from virt_dmem import extents, host
 from virt_dmem.config import Config
 from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Extent, ExtentState, Ledger, Phase
-from virt_dmem.libvirt_dirs import dangling_links
+from virt_dmem.ledger import Extent, ExtentState, Ledger
+from virt_dmem.libvirt_dirs import dangling_links, is_dangling
 from virt_dmem.lifecycle import Lifecycle
+from virt_dmem.mending import Mender
 from virt_dmem.plan import NO_NODE
 from virt_dmem.pools import PoolRecord
 from virt_dmem.units import format_size
@@ -31,25 +34,27 @@ async def from_host(
     ledger: Ledger,
     inventory: Inventory,
     lifecycle: Lifecycle,
-    boot_id: str,
     *,
+    mender: Mender,
+    boot_id: str,
     dry_run: bool = False,
 ) -> list[str]:
     """Mend what can be told without libvirt: earlier boots, interrupted preparations, files and links of nobody."""
     actions = _forget_earlier_boots(ledger, boot_id, dry_run=dry_run)
-    for reservation in ledger.reservations():
-        if reservation.phase in (Phase.RESERVED, Phase.STOPPED) and reservation.boot_id == boot_id:
-            actions.append(
-                f"free {format_size(reservation.size_bytes)} of {reservation.name}:"
-                f" interrupted while {reservation.phase.value}"
-            )
-            if not dry_run:
-                await lifecycle.abandon(reservation)
-    actions += _adopt_or_remove_strangers(ledger, inventory, boot_id, dry_run=dry_run)
-    for link in dangling_links(config.libvirt, config.pools_dir):
-        actions.append(f"remove the link {link}: what it leads to is gone")
+    for reservation in ledger.interrupted(boot_id):
+        actions.append(
+            f"free {format_size(reservation.size_bytes)} of {reservation.name}:"
+            f" interrupted while {reservation.phase.value}"
+        )
         if not dry_run:
-            link.unlink(missing_ok=True)
+            await lifecycle.abandon(reservation)
+    actions += await mender.mend_host(dry_run=dry_run)
+    actions += await _adopt_or_remove_strangers(ledger, inventory, boot_id, dry_run=dry_run)
+    for link in await asyncio.to_thread(dangling_links, config.libvirt, config.pools_dir):
+        if is_dangling(link, config.pools_dir):  # still: a domain may start meanwhile
+            actions.append(f"remove the link {link}: what it leads to is gone")
+            if not dry_run:
+                link.unlink(missing_ok=True)
     if not dry_run:
         freed = await lifecycle.retry_quarantined()
         actions += [
@@ -59,9 +64,15 @@ async def from_host(
 
 
 async def from_libvirt(
-    ledger: Ledger, lifecycle: Lifecycle, active: Collection[str], listed_at: float, *, dry_run: bool = False
+    ledger: Ledger,
+    lifecycle: Lifecycle,
+    mender: Mender,
+    active: Collection[str],
+    listed_at: float,
+    *,
+    dry_run: bool = False,
 ) -> list[str]:
-    """Free what is held for domains that do not run.
+    """Free what is held for domains that do not run; come to an end with what was attached or detached.
 
     A domain is active for libvirt from before its ``prepare`` hook on (``qemuProcessInit`` gives it its id).
 
@@ -70,6 +81,8 @@ async def from_libvirt(
     """
     actions = []
     for reservation in ledger.reservations():
+        if reservation.uuid in active:
+            actions += await mender.mend(reservation.uuid, dry_run=dry_run)
         if reservation.uuid in active or reservation.since >= listed_at:
             continue
         actions.append(f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain does not run")
@@ -86,23 +99,25 @@ def _forget_earlier_boots(ledger: Ledger, boot_id: str, *, dry_run: bool) -> lis
             ledger.forget_extent(extent)
     if stale:
         actions.append(f"forget quarantined extents of an earlier boot in {', '.join(sorted(stale))}")
-    for reservation in ledger.reservations():
-        if reservation.boot_id != boot_id:
-            actions.append(f"forget the reservation of {reservation.name}: its memory went with an earlier boot")
-            if not dry_run:
-                for extent in reservation.extents:
-                    ledger.forget_extent(extent)
-                ledger.forget(reservation.uuid)
+    for reservation in ledger.of_other_boots(boot_id):
+        actions.append(f"forget the reservation of {reservation.name}: its memory went with an earlier boot")
+        if not dry_run:
+            for extent in reservation.extents:
+                ledger.forget_extent(extent)
+            ledger.forget(reservation.uuid)
     return actions
 
 
-def _adopt_or_remove_strangers(ledger: Ledger, inventory: Inventory, boot_id: str, *, dry_run: bool) -> list[str]:
+async def _adopt_or_remove_strangers(
+    ledger: Ledger, inventory: Inventory, boot_id: str, *, dry_run: bool
+) -> list[str]:
     """Charge files that no row of the ledger knows and a process maps; remove those that nobody has open."""
     actions = []
     for name, record in inventory.ready().items():
-        known = {extent.path for extent in ledger.extents_in(name)}
-        for path in sorted(Path(record.mount).glob("libvirt-*/*")):
-            if path in known or path.is_symlink() or not path.is_file():
+        there = await asyncio.to_thread(_files_of_domains, record.mount)
+        # asked after that: a file that is there has had its row before
+        for path in map(Path, sorted(there - ledger.paths_in(name))):
+            if path.is_symlink() or not path.is_file():
                 continue
             if not extents.in_use(path):
                 actions.append(f"remove {path}: no reservation knows it")
@@ -117,6 +132,23 @@ def _adopt_or_remove_strangers(ledger: Ledger, inventory: Inventory, boot_id: st
             if not dry_run:
                 ledger.adopt(extent, domain)
     return actions
+
+
+def _files_of_domains(mount: str) -> set[str]:
+    """Return the paths of all files that domains have, or had, in a segment."""
+    return {
+        os.path.join(mount, directory, name)  # noqa: PTH118 -- a Path takes ten times as long, and there are many
+        for directory in os.listdir(mount)  # noqa: PTH208
+        if directory.startswith("libvirt-")
+        for name in _names_in(os.path.join(mount, directory))  # noqa: PTH118
+    }
+
+
+def _names_in(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _foundling(path: Path, record: PoolRecord, boot_id: str, nodes: set[int]) -> tuple[Extent, str]:

@@ -4,24 +4,49 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from virt_dmem import reconcile
+from virt_dmem import incoming, postcopy, reconcile
+from virt_dmem.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL
+from virt_dmem.changes import Changes
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import is_managed, read_domain, read_uuid
-from virt_dmem.errors import DomainRefused, UsageError
+from virt_dmem.errors import DmemError, DomainRefused, UsageError
 from virt_dmem.host import boot_id
-from virt_dmem.hypervisor import DomainInfo, Hypervisor
+from virt_dmem.hotplug import Hotplug
+from virt_dmem.hypervisor import DomainInfo, Event, Hypervisor
 from virt_dmem.inventory import Inventory
-from virt_dmem.ipc.messages import AlertView, DomainView, ExtentView, HookReply, Link, PoolView, StepView
-from virt_dmem.ledger import Ledger, Reservation
+from virt_dmem.ipc.messages import (
+    AlertView,
+    AttachWish,
+    BackendView,
+    ChangeReply,
+    ChangeView,
+    DomainView,
+    ExtentView,
+    HookReply,
+    Link,
+    PoolView,
+    StepView,
+)
+from virt_dmem.ledger import Ledger, Reservation, Step
 from virt_dmem.lifecycle import Lifecycle, Report
+from virt_dmem.memory_xml import PLACED_MODELS
+from virt_dmem.mending import Mender
 from virt_dmem.metrics import Metrics
+from virt_dmem.qmp import Monitors
+from virt_dmem.readying import Readying
+from virt_dmem.virtio_mem import VirtioMem
 from virt_dmem.watch import APPLY, Watch
 
 __all__ = ["Service"]
+
+log = logging.getLogger(__name__)
 
 _OPERATIONS = ("prepare", "start", "started", "stopped", "release")
 
@@ -35,29 +60,46 @@ class Service:
         self._ledger = Ledger(config.ledger_path, self._boot_id)
         self._inventory = Inventory(config, self._ledger)
         self._lifecycle = Lifecycle(config, self._ledger, self._inventory)
+        self.holding = self._lifecycle.holding
+        self._readying = Readying(config, self._inventory, self.holding)
+        self.monitors = Monitors(self.monitor_event)
+        changes = Changes(config, self._ledger, self._inventory, self._lifecycle)
+        self._virtio_mem = VirtioMem(changes)
+        self._hotplug = Hotplug(changes, self._virtio_mem, self.monitors)
+        self._mender = Mender(changes, self._virtio_mem)
         self.watch = Watch(config, self._ledger, self._inventory)
-        self.metrics = Metrics(config, self._ledger, self._inventory, self.watch)
+        self.metrics = Metrics(config, self._ledger, self.holding, self.watch)
         self.on_resume: Callable[[], None] = lambda: None
         """Called when automatic apply goes on: all that was defined meanwhile is to be looked at."""
 
-    async def hook(self, operation: str, xml: bytes, report: Callable[[HookReply], None]) -> list[Link]:
+    async def hook(
+        self, operation: str, xml: bytes, report: Callable[[HookReply], None], began: float | None = None
+    ) -> list[Link]:
         """Serve one hook operation; an operation that is not ours is answered with nothing done.
+
+        ``began``: when the hook did, in seconds since the epoch.
 
         :raise UsageError: When the operation is none that we serve.
         """
         if not is_managed(xml):
             return []
         with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
-            return await self._serve(operation, xml, report)
+            return await self._serve(operation, xml, report, began)
 
-    async def _serve(self, operation: str, xml: bytes, report: Callable[[HookReply], None]) -> list[Link]:
+    async def _serve(
+        self, operation: str, xml: bytes, report: Callable[[HookReply], None], began: float | None
+    ) -> list[Link]:
         match operation:
             case "prepare":
-                await self._lifecycle.prepare(read_domain(xml), lambda progress: report(_progress(progress)))
+                await self._lifecycle.prepare(
+                    read_domain(xml), lambda progress: report(_progress(progress)), began=began
+                )
             case "start":
-                return await self._lifecycle.start(read_domain(xml))
+                return await self._lifecycle.start(read_domain(xml), began=began)
             case "started":
-                await self._lifecycle.started(read_domain(xml))
+                domain = read_domain(xml)
+                await postcopy.refuse(self._config, self._ledger, self._inventory, domain.uuid)
+                await self._lifecycle.started(domain, began=began)
             # what runs may have become, by hot-add, what would not be started: only who it is counts here
             case "stopped":
                 await self._lifecycle.stopped(read_uuid(xml))
@@ -70,9 +112,64 @@ class Service:
                 )
         return []
 
+    def filter_xml(self, xml: bytes) -> bytes:
+        """Return the XML of a domain that comes here, by migration or restore, as it can run here.
+
+        :raise DmemError: When it cannot.
+        """
+        return incoming.adapt(self._config, xml)
+
+    async def attach(self, wish: AttachWish, report: Callable[[ChangeReply], None]) -> ChangeView:
+        """Give a domain that runs a memory device.
+
+        :raise UsageError: When there is no such model.
+        """
+        if wish.model not in PLACED_MODELS:
+            raise UsageError(f"There is no model {wish.model!r}.", hint=f"Take {' or '.join(PLACED_MODELS)}.")
+        change = await self._hotplug.attach(
+            wish.domain,
+            wish.size_bytes,
+            lambda step: report(_step(step)),
+            model=wish.model,
+            cell=wish.cell,
+            node=wish.node if wish.node >= 0 else None,
+            persistent=wish.persistent,
+        )
+        return ChangeView(**asdict(change))
+
+    async def detach(
+        self, domain: str, alias: str, wait_seconds: float, report: Callable[[ChangeReply], None]
+    ) -> ChangeView:
+        """Ask a guest to let go of a memory device, and wait so long for it."""
+        change = await self._hotplug.detach(
+            domain, alias, lambda step: report(_step(step)), wait_seconds=wait_seconds
+        )
+        return ChangeView(**asdict(change))
+
+    async def resize(
+        self, domain: str, alias: str, size_bytes: int, wait_seconds: float, report: Callable[[ChangeReply], None]
+    ) -> ChangeView:
+        """Have a guest plug or unplug blocks of virtio-mem, and wait so long for it."""
+        change = await self._virtio_mem.resize(
+            domain, alias, size_bytes, lambda step: report(_step(step)), wait_seconds=wait_seconds
+        )
+        return ChangeView(**asdict(change))
+
+    async def device(self, uuid: str, event: Event, alias: str) -> None:
+        """Take note of what libvirt says of a device."""
+        try:
+            if event is Event.KEPT:
+                self._mender.kept(uuid, alias)
+                return
+            for action in await self._mender.mend(uuid, f"libvirt says that {alias} is {event.value}"):
+                log.info("domain %s: %s", uuid, action)
+        except DmemError as error:
+            log.warning("%s of domain %s: %s", alias, uuid, error)
+
     def list_domains(self) -> list[DomainView]:
         """Return every domain that holds memory, by name."""
-        return [self._view(reservation) for reservation in self._ledger.reservations()]
+        steps = self._ledger.all_steps()
+        return [_view(held, steps.get(held.uuid, ())) for held in self._ledger.reservations()]
 
     def show_domain(self, domain: str) -> DomainView:
         """Return one domain, by UUID or name.
@@ -84,15 +181,44 @@ class Service:
             raise DomainRefused(
                 f"Domain {domain} holds no memory of a pool now.", hint="'virt-dmem list' shows those that do."
             )
-        return self._view(reservation)
+        return _view(reservation, self._ledger.steps(reservation.uuid))
+
+    async def show_backends(self, domain: str) -> list[BackendView]:
+        """Return what QEMU says of a domain's memory backends; nothing where its monitor does not answer."""
+        reservation = self._ledger.find(domain)
+        found = await self.monitors.backends(reservation.uuid) if reservation else None
+        return [
+            BackendView(**asdict(backend) | {"host_nodes": list(backend.host_nodes)}) for backend in found or ()
+        ]
+
+    def follow_monitors(self) -> None:
+        """Be connected to the monitors of the domains that run on our memory."""
+        self.monitors.follow(self._ledger.running())
+
+    async def monitor_event(self, uuid: str, event: str, data: Mapping[str, Any]) -> None:
+        """Take note of what QEMU says; libvirt says some of it as well, in its own time."""
+        alias = str(data.get("device") or data.get("id") or "")
+        log.debug("domain %s: %s %s", uuid, event, alias)
+        if event in ("SHUTDOWN", "RESUME"):
+            log.info("domain %s: QEMU says %s", uuid, event)
+            self.watch.changed.set()
+        elif event == "MEMORY_FAILURE":
+            what = f"{data.get('recipient', 'unknown')} {data.get('action', 'unknown')}"
+            log.error("memory of domain %s failed: %s", self._ledger.add_failure(uuid, what), what)
+            self.watch.changed.set()
+        elif event in ("MEM_UNPLUG_ERROR", "DEVICE_UNPLUG_GUEST_ERROR") and alias:
+            await self.device(uuid, Event.KEPT, alias)
+        elif event in ("MEMORY_DEVICE_SIZE_CHANGE", "DEVICE_DELETED") and alias:
+            await self.device(uuid, Event.RESIZED if event.startswith("MEMORY") else Event.REMOVED, alias)
 
     def list_pools(self) -> list[PoolView]:
         """Return every pool, by name."""
-        return self._inventory.views()
+        return self.holding.views()
 
-    def refresh_pools(self) -> None:
+    async def refresh_pools(self) -> None:
         """Read the records of the pools again."""
         self._inventory.refresh()
+        await self.holding.fit()
 
     async def retire_pool(self, name: str) -> None:
         """Give no more memory from a pool (``POOL``) or from one of its segments (``POOL+N``), and be out of it.
@@ -101,11 +227,11 @@ class Service:
         """
         self._inventory.refresh()
         self._inventory.retire(name)
-        await self._lifecycle.holding.at_rest()
+        await self.holding.at_rest()
 
-    async def hold_free(self) -> None:
-        """Hold what is free of the pools on its nodes, where that needs doing."""
-        await self._lifecycle.holding.hold_free()
+    async def make_ready(self) -> bool:
+        """Make memory ready ahead until all is; return whether the host was too busy for that."""
+        return await self._readying.run_dry()
 
     def drain_pool(self, name: str, *, undo: bool) -> None:
         """Give no more memory from a pool, or give it again; holds until it is said otherwise.
@@ -114,6 +240,7 @@ class Service:
         """
         self._inventory.refresh()
         self._inventory.drain(name, undo=undo)
+        self.holding.look_again()
 
     def list_alerts(self) -> list[AlertView]:
         """Return what is not as it should be now."""
@@ -141,7 +268,7 @@ class Service:
             self.resume_apply()
 
     async def reconcile(self, *, dry_run: bool) -> list[str]:
-        """Run both stages; libvirt is asked from a worker thread.
+        """Run both stages, and say what is left that cannot be mended; libvirt is asked from a worker thread.
 
         :raise HypervisorError: When libvirt does not answer; what needs no libvirt is done by then.
         """
@@ -154,12 +281,22 @@ class Service:
 
         listed_at = time.time()
         domains = await asyncio.to_thread(listed)
-        return actions + await self.reconcile_domains(domains, listed_at, dry_run=dry_run)
+        actions += await self.reconcile_domains(domains, listed_at, dry_run=dry_run)
+        left = (GUEST_OUTSIDE_POOL, EXTENT_QUARANTINED)
+        return actions + [
+            f"leave as it is: {alert.message} {alert.hint}" for alert in self.watch.look() if alert.code in left
+        ]
 
     async def reconcile_host(self, *, dry_run: bool = False) -> list[str]:
         """Mend what can be told without libvirt."""
         actions = await reconcile.from_host(
-            self._config, self._ledger, self._inventory, self._lifecycle, self._boot_id, dry_run=dry_run
+            self._config,
+            self._ledger,
+            self._inventory,
+            self._lifecycle,
+            mender=self._mender,
+            boot_id=self._boot_id,
+            dry_run=dry_run,
         )
         self.metrics.reconciled.labels("host").inc(0 if dry_run else len(actions))
         return actions
@@ -169,7 +306,9 @@ class Service:
     ) -> list[str]:
         """Mend what libvirt's list of domains tells, asked for at ``listed_at`` (seconds since the epoch)."""
         active = {domain.uuid for domain in domains if domain.active}
-        actions = await reconcile.from_libvirt(self._ledger, self._lifecycle, active, listed_at, dry_run=dry_run)
+        actions = await reconcile.from_libvirt(
+            self._ledger, self._lifecycle, self._mender, active, listed_at, dry_run=dry_run
+        )
         self.metrics.reconciled.labels("libvirt").inc(0 if dry_run else len(actions))
         return actions
 
@@ -177,28 +316,33 @@ class Service:
         """Close the ledger."""
         self._ledger.close()
 
-    def _view(self, reservation: Reservation) -> DomainView:
-        return DomainView(
-            uuid=reservation.uuid,
-            name=reservation.name,
-            phase=reservation.phase.value,
-            since=reservation.since,
-            reserved_bytes=reservation.size_bytes,
-            extents=[
-                ExtentView(
-                    alias=extent.alias,
-                    pool=extent.pool.partition("+")[0],
-                    path=str(extent.path),
-                    size_bytes=extent.size_bytes,
-                    page_size=extent.page_size,
-                    policy=extent.policy,
-                    nodes=list(extent.nodes),
-                    state=extent.state.value,
-                )
-                for extent in reservation.extents
-            ],
-            steps=[StepView(step.step, step.at, step.seconds) for step in self._ledger.steps(reservation.uuid)],
-        )
+
+def _view(reservation: Reservation, steps: Sequence[Step]) -> DomainView:
+    return DomainView(
+        uuid=reservation.uuid,
+        name=reservation.name,
+        phase=reservation.phase.value,
+        since=reservation.since,
+        reserved_bytes=reservation.size_bytes,
+        extents=[
+            ExtentView(
+                alias=extent.alias,
+                pool=extent.pool.partition("+")[0],
+                path=str(extent.path),
+                size_bytes=extent.size_bytes,
+                page_size=extent.page_size,
+                policy=extent.policy,
+                nodes=list(extent.nodes),
+                state=extent.state.value,
+            )
+            for extent in reservation.extents
+        ],
+        steps=[StepView(step.step, step.at, step.seconds) for step in steps],
+    )
+
+
+def _step(report: Report) -> ChangeReply:
+    return ChangeReply(False, report.message, report.done_bytes, report.total_bytes, None)
 
 
 def _progress(report: Report) -> HookReply:

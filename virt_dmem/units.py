@@ -7,7 +7,7 @@ import re
 
 from virt_dmem.errors import UsageError
 
-__all__ = ["KIB", "MIB", "GIB", "TIB", "parse_size", "parse_duration", "format_size", "round_up"]
+__all__ = ["KIB", "MIB", "GIB", "TIB", "parse_size", "parse_number", "parse_duration", "format_size", "round_up"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -28,6 +28,21 @@ def parse_size(text: str) -> int:
     if size_bytes <= 0:
         raise UsageError(f"{text!r} is not a size.", hint="Write a number and K, M, G or T, such as 512M or 4G.")
     return size_bytes
+
+
+def parse_number(text: str, shown: str = "") -> int:
+    """Return what the kernel's memparse() makes of ``text``: ``2G``, ``0x80000000``, ``4096``, ``0``.
+
+    :param shown: What it is a part of, for the message.
+    :raise UsageError: When it is no such number.
+    """
+    match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([KMGT]?)", text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise UsageError(
+            f"{shown or text!r} cannot be read: {text!r} is no number of bytes.",
+            hint="Write a number, decimal or with 0x, and K, M, G or T, such as 2G.",
+        )
+    return int(match[1], 0 if match[1][:2].lower() == "0x" else 10) * _FACTORS[match[2].upper()]
 
 
 def parse_duration(text: str) -> int:

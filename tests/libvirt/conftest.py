@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.hugepages_lock import hugepages_lock
-from tests.rig import Daemon, GuestImage, PrivateLibvirt, RigError, enter_private_namespace, guest_image
+from tests.rig import Daemon, GuestImage, PrivateLibvirt, RigError, enter_private_namespace, grower, guest_image
 from tests.rig.command import virt_dmem
 from tests.rig.namespace import require_private_namespace
 
@@ -77,8 +78,9 @@ def _no_state_is_left(rig: None) -> Iterator[None]:
 
 @pytest.fixture
 def tmpfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
-    """The pool ``small``: 256 MiB of tmpfs."""
-    virt_dmem("pool", "create", "small", "--backend", "tmpfs", "--size", "256M")
+    """The pool ``small``: 256 MiB of tmpfs, or of what VIRT_DMEM_TEST_BACKEND names."""
+    backend = os.environ.get("VIRT_DMEM_TEST_BACKEND", "tmpfs")
+    virt_dmem("pool", "create", "small", "--backend", backend, "--size", "256M")
     yield "small"
     _destroy_pool(libvirtd, daemon, "small")
 
@@ -112,3 +114,17 @@ def _destroy_pool(libvirtd: PrivateLibvirt, daemon: Daemon, name: str) -> None:
 def image(rig: None) -> GuestImage:
     """The guest that says ``virt-dmem guest up``."""
     return guest_image()
+
+
+@pytest.fixture(scope="session")
+def grower_image(rig: None) -> GuestImage:
+    """The guest that says what memory it has."""
+    return guest_image(grower.SCRIPT, modules=grower.MODULES)
+
+
+@pytest.fixture
+def roomy_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
+    """The pool ``roomy``: 1 GiB of tmpfs."""
+    virt_dmem("pool", "create", "roomy", "--backend", "tmpfs", "--size", "1G")
+    yield "roomy"
+    _destroy_pool(libvirtd, daemon, "roomy")

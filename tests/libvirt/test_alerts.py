@@ -73,6 +73,8 @@ def test_a_guest_that_started_past_the_hook_is_told_of_until_it_ends(
     assert alert["subject"] == libvirtd.virsh("domuuid", "outside")
     assert "outside" in alert["message"]
     assert "outside" in virt_dmem("alerts")
+    (left,) = virt_dmem_json("reconcile", "--dry-run")["actions"]
+    assert left.startswith("leave as it is: Domain outside asks for pool memory")
     check = {item["name"]: item for item in checked()}["alerts"]
     assert check["status"] == "WARN"
     assert "guest-outside-pool" in check["message"]
@@ -134,6 +136,9 @@ def test_an_extent_that_outlives_its_domain_is_told_of_until_it_is_free(
         alert = wait_for_alert("extent-quarantined")
         assert alert["subject"] == extent["path"]
         assert "64 MiB" in alert["message"]
+        (left,) = virt_dmem_json("reconcile")["actions"]
+        assert left.startswith("leave as it is: ")
+        assert extent["path"] in left
     wait_for_the_end_of("extent-quarantined")
 
 

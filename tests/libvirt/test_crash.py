@@ -1,38 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A SIGKILL of the daemon between any two steps, and failures on the way: nothing leaks, no guest is harmed.
 
-The steps are not sampled: the daemon is killed before its first step, before its second, and so on, until an
-operation comes to its end unharmed. ``tests/rig/killing.py`` says what a step is.
+The steps are not sampled: the daemon is killed before its first step, before its second, and so on, to the last one
+of an operation. ``tests/rig/killing.py`` says what a step is.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.rig.command import virt_dmem, virt_dmem_json
+from tests.rig.command import ask, virt_dmem, virt_dmem_json
 from tests.rig.daemon import CONFIG, Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
-from virt_dmem.native import HELPER
 
 MIB = 1 << 20
 MOST_STEPS = 200  # a bound for the loops, far above what there is
 
 
 def reserved(pool: str) -> int:
-    (found,) = [item for item in virt_dmem_json("pool", "list")["pools"] if item["name"] == pool]
+    (found,) = [item for item in ask("ListPools")["pools"] if item["name"] == pool]
     return int(found["reserved_bytes"])
 
 
 def left_in(pool: str) -> list[Path]:
+    below = Path("/run/virt-dmem/pools", pool)
     links = [path for path in Path("/var/lib/libvirt/qemu/ram").rglob("*") if path.is_symlink()]
-    return [*Path("/run/virt-dmem/pools", pool).rglob("*"), *links]
+    return [*below.glob("libvirt-*"), *below.glob("libvirt-*/*"), *links]
 
 
 def require_clean(pool: str) -> None:
@@ -45,7 +45,7 @@ def require_in_order(libvirtd: PrivateLibvirt, pool: str, name: str) -> None:
     if libvirtd.state(name) == "shut off":
         require_clean(pool)
         return
-    shown = virt_dmem_json("show", name)["domain"]
+    shown = ask("ShowDomain", domain=name)["domain"]
     assert shown["reserved_bytes"] == reserved(pool) == 96 * MIB
     maps = Path(f"/proc/{libvirtd.qemu_pids()[name]}/maps").read_text()
     for extent in shown["extents"]:
@@ -53,29 +53,51 @@ def require_in_order(libvirtd: PrivateLibvirt, pool: str, name: str) -> None:
 
 
 def killed_before_every_step(
-    daemon: Daemon, mark: Path, operate: Callable[[], None], restore: Callable[[], None]
+    daemon: Daemon,
+    mark: Path,
+    operate: Callable[[], None],
+    restore: Callable[[], None],
+    *,
+    last: str,
+    also: Sequence[str] = (),
+    background: bool = False,
 ) -> list[str]:
-    """Do ``operate`` with a daemon that is killed before its first step, its second …; return the steps."""
+    """Do ``operate`` with a daemon that is killed before its first step, its second …; return the steps.
+
+    ``last``: the name of the last step. When others of the daemon did some of the work, there are fewer: then it is
+    killed once more before that one, and before each of ``also``, that was not met by its number. ``background``:
+    steps of what the daemon does by itself, not of ``operate``.
+    """
     plain = daemon.program.command
-    steps = []
-    for number in range(MOST_STEPS):
-        daemon.stop()
+    order = mark.with_name(f"{mark.name}.at")
+    steps: list[str] = []
+
+    def killed_before(wanted: str) -> bool:
         mark.unlink(missing_ok=True)
-        daemon.program.command = [
-            *(sys.executable, "-m", "tests.rig.killing", str(number), str(mark), "--config", str(CONFIG))
-        ]
-        daemon.start()
+        order.write_text(f"background:{wanted}" if background else wanted)
         operate()
+        order.unlink(missing_ok=True)
         killed = mark.exists()
         if killed:
             steps.append(mark.read_text())
-        daemon.program.command = plain
-        daemon.stop()
-        daemon.start()
+        daemon.restart()
         restore()
-        if not killed:
-            return steps
-    raise AssertionError(f"more than {MOST_STEPS} steps: {steps[-5:]}")
+        return killed
+
+    daemon.stop()
+    daemon.program.command = [sys.executable, "-m", "tests.rig.killing", str(mark), "--config", str(CONFIG)]
+    daemon.start()
+    for number in range(MOST_STEPS):
+        if not killed_before(str(number)) or steps[-1] == last:
+            break
+    else:
+        raise AssertionError(f"more than {MOST_STEPS} steps: {steps[-5:]}")
+    for name in (*also, last):
+        if name not in steps:
+            killed_before(name)
+    daemon.program.command = plain
+    daemon.restart()
+    return steps
 
 
 def test_a_daemon_killed_between_any_two_steps_of_a_start_leaks_nothing(
@@ -92,11 +114,11 @@ def test_a_daemon_killed_between_any_two_steps_of_a_start_leaks_nothing(
         libvirtd.virsh("destroy", "crash", check=False)
         require_clean(tmpfs_pool)
 
-    steps = killed_before_every_step(daemon, tmp_path / "mark", operate, restore)
+    steps = killed_before_every_step(daemon, tmp_path / "mark", operate, restore, last="answer to started")
     print(f"{len(steps)} steps: {steps}")
     assert len(steps) >= 25
     assert any("symlink" in step for step in steps)
-    assert any("answer to started" in step for step in steps)
+    assert steps[-1] == "answer to started"
 
 
 def test_a_daemon_killed_between_any_two_steps_of_a_stop_leaks_nothing(
@@ -114,10 +136,10 @@ def test_a_daemon_killed_between_any_two_steps_of_a_stop_leaks_nothing(
         libvirtd.virsh("start", "--paused", "crash")
         require_in_order(libvirtd, tmpfs_pool, "crash")
 
-    steps = killed_before_every_step(daemon, tmp_path / "mark", operate, restore)
+    steps = killed_before_every_step(daemon, tmp_path / "mark", operate, restore, last="answer to release")
     print(f"{len(steps)} steps: {steps}")
     assert len(steps) >= 8
-    assert any("answer to release" in step for step in steps)
+    assert steps[-1] == "answer to release"
 
 
 def test_a_guest_whose_ledger_was_lost_is_found_and_charged_again(
@@ -166,19 +188,10 @@ def test_a_link_that_leads_to_nothing_is_removed(libvirtd: PrivateLibvirt, daemo
     directory.rmdir()
 
 
-def helper_that(daemon: Daemon, tmp_path: Path, script: str) -> None:
-    """Restart the daemon with a stand-in for the helper."""
-    helper = tmp_path / "helper"
-    helper.write_text(f'#!/bin/sh\n{script}\nexec {HELPER} "$@"\n')
-    helper.chmod(0o755)
-    daemon.config = f'[prefault]\nhelper = "{helper}"\n'
-    daemon.restart()
-
-
 def test_a_helper_that_is_killed_fails_the_start_and_leaves_nothing(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
 ) -> None:
-    helper_that(daemon, tmp_path, "kill -9 $$")
+    daemon.restart_with_helper(tmp_path, "kill -9 $$")
     libvirtd.define(domain_xml("unlucky"))
     virt_dmem("apply", "unlucky", "--pool", tmpfs_pool)
     with pytest.raises(RigError, match="SIGKILL"):
@@ -198,7 +211,7 @@ def test_memory_that_is_not_there_after_all_fails_the_start_and_leaves_nothing(
         with pytest.raises(RigError, match="out of memory in the pool"):
             libvirtd.virsh("start", "--paused", "robbed")
         assert reserved(tmpfs_pool) == 0
-        assert [path.name for path in left_in(tmpfs_pool)] == ["thief"]
+        assert left_in(tmpfs_pool) == []
     finally:
         Path("/run/virt-dmem/pools", tmpfs_pool, "thief").unlink()
 

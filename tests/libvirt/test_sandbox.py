@@ -13,12 +13,14 @@ import pytest
 
 from tests.rig import Daemon, domain_xml
 from tests.rig.command import virt_dmem, virt_dmem_json
+from tests.rig.processes import tail, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.rig import PrivateLibvirt
 
+REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='small'/>"
 _UNIT = Path(__file__).parents[2] / "systemd/virt-dmemd.service"
 _DENY_WRITE_EXECUTE = """
 import ctypes, os, sys
@@ -58,7 +60,11 @@ def test_a_guest_starts_and_ends_with_the_few_capabilities_of_the_unit(
     virt_dmem("apply", "modest", "--pool", "small")
     libvirtd.virsh("start", "modest", "--paused")
     assert virt_dmem_json("show", "modest")["domain"]["phase"] == "running"
+    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(restricted_daemon.log))
+    libvirtd.define(domain_xml("unasked", memory="32MiB", metadata=REQUEST))
+    applied = "unasked: applied, for it was defined"
+    wait_for("the daemon to apply a domain", lambda: applied in tail(restricted_daemon.log))
     libvirtd.virsh("destroy", "modest")
     assert virt_dmem_json("pool", "list")["pools"][0]["reserved_bytes"] == 0
-    assert not list(Path("/run/virt-dmem/pools/small").iterdir())
+    assert not list(Path("/run/virt-dmem/pools/small").glob("libvirt-*"))
     virt_dmem("pool", "destroy", "small")

@@ -34,7 +34,8 @@ def only_pool(name: str = "small") -> dict[str, int]:
 
 
 def files_in(pool: str) -> list[Path]:
-    return [path for path in Path("/run/virt-dmem/pools", pool).rglob("*") if path.is_file()]
+    """The files of domains; what is made ready for the next ones is none of them."""
+    return [path for path in Path("/run/virt-dmem/pools", pool).glob("libvirt-*/*") if path.is_file()]
 
 
 def smaps_of(pid: int, path: Path) -> str:

@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import mmap
 import os
 import re
+import subprocess
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from virt_dmem import ballast, host, pools, resize
-from virt_dmem.config import Config, DaemonConfig
+from virt_dmem.config import Config, DaemonConfig, PrefaultConfig
 from virt_dmem.domain_xml import Cell, DomainMemory
 from virt_dmem.errors import DmemError, NotEnoughMemory, PoolShort, PrefaultFailed
 from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Ledger, Reservation
 from virt_dmem.lifecycle import Lifecycle
+from virt_dmem.native import HELPER
+from virt_dmem.readying import Readying
 from virt_dmem.resize import NoDaemon
 
 HUGE = 2 << 20
-CONFIG = Config(daemon=DaemonConfig(state_dir="/run/state", run_dir="/run/virt-dmem"))
+_DAEMON = DaemonConfig(state_dir="/run/state", run_dir="/run/virt-dmem")
+CONFIG = Config(daemon=_DAEMON, prefault=PrefaultConfig(ready="off"))
+"""Only ballast."""
+READY = Config(daemon=_DAEMON, prefault=PrefaultConfig(ready_pressure=100.0))
 LIBC = ctypes.CDLL(None, use_errno=True)
 SYS_MBIND, MPOL_PREFERRED, MPOL_BIND, MPOL_MF_STRICT = 237, 1, 2, 1
 MAP_HUGETLB, MAP_NORESERVE, MADV_POPULATE_WRITE = 0x40000, 0x4000, 23
@@ -113,6 +120,7 @@ class Daemon:
         self.ledger = Ledger(config.ledger_path, host.boot_id())
         self.inventory = Inventory(config, self.ledger)
         self.lifecycle = Lifecycle(config, self.ledger, self.inventory)
+        self.readying = Readying(config, self.inventory, self.lifecycle.holding)
 
     def prepare(self, *cells: Cell) -> Reservation:
         memory = DomainMemory(UUID, "vm", "p", cells, True, True, None, None, None, None)
@@ -125,7 +133,7 @@ class Daemon:
         asyncio.run(self.lifecycle.release(UUID))
 
     def hold_free(self) -> None:
-        asyncio.run(self.lifecycle.holding.hold_free())
+        asyncio.run(self.readying.run_dry())
 
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -207,6 +215,32 @@ def test_every_share_lies_on_its_node() -> None:
         assert counts("free_hugepages") == [0, 0, 0]
 
 
+def test_the_helper_runs_on_the_cpus_of_its_nodes_where_they_have_any() -> None:
+    file = Path("/run/extent")
+    for nodes, cpus, threads in (("0", "0", 1), ("1", "1", 1), ("0-1", "0-1", 2), ("2", "0-1", 2), ("1-2", "1", 1)):
+        file.write_bytes(b"")
+        os.truncate(file, 3 * 64 << 20)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        with suppress(BlockingIOError):
+            while os.write(writing, b"x" * 4096):
+                pass
+        os.set_blocking(writing, True)  # full: the helper waits before it ends
+        command = [HELPER, "--mode", "verify-zero", "--size", str(3 * 64 << 20), "--page-size", "4096"]
+        command += ["--policy", "bind", "--nodes", nodes, "--progress-ms", "0", file]
+        with subprocess.Popen(command, stdout=writing) as helper:
+            os.close(writing)
+            status = Path(f"/proc/{helper.pid}/wchan")
+            while "pipe" not in status.read_text():
+                time.sleep(0.05)
+            allowed = Path(f"/proc/{helper.pid}/status").read_text()
+            with os.fdopen(reading, "rb") as pipe:
+                said = json.loads(pipe.read().lstrip(b"x"))
+        assert f"Cpus_allowed_list:\t{cpus}\n" in allowed, (nodes, allowed)
+        assert said["threads"] == threads, (nodes, said)
+    file.unlink()
+
+
 def test_slow_memory_is_the_last_choice() -> None:
     with pool(4, 4, 8):
         daemon = Daemon(CONFIG)
@@ -261,6 +295,30 @@ def test_what_a_domain_gives_back_is_held_again() -> None:
         daemon.hold_free()
         with competitor(0) as taken:
             assert taken == 0, taken
+
+
+def test_memory_given_back_never_leaves_its_node_and_is_clean_for_the_next() -> None:
+    """It stays in the domain's own file, so that a competitor has no moment."""
+    with spare_pages(1, 8), pool(8, 8):
+        daemon = Daemon(READY)
+        cells = (cell(0, 5, 0), cell(1, 6, 0, 1, policy="interleave"))
+        for _ in range(2):
+            (first, second) = daemon.prepare(*cells).extents
+            assert (where(first.path), where(second.path)) == ({0: 5}, {0: 3, 1: 3})
+            for extent in (first, second):
+                with extent.path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+                    assert not any(memory[at : at + HUGE].strip(b"\0") for at in range(0, len(memory), HUGE))
+                    memory[:] = b"x" * len(memory)
+            daemon.release()
+            with competitor(0) as taken:
+                assert taken == 0, taken
+            daemon.hold_free()
+            assert counts("free_hugepages") == [0, 8, 0]
+            held = daemon.lifecycle.holding.stock.held("p")
+            assert {node: size // HUGE for node, size in held.items()} == {0: 8, 1: 3}
+        reservation = daemon.prepare(cell(0, 7, 0))  # for another one, it yields
+        assert where(reservation.extents[0].path) == {0: 7}
+        daemon.release()
 
 
 def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:

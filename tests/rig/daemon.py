@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tests.rig.namespace import mount_points_below, require_private_namespace
 from tests.rig.processes import Program, answers
+from virt_dmem.native import HELPER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,11 +33,16 @@ class Daemon:
     """``python -m virt_dmem.daemon``; needs ``enter_private_namespace()`` before.
 
     ``config``: the text of virt-dmem.toml. ``env``: variables on top of ours. ``under``: a command that ends by
-    exec of what follows it, such as setpriv.
+    exec of what follows it, such as setpriv. ``module``: what stands for the daemon.
     """
 
     def __init__(
-        self, config: str = "", *, env: Mapping[str, str] | None = None, under: Sequence[str] = ()
+        self,
+        config: str = "",
+        *,
+        env: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
+        module: str = "virt_dmem.daemon",
     ) -> None:
         self.config = config
         self.log = LOG
@@ -44,7 +50,7 @@ class Daemon:
         inherited = {key: value for key, value in os.environ.items() if key not in {"NOTIFY_SOCKET", "LISTEN_FDS"}}
         self.program = Program(
             "virt-dmemd",
-            [*under, sys.executable, "-m", "virt_dmem.daemon", "--config", CONFIG],
+            [*under, sys.executable, "-m", module, "--config", CONFIG],
             log=LOG,
             env=inherited | {"PYTHONPATH": str(_REPOSITORY), "PYTHONUNBUFFERED": "1"} | dict(env or {}),
         )
@@ -84,6 +90,14 @@ class Daemon:
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
         self.program.kill()
+
+    def restart_with_helper(self, directory: Path, script: str) -> None:
+        """Restart it with a stand-in for the helper: a shell script, then the helper itself."""
+        helper = directory / "helper"
+        helper.write_text(f'#!/bin/sh\n{script}\nexec {HELPER} "$@"\n')
+        helper.chmod(0o755)
+        self.config = f'[prefault]\nhelper = "{helper}"\n'
+        self.restart()
 
     @staticmethod
     def wipe() -> None:

@@ -53,8 +53,9 @@ def domain_xml(
     devices: str = "",
     qemu_args: Sequence[str] = (),
     uuid: str = "",
+    kind: str = "qemu",
 ) -> str:
-    """Return the XML of a TCG guest with no disk, network, USB or graphics.
+    """Return the XML of a guest, under TCG unless ``kind`` is "kvm", with no disk, network, USB or graphics.
 
     Sizes are written as users write them ("64MiB"). ``cells``: one size for each guest NUMA cell, their sum
     replaces ``memory``; ``vcpus`` is then at least their number. ``max_memory`` with ``slots`` makes hot-add
@@ -65,7 +66,7 @@ def domain_xml(
     """
     vcpus = max(vcpus, len(cells))
     total_kib = sum(int(_kib(cell)) for cell in cells) if cells else int(_kib(memory))
-    root = etree.Element("domain", {"type": "qemu"}, nsmap={"qemu": _QEMU_NAMESPACE})
+    root = etree.Element("domain", {"type": kind}, nsmap={"qemu": _QEMU_NAMESPACE})
     root.append(E.name(name))
     root.append(E.uuid(uuid or str(uuids.uuid4())))
     if metadata:

@@ -23,7 +23,7 @@ from tests.rig.processes import RigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["GuestImage", "fetch_kernel", "guest_image"]
+__all__ = ["GuestImage", "fetch_kernel", "guest_image", "make_initramfs"]
 
 _CACHE = Path(__file__).parents[2] / ".cache/guest"
 _BOOT = Path("/var/lib/libvirt/boot")
@@ -106,7 +106,8 @@ def _module(kernel: Path, name: str) -> bytes:
     raise RigError(f"The guest's kernel has no module {name}.")
 
 
-def _initramfs(kernel: Path, script: str, modules: Sequence[str]) -> bytes:
+def make_initramfs(kernel: Path, script: str = "", modules: Sequence[str] = ()) -> bytes:
+    """Return the initramfs that ``guest_image`` describes, with modules of the unpacked package ``kernel``."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "bin").mkdir()
@@ -141,7 +142,7 @@ def guest_image(script: str = "", *, modules: Sequence[str] = ()) -> GuestImage:
     image = GuestImage(_BOOT / vmlinuz.name, Path(tempfile.mkstemp(prefix="initrd-", dir=_BOOT)[1]))
     if not image.kernel.exists():
         shutil.copyfile(vmlinuz, image.kernel)
-    image.initrd.write_bytes(_initramfs(kernel, script, modules))
+    image.initrd.write_bytes(make_initramfs(kernel, script, modules))
     for file in (image.kernel, image.initrd):
         file.chmod(0o644)
     return image

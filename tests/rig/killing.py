@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``python -m tests.rig.killing N MARK [OPTION...]``: virt-dmemd, killed by SIGKILL right before its N-th step.
+"""``python -m tests.rig.killing MARK [OPTION...]``: virt-dmemd, killed by SIGKILL right before a certain step.
 
-A step is anything it does to the world once it serves its first hook operation or command: each commit of the
-ledger, each file made, removed, linked or given away, each program run, each answer. Steps are counted from
-outside, by Python's audit events and around the ledger's transactions: the product knows nothing of this. What
-the step was is written to the file MARK, which does not exist when fewer than N steps were done.
+Which one, its number or its name, is written to the file ``MARK.at``; it counts from the next hook operation or
+command that is served, which takes that file away. A step is anything that operation does to the world: each commit
+of the ledger, each file made, removed, linked or given away, each program run, each change that libvirt is asked
+for, before and after it, each answer. What only looks again, while it waits, is no step, nor is what the daemon
+does besides. Steps are counted from outside, by Python's audit events and around the ledger's transactions and what
+asks libvirt: the product knows nothing of this. "background:" before the number or name: it counts from the next
+work on memory that nobody asked for. What the step was is written to MARK, which is not made when fewer
+steps were done.
 """
 
 from __future__ import annotations
@@ -12,12 +16,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
-from virt_dmem import daemon
+from virt_dmem import daemon, ready
+from virt_dmem.hypervisor import Hypervisor
 from virt_dmem.ledger import Ledger
+from virt_dmem.readying import Readying
 from virt_dmem.service import Service
 
 _EVENTS = {"open", "os.mkdir", "os.rmdir", "os.remove", "os.symlink", "os.chmod", "os.chown", "os.truncate",
@@ -25,25 +33,51 @@ _EVENTS = {"open", "os.mkdir", "os.rmdir", "os.remove", "os.symlink", "os.chmod"
 
 
 class _Killer:
-    def __init__(self, at: int, mark: Path) -> None:
-        self.at = at
+    def __init__(self, mark: Path) -> None:
         self.mark = mark
+        self.order = mark.with_name(f"{mark.name}.at")
+        self.at: int | str | None = None
         self.done = 0
-        self.armed = False
+        self.counts: ContextVar[bool] = ContextVar("counts", default=False)
+        """In all that the operation does, also in tasks and threads it starts."""
+        self.file = ""
+        self.seen: set[str] = set()
+
+    def arm(self, *, background: bool = False) -> None:
+        """Begin to count, if that is wished of what is asked for, or of what goes on in the background."""
+        if self.at is None and self.order.exists():
+            of_background, _, wanted = self.order.read_text().rpartition(":")
+            if background != bool(of_background):
+                return
+            self.order.unlink()
+            self.at = int(wanted) if wanted.isdecimal() else wanted
+        self.counts.set(self.at is not None)
 
     def step(self, what: str) -> None:
-        if not self.armed:
+        """Be killed if it is this step's turn."""
+        if self.counts.get():
+            self.seen.clear()
+        self._step(what)
+
+    def _step(self, what: str) -> None:
+        if not self.counts.get():
             return
-        if self.done == self.at:
-            self.armed = False  # the mark is no step
+        if self.at in (self.done, what):
+            self.counts.set(False)  # the mark is no step
             self.mark.write_text(what)
             os.kill(os.getpid(), signal.SIGKILL)
         self.done += 1
 
     def audit(self, event: str, args: tuple[object, ...]) -> None:
-        if event not in _EVENTS or (event == "open" and not _writes(args)):
+        """Take an audit event of Python for a step, if it is one."""
+        if event not in _EVENTS or (event == "open" and not _writes(args)) or not self.counts.get():
             return
-        self.step(f"{event} {args[0]}")
+        if event == "open":
+            self.file = str(args[0])
+        what = f"{event} {args[0]}" if isinstance(args[0], str | Path) else f"{event} {self.file}"
+        if what not in self.seen:  # else it looks at the same thing again
+            self.seen.add(what)
+            self._step(what)
 
 
 def _writes(args: tuple[object, ...]) -> bool:
@@ -53,7 +87,7 @@ def _writes(args: tuple[object, ...]) -> bool:
 
 def main() -> int:
     """Install the killer, and be the daemon."""
-    killer = _Killer(int(sys.argv[1]), Path(sys.argv[2]))
+    killer = _Killer(Path(sys.argv[1]))
 
     transaction = Ledger._transaction
 
@@ -65,17 +99,56 @@ def main() -> int:
             killer.step("ledger commit")
 
     async def hook(self: Service, operation: str, *args: object) -> object:
-        killer.armed = True
+        killer.arm()
         try:
             return await serve(self, operation, *args)  # type: ignore[arg-type]
         finally:
             killer.step(f"answer to {operation}")
 
-    serve = Service.hook
+    def watched(name: str) -> Callable[..., Awaitable[object]]:
+        method = getattr(Service, name)
+
+        async def change(self: Service, *args: object) -> object:
+            killer.arm()
+            try:
+                return await method(self, *args)
+            finally:
+                killer.step(f"answer to {name}")
+
+        return change
+
+    async def chunk(self: Readying, *args: Any) -> bool:
+        killer.arm(background=True)
+        try:
+            return await clean_more(self, *args)
+        finally:
+            killer.step("a chunk is done")
+
+    def beginning(*args: Any) -> ready.ReadyExtent | None:
+        killer.arm(background=True)
+        return begin(*args)
+
+    def around(name: str) -> Callable[..., None]:
+        method = getattr(Hypervisor, name)
+
+        def asked(self: Hypervisor, *args: object, **more: object) -> None:
+            killer.step(f"before libvirt's {name}")
+            method(self, *args, **more)
+            killer.step(f"after libvirt's {name}")
+
+        return asked
+
+    for name in ("attach", "detach", "resize"):
+        setattr(Service, name, watched(name))
+    for name in ("attach", "detach", "update"):
+        setattr(Hypervisor, name, around(name))
+    serve, clean_more, begin = Service.hook, Readying._clean_more, ready.begin
     Ledger._transaction = counted  # type: ignore[assignment,method-assign]
     Service.hook = hook  # type: ignore[assignment,method-assign]
+    Readying._clean_more = chunk  # type: ignore[method-assign]
+    ready.begin = beginning
     sys.addaudithook(killer.audit)
-    return daemon.main(sys.argv[3:])
+    return daemon.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

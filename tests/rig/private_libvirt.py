@@ -62,12 +62,14 @@ class PrivateLibvirt:
     """A libvirtd nobody else knows; needs ``enter_private_namespace()`` before.
 
     ``hook``: the file that becomes /etc/libvirt/hooks/qemu.d/50-virt-dmem; by default the project's when it
-    exists; None for none. ``qemu_conf``: lines to add to qemu.conf (of two settings the last wins).
+    exists; None for none. ``qemu_conf``: lines to add to qemu.conf (of two settings the last wins). ``host_uuid``:
+    of a host that is to be another one for libvirt.
     """
 
     uri = "qemu:///system"
 
-    def __init__(self, *, hook: Path | None = HOOK, qemu_conf: str = "") -> None:
+    def __init__(self, *, hook: Path | None = HOOK, qemu_conf: str = "", host_uuid: str = "") -> None:
+        self.host_uuid = host_uuid
         self.hook = hook if hook is not None and (hook != HOOK or hook.exists()) else None
         self.qemu_conf = _QEMU_CONF + qemu_conf
         env = _environment()
@@ -211,7 +213,8 @@ class PrivateLibvirt:
 
     def _write_configuration(self) -> None:
         etc = Path("/etc/libvirt")
-        (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF)
+        own = f'host_uuid = "{self.host_uuid}"\n' if self.host_uuid else ""
+        (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF + own)
         (etc / "qemu.conf").write_text(self.qemu_conf)
         (etc / "virtlogd.conf").write_text("")
         CONSOLES.mkdir(exist_ok=True)

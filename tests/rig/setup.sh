@@ -14,7 +14,7 @@ packages="
     gcc libc6-dev make pkg-config
     python3 python3-dev python3-venv libvirt-dev
     libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
-    qemu-system-x86
+    qemu-system-x86 qemu-utils mmdebstrap e2fsprogs strace
 "
 
 cd "$(dirname "$0")/../.."

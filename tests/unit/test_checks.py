@@ -241,7 +241,8 @@ def test_apparmor_needs_our_rule_where_it_is_enabled(machine: Host) -> None:
     put(machine.root / "sys/module/apparmor/parameters/enabled", "Y\n")
     assert checks.apparmor(machine).status is Status.FAIL
     abstractions = machine.root / "etc/apparmor.d/abstractions"
-    put(abstractions / "libvirt-qemu.d/virt-dmem", "/run/virt-dmem/pools/*/@{profile_name}/** rwk,\n")
+    rules = (Path(__file__).parents[2] / "systemd/apparmor.conf").read_text()
+    put(abstractions / "libvirt-qemu.d/virt-dmem", rules)
     put(abstractions / "libvirt-qemu", "  include if exists <local/abstractions/libvirt-qemu>\n")
     assert checks.apparmor(machine).status is Status.FAIL, "Debian 12 does not read libvirt-qemu.d"
     local = machine.root / "etc/apparmor.d/local/abstractions/libvirt-qemu"
@@ -250,6 +251,10 @@ def test_apparmor_needs_our_rule_where_it_is_enabled(machine: Host) -> None:
     local.unlink()
     put(abstractions / "libvirt-qemu", "  include if exists <abstractions/libvirt-qemu.d>\n")
     assert checks.apparmor(machine).status is Status.PASS
+    put(abstractions / "libvirt-qemu.d/virt-dmem", "/run/virt-dmem/pools/*/@{profile_name}/** rwk,\n")
+    result = checks.apparmor(machine)
+    assert (result.status, "make the monitor" in result.message) == (Status.FAIL, True)
+    assert "'/var/lib/libvirt/qemu/@{profile_name}.qmp rwk,'" in result.hint
     (abstractions / "libvirt-qemu.d/virt-dmem").unlink()
     assert checks.apparmor(machine).status is Status.FAIL
     put(machine.root / "etc/libvirt/qemu.conf", 'security_driver = "none"\n')

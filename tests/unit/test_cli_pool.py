@@ -17,6 +17,7 @@ from tests.answers import require_documented
 from tests.namespace import in_own_mount_namespace
 from virt_dmem.cli.main import main
 from virt_dmem.errors import DaemonUnreachable, ExitStatus
+from virt_dmem.host import mount_at
 from virt_dmem.ipc.client import Client
 from virt_dmem.units import MIB
 
@@ -95,6 +96,19 @@ def test_a_pool_is_made_shown_and_given_back_without_a_daemon(command: Command) 
     assert command.json("pool", "list") == {"pools": []}
     assert "no pool 'small'" in command("pool", "destroy", "small", status=ExitStatus.FAILED)
     assert "no pool 'small'" in command("pool", "show", "small", status=ExitStatus.FAILED)
+
+
+@in_own_mount_namespace
+def test_a_pool_of_tmpfs_asks_for_huge_pages_and_keeps_them_when_it_is_resized(command: Command) -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").exists():
+        pytest.skip("needs a kernel with huge pages for tmpfs")
+    mount = Path(command.json("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")["pool"]["mount"])
+    for size in ("8192k", "16384k"):
+        found = mount_at(mount)
+        assert found is not None
+        assert {"huge=within_size", f"size={size}"} <= set(found.options.split(","))
+        command("pool", "resize", "small", "--size", "16M")
+    command("pool", "destroy", "small")
 
 
 @in_own_mount_namespace

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import runpy
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.documents import DOCUMENTS, MANUAL_PAGES, NOT_RUN, examples, inline, lines
 from tests.unit.test_cli import codes
 from virt_dmem.checks import CHECKS
 from virt_dmem.cli.parser import build_parser
@@ -22,23 +24,16 @@ from virt_dmem.config import keys
 from virt_dmem.errors import ExitStatus
 
 REPOSITORY = Path(__file__).parents[2]
-DOCUMENTS = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *REPOSITORY.glob("docs/**/*.md")])
-PAGES = sorted((REPOSITORY / "docs/man").glob("*.[1-8]"))
 GENERATE = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "docs/generate.py")))
-SHELL_BLOCK = re.compile(r"^```sh( operator)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
-OTHERS = {"virsh", "systemctl", "journalctl"}
-
-
-def commands(document: Path) -> Iterator[str]:
-    """Every line of the shell blocks of a document, those of a pipe one by one, without sudo."""
-    for _, block in SHELL_BLOCK.findall(document.read_text("utf-8")):
-        for line in block.splitlines():
-            yield from (part.strip().removeprefix("sudo ") for part in line.split("|"))
+OTHERS = {"virsh", "journalctl"}
 
 
 def shown_commands() -> list[tuple[str, str]]:
-    return [(path.name, command) for path in DOCUMENTS for command in commands(path)]
+    """Every command that is shown, those of a pipe one by one."""
+    shown = [(path.name, line) for path in DOCUMENTS for line in (*lines(path), *inline(path))]
+    shown += [(page.name, line) for page in MANUAL_PAGES for line in examples(page)]
+    return [(name, part.strip()) for name, line in dict.fromkeys(shown) for part in line.split(" | ")]
 
 
 def make_targets() -> set[str]:
@@ -64,18 +59,40 @@ def spoken(page: Path) -> str:
 
 
 def test_the_documents_have_commands_at_all() -> None:
-    assert len(shown_commands()) > 15
-    assert re.search(r"^```sh operator$", (REPOSITORY / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert len(shown_commands()) > 80
+    assert {path.name for path in DOCUMENTS if lines(path)} >= {"README.md", "operations.md", "alerts.md"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_block_of_commands_is_seen_by_the_tests(document: Path) -> None:
+    fences = re.findall(r"^```(.*)$", document.read_text("utf-8"), re.MULTILINE)
+    assert set(fences) <= {"", "sh", "xml", "toml", "console"}
+
+
+def test_what_is_not_run_is_shown_somewhere_and_has_a_reason() -> None:
+    first_words = {line.split()[0] for path in DOCUMENTS for line in lines(path)}
+    assert set(NOT_RUN) <= first_words
+    assert all(NOT_RUN.values())
 
 
 @pytest.mark.parametrize(("document", "command"), shown_commands(), ids=lambda value: value)
 def test_a_command_that_is_shown_exists(document: str, command: str) -> None:
-    words = shlex.split(re.split(r" [<>] ", command)[0])
+    words = shlex.split(re.split(r" [<>] ?", command)[0])
     match words[0]:
         case "virt-dmem":
-            assert build_parser().parse_args(words[1:]).handler
+            known = dict(verbs(build_parser()))
+            verb = " ".join(itertools.takewhile(lambda word: re.fullmatch("[a-z-]+", word), words[1:3]))
+            if len(words) <= 3 and verb in known and words[1:] == verb.split():
+                return  # the name of a command, without its arguments
+            placeholders = {"SIZE": "1G", "N": "0", "TIME": "1h"}
+            assert build_parser().parse_args([placeholders.get(word, word) for word in words[1:]]).handler
         case "make":
             assert set(words[1:]) <= make_targets()
+        case "systemctl":
+            assert words[1] in {"enable", "reload", "start", "status"}
+            for unit in words[2:]:
+                ours = re.sub("@.*\\.", "@.", unit)
+                assert unit == "libvirtd" or (REPOSITORY / "systemd" / ours).exists(), unit
         case other:
             assert other in OTHERS
 
@@ -93,7 +110,7 @@ def test_what_is_made_from_the_code_is_current() -> None:
 
 def test_there_is_a_manual_page_for_the_command_each_group_the_daemon_and_the_configuration() -> None:
     groups = {verb.partition(" ")[0] for verb, _ in verbs(build_parser()) if " " in verb}
-    assert {page.name for page in PAGES} == {
+    assert {page.name for page in MANUAL_PAGES} == {
         "virt-dmem.1",
         *(f"virt-dmem-{group}.1" for group in groups),
         "virt-dmemd.8",
@@ -101,7 +118,7 @@ def test_there_is_a_manual_page_for_the_command_each_group_the_daemon_and_the_co
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", MANUAL_PAGES, ids=lambda page: page.name)
 def test_man_has_nothing_to_say_about_a_page(page: Path) -> None:
     env = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "100"}
     done = subprocess.run(

@@ -46,6 +46,16 @@ EXPECTED = {
     "usr/share/zsh/site-functions/_virt-dmem": 0o644,
     "usr/share/doc/virt-dmem/virt-dmem.toml": 0o644,
 }
+MODULE = f"usr/src/virt-dmem-{__version__}"
+MODULE_SOURCES = [
+    path.relative_to(ROOT / "kernel")
+    for pattern in ("*.[ch]", "Kbuild", "Makefile")
+    for path in (ROOT / "kernel").rglob(pattern)
+    if not path.name.endswith(".mod.c") and not path.is_relative_to(ROOT / "kernel/tests")
+]
+if MODULE_SOURCES:
+    EXPECTED |= {f"{MODULE}/{path}": 0o644 for path in MODULE_SOURCES}
+    EXPECTED |= {f"{MODULE}/dkms.conf": 0o644, "usr/lib/virt-dmem/module": 0o755}
 HIGHEST_EXPOSURE = 2.5
 """What ``systemd-analyze security`` may say at most (it was 2.4): it runs as root and sees all processes."""
 
@@ -204,6 +214,15 @@ def test_uninstall_is_refused_while_a_domain_has_its_memory_from_us(installed: P
     assert "of others" not in done.stderr
     assert "virt-dmem unapply" in done.stderr
     assert files_in(installed).items() >= before.items()
+
+
+def test_uninstall_is_refused_while_a_guest_runs_that_is_not_persistent(installed: Path) -> None:
+    running = installed / "run/libvirt/qemu"
+    running.mkdir(parents=True)
+    (running / "passing.xml").write_text(f"<domstatus><domain><metadata>{_REQUEST}</metadata></domain></domstatus>")
+    done = script("uninstall.sh", installed)
+    assert done.returncode == 1
+    assert "passing\n" in done.stderr
 
 
 def test_an_old_libvirts_apparmor_rules_are_made_to_include_ours(installed: Path) -> None:

@@ -27,7 +27,7 @@ from virt_dmem.ipc.client import Client
 from virt_dmem.rewrite import apply
 
 REPOSITORY = Path(__file__).parents[2]
-IN_LIBVIRT_TESTS = {"apply", "unapply"}
+IN_LIBVIRT_TESTS = {"apply", "attach", "detach", "resize", "unapply"}
 """Need a libvirt with QEMU: tests/rig/command.py holds every answer there against its type as well."""
 
 

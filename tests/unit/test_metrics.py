@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from virt_dmem.alert_codes import EXPLANATIONS
 from virt_dmem.config import Config, DaemonConfig
 from virt_dmem.errors import NotEnoughMemory
+from virt_dmem.holding import Holding
 from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import ExtentState, Ledger, Phase
 from virt_dmem.metrics import Metrics, write_textfile
@@ -44,7 +45,7 @@ def metrics(tmp_path: Path, ledger: Ledger) -> Metrics:
     (tmp_path / "pools/p.json").write_text(record)
     config = Config(daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)))
     inventory = Inventory(config, ledger)
-    return Metrics(config, ledger, inventory, Watch(config, ledger, inventory))
+    return Metrics(config, ledger, Holding(config, ledger, inventory), Watch(config, ledger, inventory))
 
 
 def samples(metrics: Metrics) -> dict[str, dict[tuple[str, ...], float]]:

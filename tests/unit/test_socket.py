@@ -47,11 +47,11 @@ class Daemon:
         return caller
 
     def require_answer(self) -> None:
-        """It is there, and answers somebody new within a second."""
+        """It is there, and answers somebody new: at once, or a little later on a busy machine."""
         began = time.monotonic()
         with Client(self.path) as client:
             assert client.call("ListPools") == {"pools": []}
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
 
     def rss_bytes(self) -> int:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]

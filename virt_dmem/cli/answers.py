@@ -88,11 +88,14 @@ class HostOption(Struct):
 class PlanHostAnswer(Answer):
     """`plan-host`."""
 
-    guest_memory_bytes: Annotated[int, _says("as asked")]
+    guest_memory_bytes: Annotated[int | None, _says("as asked; null: it was not, with --remove-grub")]
     nodes: Annotated[list[HostNode], _says("those that have memory")]
-    hvo: Annotated[Literal["on", "off", "absent"], _says("HVO now; absent: the kernel has none")]
+    hvo: Annotated[
+        Literal["on", "off", "absent"] | None, _says("HVO now; absent: the kernel has none; null: not looked at")
+    ]
     options: list[HostOption]
     warnings: Annotated[list[str], _says("what does not fit together")]
+    grub: Annotated[str | None, _says("GRUB's file that was written or removed; null: none was")]
 
 
 class PoolSaving(Struct):
@@ -135,6 +138,8 @@ class Pool(Struct):
     capacity_bytes: Annotated[int, _says("what it really has now")]
     reserved_bytes: Annotated[int | None, _says("what domains hold of it; null: virt-dmemd does not answer")]
     free_bytes: Annotated[int | None, _says("capacity less reserved, never negative; null likewise")]
+    ready_bytes: Annotated[int | None, _says("what of it is brought in and zeroed ahead; null likewise")]
+    ready_goal_bytes: Annotated[int | None, _says("how much of it is to be; null likewise")]
     nodes: list[PoolNode]
 
 
@@ -187,7 +192,7 @@ class Extent(Struct):
     page_size: PageSize
     policy: Annotated[str, _says("how it is placed: none, bind, preferred or interleave")]
     nodes: Annotated[list[int], _says("host nodes it lies on; -1 where the backend knows none")]
-    state: Annotated[str, _says("planned, ready or quarantined")]
+    state: Annotated[str, _says("planned, attaching, ready, resizing, detaching or quarantined")]
 
 
 class Step(Struct):
@@ -196,6 +201,19 @@ class Step(Struct):
     step: Annotated[str, _says("hook operation, or part of one")]
     at: Annotated[float, _says("when it ended, in seconds since the epoch")]
     seconds: Annotated[float, _says("how long it took")]
+
+
+class Backend(Struct):
+    """A memory backend as QEMU itself describes it."""
+
+    id: Annotated[str, _says("QEMU's id; of a memory device `mem` and its alias")]
+    kind: Annotated[str, _says("QEMU's type of it")]
+    path: Annotated[str, _says("what QEMU was told to open; empty: nothing")]
+    size_bytes: Annotated[int, _says("its size")]
+    policy: Annotated[str, _says("QEMU's NUMA policy")]
+    host_nodes: Annotated[list[int], _says("host nodes that QEMU was told")]
+    preallocated: Annotated[bool, _says("QEMU touched all of it itself")]
+    shared: Annotated[bool, _says("it is a shared mapping")]
 
 
 class Domain(Struct):
@@ -208,6 +226,10 @@ class Domain(Struct):
     extents: list[Extent]
     since: Since | UnsetType = UNSET
     steps: list[Step] | UnsetType = UNSET
+    backends: (
+        Annotated[list[Backend], _says("what QEMU says; empty: its monitor does not answer, or it has none")]
+        | UnsetType
+    ) = UNSET
     active: Annotated[bool, _says("libvirt runs it; with --applied")] | UnsetType = UNSET
     managed: Annotated[bool, _says("its XML carries our metadata; with --applied")] | UnsetType = UNSET
     applied: Annotated[bool, _says("its XML is rewritten; with --applied")] | UnsetType = UNSET
@@ -254,6 +276,26 @@ class ReconcileAnswer(Answer):
     """`reconcile`."""
 
     actions: Annotated[list[str], _says("what was mended, or would be (--dry-run): sentences")]
+
+
+class MemoryChange(Struct):
+    """What became of a memory device of a domain that runs."""
+
+    uuid: Uuid
+    name: Annotated[str, _says("the domain's name")]
+    alias: Annotated[str, _says("of the memory device")]
+    size_bytes: Annotated[int, _says("of the device; of virtio-mem what the guest has plugged of it")]
+    state: Annotated[
+        Literal["attached", "detached", "resized", "pending"],
+        _says("pending: it comes to its end when the guest does what it was asked"),
+    ]
+    message: Annotated[str, _says("why it is pending; else empty")]
+
+
+class ChangeAnswer(Answer):
+    """`attach`, `detach` and `resize`."""
+
+    change: MemoryChange
 
 
 class Alert(Struct):
@@ -337,6 +379,9 @@ ANSWERS: dict[str, type[Answer]] = {
     "list": ListAnswer,
     "show": ShowAnswer,
     "reconcile": ReconcileAnswer,
+    "attach": ChangeAnswer,
+    "detach": ChangeAnswer,
+    "resize": ChangeAnswer,
     "alerts": AlertsAnswer,
     "metrics": MetricsAnswer,
     "pause-apply": PauseApplyAnswer,

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from virt_dmem import pools, rewrite
+from virt_dmem.backends import backend
 from virt_dmem.cli.output import Output, masked, unified_diff
 from virt_dmem.config import Config, load_config
 from virt_dmem.domain_xml import DomainMemory, read_domain
 from virt_dmem.errors import ExitStatus
 from virt_dmem.hypervisor import Hypervisor
+from virt_dmem.monitor_xml import has_monitor
 
 __all__ = ["apply", "unapply"]
 
@@ -23,8 +25,16 @@ def apply(args: argparse.Namespace, out: Output) -> ExitStatus:
 
     def transform(xml: bytes) -> bytes:
         pool = pools.choose(config, args.pool or read_domain(xml).pool)
+        kind = backend(pool.backend)
         return rewrite.apply(
-            xml, pool=args.pool, page_size=pool.page_size, templates_dir=Path(config.templates_dir)
+            xml,
+            pool=args.pool,
+            page_size=pool.page_size,
+            may_lock=kind.lockable,
+            may_pin=kind.has_struct_pages,
+            hotplug_max=args.hotplug_max,
+            monitor=False if args.no_monitor else config.libvirt.monitor or None,
+            templates_dir=Path(config.templates_dir),
         )
 
     return _change(args, out, config, transform)
@@ -72,3 +82,5 @@ def _report(
         what = "is rewritten: its memory comes from a pool" if domain.applied else "is its own again"
         when = ", from its next start on; it runs now" if active else ""
         out.note(f"The XML of {domain.name} {what}{when}.")
+        if has_monitor(after) and not has_monitor(before):
+            out.note("QEMU gets a second monitor, so libvirt will call the domain tainted (--no-monitor: without).")

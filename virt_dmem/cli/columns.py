@@ -60,8 +60,21 @@ EXTENTS = _table(
     _size("SIZE", "its size", "size_bytes"),
     _size("PAGES", "size of its pages", "page_size"),
     Column("NODES", "host nodes it lies on", lambda row: _joined(row["nodes"])),
-    _text("STATE", "planned, ready or quarantined", "state"),
+    _text("STATE", "planned, attaching, ready, resizing, detaching or quarantined", "state"),
     _text("PATH", "its file", "path"),
+)
+
+BACKENDS = _table(
+    _text("BACKEND", "QEMU's id of the memory backend", "id"),
+    _text("KIND", "what QEMU made it as", "kind"),
+    _size("SIZE", "its size", "size_bytes"),
+    _text("POLICY", "NUMA policy that QEMU gave it", "policy"),
+    Column("NODES", "host nodes that QEMU was told", lambda row: _joined(row["host_nodes"])),
+    Column(
+        "PREALLOCATED", "whether QEMU touched all of it itself", lambda row: "yes" if row["preallocated"] else "no"
+    ),
+    Column("SHARED", "whether it is a shared mapping", lambda row: "yes" if row["shared"] else "no"),
+    _text("PATH", "what QEMU was told to open", "path"),
 )
 
 STEPS = _table(
@@ -77,6 +90,8 @@ POOLS = _table(
     _size("CAPACITY", "what it has now", "capacity_bytes"),
     _size("RESERVED", "what domains hold of it; - when virt-dmemd does not answer", "reserved_bytes"),
     _size("FREE", "capacity less reserved", "free_bytes"),
+    _size("READY", "what of it is brought in and zeroed ahead", "ready_bytes"),
+    _size("TO-BE-READY", "how much of it is to be", "ready_goal_bytes"),
     _text("STATE", "creating, mounting, ready, draining or destroying", "state"),
     _text("MOUNT", "where it is mounted", "mount"),
 )

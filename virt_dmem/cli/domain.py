@@ -21,10 +21,14 @@ def show(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
     with Client(config.socket_path) as daemon:
         domain: dict[str, Any] = daemon.call("ShowDomain", domain=args.domain)["domain"]
+        domain["backends"] = daemon.call("ShowBackends", domain=domain["uuid"])["backends"]
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(domain["since"]))
     out.text(f"{domain['name']} ({domain['uuid']})")
     out.text(f"{domain['phase']} since {since}, holds {out.size(domain['reserved_bytes'])}\n")
     out.table(list(columns.EXTENTS.values()), domain["extents"])
+    if domain["backends"]:
+        out.text("\nQEMU says:")
+        out.table(list(columns.BACKENDS.values()), domain["backends"])
     if args.timing:
         out.text("")
         out.table(list(columns.STEPS.values()), domain["steps"])

@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _apply(commands)
     _rewrite(commands)
     _domains(commands)
+    _hotplug(commands)
     _watch(commands)
     _config(commands)
     _explain(commands)
@@ -124,9 +125,12 @@ def _check(commands: Commands) -> None:
         "tell what each kind of memory saves, and how the host is to be booted for it",
         table=columns.PLAN,
     )
-    plan.add_argument(
-        "--guest-memory", type=parse_size, metavar="SIZE", required=True, help="of all guests together"
+    plan.add_argument("--guest-memory", type=parse_size, metavar="SIZE", help="of all guests together")
+    grub = plan.add_mutually_exclusive_group()
+    grub.add_argument(
+        "--write-grub", action="store_true", help="also write what dmemfs needs to /etc/default/grub.d (as root)"
     )
+    grub.add_argument("--remove-grub", action="store_true", help="only take that away again (as root)")
     _verb(commands, "savings", "pool:savings", "show what the pools save: gross, left, net", table=columns.SAVINGS)
 
 
@@ -141,8 +145,17 @@ def _pool(commands: Commands) -> None:
     create.add_argument(
         "--node", action="append", default=[], type=_node_share, metavar="N=SIZE", help="so much of node N (repeat)"
     )
-    create.add_argument("--backend", choices=("hugetlbfs", "tmpfs"), default="hugetlbfs", help="kind of memory")
-    create.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; the smallest if not given")
+    create.add_argument(
+        "--backend", choices=("hugetlbfs", "dmemfs", "tmpfs"), default="hugetlbfs", help="kind of memory"
+    )
+    create.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; 2M if not given")
+    create.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar="BASE+SIZE",
+        help="of dmemfs: this reserved range (repeat); 'auto', the default: those that have no pool yet",
+    )
     create.add_argument("--no-hvo", action="store_true", help="leave HVO as it is: keep all struct pages")
 
     resize = _verb(verbs, "resize", "pool:resize", "make a pool larger or smaller while domains run")
@@ -192,16 +205,33 @@ def _apply(commands: Commands) -> None:
             verb.add_argument(
                 "--pool", metavar="NAME", default="", help="if not given: what the XML says, or the default"
             )
+            _extras(verb)
         shown = verb.add_mutually_exclusive_group()
         shown.add_argument("--print-diff", action="store_true", help="print the difference (passwords masked)")
         shown.add_argument("--print-xml", action="store_true", help="print the new XML (passwords masked)")
         verb.add_argument("--dry-run", action="store_true", help="change nothing")
 
 
+def _extras(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--hotplug-max",
+        type=parse_size,
+        metavar="SIZE",
+        help="prepare it for memory that is attached later; all its memory together is at most this",
+    )
+    verb.add_argument("--no-monitor", action="store_true", help="do not give QEMU a second monitor for us")
+
+
 def _rewrite(commands: Commands) -> None:
     verb = _verb(commands, "rewrite", "rewrite:rewrite", "apply as a filter: domain XML from stdin to stdout")
     verb.add_argument("--undo", action="store_true", help="unapply instead")
+    verb.add_argument(
+        "--migratable",
+        action="store_true",
+        help="with --undo: of a guest that moves while it runs; what it has now stays, our request goes",
+    )
     verb.add_argument("--pool", metavar="NAME", default="", help="pool to ask for")
+    _extras(verb)
     verb.add_argument("--print-diff", action="store_true", help="print the difference instead (passwords masked)")
 
 
@@ -217,6 +247,37 @@ def _domains(commands: Commands) -> None:
         commands, "reconcile", "domain:reconcile", "bring ledger, pools and live domains together again"
     )
     reconcile.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+
+
+def _hotplug(commands: Commands) -> None:
+    attach = _verb(commands, "attach", "hotplug:attach", "give a domain that runs more memory from its pool")
+    attach.add_argument("domain", metavar="DOMAIN", help="name or UUID")
+    attach.add_argument("--size", type=parse_size, metavar="SIZE", required=True, help="of the memory device")
+    attach.add_argument("--type", choices=("dimm", "virtio-mem"), default="dimm", help="kind of memory device")
+    attach.add_argument("--cell", type=_number, default=0, metavar="N", help="guest NUMA cell; 0 if not given")
+    attach.add_argument("--node", type=_number, metavar="N", help="host node to take it from; else as for its cell")
+    attach.add_argument("--persistent", action="store_true", help="also for the domain's next start")
+    detach = _verb(commands, "detach", "hotplug:detach", "have a guest let go of a memory device, and free it")
+    resize = _verb(commands, "resize", "hotplug:resize", "have a guest plug or unplug memory of virtio-mem")
+    for verb in (detach, resize):
+        verb.add_argument("domain", metavar="DOMAIN", help="name or UUID")
+        verb.add_argument("alias", metavar="ALIAS", help="of the memory device, as 'virt-dmem show' prints it")
+        verb.add_argument(
+            "--wait", type=parse_duration, default=10, metavar="TIME", help="for the guest; 10s if not given"
+        )
+    resize.add_argument(
+        "--size", type=_size_or_nothing, metavar="SIZE", required=True, help="what is to be plugged"
+    )
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise UsageError(f"{text!r} is no number.", hint="Nodes and cells are counted from 0.")
+    return int(text)
+
+
+def _size_or_nothing(text: str) -> int:
+    return 0 if text == "0" else parse_size(text)
 
 
 def _watch(commands: Commands) -> None:

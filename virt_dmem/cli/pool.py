@@ -11,15 +11,17 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from virt_dmem import pools
+from virt_dmem import pools, ready
 from virt_dmem import resize as resizing
 from virt_dmem import savings as saving
+from virt_dmem.backends.dmemfs import regions_by_node
 from virt_dmem.cli import columns
 from virt_dmem.cli.output import Output
 from virt_dmem.cli.progress import progress
 from virt_dmem.config import Config, load_config
 from virt_dmem.errors import DaemonUnreachable, ExitStatus, PermissionRefused, UsageError
 from virt_dmem.ipc.client import Client
+from virt_dmem.ranges import Range, parse_range
 from virt_dmem.units import format_size
 
 __all__ = ["create", "destroy", "list_pools", "mount", "resize", "savings", "show"]
@@ -28,8 +30,9 @@ __all__ = ["create", "destroy", "list_pools", "mount", "resize", "savings", "sho
 def create(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Take memory from the host and mount it as a pool."""
     config = load_config(args.config)
-    sizes = _sizes(args)
+    sizes = _sizes(args, may_be_missing=True)
     _require_root("Making a pool")
+    regions = _regions(args, given=sizes is not None)
     with progress(out) as report:
         record = pools.create(
             config,
@@ -38,6 +41,7 @@ def create(args: argparse.Namespace, out: Output) -> ExitStatus:
             backend=args.backend,
             page_size=args.page_size,
             hvo=not args.no_hvo,
+            regions=regions,
             report=report,
         )
     pages = f"pages of {format_size(record.page_size)}"
@@ -47,11 +51,26 @@ def create(args: argparse.Namespace, out: Output) -> ExitStatus:
     return ExitStatus.DONE
 
 
-def _sizes(args: argparse.Namespace) -> int | dict[int, int]:
-    """Return what ``--size`` and ``--node`` ask for: bytes in all, or bytes by node."""
+def _regions(args: argparse.Namespace, *, given: bool) -> dict[int, list[Range]] | None:
+    """Return the ranges that ``--region`` names, by node; ``None`` for those that are found."""
+    if args.region and args.backend != "dmemfs":
+        raise UsageError(
+            f"A {args.backend} pool is not made of regions.", hint="--region goes with --backend dmemfs."
+        )
+    if args.region in ([], ["auto"]):
+        return None
+    if given:
+        raise UsageError("Regions have a size already.", hint="Leave --size and --node out.")
+    return regions_by_node([parse_range(text) for text in args.region])
+
+
+def _sizes(args: argparse.Namespace, *, may_be_missing: bool = False) -> int | dict[int, int] | None:
+    """Return what ``--size`` and ``--node`` ask for: bytes in all, or bytes by node; ``None`` for nothing."""
     by_node: dict[int, int] = dict(args.node)
     if len(by_node) < len(args.node):
         raise UsageError("A node is named twice.", hint="Give --node once for each node.")
+    if args.size is None and not by_node and may_be_missing:
+        return None
     if args.size is None and not by_node:
         raise UsageError("How large the pool is to be is missing.", hint="Give --size SIZE, or --node N=SIZE.")
     if args.size is not None and by_node and args.size != sum(by_node.values()):
@@ -87,6 +106,7 @@ def resize(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Make a pool larger or smaller; what domains hold is never touched."""
     config = load_config(args.config)
     sizes = _sizes(args)
+    assert sizes is not None  # noqa: S101 -- it may not be missing
     _require_root("Resizing a pool")
     try:
         with progress(out) as report:
@@ -122,6 +142,8 @@ class _Daemon:
         """Let the records be read again; return the bytes that are then reserved."""
         client = self._client()
         if client is None:
+            for record in pools.segments(self._config, pool):  # nobody else will
+                ready.clear(record)
             return 0
         with client:
             client.call("RefreshPools")
@@ -165,7 +187,8 @@ def show(args: argparse.Namespace, out: Output) -> ExitStatus:
     row = next((row for row in _rows(config, out) if row["name"] == args.name), None)
     if row is None:
         row = _row_of(pools.segments(config, args.name))
-    out.table([columns.POOLS[name] for name in ("NAME", "BACKEND", "PAGES", "STATE", "MOUNT")], [row])
+    shown = ("NAME", "BACKEND", "PAGES", "READY", "TO-BE-READY", "STATE", "MOUNT")
+    out.table([columns.POOLS[name] for name in shown], [row])
     out.text("")
     out.table(list(columns.NODES.values()), row["nodes"])
     out.result(pool=row)
@@ -209,6 +232,8 @@ def _row_of(segments: list[pools.PoolRecord]) -> dict[str, Any]:
         "state": next((record.state for record in segments if record.state != "ready"), "ready"),
         "capacity_bytes": capacity.total(),
         **unknown,
+        "ready_bytes": None,
+        "ready_goal_bytes": None,
         "nodes": [{"node": node, "capacity_bytes": size, **unknown} for node, size in sorted(capacity.items())],
     }
 

@@ -14,6 +14,10 @@ __all__ = [
     "INTERFACE",
     "SCHEMA_VERSION",
     "AlertView",
+    "AttachWish",
+    "BackendView",
+    "ChangeReply",
+    "ChangeView",
     "DomainView",
     "ExtentView",
     "HookReply",
@@ -46,6 +50,8 @@ class PoolView:
     capacity_bytes: int
     reserved_bytes: int
     free_bytes: int
+    ready_bytes: int
+    ready_goal_bytes: int
     nodes: list[NodeView]
 
 
@@ -114,3 +120,52 @@ class HookReply:
     done_bytes: int
     total_bytes: int
     links: list[Link]
+
+
+@dataclass(frozen=True)
+class BackendView:
+    """A memory backend as QEMU itself describes it."""
+
+    id: str
+    kind: str
+    path: str
+    size_bytes: int
+    policy: str
+    host_nodes: list[int]
+    preallocated: bool
+    shared: bool
+
+
+@dataclass(frozen=True)
+class AttachWish:
+    """A memory device that a domain is to be given; ``node`` is the host's, -1: any; ``cell`` the guest's."""
+
+    domain: str
+    size_bytes: int
+    model: str
+    cell: int
+    node: int
+    persistent: bool
+
+
+@dataclass(frozen=True)
+class ChangeView:
+    """What became of a memory device: attached, detached, resized, or pending, and then why."""
+
+    uuid: str
+    name: str
+    alias: str
+    size_bytes: int
+    state: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ChangeReply:
+    """Progress of an attach, a detach or a resize while it goes on (``done`` false); then what became of it."""
+
+    done: bool
+    message: str
+    done_bytes: int
+    total_bytes: int
+    change: ChangeView | None

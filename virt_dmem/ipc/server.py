@@ -12,7 +12,7 @@ import logging
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 from asyncvarlink import (
@@ -26,14 +26,26 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from virt_dmem import __version__
 from virt_dmem.ipc.connection import Connection, caller
-from virt_dmem.ipc.messages import INTERFACE, AlertView, DomainView, HookReply, Link, PoolView
+from virt_dmem.ipc.messages import (
+    INTERFACE,
+    AlertView,
+    AttachWish,
+    BackendView,
+    ChangeReply,
+    ChangeView,
+    DomainView,
+    HookReply,
+    Link,
+    PoolView,
+)
 
 __all__ = ["ControlServer"]
 
 log = logging.getLogger(__name__)
 
 READ_METHODS = frozenset(
-    {"ListDomains", "ShowDomain", "ListPools", "ListAlerts", "ShowMetrics", "GetInfo", "GetInterfaceDescription"}
+    {"ListDomains", "ShowDomain", "ShowBackends", "ListPools", "ListAlerts", "ShowMetrics"}
+    | {"GetInfo", "GetInterfaceDescription"}
 )
 _PEERCRED = struct.Struct("3i")
 
@@ -41,6 +53,8 @@ CONNECTIONS = 256
 """Of root at a time. Each takes two file descriptors, of the 1024 that a service has."""
 CONNECTIONS_OF_OTHERS = 64
 """Of those that may only look: they must not keep the hook out."""
+HEARTBEAT_SECONDS = 5.0
+"""How often who waits for a change hears that it still goes on; clients give up after 30 s of silence."""
 PAUSE_SECONDS = 0.5
 """How long nobody is let in when file descriptors or memory have run out."""
 
@@ -48,8 +62,32 @@ PAUSE_SECONDS = 0.5
 class Handler(Protocol):
     """Who does what is asked; any ``DmemError`` it raises goes back to the caller."""
 
-    async def hook(self, operation: str, xml: bytes, report: Callable[[HookReply], None], /) -> list[Link]:
-        """Serve one hook operation."""
+    async def hook(
+        self, operation: str, xml: bytes, report: Callable[[HookReply], None], began: float | None, /
+    ) -> list[Link]:
+        """Serve one hook operation, whose hook began then."""
+
+    def filter_xml(self, xml: bytes, /) -> bytes:
+        """Return the XML of a domain that comes here as it can run here."""
+
+    async def attach(self, wish: AttachWish, report: Callable[[ChangeReply], None], /) -> ChangeView:
+        """Give a domain that runs a memory device."""
+
+    async def detach(
+        self, domain: str, alias: str, wait_seconds: float, report: Callable[[ChangeReply], None], /
+    ) -> ChangeView:
+        """Ask a guest to let go of a memory device."""
+
+    async def resize(
+        self,
+        domain: str,
+        alias: str,
+        size_bytes: int,
+        wait_seconds: float,
+        report: Callable[[ChangeReply], None],
+        /,
+    ) -> ChangeView:
+        """Have a guest plug or unplug blocks of virtio-mem."""
 
     def list_domains(self) -> list[DomainView]:
         """Return every domain that holds memory."""
@@ -57,10 +95,13 @@ class Handler(Protocol):
     def show_domain(self, domain: str, /) -> DomainView:
         """Return one domain, by name or UUID."""
 
+    async def show_backends(self, domain: str, /) -> list[BackendView]:
+        """Return what QEMU says of a domain's memory backends."""
+
     def list_pools(self) -> list[PoolView]:
         """Return every pool."""
 
-    def refresh_pools(self) -> None:
+    async def refresh_pools(self) -> None:
         """Read the records of the pools again."""
 
     async def retire_pool(self, name: str, /) -> None:
@@ -92,10 +133,15 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         self._handler = handler
 
     @varlinkmethod(return_parameter="reply", delay_generator=False)
-    async def Hook(self, *, operation: str, xml: str) -> AsyncIterator[HookReply]:  # noqa: N802
-        """Serve a hook operation: progress replies while it works, then the links to check."""
+    async def Hook(  # noqa: N802
+        self, *, operation: str, xml: str, began: float | None = None
+    ) -> AsyncIterator[HookReply]:
+        """Serve a hook operation: progress replies while it works, then the links to check.
+
+        ``began``: when the hook did, in seconds since the epoch.
+        """
         reports: asyncio.Queue[HookReply | None] = asyncio.Queue()
-        task = asyncio.create_task(self._handler.hook(operation, xml.encode(), reports.put_nowait))
+        task = asyncio.create_task(self._handler.hook(operation, xml.encode(), reports.put_nowait, began))
         task.add_done_callback(lambda _: reports.put_nowait(None))
         if operation == "prepare":
             # nobody waits for it any more (a killed libvirtd, a deadline): roll back rather than hold memory
@@ -103,6 +149,37 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         while (report := await reports.get()) is not None:
             yield report
         raise LastResult(HookReply(done=True, message="", done_bytes=0, total_bytes=0, links=await task))
+
+    @varlinkmethod(return_parameter="reply", delay_generator=False)
+    async def Attach(self, *, wish: AttachWish) -> AsyncIterator[ChangeReply]:  # noqa: N802
+        """Give a domain that runs a memory device: progress replies, then what became of it."""
+        async for reply in _change(lambda report: self._handler.attach(wish, report)):
+            if reply.done:
+                raise LastResult(reply)
+            yield reply
+
+    @varlinkmethod(return_parameter="reply", delay_generator=False)
+    async def Detach(self, *, domain: str, alias: str, wait: float) -> AsyncIterator[ChangeReply]:  # noqa: N802
+        """Ask a guest to let go of a memory device: progress replies, then what became of it."""
+        async for reply in _change(lambda report: self._handler.detach(domain, alias, wait, report)):
+            if reply.done:
+                raise LastResult(reply)
+            yield reply
+
+    @varlinkmethod(return_parameter="reply", delay_generator=False)
+    async def Resize(  # noqa: N802
+        self, *, domain: str, alias: str, size_bytes: int, wait: float
+    ) -> AsyncIterator[ChangeReply]:
+        """Have a guest plug or unplug blocks of virtio-mem: progress replies, then what became of it."""
+        async for reply in _change(lambda report: self._handler.resize(domain, alias, size_bytes, wait, report)):
+            if reply.done:
+                raise LastResult(reply)
+            yield reply
+
+    @varlinkmethod(return_parameter="xml")
+    def FilterXml(self, *, xml: str) -> str:  # noqa: N802
+        """Return the XML of a domain that comes here, by migration or restore, as it can run here."""
+        return self._handler.filter_xml(xml.encode()).decode()
 
     @varlinkmethod(return_parameter="domains")
     def ListDomains(self) -> list[DomainView]:  # noqa: N802
@@ -114,15 +191,20 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         """One domain, by name or UUID, also the timing of its last start."""
         return self._handler.show_domain(domain)
 
+    @varlinkmethod(return_parameter="backends")
+    async def ShowBackends(self, *, domain: str) -> list[BackendView]:  # noqa: N802
+        """Return what QEMU says of a domain's memory backends; empty where its monitor does not answer."""
+        return await self._handler.show_backends(domain)
+
     @varlinkmethod(return_parameter="pools")
     def ListPools(self) -> list[PoolView]:  # noqa: N802
         """Every pool, with what is reserved of it."""
         return self._handler.list_pools()
 
     @varlinkmethod
-    def RefreshPools(self) -> None:  # noqa: N802
+    async def RefreshPools(self) -> None:  # noqa: N802
         """Read the records of the pools again: one was made or destroyed."""
-        self._handler.refresh_pools()
+        await self._handler.refresh_pools()
 
     @varlinkmethod
     async def RetirePool(self, *, name: str) -> None:  # noqa: N802
@@ -158,6 +240,33 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     async def Reconcile(self, *, dry_run: bool) -> list[str]:  # noqa: N802
         """Bring ledger, pools and live domains together again."""
         return await self._handler.reconcile(dry_run=dry_run)
+
+
+async def _change(
+    start: Callable[[Callable[[ChangeReply], None]], Awaitable[ChangeView]],
+) -> AsyncIterator[ChangeReply]:
+    """Yield the progress of a change, again and again while there is none, and at last what became of it."""
+    reports: asyncio.Queue[ChangeReply | None] = asyncio.Queue()
+
+    async def work() -> ChangeView:
+        try:
+            return await start(reports.put_nowait)
+        finally:
+            reports.put_nowait(None)
+
+    task = asyncio.create_task(work())
+    caller.get().when_gone(task.cancel)
+    last = ChangeReply(False, "waiting for libvirt", 0, 0, None)
+    while True:
+        try:
+            report = await asyncio.wait_for(reports.get(), HEARTBEAT_SECONDS)
+        except TimeoutError:
+            report = last
+        if report is None:
+            break
+        last = report
+        yield report
+    yield ChangeReply(True, "", 0, 0, await task)
 
 
 class ControlServer:

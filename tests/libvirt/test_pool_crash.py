@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A SIGKILL of a pool command and of the daemon, between any two steps: no page leaks, no guest is harmed.
+
+The steps are not sampled: the command is killed before its first step, before its second, and so on, until it
+comes to its end. ``tests/rig/killing_command.py`` says what a step is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rig.command import virt_dmem, virt_dmem_json
+from tests.rig.daemon import Daemon
+from tests.rig.domains import domain_xml
+from tests.rig.killing_command import Ending, command_killed_before
+from tests.rig.namespace import mount_points_below
+from tests.rig.private_libvirt import PrivateLibvirt
+from virt_dmem import host
+
+MIB = 1 << 20
+PAGE = 2 * MIB
+MOST_STEPS = 100
+MOUNTS = Path("/run/virt-dmem/pools")
+RECORDS = Path("/var/lib/virt-dmem/pools")
+
+pytestmark = pytest.mark.needs_hugepages
+
+
+class Host:
+    """The pool ``huge`` with a guest of 64 MiB in it that must never notice anything."""
+
+    def __init__(self, libvirtd: PrivateLibvirt, daemon: Daemon) -> None:
+        self.libvirtd, self.daemon = libvirtd, daemon
+        self.before = host.huge_pages(PAGE).pages
+        virt_dmem("pool", "create", "huge", "--size", "64M", "--page-size", "2M")
+        libvirtd.define(domain_xml("witness"))
+        virt_dmem("apply", "witness", "--pool", "huge")
+        libvirtd.virsh("start", "--paused", "witness")
+        self.pid = libvirtd.qemu_pids()["witness"]
+        (extent,) = virt_dmem_json("show", "witness")["domain"]["extents"]
+        self.extent = Path(extent["path"])
+
+    def sure(self, *args: str) -> None:
+        ending = command_killed_before(None, *args)
+        assert ending.status == 0, ending.said
+
+    def revive(self) -> None:
+        self.daemon.restart()
+        self.sure("reconcile")
+
+    def require(self, *segments: str, size_bytes: int) -> None:
+        """Pages, mounts, records and the ledger are those of these segments, and the guest is as it was."""
+        assert host.huge_pages(PAGE).pages - self.before == size_bytes // PAGE
+        assert sorted(mount_points_below(MOUNTS)) == [str(MOUNTS / name) for name in segments]
+        assert sorted(path.name for path in MOUNTS.iterdir()) == list(segments)
+        assert sorted(path.stem for path in RECORDS.glob("[!.]*.json")) == list(segments)
+        shown = virt_dmem_json("pool", "list")["pools"]
+        assert sum(pool["capacity_bytes"] for pool in shown) == size_bytes
+        assert sum(pool["reserved_bytes"] for pool in shown) == 64 * MIB
+        self.require_guest()
+
+    def require_guest(self) -> None:
+        assert self.libvirtd.qemu_pids()["witness"] == self.pid
+        assert f" {self.extent.stat().st_ino} " in Path(f"/proc/{self.pid}/maps").read_text()
+
+    def each_kill(self, *args: str) -> Iterator[str]:
+        """Run the command, killed before each of its steps; yield each step, the daemon serving again."""
+        for number in range(MOST_STEPS):
+            ending: Ending = command_killed_before(number, *args, beside=self.daemon.pid)
+            if not ending.step:
+                assert ending.status == 0, ending.said
+                assert number >= 10, "what is killed so seldom is not looked at"
+                print(f"{' '.join(args)}: {number} steps")
+                return
+            self.revive()
+            self.require_guest()
+            yield ending.step
+        raise AssertionError(f"more than {MOST_STEPS} steps")
+
+
+@pytest.fixture
+def pool_host(libvirtd: PrivateLibvirt, daemon: Daemon, exclusive_hugepages: None) -> Iterator[Host]:
+    made = Host(libvirtd, daemon)
+    yield made
+    if not daemon.program.running:
+        daemon.start()
+    libvirtd.remove()
+    virt_dmem("reconcile")
+    for pool in virt_dmem_json("pool", "list")["pools"]:
+        virt_dmem("pool", "destroy", pool["name"])
+    assert host.huge_pages(PAGE).pages == made.before
+
+
+CREATE = ("pool", "create", "other", "--size", "16M", "--page-size", "2M")
+DESTROY = ("pool", "destroy", "other")
+
+
+def test_a_create_killed_between_any_two_steps_is_undone_whole(pool_host: Host) -> None:
+    for step in pool_host.each_kill(*CREATE):
+        ending = command_killed_before(None, *CREATE)
+        if ending.status:  # what there is of it is in its record
+            assert "There is a pool other already" in ending.said, step
+        else:
+            pool_host.require("huge", "other", size_bytes=80 * MIB)
+        pool_host.sure(*DESTROY)
+        pool_host.require("huge", size_bytes=64 * MIB)
+    pool_host.require("huge", "other", size_bytes=80 * MIB)
+
+
+def test_a_destroy_killed_between_any_two_steps_is_finished_by_another(pool_host: Host) -> None:
+    pool_host.sure(*CREATE)
+    for step in pool_host.each_kill(*DESTROY):
+        ending = command_killed_before(None, *DESTROY)
+        assert ending.status == 0 or "There is no pool 'other'" in ending.said, step
+        pool_host.require("huge", size_bytes=64 * MIB)
+        pool_host.sure(*CREATE)
+    pool_host.require("huge", size_bytes=64 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "segments"),
+    [
+        pytest.param(64, 80, ("huge", "huge+1"), id="larger"),
+        pytest.param(80, 72, ("huge", "huge+1"), id="smaller"),
+        pytest.param(80, 64, ("huge",), id="without its segment"),
+    ],
+)
+def test_a_resize_killed_between_any_two_steps_is_finished_by_another(
+    pool_host: Host, was: int, becomes: int, segments: tuple[str, ...]
+) -> None:
+    def resize(size: int) -> tuple[str, ...]:
+        return "pool", "resize", "huge", "--size", f"{size}M"
+
+    pool_host.sure(*resize(was))
+    for step in pool_host.each_kill(*resize(becomes)):
+        ending = command_killed_before(None, *resize(becomes))
+        if ending.status:
+            assert "virt-dmem pool mount huge" in ending.said, step
+            pool_host.sure("pool", "mount", "huge")
+            pool_host.sure(*resize(becomes))
+        pool_host.require(*segments, size_bytes=becomes * MIB)
+        pool_host.sure(*resize(was))
+    pool_host.require(*segments, size_bytes=becomes * MIB)
