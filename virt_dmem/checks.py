@@ -47,6 +47,10 @@ BTIME_SECONDS = 2
 """How far the start of a process may be off: ``btime`` of /proc/stat has whole seconds, and may step by one."""
 
 
+_LOSES_OPTIMIZED_PAGES = re.compile(r"6\.12\.117\b")
+"""Kernels seen to free optimized huge pages wrongly (docs/operations.md); others tell it by their taint."""
+
+
 class Status(enum.Enum):
     """How it looks."""
 
@@ -144,6 +148,17 @@ def hvo(machine: Host) -> Result:
         return _warn(
             f"HVO was off when the pages of pool {', '.join(late)} were taken: they save nothing.",
             "Stop the pool's domains, then destroy it and create it again.",
+        )
+    if host.bad_pages_met(root=machine.root):
+        return _warn(
+            "The kernel has met pages in a bad state since it booted, and does not use them again: with HVO, mostly"
+            " huge pages that were to be freed.",
+            "Look for 'Bad page state' in dmesg. A reboot brings the memory back; do not shrink pools before it.",
+        )
+    if _LOSES_OPTIMIZED_PAGES.match(release := host.kernel_release(root=machine.root)):
+        return _warn(
+            f"Linux {release} loses huge pages that HVO optimized when they are freed.",
+            "Pools work, and save what they should. Do not destroy or shrink one there without a reboot after it.",
         )
     return _pass(f"HVO is {'on' if on else 'available; making a pool switches it on'}.")
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from virt_dmem import memory_map
+from virt_dmem import host, memory_map
 from virt_dmem.backends import backend
 from virt_dmem.backends.base import PoolRecord
 from virt_dmem.dmem_parameter import parameters, wanted
@@ -36,9 +36,8 @@ def complaint(records: Sequence[PoolRecord], *, root: Path) -> tuple[str, str] |
     for record in large:
         mount = backend(record.backend).mounted(record, root=root)
         if mount and not _has_huge_entries(mount.device, root):
-            release = (root / "proc/sys/kernel/osrelease").read_text().strip()
             return (
-                f"Linux {release} maps the pages of pool {record.name} by 4 KiB.",
+                f"Linux {host.kernel_release(root=root)} maps the pages of pool {record.name} by 4 KiB.",
                 "Boot Linux 6.12 or later (dmesg tells what dmemfs lacks), or use a pool of huge pages.",
             )
     return None

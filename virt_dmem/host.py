@@ -21,12 +21,14 @@ __all__ = [
     "Memory",
     "Mount",
     "Node",
+    "bad_pages_met",
     "boot_id",
     "cma_bytes",
     "find_qemu",
     "huge_page_sizes",
     "huge_pages",
     "hvo",
+    "kernel_release",
     "libvirt_runs",
     "mappings",
     "memory",
@@ -47,6 +49,7 @@ __all__ = [
 
 ROOT = Path("/")
 _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
+_TAINT_BAD_PAGE = 1 << 5  # Documentation/admin-guide/tainted-kernels.rst
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
@@ -234,6 +237,19 @@ def hvo(*, root: Path = ROOT) -> bool | None:
         return (root / _HVO).read_text().strip() != "0"
     except FileNotFoundError:
         return None
+
+
+def bad_pages_met(*, root: Path = ROOT) -> bool:
+    """Tell whether the kernel has met a page in a bad state since it booted; such a page it does not use again."""
+    try:
+        return bool(int((root / "proc/sys/kernel/tainted").read_text()) & _TAINT_BAD_PAGE)
+    except FileNotFoundError:
+        return False
+
+
+def kernel_release(*, root: Path = ROOT) -> str:
+    """Return the running kernel's release, as ``uname -r`` says it."""
+    return (root / "proc/sys/kernel/osrelease").read_text().strip()
 
 
 def boot_id(*, root: Path = ROOT) -> str:

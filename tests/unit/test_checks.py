@@ -88,6 +88,29 @@ def test_a_kernel_without_hvo_saves_nothing(tmp_path: Path, hvo: str | None, sta
     assert checks.hvo(Host(Config(), "", fake_tree(tmp_path, hvo=hvo))).status is status
 
 
+@pytest.mark.parametrize(
+    ("release", "status"),
+    [
+        ("6.12.117+deb13-amd64", Status.WARN),
+        ("6.12.117", Status.WARN),
+        ("6.12.1170", Status.PASS),
+        ("6.12.11", Status.PASS),
+        ("5.6.12.117", Status.PASS),
+    ],
+)
+def test_a_kernel_that_loses_optimized_pages_is_named(machine: Host, release: str, status: Status) -> None:
+    put(machine.root / "proc/sys/kernel/osrelease", f"{release}\n")
+    result = checks.hvo(machine)
+    assert result.status is status
+    assert (release in result.message) is (status is Status.WARN)
+
+
+@pytest.mark.parametrize(("taint", "status"), [(32, Status.WARN), (12320, Status.WARN), (4096 + 64, Status.PASS)])
+def test_a_kernel_that_has_lost_pages_says_so_by_its_taint(machine: Host, taint: int, status: Status) -> None:
+    put(machine.root / "proc/sys/kernel/tainted", f"{taint}\n")
+    assert checks.hvo(machine).status is status
+
+
 def test_a_pool_whose_pages_were_taken_without_hvo_is_named(machine: Host) -> None:
     pool(machine, "late", backend="hugetlbfs", optimized=False)
     assert "late" in checks.hvo(machine).message

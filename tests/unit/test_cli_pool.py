@@ -99,6 +99,20 @@ def test_a_pool_is_made_shown_and_given_back_without_a_daemon(command: Command) 
 
 
 @in_own_mount_namespace
+def test_destroy_says_when_the_kernel_lost_pages_meanwhile(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's taint is a stand-in: no test makes a kernel lose memory."""
+    command("pool", "create", "small", "--size", "1M", "--backend", "tmpfs")
+    met = iter([False, True])
+    monkeypatch.setattr("virt_dmem.host.bad_pages_met", lambda: next(met))
+    noted: list[str] = []
+    monkeypatch.setattr("virt_dmem.cli.output.Output.note", lambda _self, text: noted.append(text))
+    command("pool", "destroy", "small")
+    assert any("Bad page state" in text for text in noted)
+
+
+@in_own_mount_namespace
 def test_a_pool_of_tmpfs_asks_for_huge_pages_and_keeps_them_when_it_is_resized(command: Command) -> None:
     if not Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").exists():
         pytest.skip("needs a kernel with huge pages for tmpfs")

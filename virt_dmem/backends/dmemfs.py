@@ -50,7 +50,7 @@ class Dmemfs(Backend):
             if original.is_original(root):
                 return Probe(available=True, reason="this is the original dmemfs: its memory is zeroed by us")
             return Probe(available=True)
-        release = _text(root / "proc/sys/kernel/osrelease") or os.uname().release
+        release = host.kernel_release(root=root)
         modules = _text(root / f"lib/modules/{release}/modules.dep")
         if any(line.partition(":")[0].rpartition("/")[2].startswith("dmemfs.ko") for line in modules.splitlines()):
             return Probe(available=True)

@@ -7,11 +7,12 @@ import argparse
 import itertools
 import os
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
-from virt_dmem import pools, ready
+from virt_dmem import host, pools, ready
 from virt_dmem import resize as resizing
 from virt_dmem import savings as saving
 from virt_dmem.backends.dmemfs import regions_by_node
@@ -93,7 +94,7 @@ def destroy(args: argparse.Namespace, out: Output) -> ExitStatus:
     pools.find(config, args.name)
     _Daemon(config).retire(args.name)
     try:
-        with progress(out) as report:
+        with _telling_of_lost_pages(out), progress(out) as report:
             pools.destroy(config, args.name, report=report)
     finally:
         _refresh(config)
@@ -109,7 +110,7 @@ def resize(args: argparse.Namespace, out: Output) -> ExitStatus:
     assert sizes is not None  # noqa: S101 -- it may not be missing
     _require_root("Resizing a pool")
     try:
-        with progress(out) as report:
+        with _telling_of_lost_pages(out), progress(out) as report:
             changes = resizing.resize(
                 config, args.name, sizes=sizes, daemon=_Daemon(config), report=report, dry_run=args.dry_run
             )
@@ -236,6 +237,18 @@ def _row_of(segments: list[pools.PoolRecord]) -> dict[str, Any]:
         "ready_goal_bytes": None,
         "nodes": [{"node": node, "capacity_bytes": size, **unknown} for node, size in sorted(capacity.items())],
     }
+
+
+@contextmanager
+def _telling_of_lost_pages(out: Output) -> Iterator[None]:
+    """Say so when the kernel loses memory while it frees huge pages: some kernels do, with HVO."""
+    met_before = host.bad_pages_met()
+    yield
+    if not met_before and host.bad_pages_met():
+        out.note(
+            "The kernel met pages in a bad state meanwhile, and does not use them again: a fault of some kernels in"
+            " freeing huge pages with HVO. Look for 'Bad page state' in dmesg; a reboot brings the memory back."
+        )
 
 
 def _require_root(what: str) -> None:
