@@ -202,9 +202,9 @@ class Machine:
         self._agent = None
 
     def _command(self, agent: Path, serial: str) -> list[str]:
-        # With a thread for each CPU, QEMU 7.2 lets one run into the int3 of another's text_poke(): an oops.
-        # And time goes by instructions, 2 ns each: by the wall clock, a slow machine does little but serve timers.
-        command = ["qemu-system-x86_64", "-M", "pc", "-accel", "tcg,thread=single", "-icount", "shift=1"]
+        how = os.environ.get("LAB_ACCEL", "tcg,thread=multi")
+        command = [*_qemu_of(self.image.root), "-M", "pc", "-accel", how]
+        command += os.environ.get("LAB_MORE", "").split()
         command += ["-cpu", "max", "-nodefaults"]
         command += ["-no-reboot", "-display", "none", "-serial", serial or f"file:{self.console}"]
         command += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd)]
@@ -314,6 +314,18 @@ class Machine:
             except (RigError, ValueError, OSError) as error:
                 logs[name] = f"cannot be had: {error}"
         return logs
+
+
+def _qemu_of(root: Path) -> list[str]:
+    """Return how to run the QEMU of another Debian's files here: by its own dynamic loader, libraries and firmware."""
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    command = [
+        root / "usr/lib64/ld-linux-x86-64.so.2",
+        "--library-path",
+        libraries,
+        root / "usr/bin/qemu-system-x86_64",
+    ]
+    return [*map(str, command), "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
 
 
 def _ends(node_gib: Sequence[int]) -> list[int]:
