@@ -50,6 +50,7 @@ __all__ = [
 ROOT = Path("/")
 _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
 _TAINT_BAD_PAGE = 1 << 5  # Documentation/admin-guide/tainted-kernels.rst
+_ESCAPED = re.compile(r"[ \t\n\\]")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
@@ -149,7 +150,12 @@ def nodes(*, root: Path = ROOT) -> tuple[Node, ...]:
 
 def nodes_without_cpus(*, root: Path = ROOT) -> frozenset[int]:
     """Return the nodes whose memory is far from every CPU, such as CXL memory."""
-    return frozenset(node.node for node in nodes(root=root) if not node.cpus)
+    base = root / "sys/devices/system/node"
+    try:
+        online, with_cpus = (parse_list((base / name).read_text()) for name in ("online", "has_cpu"))
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(online) - frozenset(with_cpus)
 
 
 def memory(*, root: Path = ROOT) -> Memory:
@@ -278,7 +284,8 @@ def _mount(line: str) -> Mount:
 
 def mount_at(path: Path, *, root: Path = ROOT) -> Mount | None:
     """Return what is mounted at ``path``, the uppermost where there are several; ``None`` when nothing is."""
-    lines = (line for line in reversed(_mountinfo(root)) if _unescape(line.split(" ", 5)[4]) == str(path))
+    wanted = _ESCAPED.sub(lambda match: f"\\{ord(match[0]):03o}", str(path))
+    lines = (line for line in reversed(_mountinfo(root)) if line.split(" ", 5)[4] == wanted)
     return next(map(_mount, lines), None)
 
 
