@@ -81,7 +81,7 @@ def memory_of(machine: Machine, uuid: str) -> dict[str, tuple[int, set[int]]]:
 def pool(machine: Machine) -> dict[str, int]:
     """Return sizes of the pool ``guests`` in bytes, as the daemon has them."""
     shown = machine.json("virt-dmem pool show guests --json")["pool"]
-    return {key: value for key, value in shown.items() if key.endswith("_bytes")}
+    return {key: shown[key] for key in ("capacity_bytes", "reserved_bytes", "free_bytes")}
 
 
 def console(machine: Machine, name: str) -> str:

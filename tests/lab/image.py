@@ -41,6 +41,8 @@ _PACKAGES = """
     linux-image-amd64 linux-headers-amd64
 """
 _NOT_WANTED = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/qemu/*.img")
+_EMULATOR = "trixie"
+"""Its QEMU 10 runs a thread for each CPU; with 7.2 nested guests hang, and one CPU runs into another's int3."""
 _DISK_SIZE = "6G"
 """Sparse: what is not written costs nothing."""
 
@@ -104,6 +106,8 @@ class Image:
     initrd: Path
     root: Path
     """The files of the disk, without the project; only read."""
+    emulator: Path
+    """Where the files of the QEMU that runs it are: those of ``_EMULATOR``'s root."""
 
 
 def suite() -> str:
@@ -129,20 +133,26 @@ def the_image(release: str = "") -> Image:
     :raise RigError: When it cannot be made; with the last lines of what failed.
     """
     release = release or suite()
-    base = _CACHE / f"{release}-{_key(release)}"
     with _only_one_at_a_time(), tempfile.TemporaryDirectory(dir=_CACHE, prefix="making-") as name:
         making = Path(name)
-        if not base.exists():
-            _remove(_CACHE.glob(f"{release}-*"))
-            _timed(f"the root of {release}", lambda: _make_base(release, making / "base"))
-            (making / "base").rename(base)
+        emulator, base = _base(_EMULATOR, making), _base(release, making)
         _pack_tree(making / "tree.tar")
         installed = base / f"installed-{_digest([making / 'tree.tar'])}"
         if not installed.exists():
             _remove(base.glob("installed-*"))
             _timed(f"the disk of {release}", lambda: _make_disk(base / "root", making))
             (making / "disk").rename(installed)
-    return Image(release, installed, base / "kernel", base / "initrd", base / "root")
+    return Image(release, installed, base / "kernel", base / "initrd", base / "root", emulator / "root")
+
+
+def _base(release: str, making: Path) -> Path:
+    """Return what all disks of a release begin with, made if need be: its root, kernel and initramfs."""
+    base = _CACHE / f"{release}-{_key(release)}"
+    if not base.exists():
+        _remove(_CACHE.glob(f"{release}-*"))
+        _timed(f"the root of {release}", lambda: _make_base(release, making / release))
+        (making / release).rename(base)
+    return base
 
 
 def _key(release: str) -> str:

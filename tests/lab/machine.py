@@ -202,9 +202,7 @@ class Machine:
         self._agent = None
 
     def _command(self, agent: Path, serial: str) -> list[str]:
-        how = os.environ.get("LAB_ACCEL", "tcg,thread=multi")
-        command = [*_qemu_of(self.image.root), "-M", "pc", "-accel", how]
-        command += os.environ.get("LAB_MORE", "").split()
+        command = [*_qemu_of(self.image.emulator), "-M", "pc", "-accel", "tcg,thread=multi"]
         command += ["-cpu", "max", "-nodefaults"]
         command += ["-no-reboot", "-display", "none", "-serial", serial or f"file:{self.console}"]
         command += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd)]
@@ -317,7 +315,7 @@ class Machine:
 
 
 def _qemu_of(root: Path) -> list[str]:
-    """Return how to run the QEMU of another Debian's files here: by its own dynamic loader, libraries and firmware."""
+    """Return how to run the QEMU of another Debian here: by its own dynamic loader, libraries and firmware."""
     libraries = root / "usr/lib/x86_64-linux-gnu"
     command = [
         root / "usr/lib64/ld-linux-x86-64.so.2",
