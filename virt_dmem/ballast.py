@@ -27,8 +27,9 @@ _CHUNK = 256 * MIB
 
 def nodes_to_hold(record: PoolRecord, *, root: Path = host.ROOT) -> tuple[int, ...]:
     """Return the nodes where a segment needs ballast: none where the kernel's own count is enough."""
-    with_memory = [node for node in host.nodes(root=root) if node.memory.total_bytes]
-    return tuple(record.nodes) if backend(record.backend).holds_nodes and len(with_memory) > 1 else ()
+    if not backend(record.backend).holds_nodes or len(host.nodes_with_memory(root=root)) < 2:
+        return ()
+    return tuple(record.nodes)
 
 
 def held_bytes(record: PoolRecord, node: int) -> int:

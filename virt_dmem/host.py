@@ -10,9 +10,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import select
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 __all__ = [
     "ROOT",
@@ -36,6 +39,7 @@ __all__ = [
     "mounts",
     "node_memory",
     "nodes",
+    "nodes_with_memory",
     "nodes_without_cpus",
     "parse_list",
     "process_name",
@@ -50,7 +54,6 @@ __all__ = [
 ROOT = Path("/")
 _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
 _TAINT_BAD_PAGE = 1 << 5  # Documentation/admin-guide/tainted-kernels.rst
-_ESCAPED = re.compile(r"[ \t\n\\]")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
@@ -146,6 +149,14 @@ def nodes(*, root: Path = ROOT) -> tuple[Node, ...]:
         )
         for node in online
     )
+
+
+def nodes_with_memory(*, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the nodes that have memory; a kernel built without NUMA is one node 0."""
+    try:
+        return parse_list((root / "sys/devices/system/node/has_memory").read_text())
+    except FileNotFoundError:
+        return (0,)
 
 
 def nodes_without_cpus(*, root: Path = ROOT) -> frozenset[int]:
@@ -265,12 +276,47 @@ def boot_id(*, root: Path = ROOT) -> str:
 
 def mounts(*, root: Path = ROOT) -> tuple[Mount, ...]:
     """Return the mounts of our mount namespace, in the order they were made."""
-    return tuple(map(_mount, _mountinfo(root)))
+    if root == ROOT:
+        return _mount_table.read()
+    return _parse_mounts((root / "proc/self/mountinfo").read_bytes())
 
 
-def _mountinfo(root: Path) -> list[str]:
+class _MountTable:
+    """The mounts of our mount namespace, read again only when they changed.
+
+    The kernel then lets its file poll as an error: proc_pid_mountinfo(5).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._namespace: tuple[int, int] | None = None
+        self._file: BinaryIO | None = None
+        self._changed = select.poll()
+        self._mounts: tuple[Mount, ...] = ()
+
+    def read(self) -> tuple[Mount, ...]:
+        with self._lock:
+            # a child shares the open file with its parent, and the file stays with the namespace it was opened in
+            namespace = os.getpid(), Path("/proc/thread-self/ns/mnt").stat().st_ino
+            if namespace != self._namespace:
+                self._file = Path("/proc/thread-self/mountinfo").open("rb", buffering=0)  # noqa: SIM115 -- stays open
+                self._changed = select.poll()
+                self._changed.register(self._file, select.POLLPRI)
+                self._namespace = namespace
+            elif not self._changed.poll(0):
+                return self._mounts
+            assert self._file is not None  # noqa: S101 -- opened with the namespace
+            self._file.seek(0)
+            self._mounts = _parse_mounts(self._file.read())
+            return self._mounts
+
+
+_mount_table = _MountTable()
+
+
+def _parse_mounts(table: bytes) -> tuple[Mount, ...]:
     # bytes: paths need not be UTF-8, nor free of what Python takes for an end of line
-    return os.fsdecode((root / "proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n")
+    return tuple(map(_mount, os.fsdecode(table).rstrip("\n").split("\n")))
 
 
 def _mount(line: str) -> Mount:
@@ -284,9 +330,8 @@ def _mount(line: str) -> Mount:
 
 def mount_at(path: Path, *, root: Path = ROOT) -> Mount | None:
     """Return what is mounted at ``path``, the uppermost where there are several; ``None`` when nothing is."""
-    wanted = _ESCAPED.sub(lambda match: f"\\{ord(match[0]):03o}", str(path))
-    lines = (line for line in reversed(_mountinfo(root)) if line.split(" ", 5)[4] == wanted)
-    return next(map(_mount, lines), None)
+    wanted = str(path)
+    return next((mount for mount in reversed(mounts(root=root)) if mount.path == wanted), None)
 
 
 def _unescape(text: str) -> str:

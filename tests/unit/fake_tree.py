@@ -36,6 +36,7 @@ def fake_tree(
     base = root / "sys/devices/system/node"
     put(base / "online", f"0-{len(memory) - 1}\n" if len(memory) > 1 else "0\n")
     with_cpus = [str(node) for node in range(len(memory)) if node not in without_cpus]
+    put(base / "has_memory", ",".join(str(node) for node, size in enumerate(memory) if size) + "\n")
     put(base / "has_cpu", ",".join(with_cpus) + "\n")
     for node, size in enumerate(memory):
         put(base / f"node{node}/cpulist", "\n" if node in without_cpus else f"{2 * node}-{2 * node + 1}\n")

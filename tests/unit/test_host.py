@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.namespace import in_own_mount_namespace
 from tests.unit.fake_tree import BOOT, GIB, MIB, fake_process, fake_tree, put
 from virt_dmem import host
 
@@ -134,6 +135,24 @@ def test_the_device_of_a_mount_is_what_stat_says() -> None:
     found = host.mount_at(Path("/proc"))
     assert found is not None
     assert found.device == Path("/proc").stat().st_dev
+
+
+@in_own_mount_namespace
+def test_a_mount_is_there_and_gone_as_soon_as_it_is(tmp_path: Path) -> None:
+    """The table is read again when it changed, also by another process, and in a namespace of one's own."""
+    for _ in range(3):
+        assert host.mount_at(tmp_path) is None
+        subprocess.run(["mount", "-t", "tmpfs", "here", tmp_path], check=True)
+        found = host.mount_at(tmp_path)
+        assert found is not None
+        assert (found.fstype, found.source) == ("tmpfs", "here")
+        subprocess.run(["mount", "-t", "ramfs", "above", tmp_path], check=True)
+        found = host.mount_at(tmp_path)
+        assert found is not None
+        assert found.source == "above"
+        subprocess.run(["umount", tmp_path], check=True)
+        subprocess.run(["umount", tmp_path], check=True)
+    assert host.mount_at(tmp_path) is None
 
 
 def test_mappings_of_a_process_are_found_by_device_and_inode(tmp_path: Path) -> None:

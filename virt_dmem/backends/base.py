@@ -184,7 +184,7 @@ class Backend(ABC):
         """
         if not self.has_nodes:
             return [NO_NODE], [NO_NODE]
-        with_memory = [node.node for node in host.nodes(root=root) if node.memory.total_bytes]
+        with_memory = list(host.nodes_with_memory(root=root))
         near = [node for node in with_memory if node not in host.nodes_without_cpus(root=root)]
         return with_memory, near or with_memory
 
