@@ -111,6 +111,7 @@ class Hypervisor:
     def __init__(self, uri: str, definitions_dir: Path = DEFINITIONS_DIR) -> None:
         self._uri = uri
         self._definitions_dir = definitions_dir
+        self._watches: list[int] = []
         try:
             self._connection: Any = libvirt.open(uri)
         except libvirt.libvirtError as error:
@@ -126,11 +127,18 @@ class Hypervisor:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; a dead one too."""
-        try:
+        """Close the connection; a dead one too.
+
+        What is watched is given up first, call by call. Left to libvirtd, who then finds out by itself that a
+        client is gone, that was seen to crash a libvirtd 9.0 ("could not find event callback … for deletion").
+        """
+        with contextlib.suppress(libvirt.libvirtError):
+            for watch in self._watches:
+                self._connection.domainEventDeregisterAny(watch)
+            if self._watches:
+                self._connection.unregisterCloseCallback()
+        with contextlib.suppress(libvirt.libvirtError):
             self._connection.close()
-        except libvirt.libvirtError:
-            return
 
     def _domain(self, domain: str) -> Any:  # noqa: ANN401 -- libvirt-python has no types
         """Look a domain up as virsh does: by id, then UUID, then name."""
@@ -355,8 +363,9 @@ class Hypervisor:
         try:
             self._connection.registerCloseCallback(closed, None)
             self._connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-            self._connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None)
+            register = self._connection.domainEventRegisterAny
+            self._watches.append(register(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None))
             for kind, event in _DEVICES.items():
-                self._connection.domainEventRegisterAny(None, kind, device, event)
+                self._watches.append(register(None, kind, device, event))
         except libvirt.libvirtError as error:
             raise self._failed("its events", error) from error

@@ -13,7 +13,7 @@ from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage, fetch_kernel, make_initramfs
 from tests.rig.private_libvirt import CONSOLES
 
-__all__ = ["CMDLINE", "IMAGE", "boot", "console", "define", "memory_of", "pool", "provide_guest"]
+__all__ = ["CMDLINE", "IMAGE", "boot", "complaints", "console", "define", "memory_of", "pool", "provide_guest"]
 
 _BOOT = Path("/var/lib/libvirt/boot")
 CMDLINE = "maxcpus=1 mitigations=off nokaslr tsc=reliable no_timer_check noreplace-smp"
@@ -82,6 +82,14 @@ def pool(machine: Machine) -> dict[str, int]:
     """Return sizes of the pool ``guests`` in bytes, as the daemon has them."""
     shown = machine.json("virt-dmem pool show guests --json")["pool"]
     return {key: shown[key] for key in ("capacity_bytes", "reserved_bytes", "free_bytes")}
+
+
+def complaints(machine: Machine) -> dict[str, str]:
+    """Return what ``check`` finds wrong, by the name of the check; without what it says of the kernel's HVO."""
+    checks = machine.json("virt-dmem check --json")["checks"]
+    found = {check["name"]: check["message"] for check in checks if check["status"] != "PASS"}
+    found.pop("hvo", None)
+    return found
 
 
 def console(machine: Machine, name: str) -> str:
