@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["place", "Demand", "Placement", "Shares"]
+__all__ = ["place", "fits", "Demand", "Placement", "Shares"]
 
 Shares = list[dict[int, int]]
 """For each demand, node to pages, each more than zero; in the order in which to take them."""
@@ -51,13 +51,20 @@ class Placement:
     """Pages beyond the first tier, beyond the second, …; then the number of shares."""
 
 
+def fits(demands: Sequence[Demand], free: Mapping[int, int]) -> bool:
+    """Tell whether there is a placement of ``demands`` on nodes with ``free`` pages each."""
+    return _fit([_Part(0, demand.pages, _nodes(demand.tiers)) for demand in demands], free)
+
+
 def place(demands: Sequence[Demand], free: Mapping[int, int], *, choices: int = 2000) -> Placement | None:
     """Return the best placement of ``demands`` on nodes with ``free`` pages each; ``None`` when there is none.
 
     :param choices: So many ways to choose nodes are looked at (10 to 100 µs each) before a good one will do.
     """
-    if not _fit([_Part(0, demand.pages, _nodes(demand.tiers)) for demand in demands], free):
+    if not fits(demands, free):
         return None
+    concerned = _nodes([tier for demand in demands for tier in demand.tiers])
+    free = {node: pages for node, pages in free.items() if node in concerned}  # the others stay as they are
     divisions: list[list[_Part]] = []
     every_order = itertools.permutations(range(len(demands)))
     for order in itertools.islice(every_order, None if len(demands) <= _FEW else 1):

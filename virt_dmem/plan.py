@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from virt_dmem.domain_xml import Cell, DomainMemory, require_possible, require_whole_pages
 from virt_dmem.errors import NotEnoughMemory, PoolNotFound
-from virt_dmem.placement import Demand, Placement, place
+from virt_dmem.placement import Demand, Placement, fits, place
 from virt_dmem.units import format_size
 
 __all__ = ["plan_domain", "Plan", "ExtentPlan", "PoolFree", "NO_NODE"]
@@ -141,7 +141,7 @@ def _place(cells: Sequence[Cell], pool: PoolFree) -> list[dict[_Bin, int]] | Non
         [
             (segment, asked)
             for segment in sorted(room, key=lambda segment: (room[segment], segment))
-            if place(asked := _demands(cell, segment, numbers, pool), by_number, choices=0)
+            if fits(asked := _demands(cell, segment, numbers, pool), by_number)
         ]
         for cell in cells
     ]
