@@ -6,7 +6,7 @@ BENCH_OUT ?= build/bench
 
 python := .venv/bin/python
 pytest := $(python) -m pytest --timeout=300 --durations=10
-helper := virt_dmem/native/virt-dmem-prefault
+programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := bench/compare tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh systemd/module.sh .ci/run
 python_code := virt_dmem tests bench docs hatch_build.py
 
@@ -15,12 +15,12 @@ python_code := virt_dmem tests bench docs hatch_build.py
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
 
-setup: ## Install missing Debian packages (as root), make .venv, build the helper
+setup: ## Install missing Debian packages (as root), make .venv, build the C programs
 	@tests/rig/setup.sh
-	@$(MAKE) --no-print-directory --silent $(helper)
+	@$(MAKE) --no-print-directory --silent $(programs)
 
-$(helper): virt_dmem/native/prefault.c virt_dmem/native/build.py
-	@$(python) -m virt_dmem.native.build
+$(programs): virt_dmem/native/virt-dmem-%: virt_dmem/native/%.c virt_dmem/native/build.py
+	@$(python) -m virt_dmem.native.build virt-dmem-$*
 
 plots: setup
 	@$(python) -m pip install --quiet --no-build-isolation --editable '.[bench]'
@@ -66,5 +66,5 @@ uninstall: ## Take away what install put there
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/uninstall.sh
 
 clean: ## Remove what was built; .venv and .cache stay
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(helper)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(programs)
 	find virt_dmem tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.rig.processes import RigError
+from virt_dmem.native.build import PROGRAMS
 
 __all__ = ["PROJECT", "Image", "missing_for_lab", "suite", "the_image"]
 
@@ -157,7 +158,7 @@ def _base(release: str, making: Path) -> Path:
 
 def _key(release: str) -> str:
     inputs = [Path(__file__), _SETUP, _REPOSITORY / "pyproject.toml", _REPOSITORY / "tests/rig/guest.py"]
-    return _digest([*inputs, _REPOSITORY / "virt_dmem/native/prefault.c"], release)
+    return _digest([*inputs, *sorted((_REPOSITORY / "virt_dmem/native").glob("*.c"))], release)
 
 
 def _digest(files: list[Path], text: str = "") -> str:
@@ -255,8 +256,8 @@ def _set_up(root: Path) -> None:
         "tests",
     ):
         _run("cp", "-a", _REPOSITORY / name, project)
-    for built in project.rglob("virt-dmem-prefault"):
-        built.unlink()
+    for built in PROGRAMS:
+        (project / "virt_dmem/native" / built).unlink(missing_ok=True)
     lent = [Path(path) for path in ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf")]
     lent += [Path(os.environ[name]) for name in ("SSL_CERT_FILE", "PIP_CERT") if name in os.environ]
     wheels = os.environ.get("PIP_FIND_LINKS", "")

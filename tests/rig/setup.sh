@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Make a machine with Debian 12 or 13 ready for development: packages, .venv (with the helper), the guest's kernel.
+# Make a machine with Debian 12 or 13 ready for development: packages, .venv (with the C programs), the guest's kernel.
 # What is there is left alone, so a second run takes a moment and needs no network.
 #
 # No service is started by what is installed here: while apt runs, policy-rc.d says no. (Where systemd runs, the
@@ -11,7 +11,7 @@ set -eu
 
 packages="
     busybox-static cpio dpkg xz-utils mount apparmor shellcheck man-db
-    gcc libc6-dev make pkg-config
+    gcc libc6-dev libjson-c-dev make pkg-config
     python3 python3-dev python3-venv libvirt-dev
     libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
     qemu-system-x86 qemu-utils mmdebstrap e2fsprogs strace

@@ -19,7 +19,7 @@ import pytest
 
 from virt_dmem import prefault as driver
 from virt_dmem.errors import PrefaultFailed
-from virt_dmem.native.build import build_helper
+from virt_dmem.native.build import build
 from virt_dmem.prefault import Progress, prefault
 
 MIB = 1 << 20
@@ -29,7 +29,7 @@ PAGE = 4096
 
 @pytest.fixture(scope="module")
 def helper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_helper(tmp_path_factory.mktemp("helper") / "virt-dmem-prefault")
+    return build("virt-dmem-prefault", tmp_path_factory.mktemp("helper") / "virt-dmem-prefault")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hugepages_lock import hugepages_lock
-from virt_dmem.native.build import build_helper
+from virt_dmem.native.build import PROGRAMS, build
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -94,7 +94,9 @@ class Helper:
 
 @pytest.fixture(scope="module", params=BUILDS)
 def helper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Helper:
-    return Helper(build_helper(tmp_path_factory.mktemp("helper") / request.param, flags=BUILDS[request.param]))
+    return Helper(
+        build("virt-dmem-prefault", tmp_path_factory.mktemp("helper") / request.param, flags=BUILDS[request.param])
+    )
 
 
 @pytest.fixture
@@ -795,22 +797,26 @@ def test_a_compiler_that_fails_leaves_the_old_program(tmp_path: Path, monkeypatc
     program.write_text("old")
     monkeypatch.setenv("CC", "false")
     with pytest.raises(subprocess.CalledProcessError):
-        build_helper(program)
+        build("virt-dmem-prefault", program)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("program", "old")]
 
 
-def test_the_wheel_carries_the_helper_executable_and_names_its_platform(tmp_path: Path) -> None:
+def test_the_wheel_carries_the_programs_executable_and_names_its_platform(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    leave = shutil.ignore_patterns(".*cache", ".git", ".venv", "__pycache__", "tests", "dist", "virt-dmem-prefault")
+    leave = shutil.ignore_patterns(".*cache", ".git", ".venv", "__pycache__", "tests", "dist", *PROGRAMS)
     shutil.copytree(ROOT, tree, ignore=leave, symlinks=True)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=tree, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert f"-py3-none-linux_{os.uname().machine}" in wheel.name
-    with zipfile.ZipFile(wheel) as archive:
-        packed = archive.getinfo("virt_dmem/native/virt-dmem-prefault")
-        assert stat.S_IMODE(packed.external_attr >> 16) == 0o755
-        archive.extract(packed, tmp_path)
-    program = tmp_path / packed.filename
-    program.chmod(0o755)  # zipfile drops modes, installers do not
-    assert subprocess.run([program, "--version"], check=True, capture_output=True).stdout.startswith(b"virt-dmem")
+    for name in PROGRAMS:
+        with zipfile.ZipFile(wheel) as archive:
+            packed = archive.getinfo(f"virt_dmem/native/{name}")
+            assert stat.S_IMODE(packed.external_attr >> 16) == 0o755
+            archive.extract(packed, tmp_path)
+        program = tmp_path / packed.filename
+        program.chmod(0o755)  # zipfile drops modes, installers do not
+        assert (
+            subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout.split()[0]
+            == name
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compile ``virt-dmem-prefault``: by hand with ``python -m virt_dmem.native.build``, else from ``hatch_build.py``.
+"""Compile our programs: by hand with ``python -m virt_dmem.native.build``, else from ``hatch_build.py``.
 
 Imports the standard library only: the build of a wheel loads this file by its path, before there is a package.
 """
@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["build_helper", "main"]
+__all__ = ["PROGRAMS", "build", "main"]
 
 _HERE = Path(__file__).resolve().parent
-_OUTPUT = _HERE / "virt-dmem-prefault"
+PROGRAMS = {"virt-dmem-prefault": ["-pthread"], "virt-dmem-hook": ["-ljson-c"]}
+"""Their names, and what each is linked to; virt-dmem-NAME is made of NAME.c."""
 
 
 def _version() -> str:
@@ -25,8 +26,8 @@ def _version() -> str:
     return found[1] if found else "unknown"
 
 
-def build_helper(output: Path = _OUTPUT, *, flags: Iterable[str] = ()) -> Path:
-    """Compile ``prefault.c`` to ``output``, print the command, return ``output``.
+def build(program: str, output: Path | None = None, *, flags: Iterable[str] = ()) -> Path:
+    """Compile one of ``PROGRAMS`` to ``output``, beside this file by default; print the command, return ``output``.
 
     The compiler is ``$CC`` (else ``cc``); ``$CFLAGS`` (else ``-O2``), ``$CPPFLAGS`` and ``$LDFLAGS`` are obeyed as
     distributions expect it; ``flags`` come last. The new program replaces an old one only once it is whole.
@@ -38,10 +39,12 @@ def build_helper(output: Path = _OUTPUT, *, flags: Iterable[str] = ()) -> Path:
     def env(name: str, default: str = "") -> list[str]:
         return shlex.split(os.environ.get(name) or default)
 
+    output = output or _HERE / program
+    source = _HERE / f"{program.removeprefix('virt-dmem-')}.c"
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    command = [*env("CC", "cc"), "-std=gnu11", "-pthread", "-Wall", "-Wextra"]
+    command = [*env("CC", "cc"), "-std=gnu11", "-Wall", "-Wextra"]
     command += [f'-DVIRT_DMEM_VERSION="{_version()}"', *env("CPPFLAGS"), *env("CFLAGS", "-O2"), *flags]
-    command += ["-o", str(unfinished), str(_HERE / "prefault.c"), *env("LDFLAGS")]
+    command += ["-o", str(unfinished), str(source), *PROGRAMS[program], *env("LDFLAGS")]
     print(shlex.join(command), flush=True)
     try:
         subprocess.run(command, check=True)
@@ -53,12 +56,13 @@ def build_helper(output: Path = _OUTPUT, *, flags: Iterable[str] = ()) -> Path:
 
 
 def main() -> int:
-    """Build it beside this file; return the exit status."""
-    try:
-        build_helper()
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"virt-dmem-prefault was not built: {error}", file=sys.stderr)
-        return 1
+    """Build the programs that are named, or all, beside this file; return the exit status."""
+    for program in sys.argv[1:] or PROGRAMS:
+        try:
+            build(program)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{program} was not built: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * virt-dmem-hook: what libvirt's hook does for a domain of ours, once the shell half (hooks/qemu.d/50-virt-dmem) has
+ * seen that it is one.
+ *
+ * One varlink call to virt-dmemd; then the links that it made are looked at in libvirtd's own mount namespace. Why a
+ * domain must not start is said in one line on standard error. Nothing but a whole and sensible answer ends with 0:
+ * without its memory no domain starts.
+ *
+ * It runs three times at each start, with the domain locked, so it takes nothing that is slow to begin with.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#ifndef VIRT_DMEM_VERSION
+#define VIRT_DMEM_VERSION "unknown"
+#endif
+#ifndef ANSWER_SECONDS
+#define ANSWER_SECONDS 10 /* without any message; progress messages may go on for as long as they come */
+#endif
+#define TEXT_OF(macro) TEXT(macro)
+#define TEXT(value) #value
+#define MOST ((size_t)64 << 20)	 /* of XML, and of one answer; libvirt itself takes 4 MiB of XML */
+#define PIECE ((size_t)64 << 10) /* what is read in one go */
+
+enum status { DONE = 0, FAILED = 1, USAGE = 2 };
+
+/* Bytes that come in pieces. */
+struct text {
+	char *at;
+	size_t size, room;
+};
+
+/* All that the heap holds, so that it is still held where the program ends in the middle. */
+static struct {
+	const char *path; /* of virt-dmemd's socket */
+	int fd;
+	struct text xml, heard;
+	struct json_tokener *parser;
+	struct json_object *request, *answer;
+} work = {.path = "/run/virt-dmem/sock"};
+
+/* --- the ends --- */
+
+/* Leaves no control character: whatever was said is one line, and nothing that a terminal would obey. */
+static void make_one_line(unsigned char *text)
+{
+	for (; *text; text++) {
+		if (*text < ' ' || *text == 0x7f)
+			*text = ' ';
+		else if (text[0] == 0xc2 && text[1] >= 0x80 && text[1] < 0xa0) /* U+0080 to U+009F */
+			text[0] = text[1] = ' ';
+	}
+}
+
+__attribute__((format(printf, 1, 2), noreturn)) static void refuse(const char *format, ...)
+{
+	char *sentence;
+	va_list args;
+	va_start(args, format);
+	int length = vasprintf(&sentence, format, args);
+	va_end(args);
+	if (length < 0)
+		_exit(FAILED);
+	make_one_line((unsigned char *)sentence);
+	dprintf(STDERR_FILENO, "virt-dmem: %s\n", sentence);
+	free(sentence);
+	exit(FAILED);
+}
+
+__attribute__((noreturn)) static void no_memory(void)
+{
+	refuse("The hook has no memory left.");
+}
+
+__attribute__((noreturn)) static void unreachable(const char *reason)
+{
+	refuse("virt-dmemd does not answer at %s: %s. Start it with 'systemctl start virt-dmemd.socket'.", work.path,
+	       reason);
+}
+
+__attribute__((noreturn)) static void unreachable_by(int error)
+{
+	if (error == EAGAIN) /* what a socket says when its time is over */
+		unreachable("nothing came for " TEXT_OF(ANSWER_SECONDS) " s");
+	unreachable(strerror(error));
+}
+
+__attribute__((noreturn)) static void nonsense(const char *what)
+{
+	refuse("The answer of virt-dmemd at %s makes no sense: %s. Install virt-dmem again, hook and daemon of one "
+	       "version.",
+	       work.path, what);
+}
+
+/* --- text --- */
+
+/* Where the next PIECE goes; makes room for it. */
+static char *room(struct text *text, const char *whose)
+{
+	if (text->size > MOST)
+		refuse("%s is larger than %zu MiB.", whose, MOST >> 20);
+	if (text->room - text->size < PIECE) {
+		text->room = 2 * text->room + PIECE;
+		text->at = realloc(text->at, text->room);
+		if (!text->at)
+			no_memory();
+	}
+	return text->at + text->size;
+}
+
+/* How many bytes the UTF-8 character has that begins here (RFC 3629), 0 where there is none. */
+static size_t character(const unsigned char *text, size_t left)
+{
+	static const uint32_t least[] = {[2] = 0x80, [3] = 0x800, [4] = 0x10000};
+	if (*text < 0x80)
+		return 1;
+	size_t size = *text < 0xe0 ? 2 : *text < 0xf0 ? 3 : 4;
+	if (*text < 0xc0 || *text > 0xf4 || size > left)
+		return 0;
+	uint32_t point = *text & (0x7fU >> size);
+	for (size_t i = 1; i < size; i++) {
+		if ((text[i] & 0xc0) != 0x80)
+			return 0;
+		point = point << 6 | (text[i] & 0x3f);
+	}
+	bool surrogate = point >= 0xd800 && point < 0xe000;
+	return point < least[size] || point > 0x10ffff || surrogate ? 0 : size;
+}
+
+/* How many bytes are UTF-8, from the first one on. */
+static size_t utf8(const char *text, size_t size)
+{
+	size_t good = 0, next;
+	while (good < size && (next = character((const unsigned char *)text + good, size - good)))
+		good += next;
+	return good;
+}
+
+static void read_xml(void)
+{
+	ssize_t count;
+	while ((count = TEMP_FAILURE_RETRY(read(STDIN_FILENO, room(&work.xml, "The XML of the domain"), PIECE))) > 0)
+		work.xml.size += (size_t)count;
+	if (count < 0)
+		refuse("The XML of the domain cannot be read: %s.", strerror(errno));
+	if (work.xml.size && work.xml.at[work.xml.size - 1] == '\n') /* the here-document's, not libvirt's */
+		work.xml.size--;
+	size_t good = utf8(work.xml.at, work.xml.size);
+	if (good < work.xml.size)
+		refuse("The XML of the domain is no UTF-8 from byte %zu on.", good);
+}
+
+/* --- what is sent --- */
+
+static void add(struct json_object *to, const char *name, struct json_object *value)
+{
+	if (!value || json_object_object_add(to, name, value))
+		no_memory();
+}
+
+/* When the shell half began, in seconds since the epoch, to a clock tick; 0 where that cannot be known. */
+static double began(const char *pid)
+{
+	char path[64], stat[1024];
+	snprintf(path, sizeof path, "/proc/%d/stat", atoi(pid));
+	FILE *file = fopen(path, "r");
+	if (!file)
+		return 0;
+	size_t size = fread(stat, 1, sizeof stat - 1, file);
+	fclose(file);
+	stat[size] = 0;
+	char *field = strrchr(stat, ')'); /* the second of proc_pid_stat(5), and the start is the 22nd */
+	for (int i = 2; field && i < 22; i++)
+		field = strchr(field + 1, ' ');
+	struct timespec now, up;
+	if (!field || clock_gettime(CLOCK_REALTIME, &now) || clock_gettime(CLOCK_BOOTTIME, &up))
+		return 0;
+	double boot = (double)(now.tv_sec - up.tv_sec) + (double)(now.tv_nsec - up.tv_nsec) / 1e9;
+	return boot + strtod(field, NULL) / (double)sysconf(_SC_CLK_TCK);
+}
+
+static void connect_to_daemon(void)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	if (strlen(work.path) >= sizeof address.sun_path)
+		unreachable_by(ENAMETOOLONG);
+	strcpy(address.sun_path, work.path);
+	work.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct timeval limit = {.tv_sec = ANSWER_SECONDS};
+	if (work.fd < 0 || setsockopt(work.fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) ||
+	    setsockopt(work.fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) ||
+	    TEMP_FAILURE_RETRY(connect(work.fd, (struct sockaddr *)&address, sizeof address)))
+		unreachable_by(errno);
+}
+
+/* Sends one call about the XML; an operation and its beginning are parameters where there are any. */
+static void call(const char *method, const char *operation, double beginning)
+{
+	work.request = json_object_new_object();
+	struct json_object *parameters = json_object_new_object();
+	add(work.request, "parameters", parameters);
+	add(work.request, "method", json_object_new_string(method));
+	add(work.request, "more", json_object_new_boolean(operation != NULL));
+	add(parameters, "xml", json_object_new_string_len(work.xml.at, (int)work.xml.size));
+	if (operation)
+		add(parameters, "operation", json_object_new_string(operation));
+	if (beginning)
+		add(parameters, "began", json_object_new_double(beginning));
+	size_t size, sent = 0;
+	const char *line = json_object_to_json_string_length(work.request, JSON_C_TO_STRING_NOSLASHESCAPE, &size);
+	if (!line)
+		no_memory();
+	size++; /* the NUL behind it ends the message */
+	connect_to_daemon();
+	while (sent < size) {
+		ssize_t count = TEMP_FAILURE_RETRY(send(work.fd, line + sent, size - sent, MSG_NOSIGNAL));
+		if (count < 0)
+			unreachable_by(errno);
+		sent += (size_t)count;
+	}
+}
+
+/* --- what comes back --- */
+
+static struct json_object *member(struct json_object *object, const char *name, enum json_type type)
+{
+	struct json_object *found = json_object_object_get(object, name);
+	if (!json_object_is_type(found, type))
+		nonsense(name);
+	return found;
+}
+
+/* A string that is a string in C, too. */
+static const char *string(struct json_object *object, const char *name)
+{
+	struct json_object *found = member(object, name, json_type_string);
+	const char *text = json_object_get_string(found);
+	if (strlen(text) != (size_t)json_object_get_string_len(found))
+		nonsense(name);
+	return text;
+}
+
+static uint64_t number(struct json_object *object, const char *name)
+{
+	struct json_object *found = member(object, name, json_type_int);
+	if (json_object_get_int64(found) < 0)
+		nonsense(name);
+	return json_object_get_uint64(found);
+}
+
+/* Parses the first message of what was heard, and takes it away. */
+static void parse(size_t size)
+{
+	size_t whole = size + 1; /* with its NUL, which tells the parser that nothing follows */
+	if (utf8(work.heard.at, size) < size)
+		nonsense("it is no UTF-8");
+	json_object_put(work.answer);
+	json_tokener_reset(work.parser);
+	work.answer = json_tokener_parse_ex(work.parser, work.heard.at, (int)whole);
+	if (!json_object_is_type(work.answer, json_type_object))
+		nonsense("it is no JSON object");
+	work.heard.size -= whole;
+	memmove(work.heard.at, work.heard.at + whole, work.heard.size);
+}
+
+/* Waits for the next message, which becomes work.answer. */
+static void receive(void)
+{
+	char *next = room(&work.heard, "The answer of virt-dmemd"), *end;
+	size_t looked = 0;
+	while (!(end = memchr(work.heard.at + looked, 0, work.heard.size - looked))) {
+		looked = work.heard.size;
+		ssize_t count = TEMP_FAILURE_RETRY(recv(work.fd, next, PIECE, 0));
+		if (count < 0)
+			unreachable_by(errno);
+		if (!count)
+			unreachable("it closed the connection");
+		work.heard.size += (size_t)count;
+		next = room(&work.heard, "The answer of virt-dmemd");
+	}
+	parse((size_t)(end - work.heard.at));
+}
+
+/* Returns the parameters of the next reply, and whether more of them follow; a refusal ends the program. */
+static struct json_object *reply(bool *more)
+{
+	receive();
+	struct json_object *error, *found;
+	if (json_object_object_get_ex(work.answer, "error", &error)) {
+		struct json_object *parameters = json_object_object_get(work.answer, "parameters");
+		if (!json_object_object_get_ex(parameters, "message", &found))
+			refuse("%s", string(work.answer, "error"));
+		const char *message = string(parameters, "message");
+		if (!json_object_object_get_ex(parameters, "hint", &found))
+			refuse("%s", message);
+		refuse("%s %s", message, string(parameters, "hint"));
+	}
+	*more = json_object_object_get_ex(work.answer, "continues", &found);
+	if (*more)
+		*more = json_object_get_boolean(member(work.answer, "continues", json_type_boolean));
+	return member(work.answer, "parameters", json_type_object);
+}
+
+/* --- the two calls --- */
+
+/* Looks at one link as libvirtd sees it: QEMU spins for ever on a dangling one, with the domain locked. */
+static void check_link(struct json_object *link)
+{
+	const char *path = string(link, "path");
+	uint64_t device = number(link, "device"), inode = number(link, "inode");
+	struct stat found;
+	if (stat(path, &found))
+		refuse("%s does not lead to the pool as libvirtd sees it: %s. Mount the pool where libvirtd sees it, and "
+		       "restart libvirtd if it has a mount namespace of its own.",
+		       path, strerror(errno));
+	if (found.st_dev != device || found.st_ino != inode)
+		refuse("%s leads to another file than virt-dmemd prepared. Restart libvirtd.", path);
+}
+
+static void serve(const char *operation, const char *shell)
+{
+	bool more = true;
+	call("dev.virt-dmem.Hook", operation, began(shell));
+	while (more) {
+		struct json_object *report = member(reply(&more), "reply", json_type_object);
+		struct json_object *links = member(report, "links", json_type_array);
+		for (size_t i = 0; i < json_object_array_length(links); i++)
+			check_link(json_object_array_get_idx(links, i));
+	}
+}
+
+/* Prints the XML of a domain that comes here as it can run here; nothing where it stays as it is. */
+static void filter(void)
+{
+	bool more;
+	call("dev.virt-dmem.FilterXml", NULL, 0);
+	struct json_object *xml = member(reply(&more), "xml", json_type_string);
+	if (more)
+		nonsense("there is more of it");
+	const char *text = json_object_get_string(xml);
+	size_t size = (size_t)json_object_get_string_len(xml);
+	if (size == work.xml.size && !memcmp(text, work.xml.at, size))
+		return;
+	if (fwrite(text, 1, size, stdout) != size || fflush(stdout))
+		refuse("The changed XML cannot be written: %s.", strerror(errno));
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 2 && !strcmp(argv[1], "--version")) {
+		puts("virt-dmem-hook " VIRT_DMEM_VERSION);
+		return DONE;
+	}
+	if (argc != 3) {
+		fputs("usage: virt-dmem-hook OPERATION PID-OF-THE-SHELL-HALF <XML\n", stderr);
+		return USAGE;
+	}
+	if (geteuid()) /* session libvirtd runs the same hooks as a user, and has no memory of ours */
+		return DONE;
+	const char *path = getenv("VIRT_DMEM_SOCKET"), *operation = argv[1];
+	if (path)
+		work.path = path;
+	signal(SIGPIPE, SIG_IGN);
+	work.parser = json_tokener_new();
+	if (!work.parser)
+		no_memory();
+	json_tokener_set_flags(work.parser, JSON_TOKENER_STRICT);
+	read_xml();
+	if (!strcmp(operation, "migrate") || !strcmp(operation, "restore"))
+		filter();
+	else
+		serve(operation, argv[2]);
+	return DONE;
+}
