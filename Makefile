@@ -7,7 +7,7 @@ BENCH_OUT ?= build/bench
 python := .venv/bin/python
 pytest := $(python) -m pytest --timeout=300 --durations=10
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := bench/compare tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh systemd/module.sh .ci/run
+shell_scripts := hooks/qemu.d/50-virt-dmem bench/compare tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh systemd/module.sh .ci/run
 python_code := virt_dmem tests bench docs hatch_build.py
 
 .PHONY: help setup plots bench demo test test-unit test-libvirt test-numa lab lab-shell lint docs install uninstall clean
@@ -54,7 +54,6 @@ lint: setup ## Run ruff, mypy and shellcheck
 	$(python) -m ruff format --check $(python_code)
 	$(python) -m mypy
 	shellcheck $(shell_scripts)
-	sed "/^'''$$/,\$$d" hooks/qemu.d/50-virt-dmem | shellcheck - # from there on it is Python
 
 docs: setup ## Write the documents that are made from the code
 	$(python) docs/generate.py

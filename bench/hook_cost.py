@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the hook costs: for a domain that is not ours, and for one that is and has nothing to prepare.
 
-Compared in the same run, in turns, with the bare interpreter under the hook's own flags
-(``/usr/bin/python3 -IS -c pass``).
+Compared in the same run, in turns, with a bare interpreter (``/usr/bin/python3 -IS -c pass``).
 """
 
 from __future__ import annotations
@@ -10,8 +9,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from pathlib import Path
 
 from bench.alone import run_alone
 from bench.goals import at_most
@@ -19,7 +20,7 @@ from bench.results import Results
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.namespace import enter_private_namespace
-from tests.rig.private_libvirt import HOOK
+from tests.rig.private_libvirt import write_hook
 from tests.rig.processes import RigError
 
 __all__ = ["seconds_of", "commands"]
@@ -27,6 +28,7 @@ __all__ = ["seconds_of", "commands"]
 NAME, WHAT = "hook", "a process from start to end"
 BARE = "python3 -IS -c pass"
 NOT_OURS = "not ours, prepare"
+OURS = "ours, release"
 METADATA = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='bench'/>"
 
 
@@ -43,32 +45,33 @@ def seconds_of(command: list[str], stdin: bytes) -> float:
     return took
 
 
-def commands() -> dict[str, tuple[list[str], bytes]]:
-    """Return what is compared: a command line, and its input."""
+def commands(scratch: Path) -> dict[str, tuple[list[str], bytes]]:
+    """Return what is compared: a command line, and its input. The hook is written to ``scratch``."""
     plain = domain_xml("plain", uuid=str(uuid.uuid4())).encode()
     managed = domain_xml("managed", uuid=str(uuid.uuid4()), metadata=METADATA).encode()
-    hook = str(HOOK)
+    hook = str(write_hook(scratch / "hook"))
     return {
         BARE: (["/usr/bin/python3", "-IS", "-c", "pass"], plain),
         NOT_OURS: ([hook, "plain", "prepare", "begin", "-"], plain),
         "not ours, reconnect": ([hook, "plain", "reconnect", "begin", "-"], plain),
         "ours, stopped": ([hook, "managed", "stopped", "end", "-"], managed),
-        "ours, release": ([hook, "managed", "release", "end", "-"], managed),
+        OURS: ([hook, "managed", "release", "end", "-"], managed),
     }
 
 
 def measure(results: Results, arguments: argparse.Namespace) -> None:
     """Measure all cases."""
     enter_private_namespace()
-    with Daemon():
-        compared = commands()
+    with Daemon(), tempfile.TemporaryDirectory() as scratch:
+        compared = commands(Path(scratch))
         for number in range(arguments.rounds + 1):
             for case, (command, stdin) in compared.items():
                 took = seconds_of(command, stdin)
                 if number:
                     results.add(NAME, WHAT, case, took, unit="s")
-    unmanaged, bare = (results.find(NAME, WHAT, case) for case in (NOT_OURS, BARE))
+    unmanaged, managed, bare = (results.find(NAME, WHAT, case) for case in (NOT_OURS, OURS, BARE))
     at_most(results, "hook: of a domain that is not ours, to a bare interpreter", 1.0, unmanaged, bare)
+    at_most(results, "hook: of one that is, with nothing to prepare, to a bare interpreter", 1.0, managed, bare)
 
 
 if __name__ == "__main__":

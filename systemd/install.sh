@@ -46,13 +46,17 @@ directory() { # MODE PATH
     fi
 }
 
-put() { # MODE SOURCE PATH: at once, so that nobody reads half a file
+place() { # MODE SOURCE PATH: at once, so that nobody reads half a file
     directory 0755 "$(dirname "$3")"
     new=$dest$(dirname "$(dirname "$3")")/.virt-dmem-new
-    sed "s|@PREFIX@|$prefix|g; s|@PYTHON@|$tag|g; s|@VERSION@|$version|g" "$2" >"$work/file"
-    install -m "$1" "$work/file" "$new"
+    install -m "$1" "$2" "$new"
     mv -f "$new" "$dest$3"
     echo "F $3" >>"$work/manifest"
+}
+
+put() { # MODE SOURCE PATH: a text, which is told where it comes to
+    sed "s|@PREFIX@|$prefix|g; s|@PYTHON@|$tag|g; s|@VERSION@|$version|g" "$2" >"$work/file"
+    place "$1" "$work/file" "$3"
 }
 
 launcher() { # MODULE PATH
@@ -142,12 +146,13 @@ if [ -e "$abstraction" ] && ! grep -q 'abstractions/libvirt-qemu\.d>' "$abstract
 fi
 
 # -- the hook, last: from here on domains with our metadata need the rest. A real file, and moved in from outside:
-#    libvirt runs every executable that it finds in qemu.d.
+#    libvirt runs every executable that it finds in qemu.d. And what it runs: libvirtd may be confined to /usr/bin.
 hooks=/etc/libvirt/hooks
 first=yes
 for hook in "$dest$hooks/qemu" "$dest$hooks"/qemu.d/*; do
     [ ! -x "$hook" ] || first=
 done
+place 0755 "$dest$site/virt_dmem/native/virt-dmem-hook" "$prefix/bin/virt-dmem-hook"
 put 0755 hooks/qemu.d/50-virt-dmem "$hooks/qemu.d/50-virt-dmem"
 
 # -- what an earlier install put and this one did not

@@ -15,14 +15,16 @@ from lxml import etree
 
 from tests.rig.namespace import require_private_namespace
 from tests.rig.processes import Program, RigError, answers, end, tail
+from virt_dmem.native import HOOK_CLIENT
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["CONSOLES", "HOOK", "PrivateLibvirt"]
+__all__ = ["CONSOLES", "HOOK", "PrivateLibvirt", "write_hook"]
 
 _REPOSITORY = Path(__file__).parents[2]
 HOOK = _REPOSITORY / "hooks/qemu.d/50-virt-dmem"
+"""As it is in the sources: ``write_hook`` makes one that runs."""
 _HOOK_DIR = Path("/etc/libvirt/hooks/qemu.d")
 _LOGS = Path("/var/log/libvirt")
 CONSOLES = _LOGS / "consoles"
@@ -56,6 +58,13 @@ def _environment() -> dict[str, str]:
 def _log_files() -> list[Path]:
     files = [*_LOGS.glob("*"), *_LOGS.glob("qemu/*.log"), *CONSOLES.glob("*.log")]
     return sorted(file for file in files if file.is_file())
+
+
+def write_hook(path: Path, *, hook: Path = HOOK, client: Path = HOOK_CLIENT) -> Path:
+    """Write ``hook`` to ``path`` as ``make install`` would, but that it runs this ``client``."""
+    path.write_text(hook.read_text().replace("@PREFIX@/bin/virt-dmem-hook", str(client)))
+    path.chmod(0o755)
+    return path
 
 
 class PrivateLibvirt:
@@ -185,12 +194,14 @@ class PrivateLibvirt:
             self.virsh("undefine", domain, "--nvram", check=False)
 
     def install_hook(self, hook: Path) -> None:
-        """Put ``hook`` in place by rename; the very first needs ``reload()`` or a restart."""
+        """Put ``hook`` in place by rename; the very first needs ``reload()`` or a restart.
+
+        What it runs goes beside it: a confined libvirtd may run nothing from the repository.
+        """
         _HOOK_DIR.mkdir(parents=True, exist_ok=True)
-        new = _HOOK_DIR.parent / ".50-virt-dmem.new"
-        shutil.copyfile(hook, new)
-        new.chmod(0o755)
-        new.rename(_HOOK_DIR / "50-virt-dmem")
+        new = _HOOK_DIR.parent / ".virt-dmem.new"
+        client = Path(shutil.copy(HOOK_CLIENT, new)).rename(_HOOK_DIR.parent / HOOK_CLIENT.name)
+        write_hook(new, hook=hook, client=client).rename(_HOOK_DIR / "50-virt-dmem")
 
     def remove_hook(self) -> None:
         """Take the hook away."""

@@ -30,6 +30,7 @@ EXPECTED = {
     "etc/libvirt/hooks/qemu.d/50-virt-dmem": 0o755,
     "etc/virt-dmem/virt-dmem.toml": 0o644,
     "usr/bin/virt-dmem": 0o755,
+    "usr/bin/virt-dmem-hook": 0o755,
     "usr/lib/systemd/system/virt-dmem-pool@.service": 0o644,
     "usr/lib/systemd/system/virt-dmemd.service": 0o644,
     "usr/lib/systemd/system/virt-dmemd.socket": 0o644,
@@ -157,7 +158,16 @@ def test_the_hook_is_a_file_of_its_own_and_the_only_one_libvirt_would_run(staged
     (hook,) = (path for path in (staged / "etc/libvirt/hooks").rglob("*") if not path.is_dir())
     assert hook.name == "50-virt-dmem"
     assert not hook.is_symlink()
-    assert hook.read_bytes() == (ROOT / "hooks/qemu.d/50-virt-dmem").read_bytes()
+    assert hook.read_text() == (ROOT / "hooks/qemu.d/50-virt-dmem").read_text().replace("@PREFIX@", "/usr")
+
+
+def test_the_hook_runs_what_was_installed_with_it(staged: Path, tmp_path: Path) -> None:
+    package = staged / SITE / "virt_dmem"
+    assert (staged / "usr/bin/virt-dmem-hook").read_bytes() == (package / "native/virt-dmem-hook").read_bytes()
+    install(tmp_path / "root", PREFIX="/opt/virt-dmem")
+    hook = (tmp_path / "root/etc/libvirt/hooks/qemu.d/50-virt-dmem").read_text()
+    assert 'exec "/opt/virt-dmem/bin/virt-dmem-hook"' in hook
+    assert os.access(tmp_path / "root/opt/virt-dmem/bin/virt-dmem-hook", os.X_OK)
 
 
 def test_no_file_knows_where_it_was_built_or_staged(staged: Path, tmp_path: Path) -> None:
@@ -266,7 +276,7 @@ def test_the_example_configuration_has_every_key_with_its_default() -> None:
 def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host) -> None:
     said = host.run("systemd/install.sh").stdout
     assert "systemctl reload libvirtd.service" in said
-    for program in ("/usr/bin/virt-dmem", "/usr/sbin/virt-dmemd"):
+    for program in ("/usr/bin/virt-dmem", "/usr/bin/virt-dmem-hook", "/usr/sbin/virt-dmemd"):
         assert __version__ in host.run(program, "--version").stdout
     assert host.run("stat", "-c", "%a", "/run/virt-dmem", "/run/virt-dmem/pools", "/var/lib/virt-dmem").stdout == (
         "755\n711\n700\n"

@@ -96,14 +96,14 @@ __attribute__((noreturn)) static void unreachable(const char *reason)
 __attribute__((noreturn)) static void unreachable_by(int error)
 {
 	if (error == EAGAIN) /* what a socket says when its time is over */
-		unreachable("nothing came for " TEXT_OF(ANSWER_SECONDS) " s");
+		unreachable("timed out after " TEXT_OF(ANSWER_SECONDS) " s without a word");
 	unreachable(strerror(error));
 }
 
 __attribute__((noreturn)) static void nonsense(const char *what)
 {
-	refuse("The answer of virt-dmemd at %s makes no sense: %s. Install virt-dmem again, hook and daemon of one "
-	       "version.",
+	refuse("The answer of virt-dmemd at %s makes no sense (%s). Install virt-dmem again: hook and daemon have to be "
+	       "of one version.",
 	       work.path, what);
 }
 
@@ -169,7 +169,7 @@ static void read_xml(void)
 
 static void add(struct json_object *to, const char *name, struct json_object *value)
 {
-	if (!value || json_object_object_add(to, name, value))
+	if (!to || !value || json_object_object_add(to, name, value))
 		no_memory();
 }
 
@@ -237,6 +237,11 @@ static void call(const char *method, const char *operation, double beginning)
 
 /* --- what comes back --- */
 
+static bool has(struct json_object *object, const char *name)
+{
+	return json_object_object_get_ex(object, name, NULL);
+}
+
 static struct json_object *member(struct json_object *object, const char *name, enum json_type type)
 {
 	struct json_object *found = json_object_object_get(object, name);
@@ -296,23 +301,23 @@ static void receive(void)
 	parse((size_t)(end - work.heard.at));
 }
 
+__attribute__((noreturn)) static void pass_on(struct json_object *refusal)
+{
+	if (!has(refusal, "message"))
+		refuse("%s", string(work.answer, "error"));
+	if (!has(refusal, "hint"))
+		refuse("%s", string(refusal, "message"));
+	refuse("%s %s", string(refusal, "message"), string(refusal, "hint"));
+}
+
 /* Returns the parameters of the next reply, and whether more of them follow; a refusal ends the program. */
 static struct json_object *reply(bool *more)
 {
 	receive();
-	struct json_object *error, *found;
-	if (json_object_object_get_ex(work.answer, "error", &error)) {
-		struct json_object *parameters = json_object_object_get(work.answer, "parameters");
-		if (!json_object_object_get_ex(parameters, "message", &found))
-			refuse("%s", string(work.answer, "error"));
-		const char *message = string(parameters, "message");
-		if (!json_object_object_get_ex(parameters, "hint", &found))
-			refuse("%s", message);
-		refuse("%s %s", message, string(parameters, "hint"));
-	}
-	*more = json_object_object_get_ex(work.answer, "continues", &found);
-	if (*more)
-		*more = json_object_get_boolean(member(work.answer, "continues", json_type_boolean));
+	if (has(work.answer, "error"))
+		pass_on(json_object_object_get(work.answer, "parameters"));
+	*more = has(work.answer, "continues") &&
+		json_object_get_boolean(member(work.answer, "continues", json_type_boolean));
 	return member(work.answer, "parameters", json_type_object);
 }
 
