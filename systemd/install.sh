@@ -182,6 +182,9 @@ if [ -d /run/systemd/system ]; then
 else
     echo "install: no systemd runs here; start $prefix/sbin/virt-dmemd by other means"
 fi
+if [ "$prefix" != /usr ] && [ -e /etc/apparmor.d/usr.sbin.libvirtd ]; then
+    echo "install: AppArmor lets libvirtd run nothing in $prefix/bin; 'virt-dmem check' says whether that matters here"
+fi
 if [ -n "$first" ]; then
     echo "install: libvirt looks for hooks when it starts. If it runs already, tell it to look again (guests go on):"
     echo "install:     systemctl reload libvirtd.service    (or virtqemud.service)"

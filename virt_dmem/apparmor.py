@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether AppArmor lets each QEMU reach its own domain's extents and monitor, as its rules on disk say.
+"""Whether AppArmor's rules let each QEMU reach its own extents and monitor, and libvirtd run the hook's program.
 
 libvirt makes a domain's profile anew at each start from ``libvirt/TEMPLATE.qemu``, which includes the abstraction
 ``libvirt-qemu``; so what stands there now is what the next QEMU gets. The profile is named ``libvirt-<uuid>``.
@@ -13,10 +13,11 @@ from pathlib import Path
 
 from virt_dmem import host
 
-__all__ = ["RULES", "enabled", "lets_qemu_in", "lets_qemu_listen", "monitor_rule", "rule"]
+__all__ = ["RULES", "enabled", "lets_libvirtd_run", "lets_qemu_in", "lets_qemu_listen", "monitor_rule", "rule"]
 
 RULES = Path("/etc/apparmor.d")
-_BEGIN = ("libvirt/TEMPLATE.qemu", "abstractions/libvirt-qemu")
+_QEMU = ("libvirt/TEMPLATE.qemu", "abstractions/libvirt-qemu")
+_LIBVIRTD = ("usr.sbin.libvirtd", "usr.sbin.virtqemud")
 _PROFILE = "libvirt-00000000-0000-0000-0000-000000000000"
 _INCLUDE = re.compile(r"^\s*#?include\s+(?:if\s+exists\s+)?<([^>\n]+)>", re.MULTILINE)
 _RULE = re.compile(
@@ -41,7 +42,7 @@ def lets_qemu_in(pools_dir: Path | str, *, root: Path = host.ROOT) -> bool:
     Any rule will do, not only ours. What is granted by other means (a profile that the administrator wrote for one
     domain, a mode of complaining, an abstraction that is not about libvirt) is not seen.
     """
-    return _lets_write(f"{pools_dir}/pool/{_PROFILE}/ram-node0", root)
+    return _grant(f"{pools_dir}/pool/{_PROFILE}/ram-node0", "rw", _QEMU, root)
 
 
 def monitor_rule(directory: Path | str) -> str:
@@ -51,22 +52,28 @@ def monitor_rule(directory: Path | str) -> str:
 
 def lets_qemu_listen(directory: Path | str, *, root: Path = host.ROOT) -> bool:
     """Tell whether some rule lets a QEMU make its own domain's monitor in a directory; see ``lets_qemu_in``."""
-    return _lets_write(f"{directory}/{_PROFILE}.qmp", root)
+    return _grant(f"{directory}/{_PROFILE}.qmp", "rw", _QEMU, root)
 
 
-def _lets_write(path: str, root: Path) -> bool:
-    for text in _texts(root / str(RULES)[1:]):
+def lets_libvirtd_run(program: Path | str, *, root: Path = host.ROOT) -> bool:
+    """Tell whether each profile for a daemon of libvirt lets it run a program; without one it is free to."""
+    profiles = [name for name in _LIBVIRTD if (root / str(RULES)[1:] / name).is_file()]
+    return all(_grant(str(program), "x", (name,), root) for name in profiles)
+
+
+def _grant(path: str, wanted: str, begin: tuple[str, ...], root: Path) -> bool:
+    for text in _texts(root / str(RULES)[1:], begin):
         for line in text.splitlines():
             found = _RULE.match(line)
-            if found and {"r", "w"} <= set(found["may"]) and _pattern(found["path"]).fullmatch(path):
+            if found and set(wanted) <= set(found["may"]) and _pattern(found["path"]).fullmatch(path):
                 return True
     return False
 
 
-def _texts(rules: Path) -> Iterator[str]:
-    """Yield the text of the template and of what it includes about libvirt, each file once."""
+def _texts(rules: Path, begin: tuple[str, ...]) -> Iterator[str]:
+    """Yield the texts to begin with and those that they include about libvirt, each file once."""
     seen: set[Path] = set()
-    to_read = [rules / name for name in _BEGIN]
+    to_read = [rules / name for name in begin]
     while to_read:
         path = to_read.pop()
         if path in seen:
@@ -75,7 +82,7 @@ def _texts(rules: Path) -> Iterator[str]:
         if path.is_dir():
             to_read += [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
         elif text := _text(path):
-            to_read += [rules / name for name in _INCLUDE.findall(text) if "libvirt" in name]
+            to_read += [rules / name for name in _INCLUDE.findall(text) if "virt" in name]
             yield text
 
 

@@ -30,7 +30,7 @@ from virt_dmem.hypervisor import Hypervisor
 from virt_dmem.ipc.client import Client
 from virt_dmem.libvirt_dirs import DEFAULT_MEMORY_BACKING_DIR
 from virt_dmem.monitor_xml import socket_of
-from virt_dmem.native import HELPER
+from virt_dmem.native import HELPER, HOOK_CLIENT
 from virt_dmem.units import format_size
 
 __all__ = ["CHECKS", "Check", "Host", "Result", "Status", "run"]
@@ -38,11 +38,14 @@ __all__ = ["CHECKS", "Check", "Host", "Result", "Status", "run"]
 HOOKS = Path("/etc/libvirt/hooks")
 """SYSCONFDIR "/libvirt/hooks" of libvirt's build (LIBVIRT_HOOK_DIR in its src/util/virhook.c)."""
 OUR_HOOK = "50-virt-dmem"
+INSTALL = "Install it: make install, or the package again."
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 QEMU_USERS = ("libvirt-qemu", "qemu")
 """QEMU's user where qemu.conf names none: Debian's and Fedora's builds of libvirt."""
 MEMORY_FSTYPES = ("tmpfs", "ramfs", "hugetlbfs")
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_CLIENT = "@PREFIX@/bin/virt-dmem-hook"
+"""The program that the hook runs, as the hook has it before it is installed."""
 BTIME_SECONDS = 2
 """How far the start of a process may be off: ``btime`` of /proc/stat has whole seconds, and may step by one."""
 
@@ -302,21 +305,44 @@ def libvirt(machine: Host) -> Result:
 def hook(machine: Host) -> Result:
     """Our hook is a real, executable file, and of this version."""
     installed = machine.path(HOOKS / "qemu.d" / OUR_HOOK)
-    install = "Install it: make install, or the package again."
     try:
         status = installed.lstat()
     except FileNotFoundError:
-        return _fail(f"{HOOKS}/qemu.d/{OUR_HOOK} is missing: domains get no memory from pools.", install)
+        return _fail(f"{HOOKS}/qemu.d/{OUR_HOOK} is missing: domains get no memory from pools.", INSTALL)
     if not stat.S_ISREG(status.st_mode):
-        return _fail(f"{HOOKS}/qemu.d/{OUR_HOOK} is no regular file: a confined libvirtd may not run it.", install)
+        return _fail(f"{HOOKS}/qemu.d/{OUR_HOOK} is no regular file: a confined libvirtd may not run it.", INSTALL)
     if not status.st_mode & stat.S_IXUSR:
-        return _fail(f"{HOOKS}/qemu.d/{OUR_HOOK} is not executable: libvirt passes it over.", install)
+        return _fail(f"{HOOKS}/qemu.d/{OUR_HOOK} is not executable: libvirt passes it over.", INSTALL)
     ours = _shipped_hook()
     if ours is None:
-        return _warn("The hook is installed; there is no copy of it to compare with.", install)
-    if ours.read_bytes() != installed.read_bytes():
-        return _fail(f"{HOOKS}/qemu.d/{OUR_HOOK} differs from {ours}.", install)
+        return _warn("The hook is installed; there is no copy of it to compare with.", INSTALL)
+    text = _text(installed)
+    if _text(ours).replace(_CLIENT, str(_client_of(text))) != text:
+        return _fail(f"{HOOKS}/qemu.d/{OUR_HOOK} differs from {ours}.", INSTALL)
     return _pass("The hook is installed.")
+
+
+def hook_client(machine: Host) -> Result:
+    """Look whether the program that the hook runs is there, of this version, and may be run by libvirtd."""
+    path = _client_of(_text(machine.path(HOOKS / "qemu.d" / OUR_HOOK)))
+    if path is None:
+        return _fail("There is no hook that names the program it runs.", INSTALL)
+    program = machine.path(path)
+    if not program.is_file():
+        return _fail(f"{path} is missing, which the hook runs: no domain with memory from pools starts.", INSTALL)
+    if HOOK_CLIENT.is_file() and HOOK_CLIENT.read_bytes() != program.read_bytes():
+        return _fail(f"{path}, which the hook runs, differs from {HOOK_CLIENT}.", INSTALL)
+    try:
+        subprocess.run([program, "--version"], capture_output=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError) as error:
+        return _fail(f"{path}, which the hook runs, cannot be run: {error}.", f"{INSTALL} It needs libjson-c5.")
+    if apparmor_rules.enabled(root=machine.root) and not apparmor_rules.lets_libvirtd_run(path, root=machine.root):
+        return _fail(
+            f"AppArmor does not let libvirtd run {path}: no domain with memory from pools starts.",
+            f"Install it with PREFIX=/usr, or write '{path} PUx,' to"
+            f" {apparmor_rules.RULES}/local/usr.sbin.libvirtd and load that profile again.",
+        )
+    return _pass(f"{path} runs.")
 
 
 def hook_in_force(machine: Host) -> Result:
@@ -420,6 +446,7 @@ CHECKS = (
     Check("libvirt", libvirt),
     Check("domains", domains),
     Check("hook", hook),
+    Check("hook-client", hook_client),
     Check("hook-in-force", hook_in_force),
     Check("other-hooks", other_hooks),
     Check("memory-backing-dir", backing_dir),
@@ -453,6 +480,12 @@ def _shipped_hook() -> Path | None:
     package = Path(__file__).parent
     places = (package / "hooks/qemu.d" / OUR_HOOK, package.parent / "hooks/qemu.d" / OUR_HOOK)
     return next((place for place in places if place.is_file()), None)
+
+
+def _client_of(hook: str) -> Path | None:
+    """Return the program that an installed hook runs."""
+    found = re.search(r'"(/[^"\n]+/virt-dmem-hook)"', hook)
+    return Path(found[1]) if found else None
 
 
 def _hook_files(machine: Host) -> list[Path]:

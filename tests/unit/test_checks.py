@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ from virt_dmem.backends.base import NodeShare, PoolRecord
 from virt_dmem.checks import CHECKS, Host, Status
 from virt_dmem.cli.main import main
 from virt_dmem.config import Config, PrefaultConfig
+from virt_dmem.native import HOOK_CLIENT
 from virt_dmem.units import MIB
 
 HOOK = Path(__file__).parents[2] / "hooks/qemu.d/50-virt-dmem"
@@ -42,9 +44,16 @@ def machine(tmp_path: Path) -> Host:
 def install_hook(machine: Host, name: str = "qemu.d/50-virt-dmem", text: bytes | None = None) -> Path:
     path = machine.root / HOOKS / name
     put(path, "")
-    path.write_bytes(HOOK.read_bytes() if text is None else text)
+    path.write_bytes(HOOK.read_bytes().replace(b"@PREFIX@", b"/usr") if text is None else text)
     path.chmod(0o755)
     return path
+
+
+def install_client(machine: Host, program: Path | None = None) -> Path:
+    """Put a copy of what the hook runs, or of something else, where it looks for it."""
+    path = machine.root / "usr/bin/virt-dmem-hook"
+    put(path, "")
+    return Path(shutil.copy(program or HOOK_CLIENT, path))
 
 
 def libvirtd(machine: Host, started: float, pid: int = 4711) -> None:
@@ -190,6 +199,46 @@ def test_the_installed_hook_is_compared_with_ours(machine: Host) -> None:
     installed.unlink()
     installed.symlink_to(HOOK)
     assert "no regular file" in checks.hook(machine).message
+
+
+def test_a_hook_that_was_copied_and_not_installed_is_a_fault(machine: Host) -> None:
+    install_hook(machine, text=HOOK.read_bytes())
+    assert "differs" in checks.hook(machine).message
+    assert checks.hook_client(machine).status is Status.FAIL
+
+
+def test_what_the_hook_runs_is_compared_with_ours_and_run(
+    machine: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install_hook(machine)
+    assert "/usr/bin/virt-dmem-hook is missing" in checks.hook_client(machine).message
+    program = install_client(machine)
+    assert checks.hook_client(machine).status is Status.PASS
+    program.chmod(0o644)
+    result = checks.hook_client(machine)
+    assert "cannot be run" in result.message
+    assert "libjson-c5" in result.hint
+    install_client(machine, Path("/bin/false"))
+    assert "differs" in checks.hook_client(machine).message
+    monkeypatch.setattr(checks, "HOOK_CLIENT", tmp_path / "not built")
+    assert "cannot be run" in checks.hook_client(machine).message
+
+
+def test_what_the_hook_runs_must_lie_where_apparmor_lets_libvirtd_run_it(machine: Host) -> None:
+    install_hook(machine, text=HOOK.read_bytes().replace(b"@PREFIX@", b"/opt/x"))
+    assert checks.hook(machine).status is Status.PASS
+    (machine.root / "opt/x/bin").mkdir(parents=True)
+    install_client(machine).rename(machine.root / "opt/x/bin/virt-dmem-hook")
+    rules = machine.root / "etc/apparmor.d"
+    put(rules / "usr.sbin.libvirtd", "  /usr/bin/* PUx,\n  /** rwmkl,\n  #include <local/usr.sbin.libvirtd>\n")
+    assert checks.hook_client(machine).status is Status.PASS, "AppArmor is not enabled"
+    put(machine.root / "sys/module/apparmor/parameters/enabled", "Y\n")
+    result = checks.hook_client(machine)
+    assert result.status is Status.FAIL
+    rule = result.hint.split("'")[1]
+    assert rule == "/opt/x/bin/virt-dmem-hook PUx,"
+    put(rules / "local/usr.sbin.libvirtd", f"{rule}\n")
+    assert checks.hook_client(machine).status is Status.PASS
 
 
 def test_a_libvirtd_older_than_its_first_hook_is_to_be_reloaded(machine: Host) -> None:

@@ -282,6 +282,9 @@ def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host)
         "755\n711\n700\n"
     )
     host.run("getent", "group", "virt-dmem")
+    checked = host.run("virt-dmem", "check", check=False).stdout
+    assert "PASS  hook: " in checked
+    assert "PASS  hook-client: /usr/bin/virt-dmem-hook runs." in checked
     undo = "echo '<domain type=\"qemu\"><name>a</name><memory>65536</memory><os><type>hvm</type></os></domain>' |"
     assert "https://virt-dmem.dev/xmlns" in host.run("sh", "-c", f"{undo} virt-dmem rewrite --pool small").stdout
 
