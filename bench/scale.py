@@ -41,7 +41,8 @@ from tests.unit.fake_tree import fake_tree
 from virt_dmem import extents, host
 from virt_dmem.backends.base import NodeShare, PoolRecord
 from virt_dmem.ipc.client import Client
-from virt_dmem.ledger import Extent, ExtentState, Ledger
+from virt_dmem.ledger import Ledger
+from virt_dmem.records import Extent, ExtentState
 from virt_dmem.rewrite import apply
 from virt_dmem.units import GIB, MIB, TIB
 

@@ -3,7 +3,8 @@
 #
 # Build the dmemfs module from the sources in /usr/src for kernels whose headers are installed.
 #
-#   module build [KERNEL...]   for these kernels, or for all that have headers; through DKMS where that is installed
+#   module build [KERNEL...]   for these kernels, or for all that have headers; through DKMS where that is installed,
+#                              else not again where it was built from the same sources
 #   module for-pool NAME       for the running kernel, if pool NAME is on dmemfs and the module is missing: after an
 #                              update of the kernel this is at its first boot
 #   module remove              for all kernels
@@ -33,6 +34,15 @@ by_dkms() {
     command -v dkms >/dev/null
 }
 
+source_sum() {
+    (cd "$sources" && find . -type f ! -name dkms.conf | LC_ALL=C sort | xargs cat) | cksum
+}
+
+is_built() { # KERNEL: from these sources
+    ! by_dkms && [ -e "/lib/modules/$1/updates/virt-dmem/dmemfs.ko" ] &&
+        [ "$(cat "/lib/modules/$1/updates/virt-dmem/sources" 2>/dev/null)" = "$(source_sum)" ]
+}
+
 build() { # KERNEL: at once or not at all
     if by_dkms; then
         dkms install --force -m virt-dmem -v "$version" -k "$1" >"$log" 2>&1 || return 1
@@ -47,9 +57,11 @@ build() { # KERNEL: at once or not at all
     if make -C "$work/src" KDIR="/lib/modules/$1/build" >"$log" 2>&1; then
         target=/lib/modules/$1/updates/virt-dmem
         mkdir -p "$target"
+        rm -f "$target/sources"
         install -m 0644 "$work/src/dmemfs.ko" "$target/.dmemfs.new"
         mv -f "$target/.dmemfs.new" "$target/dmemfs.ko"
         depmod "$1" || true
+        source_sum >"$target/sources"
         done=yes
     else
         done=
@@ -73,7 +85,9 @@ build_all() { # KERNEL...
         dkms add -m virt-dmem -v "$version" >"$log" 2>&1 || true
     fi
     for kernel in "$@"; do
-        if build "$kernel"; then
+        if is_built "$kernel"; then
+            say "is there for $kernel, from the same sources"
+        elif build "$kernel"; then
             say "built for $kernel"
         else
             say "the module could not be built for $kernel; the end of $log:"

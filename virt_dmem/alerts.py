@@ -22,8 +22,8 @@ from virt_dmem.alert_codes import (
     POOL_SHORT,
 )
 from virt_dmem.guests import Guest
-from virt_dmem.ledger import Extent, Failure, Phase, Reservation
 from virt_dmem.plan import NO_NODE
+from virt_dmem.records import Extent, Failure, Phase, Reservation
 from virt_dmem.units import format_size
 
 __all__ = ["Alert", "Facts", "due"]

@@ -20,9 +20,10 @@ from virt_dmem.config import Config
 from virt_dmem.errors import DomainRefused, ExtentError
 from virt_dmem.hypervisor import Hypervisor
 from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Extent, ExtentState, Ledger, Phase, Reservation
+from virt_dmem.ledger import Ledger
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.memory_devices import is_boot_backend
+from virt_dmem.records import Extent, ExtentState, Phase, Reservation
 
 __all__ = ["POLL_SECONDS", "Change", "Changes", "Progress", "change_of", "ended", "extent_of"]
 

@@ -23,9 +23,10 @@ from virt_dmem.config import Config
 from virt_dmem.domain_xml import DomainMemory
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import PoolView
-from virt_dmem.ledger import Extent, ExtentState, Ledger
+from virt_dmem.ledger import Ledger
 from virt_dmem.plan import Plan
 from virt_dmem.ready import Owner, ReadyExtent
+from virt_dmem.records import Extent, ExtentState
 from virt_dmem.stock import Stock
 from virt_dmem.wishes import Wish, plan_on_ready, wishes
 

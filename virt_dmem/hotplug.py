@@ -29,11 +29,11 @@ from virt_dmem.domain_xml import DomainMemory, read_domain, require_whole_pages
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, HypervisorError, NotMapped
 from virt_dmem.host import find_qemu
 from virt_dmem.hypervisor import Hypervisor
-from virt_dmem.ledger import Extent, ExtentState, Reservation
 from virt_dmem.libvirt_dirs import domain_directory
 from virt_dmem.lifecycle import Report, Reporter, qemu_user
 from virt_dmem.memory_devices import Device, device_xml, find_device, free_alias, memory_of, require_room
 from virt_dmem.qmp import Monitors
+from virt_dmem.records import Extent, ExtentState, Reservation
 from virt_dmem.units import MIB, format_size
 from virt_dmem.virtio_mem import VirtioMem
 

@@ -34,11 +34,12 @@ from virt_dmem.holding import Holding
 from virt_dmem.host import find_qemu
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import Link
-from virt_dmem.ledger import Extent, Ledger, Part, Phase, Reservation, Step
+from virt_dmem.ledger import Ledger
 from virt_dmem.libvirt_dirs import domain_directory
 from virt_dmem.monitor_xml import socket_of
 from virt_dmem.plan import Plan, plan_domain
 from virt_dmem.prefault import Mode, Progress, prefault
+from virt_dmem.records import Extent, Part, Phase, Reservation, Step
 from virt_dmem.units import format_size
 
 __all__ = ["Lifecycle", "Report", "Reporter", "qemu_user"]

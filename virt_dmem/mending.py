@@ -11,8 +11,8 @@ import asyncio
 
 from virt_dmem import extents
 from virt_dmem.changes import Changes
-from virt_dmem.ledger import Extent, ExtentState, Phase, Reservation
 from virt_dmem.memory_devices import find_device, is_boot_backend
+from virt_dmem.records import Extent, ExtentState, Phase, Reservation
 from virt_dmem.units import format_size
 from virt_dmem.virtio_mem import VirtioMem
 

@@ -23,7 +23,8 @@ from virt_dmem.alert_codes import EXPLANATIONS
 from virt_dmem.config import Config
 from virt_dmem.errors import DmemError
 from virt_dmem.holding import Holding
-from virt_dmem.ledger import Ledger, Phase
+from virt_dmem.ledger import Ledger
+from virt_dmem.records import Phase
 from virt_dmem.savings import savings
 from virt_dmem.watch import Watch
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from virt_dmem import extents, host
 from virt_dmem.config import Config
 from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Extent, ExtentState, Ledger
+from virt_dmem.ledger import Ledger
 from virt_dmem.libvirt_dirs import dangling_links, is_dangling
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.mending import Mender
 from virt_dmem.plan import NO_NODE
 from virt_dmem.pools import PoolRecord
+from virt_dmem.records import Extent, ExtentState
 from virt_dmem.units import format_size
 
 __all__ = ["from_host", "from_libvirt"]

@@ -34,13 +34,14 @@ from virt_dmem.ipc.messages import (
     PoolView,
     StepView,
 )
-from virt_dmem.ledger import Ledger, Reservation, Step
+from virt_dmem.ledger import Ledger
 from virt_dmem.lifecycle import Lifecycle, Report
 from virt_dmem.memory_xml import PLACED_MODELS
 from virt_dmem.mending import Mender
 from virt_dmem.metrics import Metrics
 from virt_dmem.qmp import Monitors
 from virt_dmem.readying import Readying
+from virt_dmem.records import Reservation, Step
 from virt_dmem.virtio_mem import VirtioMem
 from virt_dmem.watch import APPLY, Watch
 

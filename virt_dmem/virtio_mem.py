@@ -19,9 +19,9 @@ from dataclasses import replace
 from virt_dmem.changes import POLL_SECONDS, Change, Changes, Progress, change_of, ended, extent_of
 from virt_dmem.errors import DomainRefused
 from virt_dmem.hypervisor import Hypervisor
-from virt_dmem.ledger import Extent, ExtentState, Reservation
 from virt_dmem.lifecycle import Report, Reporter
 from virt_dmem.memory_devices import Device, find_device, resized_xml
+from virt_dmem.records import Extent, ExtentState, Reservation
 from virt_dmem.units import format_size
 
 __all__ = ["VirtioMem"]

@@ -14,7 +14,8 @@ from virt_dmem.config import Config
 from virt_dmem.guests import Guest
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import AlertView
-from virt_dmem.ledger import Ledger, Reservation
+from virt_dmem.ledger import Ledger
+from virt_dmem.records import Reservation
 
 __all__ = ["APPLY", "Watch"]
 

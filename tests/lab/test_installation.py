@@ -29,7 +29,8 @@ def uuid(host: Machine) -> str:
 def test_an_upgrade_leaves_the_running_guest_and_the_ledger(host: Machine, uuid: str) -> None:
     before = host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout
     host.run(f"sed -i 's/__version__ = .*/__version__ = \"99.0\"/' {PROJECT}/virt_dmem/__init__.py")
-    host.run(f"make -C {PROJECT} install", timeout=400)
+    said = host.run(f"make -C {PROJECT} install", timeout=400)
+    assert "from the same sources" in said.stdout, "the dmemfs module is not built again"
     assert "99.0" in host.run("virt-dmem --version").stdout
     assert host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout == before
     assert host.run("virsh domstate lives-on").stdout.split() == ["running"]

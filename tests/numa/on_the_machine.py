@@ -24,10 +24,11 @@ from virt_dmem.config import Config, DaemonConfig, PrefaultConfig
 from virt_dmem.domain_xml import Cell, DomainMemory
 from virt_dmem.errors import DmemError, NotEnoughMemory, PoolShort, PrefaultFailed
 from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Ledger, Reservation
+from virt_dmem.ledger import Ledger
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.native import HELPER
 from virt_dmem.readying import Readying
+from virt_dmem.records import Reservation
 from virt_dmem.resize import NoDaemon
 
 HUGE = 2 << 20

@@ -9,7 +9,7 @@ from virt_dmem.alert_codes import EXPLANATIONS
 from virt_dmem.alerts import Facts, due
 from virt_dmem.errors import explain
 from virt_dmem.guests import Guest, MemoryDevice, read_guest
-from virt_dmem.ledger import Phase, Reservation
+from virt_dmem.records import Phase, Reservation
 
 NOW = 1_700_000_000.0
 MIB = 1 << 20

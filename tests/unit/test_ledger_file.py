@@ -12,8 +12,9 @@ import pytest
 
 from virt_dmem import ledger_file
 from virt_dmem.errors import LedgerError
-from virt_dmem.ledger import ExtentState, Ledger, Phase
+from virt_dmem.ledger import Ledger
 from virt_dmem.ledger_file import SCHEMA_VERSION, version_of
+from virt_dmem.records import ExtentState, Phase
 
 MIB = 1 << 20
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_ledger import PAGE, make_plan, paths_of
-from virt_dmem.ledger import ExtentState, Ledger, Phase, Step
+from virt_dmem.ledger import Ledger
+from virt_dmem.records import ExtentState, Phase, Step
 
 CAPACITY = {("fast", node): 1000 * PAGE for node in range(2)}
 MANY = 50

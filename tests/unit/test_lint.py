@@ -31,7 +31,8 @@ LAYERS = (
     {"rewrite", "plan", "hypervisor", "guests", "backends.hugetlbfs", "backends.tmpfs", "cli.parser"}
     | {"backends.dmemfs_original"},
     {"backends.dmemfs"},
-    {"ledger", "backends", "pool_records"},
+    {"records", "backends", "pool_records"},
+    {"ledger"},
     {"ballast", "ready"},
     {"pools", "alerts", "checks_dmemfs"},
     {"incoming", "inventory", "savings", "checks", "resize", "plan_host"},

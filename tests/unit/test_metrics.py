@@ -17,9 +17,10 @@ from virt_dmem.config import Config, DaemonConfig
 from virt_dmem.errors import NotEnoughMemory
 from virt_dmem.holding import Holding
 from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import ExtentState, Ledger, Phase
+from virt_dmem.ledger import Ledger
 from virt_dmem.metrics import Metrics, write_textfile
 from virt_dmem.plan import ExtentPlan, Plan
+from virt_dmem.records import ExtentState, Phase
 from virt_dmem.watch import Watch
 
 DOCS = Path(__file__).parents[2] / "docs"
