@@ -8,7 +8,7 @@ import uuid as uuids
 from pathlib import Path
 
 from tests.lab.image import PROJECT
-from tests.lab.machine import LabCommandFailed, Machine
+from tests.lab.machine import Machine
 from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage, fetch_kernel, make_initramfs
 from tests.rig.private_libvirt import CONSOLES
@@ -42,28 +42,15 @@ def define(machine: Machine, name: str, *, cells: tuple[str, str], boots: bool =
         numatune=f"<memory mode='strict' nodeset='0-1'/>{memnodes}",
         kind="kvm",
         cmdline=CMDLINE,
-    ).replace("<on_reboot>destroy", "<on_reboot>restart")  # for boot()
+    )
     machine.run(f"mkdir -p {CONSOLES} && virt-dmem rewrite --pool guests >/tmp/{name}.xml", stdin=xml)
     machine.run(f"virsh -q define /tmp/{name}.xml")
     return uuid
 
 
-def boot(machine: Machine, name: str, *, seconds: float = 45) -> None:
-    """Wait until a guest that was started has booted; one that hangs is reset, three times at most.
-
-    Some hang, under QEMU 7.2's emulation of AMD's SVM: the guest's kernel spins at a ``pause``, interrupts off and
-    one pending, for as long as one cares to wait; fewer do with CMDLINE. A reset leaves their memory where it is.
-    """
-    up = f"grep -q 'virt-dmem guest up' {CONSOLES}/{name}.log"
-    for _ in range(3):
-        try:
-            machine.wait_for(up, timeout=seconds)
-        except LabCommandFailed:
-            print(f"lab: guest {name} hangs while it boots; it is reset")
-            machine.run(["/usr/bin/virsh", "-q", "reset", name])
-        else:
-            return
-    machine.wait_for(up, timeout=seconds)
+def boot(machine: Machine, name: str) -> None:
+    """Wait until a guest that was started has booted."""
+    machine.wait_for(f"grep -q 'virt-dmem guest up' {CONSOLES}/{name}.log", timeout=90)
 
 
 def memory_of(machine: Machine, uuid: str) -> dict[str, tuple[int, set[int]]]:
