@@ -41,12 +41,16 @@ class Chunks:
     def __init__(self) -> None:
         self._now: _Chunk | None = None
 
-    async def run(
+    def begin(
         self, work: Coroutine[Any, Any, T], *, segment: str, what: object = None, growth: Mapping[int, int]
-    ) -> T | None:
-        """Do a chunk of work; return what it does, or ``None`` where it was stopped."""
+    ) -> asyncio.Task[T]:
+        """Begin a chunk of work, for who has the lock of the segment: nobody there has just stopped another."""
         task = asyncio.create_task(work)
         self._now = _Chunk(task, segment, what, growth)
+        return task
+
+    async def outcome(self, task: asyncio.Task[T]) -> T | None:
+        """Wait for what was begun; return what it does, or ``None`` where it was stopped."""
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:

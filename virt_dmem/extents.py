@@ -85,12 +85,15 @@ def create(path: Path, size_bytes: int) -> FileId:
 def move_in(source: Path, path: Path, size_bytes: int) -> None:
     """Let a file of the same pool, root's own, be the extent; one left by an interrupted try is replaced.
 
+    :raise FileNotFoundError: When there is no such file.
     :raise ExtentError: When it cannot be done.
     """
     try:
         _passable(path.parent)
         source.rename(path)
         os.truncate(path, size_bytes)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise _not_made(path, size_bytes, error) from error
 

@@ -171,9 +171,12 @@ def begin(record: PoolRecord, policy: str, shares: Shares, owner: Owner) -> Read
 
 
 def keep(record: PoolRecord, path: Path, policy: str, shares: Shares, owner: Owner) -> ReadyExtent | None:
-    """Take over the file of an extent that a guest had; ``None`` where it is not there, or cannot be named."""
+    """Take over the file of an extent that a guest had; ``None`` where it is not there, or cannot be named.
+
+    Nor where the name is taken, by what the same domain had before: that may just be being zeroed.
+    """
     extent = ReadyExtent(Path(record.mount, DIRECTORY), True, 0, policy, shares, owner, record.page_size)
-    if len(extent.path.name) > _LONGEST_NAME or not path.exists():
+    if len(extent.path.name) > _LONGEST_NAME or not path.exists() or extent.path.exists():
         return None
     extent.directory.mkdir(mode=0o700, exist_ok=True)
     path.rename(extent.path)
@@ -268,6 +271,7 @@ def take(extent: ReadyExtent, path: Path, size_bytes: int) -> int:
 
     What lies beyond its clean part is given back to the pool, so nothing of a guest can be left in it.
 
+    :raise FileNotFoundError: When it is not there: somebody else emptied the pool.
     :raise ExtentError: When it cannot be done.
     """
     clean = min(extent.clean_bytes, size_bytes)

@@ -73,7 +73,11 @@ class Readying:
             if extent.used and not extent.is_done
         ]
         for segment, extent in sorted(found, key=lambda item: -stock.likelihood(item[1].owner.uuid)):
-            return await self._clean_more(segment, extent, {})
+            async with self._holding.locks[segment]:
+                if not stock.has(segment, extent):  # a domain that starts was quicker
+                    return True
+                chunk = self._clean_more(segment, extent, {})
+            return await self._outcome(segment, extent, chunk)
         return False
 
     async def _wish_step(self) -> bool:
@@ -113,10 +117,11 @@ class Readying:
             if any(size > free[node] for node, size in stock.held(segment).items()):
                 return False
             await holding.let_ballast_go(segment, free)
-        return await self._clean_more(segment, extent, growth)
+            chunk = self._clean_more(segment, extent, growth)
+        return await self._outcome(segment, extent, chunk)
 
-    async def _clean_more(self, segment: str, extent: ReadyExtent, growth: Mapping[int, int]) -> bool:
-        """Make a chunk more of an extent clean; return whether it went well, as far as it went."""
+    def _clean_more(self, segment: str, extent: ReadyExtent, growth: Mapping[int, int]) -> asyncio.Task[None]:
+        """Begin to make a chunk more of an extent clean; for who has the lock of the segment."""
         holding = self._holding
 
         async def work() -> None:
@@ -124,8 +129,13 @@ class Readying:
             after = await ready.clean_more(extent, _CHUNK, threads=threads, helper=helper)
             holding.stock.replace(segment, extent, after)
 
+        return holding.chunks.begin(work(), segment=segment, what=extent, growth=growth)
+
+    async def _outcome(self, segment: str, extent: ReadyExtent, chunk: asyncio.Task[None]) -> bool:
+        """Wait for a chunk; return whether it went well, as far as it went."""
+        holding = self._holding
         try:
-            await holding.chunks.run(work(), segment=segment, what=extent, growth=growth)
+            await holding.chunks.outcome(chunk)
         except PrefaultFailed as failure:
             log.warning("pool %s: memory cannot be made ready: %s", segment, failure)
             self._failed_at[segment] = time.monotonic()
@@ -149,11 +159,12 @@ class Readying:
             free = max(0, holding.free(record.name).get(node, 0) - holding.stock.held(record.name)[node])
             await asyncio.to_thread(ballast.let_go, record, node, free)
             growth = max(0, free - ballast.held_bytes(record, node))
-        if not growth:
-            return False
-        work = ballast.hold_more(record, node, free, threads=self._settings.threads, helper=self._helper)
+            if not growth:
+                return False
+            work = ballast.hold_more(record, node, free, threads=self._settings.threads, helper=self._helper)
+            chunk = holding.chunks.begin(work, segment=record.name, growth={node: growth})
         try:
-            more = await holding.chunks.run(work, segment=record.name, growth={node: growth})
+            more = await holding.chunks.outcome(chunk)
         except PrefaultFailed as failure:
             if (record.name, node) not in self._short:  # once, not at every try
                 log.warning(

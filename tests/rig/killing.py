@@ -13,6 +13,7 @@ steps were done.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -117,10 +118,13 @@ def main() -> int:
 
         return change
 
-    async def chunk(self: Readying, *args: Any) -> bool:
+    def chunk(self: Readying, *args: Any) -> asyncio.Task[None]:
         killer.arm(background=True)
+        return clean_more(self, *args)
+
+    async def chunk_is_done(self: Readying, *args: Any) -> bool:
         try:
-            return await clean_more(self, *args)
+            return await outcome(self, *args)
         finally:
             killer.step("a chunk is done")
 
@@ -142,10 +146,12 @@ def main() -> int:
         setattr(Service, name, watched(name))
     for name in ("attach", "detach", "update"):
         setattr(Hypervisor, name, around(name))
-    serve, clean_more, begin = Service.hook, Readying._clean_more, ready.begin
+    serve, begin = Service.hook, ready.begin
+    clean_more, outcome = Readying._clean_more, Readying._outcome
     Ledger._transaction = counted  # type: ignore[assignment,method-assign]
     Service.hook = hook  # type: ignore[assignment,method-assign]
     Readying._clean_more = chunk  # type: ignore[method-assign]
+    Readying._outcome = chunk_is_done  # type: ignore[method-assign]
     ready.begin = beginning
     sys.addaudithook(killer.audit)
     return daemon.main(sys.argv[2:])

@@ -5,22 +5,33 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virt_dmem import ready
+from tests.namespace import in_own_mount_namespace
+from virt_dmem import extents, host, ready
 from virt_dmem.backends.base import NodeShare, PoolRecord
 from virt_dmem.chunks import finished
+from virt_dmem.config import Config, DaemonConfig, PrefaultConfig
 from virt_dmem.domain_xml import Cell, DomainMemory
 from virt_dmem.errors import PrefaultFailed
+from virt_dmem.holding import Holding
+from virt_dmem.inventory import Inventory
+from virt_dmem.ledger import Ledger
 from virt_dmem.plan import PoolFree
 from virt_dmem.ready import Owner, ReadyExtent, Shares
+from virt_dmem.readying import Readying
+from virt_dmem.records import Extent, ExtentState
 from virt_dmem.stock import Stock
+from virt_dmem.units import MIB
 from virt_dmem.wishes import plan_on_ready, wishes
 
 PAGE = 4096
@@ -301,3 +312,106 @@ def test_a_start_is_planned_on_what_is_ready_for_it_or_not_at_all() -> None:
     assert plan.extents[0].shares == ((1, 5 * PAGE),)
     assert plan_on_ready(domain(ONE, 6), free(20, 6), {"p": [there]}, "") is None
     assert plan_on_ready(domain(ONE, 5), free(20, 6), {}, "") is None
+
+
+# The background, and who is quicker
+
+
+class Rig:
+    """Two used extents in a pool on a real tmpfs, a runner that zeroes them, and a helper that takes its time."""
+
+    def __init__(self, scratch: Path) -> None:
+        helper = scratch / "helper"
+        self.missed = scratch / "missed"
+        helper.write_text(f"""#!/bin/sh
+for path; do :; done
+[ -e "$path" ] || echo "$path" >>{self.missed}
+exec 3<>"$path"
+sleep 0.05
+dd if=/dev/zero bs={8 * PAGE} count=1 conv=notrunc status=none >&3
+echo '{{"event":"done","bytes":0}}'
+""")
+        helper.chmod(0o755)
+        state, run = scratch / "state", scratch / "run"
+        config = Config(
+            daemon=DaemonConfig(state_dir=str(state), run_dir=str(run)),
+            prefault=PrefaultConfig(helper=str(helper), ready_pressure=100.0),
+        )
+        self.mount = run / "pools/p"
+        self.mount.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64M", "virt-dmem-p", self.mount], check=True)
+        config.pool_records_dir.mkdir(parents=True)
+        shares = {-1: NodeShare(64 * MIB, 64 * MIB)}
+        self.record = PoolRecord("p", "tmpfs", PAGE, str(self.mount), shares, "ready", host.boot_id())
+        (config.pool_records_dir / "p.json").write_bytes(msgspec.json.encode(self.record))
+        inventory = Inventory(config, Ledger(config.ledger_path, host.boot_id()))
+        self.holding = Holding(config, Ledger(config.ledger_path, host.boot_id()), inventory)
+        self.readying = Readying(config, inventory, self.holding)
+
+    def gives_back(self, uuid: str) -> Extent:
+        """Return the extent of a domain, which it has just given back full of its own."""
+        path = extents.path_of(self.mount, uuid, "pc.ram")
+        extents.create(path, 8 * PAGE)
+        path.write_bytes(b"G" * 8 * PAGE)
+        shares = {-1: 8 * PAGE}
+        given = Extent(
+            1, uuid, "pc.ram", "p", path, 8 * PAGE, PAGE, "none", ExtentState.READY, host.boot_id(), "", shares
+        )
+        assert self.holding.keep(given)
+        return given
+
+
+@in_own_mount_namespace
+def test_a_start_gets_no_file_that_is_being_zeroed_or_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virt_dmem.readying._CHUNK", 2 * PAGE)
+    rig = Rig(tmp_path)
+
+    async def race() -> None:
+        for uuid in (ONE, TWO):
+            rig.gives_back(uuid)
+        zeroing = asyncio.create_task(rig.readying.run_dry())
+        await asyncio.sleep(0.15)  # into the second chunk or the third
+        wanted = Extent(
+            2, str(uuid4()), "pc.ram", "p", extents.path_of(rig.mount, str(uuid4()), "pc.ram"), 8 * PAGE, PAGE,
+            "none", ExtentState.PLANNED, host.boot_id(), "", {-1: 8 * PAGE},
+        )  # fmt: skip
+        clean = await rig.holding.provide([wanted])
+        if clean:  # and now its guest writes
+            wanted.path.write_bytes(b"g" * 8 * PAGE)
+        await zeroing
+        if clean:
+            assert wanted.path.read_bytes() == b"g" * 8 * PAGE
+            extents.remove(wanted.path)
+        for extent in rig.holding.stock.of("p"):
+            assert extent.path.read_bytes() == bytes(8 * PAGE)
+            ready.cut(extent, 0)
+        rig.holding.stock.forget("p")
+
+    async def races() -> None:
+        for _ in range(5):
+            await race()
+
+    asyncio.run(races())
+    assert not rig.missed.exists()
+
+
+@in_own_mount_namespace
+def test_what_a_domain_gives_back_is_not_taken_for_what_it_gave_back_before(tmp_path: Path) -> None:
+    """The name is that of a file which is just being zeroed."""
+    rig = Rig(tmp_path)
+
+    async def race() -> None:
+        given = rig.gives_back(ONE)
+        zeroing = asyncio.create_task(rig.readying.run_dry())
+        await asyncio.sleep(0.02)
+        extents.create(given.path, 8 * PAGE)
+        given.path.write_bytes(b"G" * 8 * PAGE)
+        if not rig.holding.keep(given):
+            extents.remove(given.path)
+        await zeroing
+
+    asyncio.run(race())
+    for extent in rig.holding.stock.of("p"):
+        assert extent.path.read_bytes() == bytes(8 * PAGE) or (extent.used and not extent.clean_bytes)
