@@ -44,7 +44,7 @@ test-numa: setup ## Run the tests on a machine with three NUMA nodes, which QEMU
 	$(pytest) tests/numa
 
 lab: setup ## Run the tests on a whole Debian host, booted in QEMU (LAB_SUITE=bookworm: on Debian 12)
-	$(pytest) tests/lab
+	$(pytest) -n 2 --dist loadfile tests/lab # a host for each file
 
 lab-shell: setup ## Boot that host with a console on this terminal
 	@$(python) -m tests.lab.machine
