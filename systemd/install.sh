@@ -162,6 +162,11 @@ if [ -e "$manifest" ]; then
     comm -23 "$work/old" "$work/kept" | while read -r path; do
         rm -f "$dest$path"
     done
+    sed -n 's/^D //p' "$manifest" | sort >"$work/old"
+    sed -n 's/^D //p' "$work/manifest" | sort >"$work/kept"
+    comm -23 "$work/old" "$work/kept" | sort -r | while read -r path; do # what is in a directory goes before it
+        rmdir "$dest$path" 2>/dev/null || true
+    done
 fi
 install -m 0644 "$work/manifest" "$manifest.new"
 mv -f "$manifest.new" "$manifest"

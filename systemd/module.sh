@@ -34,6 +34,12 @@ by_dkms() {
     command -v dkms >/dev/null
 }
 
+dkms_remove() { # whatever version was installed last
+    dkms status -m virt-dmem 2>/dev/null | sed -n 's|^virt-dmem/\([^,:]*\).*|\1|p' | sort -u | while read -r found; do
+        dkms remove -m virt-dmem -v "$found" --all >/dev/null 2>&1 || true
+    done
+}
+
 source_sum() {
     (cd "$sources" && find . -type f ! -name dkms.conf | LC_ALL=C sort | xargs cat) | cksum
 }
@@ -81,7 +87,6 @@ build_all() { # KERNEL...
         return
     fi
     if by_dkms; then
-        dkms remove -m virt-dmem -v "$version" --all >/dev/null 2>&1 || true
         dkms add -m virt-dmem -v "$version" >"$log" 2>&1 || true
     fi
     for kernel in "$@"; do
@@ -99,6 +104,9 @@ build_all() { # KERNEL...
 case ${1:-} in
 build)
     shift
+    if [ $# -eq 0 ] && by_dkms; then # the sources may be others than last time
+        dkms_remove
+    fi
     build_all "$@"
     ;;
 for-pool)
@@ -108,7 +116,7 @@ for-pool)
     ;;
 remove)
     if by_dkms; then
-        dkms remove -m virt-dmem -v "$version" --all >/dev/null 2>&1 || true
+        dkms_remove
     fi
     for module in /lib/modules/*/updates/virt-dmem; do
         [ -d "$module" ] || continue

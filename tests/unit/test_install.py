@@ -250,10 +250,13 @@ def test_an_old_libvirts_apparmor_rules_are_made_to_include_ours(installed: Path
 def test_what_an_earlier_version_installed_and_this_does_not_goes_away(installed: Path) -> None:
     manifest = installed / "usr/lib/virt-dmem/manifest"
     (installed / "usr/bin/virt-dmem-old").write_text("")
-    manifest.write_text(f"{manifest.read_text()}F /usr/bin/virt-dmem-old\n")
+    (installed / "usr/src/virt-dmem-0/old").mkdir(parents=True)
+    old = "D /usr/src/virt-dmem-0\nD /usr/src/virt-dmem-0/old\nF /usr/bin/virt-dmem-old\n"
+    manifest.write_text(f"{manifest.read_text()}{old}")
     install(installed)
     assert files_in(installed).items() >= EXPECTED.items()
     assert not (installed / "usr/bin/virt-dmem-old").exists()
+    assert not (installed / "usr/src/virt-dmem-0").exists()
 
 
 def test_a_destdir_that_sh_could_misread_is_refused(tmp_path: Path) -> None:
