@@ -22,6 +22,8 @@ __all__ = ["plan_domain", "Plan", "ExtentPlan", "PoolFree", "NO_NODE"]
 NO_NODE = -1
 """Stands for the whole host in a pool whose backend knows no nodes."""
 _MOST_WAYS = 16
+_MOST_TRIES = 2000
+"""How many cells are tried in a segment (some 20 µs each) before a domain of many cells is said not to fit."""
 _MOST_CHOICES = 2000
 
 
@@ -123,8 +125,8 @@ _Bin = tuple[str, int]
 def _place(cells: Sequence[Cell], pool: PoolFree) -> list[dict[_Bin, int]] | None:
     """Return what each cell takes of each bin in bytes; ``None`` when they do not fit.
 
-    Of all ways to choose segments (at most ``_MOST_WAYS``) the best; among equals the segments with the
-    least room are filled first, so that large domains find the large ones free.
+    Of the first ``_MOST_WAYS`` ways to choose segments in which they do fit the best; among equals the segments
+    with the least room are filled first, so that large domains find the large ones free.
     """
     free = {
         (segment, node): size // pool.page_size
@@ -139,18 +141,18 @@ def _place(cells: Sequence[Cell], pool: PoolFree) -> list[dict[_Bin, int]] | Non
     by_number = dict(enumerate(free.values()))
     fitting = [
         [
-            (segment, asked)
+            asked
             for segment in sorted(room, key=lambda segment: (room[segment], segment))
             if fits(asked := _demands(cell, segment, numbers, pool), by_number)
         ]
         for cell in cells
     ]
-    ways = list(itertools.islice(_ways(fitting, room), _MOST_WAYS))
+    ways = list(itertools.islice(_ways(fitting, by_number, [], iter(range(_MOST_TRIES))), _MOST_WAYS))
     found = []
     for demands in ways:
         placement = place(list(itertools.chain(*demands)), by_number, choices=_MOST_CHOICES // len(ways))
-        if placement:
-            found.append((placement.cost, _unevenness(placement, free), placement, demands))
+        assert placement is not None  # noqa: S101 -- it fits
+        found.append((placement.cost, _unevenness(placement, free), placement, demands))
     if not found:
         return None
     _, _, placement, demands = min(found, key=lambda item: item[:2])
@@ -167,17 +169,19 @@ def _place(cells: Sequence[Cell], pool: PoolFree) -> list[dict[_Bin, int]] | Non
 
 
 def _ways(
-    fitting: Sequence[Sequence[tuple[str, list[Demand]]]], room: Mapping[str, int]
+    fitting: Sequence[Sequence[list[Demand]]],
+    free: Mapping[int, int],
+    chosen: Sequence[list[Demand]],
+    tries: Iterator[int],
 ) -> Iterator[list[list[Demand]]]:
-    """Yield the ways to give each cell one of the segments that it fits in, as long as they have room."""
-    if not fitting:
-        yield []
+    """Yield the ways to give each cell one of the segments that it fits in so that all of them fit together."""
+    if len(chosen) == len(fitting):
+        yield [*chosen]
         return
-    for segment, demands in fitting[0]:
-        pages = sum(demand.pages for demand in demands)
-        if pages <= room[segment]:
-            for rest in _ways(fitting[1:], {**room, segment: room[segment] - pages}):
-                yield [demands, *rest]
+    for demands, _ in zip(fitting[len(chosen)], tries, strict=False):
+        more = [*chosen, demands]
+        if len(more) == 1 or fits(list(itertools.chain(*more)), free):
+            yield from _ways(fitting, free, more, tries)
 
 
 def _demands(cell: Cell, segment: str, numbers: Mapping[_Bin, int], pool: PoolFree) -> list[Demand]:

@@ -157,6 +157,20 @@ def test_a_segment_is_chosen_that_has_the_nodes() -> None:
     assert only(plan_domain(memory(cell(0, 2 * GIB, 0, 1)), two, "")).shares == ((0, 2 * GIB),)
 
 
+def test_cells_that_fit_only_each_in_a_segment_of_its_own_are_not_refused() -> None:
+    many = PoolFree("big", "hugetlbfs", PAGE, {f"big+{n}": {0: GIB, 1: 8 * GIB} for n in range(6)})
+    plan = plan_domain(memory(*(cell(n, GIB, 0) for n in range(6))), {"big": many}, "")
+    assert {extent.pool for extent in plan.extents} == set(many.segments)
+    with pytest.raises(NotEnoughMemory):
+        plan_domain(memory(*(cell(n, GIB, 0) for n in range(7))), {"big": many}, "")
+
+
+def test_a_domain_of_very_many_cells_is_decided_in_time() -> None:
+    many = PoolFree("big", "hugetlbfs", PAGE, {f"big+{n}": {0: GIB, 1: 64 * GIB} for n in range(8)})
+    with pytest.raises(NotEnoughMemory):
+        plan_domain(memory(*(cell(n, GIB * 3 // 4, 0) for n in range(24))), {"big": many}, "")
+
+
 def test_many_cells_over_many_segments_are_placed_at_once() -> None:
     many = PoolFree("big", "hugetlbfs", PAGE, {f"big+{n}": {0: (n + 1) * GIB, 1: GIB} for n in range(8)})
     plan = plan_domain(memory(*(cell(n, (n + 1) * GIB) for n in range(8))), {"big": many}, "")
