@@ -25,10 +25,10 @@ def host(machine: Machine) -> Machine:
 
 
 def counters(host: Machine) -> dict[str, int]:
-    """MemTotal and the struct pages that the kernel has, in bytes."""
+    """MemTotal and the struct pages that the kernel has, in bytes; before Linux 6.11 it does not count these."""
     total = int(host.run("grep MemTotal /proc/meminfo").stdout.split()[1]) * KIB
-    pages = dict(re.findall(r"(nr_memmap\w*) (\d+)", host.run("cat /proc/vmstat").stdout))
-    return {"total": total, "memmap": sum(int(count) for count in pages.values()) * 4 * KIB}
+    pages = re.findall(r"nr_memmap\w* (\d+)", host.run("cat /proc/vmstat").stdout)
+    return {"total": total} | ({"memmap": sum(map(int, pages)) * 4 * KIB} if pages else {})
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,16 @@ def measured(host: Machine, table: list[str], size: str, options: str = "") -> t
     nodes = "--node 0=1G --node 1=1G"
     host.run(f"virt-dmem pool create guests {nodes} --page-size {size} {options}", timeout=300)
     now = counters(host)
-    gained, left = now["total"] - before["total"], 32 * MIB - (before["memmap"] - now["memmap"])
+    gained = now["total"] - before["total"]
+    saved = before["memmap"] - now["memmap"] if "memmap" in now else gained
+    left = 32 * MIB - saved
     kind = f"pages of {size}, {'no HVO' if options else 'HVO'}"
     table.append(f"| {kind} | {gained // KIB} KiB | {left // KIB} KiB |")
     print(table[-1])
     saving = host.json("virt-dmem savings --json")["pools"][0]
-    assert saving["measured"]
-    # what the product says is what the host's counters say
-    assert saving["net_bytes"] == before["memmap"] - now["memmap"]
+    assert saving["measured"] is ("memmap" in now)
+    if saving["measured"]:  # what the product says is what the host's counters say
+        assert saving["net_bytes"] == saved
     return gained, left
 
 
