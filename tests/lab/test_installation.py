@@ -51,7 +51,7 @@ def test_uninstalling_leaves_nothing_but_state(host: Machine, uuid: str) -> None
     host.run(f"make -C {PROJECT} uninstall", timeout=120)
     left = host.run("find /usr /etc /run -xdev -name '*virt-dmem*' -not -path '*/__pycache__/*'").stdout.split()
     assert [path for path in left if not path.startswith("/run/virt-dmem")] == []
-    assert host.run("systemctl list-unit-files --no-legend 'virt-dmem*'").stdout == ""
+    assert host.run("systemctl list-unit-files --no-legend 'virt-dmem*'", check=False).stdout == ""
     # and libvirt goes on without us
     host.run("virsh -q start lives-on && virsh -q destroy lives-on")
 
