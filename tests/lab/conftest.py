@@ -46,3 +46,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and machine is not None:
         report.sections.extend(machine.logs().items())
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests measured, also where they passed."""
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call" and report.nodeid.startswith("tests/lab/") and report.capstdout:
+            terminalreporter.section(report.nodeid, "-")
+            terminalreporter.write_line(report.capstdout.rstrip())
