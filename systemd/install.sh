@@ -137,7 +137,7 @@ rule=/etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem
 put 0644 systemd/apparmor.conf "$rule"
 abstraction=$dest/etc/apparmor.d/abstractions/libvirt-qemu
 local=/etc/apparmor.d/local/abstractions/libvirt-qemu
-line='include <abstractions/libvirt-qemu.d/virt-dmem>'
+line='include if exists <abstractions/libvirt-qemu.d/virt-dmem>' # else no guest starts where it is gone
 # libvirt 9.0 (Debian 12) does not look into libvirt-qemu.d by itself
 if [ -e "$abstraction" ] && ! grep -q 'abstractions/libvirt-qemu\.d>' "$abstraction"; then
     directory 0755 "$(dirname "$local")"

@@ -71,8 +71,3 @@ class Chunks:
         if now and now.segment == segment and what in (None, now.what):
             now.task.cancel()
             await asyncio.wait([now.task])
-
-    async def stop_all(self) -> None:
-        """Stop whatever goes on."""
-        if self._now:
-            await self.stop(self._now.segment)

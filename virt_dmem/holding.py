@@ -247,7 +247,9 @@ class Holding:
     async def at_rest(self) -> None:
         """Let segments that give no more memory be empty of ours, with nothing at work in them."""
         await self.clear_idle()
-        await self.chunks.stop_all()
+        for segment in self._inventory.ready().keys() - self._inventory.giving().keys():
+            async with self.locks[segment]:  # who has it may be about to begin something
+                await self.chunks.stop(segment)
 
     async def clear_idle(self) -> None:
         """Give back what is ready where nothing is to be."""

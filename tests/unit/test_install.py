@@ -242,7 +242,7 @@ def test_an_old_libvirts_apparmor_rules_are_made_to_include_ours(installed: Path
     abstraction = installed / "etc/apparmor.d/abstractions/libvirt-qemu"
     abstraction.write_text("  #include <local/abstractions/libvirt-qemu>\n")
     install(installed)
-    assert local.read_text() == "# my own\ninclude <abstractions/libvirt-qemu.d/virt-dmem>\n"
+    assert local.read_text() == "# my own\ninclude if exists <abstractions/libvirt-qemu.d/virt-dmem>\n"
     script("uninstall.sh", installed)
     assert local.read_text() == "# my own\n"
 
