@@ -36,7 +36,7 @@ _REPOSITORY = Path(__file__).parents[2]
 _CACHE = _REPOSITORY / ".cache/lab"
 _SETUP = _REPOSITORY / "tests/rig/setup.sh"
 _PROGRAMS = ("mmdebstrap", "mke2fs", "qemu-img", "qemu-system-x86_64", "unshare")
-_MIRROR = "http://deb.debian.org/debian"
+_OF_DEBIAN = re.compile(r"^(?:URIs:|deb(?:\s+\[.*?\])?)\s+(\S+/debian)/?(?:\s|$)", re.MULTILINE)
 _PACKAGES = """
     systemd systemd-sysv udev dbus kmod iproute2 procps numactl ca-certificates qemu-guest-agent apparmor
     linux-image-amd64 linux-headers-amd64
@@ -237,7 +237,14 @@ def _debootstrap(release: str, root: Path) -> None:
         "--essential-hook=mkdir -p $1/etc/initramfs-tools",
         "--essential-hook=echo update_initramfs=no >$1/etc/initramfs-tools/update-initramfs.conf",
     ]
-    _run(*command, release, root, _MIRROR)
+    _run(*command, release, root, *_mirror())
+
+
+def _mirror() -> list[str]:
+    """Return where this host has its Debian packages from; nothing where that is not plain, for the default."""
+    lists = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+    found = [uri for file in lists if file.is_file() for uri in _OF_DEBIAN.findall(file.read_text("utf-8"))]
+    return found[:1]
 
 
 def _set_up(root: Path) -> None:
