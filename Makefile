@@ -33,9 +33,8 @@ bench: plots ## Measure all, or BENCH=start alone; BENCH_OUT=build/bench is wher
 demo: setup ## Boot a guest on a pool of huge pages and show what that saves (BACKEND=dmemfs: without struct pages)
 	@BACKEND='$(BACKEND)' $(python) -m bench.demo
 
-test: plots ## Run all tests; those with libvirt and huge pages, and the lab, need root
+test: plots ## Run all tests but the lab; those with libvirt and huge pages need root
 	$(pytest) tests/unit tests/libvirt tests/numa
-	$(lab)
 
 test-unit: plots ## Run the tests that need no libvirt
 	$(pytest) tests/unit
