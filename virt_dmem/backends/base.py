@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ __all__ = [
 NO_NODE = -1
 """Stands for a node where the backend knows none."""
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
+_LET_GO_SECONDS = 3.0
 _STRUCT_PAGE = 64  # sizeof(struct page) wherever HVO exists: it needs a power of two
 
 Report = Callable[[str, int, int], None]
@@ -266,13 +268,16 @@ class Backend(ABC):
         return found if found and found.fstype == self.fstype else None
 
     def unmount(self, record: PoolRecord) -> None:
-        """Unmount the pool.
+        """Unmount the pool; who has just ended may hold it for a moment more, in a mount namespace of its own.
 
         :raise PoolBusy: When somebody is still in it.
         :raise PoolError: When the kernel refuses for another reason.
         """
-        refusal = run_program("umount", record.mount)
-        if refusal:
+        tried_until = time.monotonic() + _LET_GO_SECONDS
+        while refusal := run_program("umount", record.mount):
+            if "busy" in refusal and time.monotonic() < tried_until:
+                time.sleep(0.1)
+                continue
             kind = PoolBusy if "busy" in refusal else PoolError
             raise kind(
                 f"Pool {record.name} could not be unmounted from {record.mount}: {refusal}",
