@@ -163,9 +163,13 @@ class Lifecycle:
 
     # For reconcile
 
+    def is_serving(self, uuid: str) -> bool:
+        """Tell whether an operation on a domain goes on."""
+        return self.turn(uuid).locked()
+
     async def abandon(self, reservation: Reservation) -> None:
         """Free what a domain held that is gone without a word; one that is being served is left alone."""
-        if self.turn(reservation.uuid).locked():
+        if self.is_serving(reservation.uuid):
             return
         async with self.turn(reservation.uuid):
             current = self._ledger.find(reservation.uuid)

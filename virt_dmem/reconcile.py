@@ -43,6 +43,8 @@ async def from_host(
     """Mend what can be told without libvirt: earlier boots, interrupted preparations, files and links of nobody."""
     actions = _forget_earlier_boots(ledger, boot_id, dry_run=dry_run)
     for reservation in ledger.interrupted(boot_id):
+        if lifecycle.is_serving(reservation.uuid):  # a start that goes on
+            continue
         actions.append(
             f"free {format_size(reservation.size_bytes)} of {reservation.name}:"
             f" interrupted while {reservation.phase.value}"
@@ -84,7 +86,7 @@ async def from_libvirt(
     for reservation in ledger.reservations():
         if reservation.uuid in active:
             actions += await mender.mend(reservation.uuid, dry_run=dry_run)
-        if reservation.uuid in active or reservation.since >= listed_at:
+        if reservation.uuid in active or reservation.since >= listed_at or lifecycle.is_serving(reservation.uuid):
             continue
         actions.append(f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain does not run")
         if not dry_run:

@@ -13,7 +13,18 @@ from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage, fetch_kernel, make_initramfs
 from tests.rig.private_libvirt import CONSOLES
 
-__all__ = ["CMDLINE", "IMAGE", "boot", "complaints", "console", "define", "memory_of", "pool", "provide_guest"]
+__all__ = [
+    "CMDLINE",
+    "IMAGE",
+    "boot",
+    "complaints",
+    "console",
+    "define",
+    "lives_on",
+    "memory_of",
+    "pool",
+    "provide_guest",
+]
 
 _BOOT = Path("/var/lib/libvirt/boot")
 CMDLINE = "maxcpus=1 mitigations=off nokaslr tsc=reliable no_timer_check noreplace-smp"
@@ -51,6 +62,16 @@ def define(machine: Machine, name: str, *, cells: tuple[str, str], boots: bool =
 def boot(machine: Machine, name: str) -> None:
     """Wait until a guest that was started has booted."""
     machine.wait_for(f"grep -q 'virt-dmem guest up' {CONSOLES}/{name}.log", timeout=90)
+
+
+def lives_on(machine: Machine, name: str, uuid: str) -> None:
+    """Restart libvirtd and the daemon under a guest; its QEMU is the same after it, and goes on printing."""
+    before = machine.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout
+    machine.run("systemctl restart virt-dmemd.service && systemctl restart libvirtd.service", timeout=240)
+    assert machine.run(f"virsh domstate {name}").stdout.split() == ["running"]
+    assert machine.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout == before
+    lines = len(console(machine, name).splitlines())
+    machine.wait_for(f"test $(wc -l <{CONSOLES}/{name}.log) -gt {lines}", timeout=120)
 
 
 def memory_of(machine: Machine, uuid: str) -> dict[str, tuple[int, set[int]]]:

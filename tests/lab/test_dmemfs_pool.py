@@ -148,12 +148,7 @@ def test_memory_that_somebody_maps_cannot_be_leased(host: Machine, uuid: str) ->
 
 
 def test_the_guest_survives_restarts_of_libvirtd_and_the_daemon(host: Machine, uuid: str) -> None:
-    before = host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout
-    host.run("systemctl restart virt-dmemd.service && systemctl restart libvirtd.service", timeout=240)
-    assert host.run("virsh domstate two-cells").stdout.split() == ["running"]
-    assert host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout == before
-    lines = len(guests.console(host, "two-cells").splitlines())
-    host.wait_for(f"test $(wc -l </var/log/libvirt/consoles/two-cells.log) -gt {lines}", timeout=120)
+    guests.lives_on(host, "two-cells", uuid)
     assert guests.pool(host)["reserved_bytes"] == 384 * MIB
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
-from tests.rig.daemon import Daemon
+from tests.rig.daemon import LOG, Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage
 from tests.rig.mapping import a_process_that_maps
@@ -338,7 +338,7 @@ def test_a_qemu_that_maps_other_memory_than_ours_does_not_get_through(
 
 SLOW_HELPER = """#!/bin/sh
 # a stand-in for the helper that takes long: with progress, or silently
-for second in 1 2 3 4 5 6 7 8 9 10 11 12; do
+for second in $(seq {seconds}); do
     sleep 1
     [ {speaks} = 1 ] && echo '{{"event":"progress","done":0,"total":67108864}}'
 done
@@ -348,7 +348,7 @@ exec {helper} "$@"
 
 def use_slow_helper(daemon: Daemon, tmp_path: Path, *, speaks: bool) -> None:
     helper = tmp_path / "helper"
-    helper.write_text(SLOW_HELPER.format(speaks=int(speaks), helper=HELPER))
+    helper.write_text(SLOW_HELPER.format(speaks=int(speaks), seconds=12 if speaks else 60, helper=HELPER))
     helper.chmod(0o755)
     daemon.config = f'[prefault]\nhelper = "{helper}"\n'
     daemon.restart()
@@ -362,6 +362,7 @@ def test_no_deadline_strikes_a_preparation_that_takes_long_and_moves(
     virt_dmem("apply", "large", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "large")
     assert virt_dmem_json("show", "large")["domain"]["phase"] == "running"
+    assert "interrupted while" not in LOG.read_text(), "reconcile looks every few seconds"
 
 
 def test_a_preparation_that_hangs_fails_the_start_and_is_rolled_back(
@@ -373,6 +374,6 @@ def test_a_preparation_that_hangs_fails_the_start_and_is_rolled_back(
     began = time.monotonic()
     with pytest.raises(RigError, match="timed out"):
         libvirtd.virsh("start", "--paused", "stuck")
-    assert time.monotonic() - began < 11.9, "not by waiting for the helper"
+    assert time.monotonic() - began < 40, "not by waiting for the helper"
     wait_for("the roll-back", lambda: only_pool()["reserved_bytes"] == 0, timeout=5)
     assert files_in(tmpfs_pool) == []
