@@ -39,12 +39,12 @@ def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     start(libvirtd, roomy_pool, grower_image)
+    before = has_mib(libvirtd)
     attached = virt_dmem_json("attach", "grower", "--size", "512M", "--type", "virtio-mem")["change"]
     assert attached["state"] == "attached"
     alias = attached["alias"]
     virt_dmem("resize", "grower", alias, "--size", "0")
     assert reserved(roomy_pool) == 192 * MIB
-    before = has_mib(libvirtd)
     request(libvirtd, alias, "256MiB")
     wait_for("all that it can have to be charged", lambda: reserved(roomy_pool) == 448 * MIB, timeout=15)
     wait_for_memory(libvirtd, before + 230, before + 260)
