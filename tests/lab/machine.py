@@ -31,6 +31,8 @@ _MIB, _GIB = 1 << 20, 1 << 30
 _BELOW_4_GIB = 3 * _GIB
 """Of the memory of QEMU's machine ``pc``, where it has more; the rest begins at 4 GiB (pc_init1 in QEMU)."""
 _CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off systemd.show_status=no nokaslr nohz=off"
+_CPU = "max,-erms,-fsrm"
+"""All but the string instructions, which TCG does byte by byte: the kernel zeroes 1.5 times as fast without."""
 _ENVIRONMENT = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
 PATIENCE = float(os.environ.get("LAB_PATIENCE", "2"))
 """By how much all that is waited for here may take longer: more where others use the machine's CPUs too."""
@@ -216,7 +218,7 @@ class Machine:
 
     def _command(self, agent: Path, serial: str) -> list[str]:
         command = [*_qemu_of(self.image.emulator), "-M", "pc", "-accel", "tcg,thread=multi"]
-        command += ["-cpu", "max", "-nodefaults"]
+        command += ["-cpu", _CPU, "-nodefaults"]
         command += ["-no-reboot", "-display", "none", "-serial", serial or f"file:{self.console}"]
         command += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd)]
         command += ["-append", f"{_CMDLINE} {self.cmdline}".strip()]
