@@ -215,15 +215,6 @@ def test_pages_of_1_gib(host: Machine) -> None:
     host.run("virsh -q destroy large && virsh -q undefine large && virt-dmem pool destroy guests", timeout=240)
 
 
-def test_the_tests_of_a_start_pass_on_it(host: Machine) -> None:
-    """As far as they are not about other kinds of memory."""
-    tests = "tests/libvirt/test_start.py"
-    command = f"cd {PROJECT} && VIRT_DMEM_TEST_BACKEND=dmemfs .venv/bin/python -m pytest -q -p no:cacheprovider"
-    said = host.run(f"{command} {tests} --timeout=600 -k 'not huge_pages and not linux_guest'", timeout=1500).stdout
-    print(said)
-    assert re.search(r"\d+ passed", said)
-
-
 def test_booted_with_the_memory_the_host_has_it_but_for_its_struct_pages(host: Machine) -> None:
     """What a plain host loses in MemTotal, and one with dmemfs does not; and a pool whose memory is not there."""
     host.run("virt-dmem pool create guests --backend dmemfs && systemctl -q enable virt-dmem-pool@guests.service")

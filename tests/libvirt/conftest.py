@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of this directory need libvirt."""
+    """All tests of this directory need libvirt; ``any_backend`` are those whose pool may be of any kind."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.needs_libvirt)
+            if "tmpfs_pool" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.any_backend)
 
 
 @pytest.hookimpl(wrapper=True)
