@@ -33,8 +33,9 @@ bench: plots ## Measure all, or BENCH=start alone; BENCH_OUT=build/bench is wher
 demo: setup ## Boot a guest on a pool of huge pages and show what that saves (BACKEND=dmemfs: without struct pages)
 	@BACKEND='$(BACKEND)' $(python) -m bench.demo
 
-test: plots ## Run all tests but the lab; those with libvirt and huge pages need root
+test: plots ## Run all tests, the lab's too; all but those of tests/unit need root
 	$(pytest) tests/unit tests/libvirt tests/numa
+	$(lab)
 
 test-unit: plots ## Run the tests that need no libvirt
 	$(pytest) tests/unit
