@@ -48,7 +48,7 @@ class Holding:
         """There may be something to bring in or to zero."""
         self._known: dict[str, DomainMemory] = {}
         self._is_told = False
-        self._running = set(ledger.phases())
+        self._running = ledger.holders()
         self._last_run = ledger.last_steps()
         self._wishes: list[Wish] = []
         self._is_stale = True
@@ -89,9 +89,9 @@ class Holding:
         if not self._is_stale:
             return
         self._is_stale = False
-        self._running = set(self._ledger.phases())
+        self._running = self._ledger.holders()
         likely = sorted(
-            (domain for uuid, domain in self._known.items() if uuid not in self._running),
+            (self._known[uuid] for uuid in self._known.keys() - self._running),
             key=lambda domain: (-self.likelihood(domain.uuid), domain.name, domain.uuid),
         )
         if self._config.prefault.ready != "all":

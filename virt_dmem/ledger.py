@@ -228,6 +228,11 @@ class Ledger:
         with self._explained():
             return {uuid: Phase(word) for uuid, word in self._db.execute("SELECT uuid, phase FROM reservation")}
 
+    def holders(self) -> set[str]:
+        """Return the UUIDs of the domains that hold memory."""
+        with self._explained():
+            return {uuid for (uuid,) in self._db.execute("SELECT uuid FROM reservation")}
+
     def running(self) -> list[str]:
         """Return the UUIDs of the domains whose QEMU runs."""
         with self._explained():
