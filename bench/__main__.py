@@ -27,6 +27,8 @@ BENCHMARKS = {
     "list": "bench.list_cost",
     "attach": "bench.attach",
     "memory-lost": "bench.memory_lost",
+    "scale": "bench.scale",
+    "fragmentation": "bench.fragmentation",
 }
 """By the name that BENCH= takes, in the order in which they run."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Judge a ratio against what was to be reached."""
+"""Judge a ratio, or a figure by itself, against what was to be reached."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 
 from bench.results import Goal, Results, Series, ratios, spread
 
-__all__ = ["at_least", "at_most"]
+__all__ = ["at_least", "at_most", "within"]
 
 
 def at_most(results: Results, text: str, limit: float, ours: Series | None, theirs: Series | None) -> None:
@@ -18,6 +18,15 @@ def at_most(results: Results, text: str, limit: float, ours: Series | None, thei
 def at_least(results: Results, text: str, limit: float, ours: Series | None, theirs: Series | None) -> None:
     """Add the goal that ours is at least ``limit`` times theirs: the median of the rounds' ratios."""
     _judge(results, f"{text}: at least {limit:g} x", limit, ours, theirs, at_most=False)
+
+
+def within(results: Results, text: str, limit: float, ours: Series | None) -> None:
+    """Add the goal that ours, in its own unit, is at most ``limit``: the median of the rounds."""
+    if ours is None:
+        results.goals.append(Goal(text, limit, None, None))
+        return
+    text = f"{text}: at most {limit:g} {ours.unit}"
+    results.goals.append(Goal(text, limit, ours.median, ours.median <= limit, ours.spread))
 
 
 def _judge(

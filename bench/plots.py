@@ -13,7 +13,7 @@ mpl.use("svg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import memory_lost, prefault, start_path
+from bench import memory_lost, prefault, scale, start_path
 from bench.results import Results, Series
 from virt_dmem.units import GIB, format_size
 
@@ -41,6 +41,7 @@ def draw(results: Results, directory: Path) -> list[Path]:
             ("start", start_path.NAME, _start),
             ("throughput", prefault.NAME, _throughput),
             ("memory-lost", memory_lost.NAME, _memory_lost),
+            ("scale", scale.NAME, _scale),
         ):
             figure = function(results)
             if figure is None:
@@ -146,4 +147,22 @@ def _memory_lost(results: Results) -> Figure | None:
     axes.set(xlabel="MiB that the host loses for each GiB of guest memory", title="host memory lost per GiB")
     axes.legend(fontsize=7, frameon=False, loc="lower right")
     figure.subplots_adjust(left=0.22, right=0.96, top=0.9, bottom=0.24)
+    return figure
+
+
+def _scale(results: Results) -> Figure | None:
+    series = [one for one in results.series if one.benchmark == scale.NAME]
+    if not series:
+        return None
+    figure = Figure(figsize=(9, 3.6))
+    axes = figure.add_subplot()
+    for what, colour in ((scale.RESERVE, _OURS), (scale.RELEASE, _OTHERS[1]), (scale.LIST, _OTHERS[4])):
+        for quantile, style in ((scale.MEDIAN, "-"), (scale.WORST, ":")):
+            line = [one for one in series if one.what == f"{what}, {quantile}"]
+            domains = [int(one.case.split()[0]) for one in line]
+            label = what if quantile == scale.MEDIAN else None
+            axes.plot(domains, [one.median for one in line], style, marker=".", color=colour, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="domains that run", ylabel="ms", title="medians, dotted: 99 %")
+    axes.legend(fontsize=7, frameon=False)
+    figure.subplots_adjust(left=0.07, right=0.98, top=0.9, bottom=0.2)
     return figure

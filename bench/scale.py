@@ -8,7 +8,7 @@ run stand in the ledger as a daemon before this one left them). Nothing is said 
 
 One start is the hook's ``prepare`` and ``start``, one stop its ``stopped`` and ``release``. Of ``prepare`` the time
 of the stand-in is taken off: what is left is to read the XML, plan, reserve and make the files. CPU time is the
-daemon's.
+daemon's. A round is ``--operations`` starts and stops; its median and 99th percentile are one figure each.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ import time
 import uuid as uuids
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
 
+from bench.alone import run_alone
+from bench.goals import within
+from bench.results import Results
 from tests.rig.daemon import LOG, SOCKET, STATE, Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.launcher import write_launcher
@@ -46,53 +48,28 @@ from virt_dmem.records import Extent, ExtentState
 from virt_dmem.rewrite import apply
 from virt_dmem.units import GIB, MIB, TIB
 
-__all__ = ["GOALS", "Result", "main", "measure"]
+__all__ = ["LIST", "MEDIAN", "NAME", "RELEASE", "RESERVE", "WORST", "measure"]
 
+NAME = "scale"
+RESERVE, RELEASE, LIST, BUSY = "reserve", "release", "list --json", "answer when busy"
+MEMORY = "memory of the daemon"
 NODES = 8
 SEGMENTS = {"scale": 4 * TIB, "scale+1": TIB, "scale+2": TIB}
 PAGE = 2 * MIB
 SIZES = (256 * MIB, 512 * MIB, 512 * MIB, GIB)
 """Sizes of domains, equally likely: 10 000 of them are 5.6 TiB."""
 BACKING = Path("/var/lib/libvirt/qemu/ram/libvirt/qemu")
-SOME = 5
-"""Of so many starts one is asked about: how long its steps took."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One figure: its quantiles (0.5, 0.99, 1.0) or a single ``value``; ``domains`` held memory meanwhile."""
-
-    name: str
-    unit: str
-    domains: int
-    count: int = 1
-    value: float | None = None
-    quantiles: dict[str, float] | None = None
-
-    def of(self, quantile: str) -> float:
-        """Return a quantile, or the only value."""
-        found = (self.quantiles or {}).get(quantile, self.value)
-        assert found is not None
-        return found
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a figure at the most domains may be."""
-
-    name: str
-    quantile: str
-    most: float
-
-
-GOALS = (
-    Goal("reserve", "0.5", 5),
-    Goal("reserve", "0.99", 20),
-    Goal("release", "0.5", 5),
-    Goal("release", "0.99", 20),
-    Goal("list --json", "0.5", 1000),
-    Goal("memory of the daemon", "1.0", 100),
-)
+MEDIAN, WORST = "median", "99 %"
+GOALS = {
+    (RESERVE, MEDIAN): 5,
+    (RESERVE, WORST): 20,
+    (RELEASE, MEDIAN): 5,
+    (RELEASE, WORST): 20,
+    (LIST, MEDIAN): 1000,
+}
+"""Milliseconds that each may take with the most domains."""
+MOST_MIB = 100
+"""Memory that the daemon may have then."""
 
 
 # The host that is not there
@@ -178,7 +155,7 @@ class Starter:
         self._running: list[str] = []
         self._number = 0
         self.took: dict[str, list[float]] = {}
-        """Milliseconds, by operation."""
+        """Seconds, by operation."""
 
     def start(self) -> None:
         """Start a new domain; one of ten has two cells on two nodes."""
@@ -200,11 +177,10 @@ class Starter:
         (BACKING / f"{number}-{name}").mkdir(parents=True)
         self._hook("start", xml)
         self._running.append(xml)
-        if self._number % SOME == 0:
-            with Client(SOCKET) as daemon, self._timed("show"):
-                steps = daemon.call("ShowDomain", domain=uuid)["domain"]["steps"]
-            stand_in = sum(step["seconds"] for step in steps if step["step"].startswith("prefault")) * 1000
-            self.took.setdefault("reserve", []).append(prepared - stand_in)
+        with Client(SOCKET) as daemon, self._timed("show"):
+            steps = daemon.call("ShowDomain", domain=uuid)["domain"]["steps"]
+        stand_in = sum(step["seconds"] for step in steps if step["step"].startswith("prefault"))
+        self.took.setdefault(RESERVE, []).append(prepared - stand_in)
 
     def stop(self) -> None:
         """Stop one of those that were started here, whichever."""
@@ -239,14 +215,15 @@ class Starter:
     def _timed(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.took.setdefault(name, []).append((time.perf_counter() - began) * 1000)
+        self.took.setdefault(name, []).append(time.perf_counter() - began)
 
 
+_PINGER = "import sys; from bench import scale; scale.ping(sys.argv[1])"
 _PING = b'{"method": "org.varlink.service.GetInfo", "parameters": {}}\0'
 
 
-def _ping(path: str) -> None:
-    """Ask the daemon for nothing, 100 times a second, and print after SIGTERM's pipe closed how long each took."""
+def ping(path: str) -> None:
+    """Ask the daemon for nothing, 100 times a second, and print how long each took once the input ends."""
     took: list[float] = []
     over = threading.Event()
 
@@ -262,7 +239,7 @@ def _ping(path: str) -> None:
             asking.sendall(_PING)
             while not asking.recv(65536).endswith(b"\0"):
                 pass
-            took.append((time.perf_counter() - began) * 1000)
+            took.append(time.perf_counter() - began)
             time.sleep(0.01)
     sys.stdout.write(json.dumps(took))
 
@@ -271,7 +248,7 @@ class Pinger:
     """A process that measures how long the daemon's event loop lets others wait."""
 
     def __enter__(self) -> Pinger:
-        command = [sys.executable, "-m", "bench.scale", "--ping", str(SOCKET)]
+        command = [sys.executable, "-c", _PINGER, str(SOCKET)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
 
@@ -280,139 +257,118 @@ class Pinger:
         self.took: list[float] = json.loads(out)
 
 
-def _cpu_ms(pid: int) -> float:
+def _cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process, without its children."""
     fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _memory_mib(pid: int, what: str) -> float:
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(what))
-    return int(line.split()[1]) / 1024
-
-
-def _quantiles(name: str, unit: str, domains: int, took: Sequence[float]) -> Result:
-    ordered = sorted(took)
-    at = {
-        "0.5": statistics.median(ordered),
-        "0.99": ordered[math.ceil(len(ordered) * 0.99) - 1],
-        "1.0": ordered[-1],
-    }
-    return Result(name, unit, domains, len(ordered), quantiles=at)
+def _peak_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 # The measurements
 
 
-def _at_size(
-    daemon: Daemon, scratch: Path, domains: int, operations: int, *, seed: int, idle: float
-) -> list[Result]:
+class _Figures:
+    """Adds figures with so many domains."""
+
+    def __init__(self, results: Results, domains: int) -> None:
+        self._results = results
+        self._case = case_of(domains)
+
+    def add(self, what: str, figure: float, unit: str) -> None:
+        self._results.add(NAME, what, self._case, figure, unit=unit)
+
+    def add_seconds(self, what: str, seconds: float) -> None:
+        self.add(what, seconds * 1000, "ms")
+
+    def add_quantiles(self, what: str, took: Sequence[float]) -> None:
+        """Add the median and the 99th percentile of a round's figures."""
+        self.add_seconds(f"{what}, {MEDIAN}", statistics.median(took))
+        self.add_seconds(f"{what}, {WORST}", sorted(took)[math.ceil(len(took) * 0.99) - 1])
+
+
+def case_of(domains: int) -> str:
+    """Return what a series with so many domains is called."""
+    return f"{domains} domains"
+
+
+def _at_size(results: Results, daemon: Daemon, scratch: Path, domains: int, options: argparse.Namespace) -> None:
     """Measure with so many domains that run."""
+    figures = _Figures(results, domains)
     daemon.stop()
     _empty()
-    _populate(domains, random.Random(seed))
+    _populate(domains, random.Random(options.seed))
     began = time.perf_counter()
     daemon.start()
     with Client(SOCKET) as client:
         client.call("ListPools")
-    results = [Result("start of the daemon", "ms", domains, value=(time.perf_counter() - began) * 1000)]
+    figures.add_seconds("start of the daemon", time.perf_counter() - began)
 
-    cpu = _cpu_ms(daemon.pid)
+    cpu = _cpu_seconds(daemon.pid)
     with Pinger() as pinger:
-        time.sleep(idle)
-    idle_cpu = (_cpu_ms(daemon.pid) - cpu) / idle
-    results.append(Result("CPU time when idle", "ms/s", domains, value=idle_cpu))
-    results.append(_quantiles("answer when idle", "ms", domains, pinger.took))
+        time.sleep(options.idle)
+    idle_cpu = (_cpu_seconds(daemon.pid) - cpu) / options.idle
+    figures.add("CPU when idle", idle_cpu * 100, "% of a CPU")
+    figures.add_quantiles("answer when idle", pinger.took)
 
-    starter = Starter(random.Random(seed + 1))
+    starter = Starter(random.Random(options.seed + 1))
     starter.run(30, most=5)  # what is loaded once
-    starter.took.clear()
-    cpu, began = _cpu_ms(daemon.pid), time.perf_counter()
-    with Pinger() as pinger:
-        starter.run(operations)
-    seconds = time.perf_counter() - began
-    per_operation = max(0.0, _cpu_ms(daemon.pid) - cpu - idle_cpu * seconds) / operations
-    results += [_quantiles(name, "ms", domains, took) for name, took in sorted(starter.took.items())]
-    results.append(Result("CPU time of a start or stop", "ms", domains, operations, per_operation))
-    results.append(_quantiles("answer when busy", "ms", domains, pinger.took))
+    for _ in range(options.rounds):
+        starter.took.clear()
+        cpu, began = _cpu_seconds(daemon.pid), time.perf_counter()
+        with Pinger() as pinger:
+            starter.run(options.operations)
+        used = _cpu_seconds(daemon.pid) - cpu - idle_cpu * (time.perf_counter() - began)
+        for what, took in sorted(starter.took.items()):
+            figures.add_quantiles(what, took)
+        figures.add_seconds("CPU time of a start or stop", max(0.0, used) / options.operations)
+        figures.add_quantiles(BUSY, pinger.took)
 
-    took, cpu = [], _cpu_ms(daemon.pid)
     command = [str(write_launcher(scratch, "virt_dmem.cli.main")), "list", "--json"]
-    for _ in range(5):
+    for _ in range(options.rounds):
         began = time.perf_counter()
         with (scratch / "list").open("w") as out:
             subprocess.run(command, stdout=out, check=True)
-        took.append((time.perf_counter() - began) * 1000)
+        figures.add_seconds(f"{LIST}, {MEDIAN}", time.perf_counter() - began)
     assert len(json.loads((scratch / "list").read_text())["domains"]) == domains
-    results.append(_quantiles("list --json", "ms", domains, took))
-    results.append(
-        Result("CPU time of list --json in the daemon", "ms", domains, 5, (_cpu_ms(daemon.pid) - cpu) / 5)
-    )
-    results.append(Result("memory of the daemon", "MiB", domains, value=_memory_mib(daemon.pid, "VmHWM")))
-    ledger = sum(file.stat().st_size for file in STATE.glob("ledger.sqlite*"))
-    results.append(Result("size of the ledger", "MiB", domains, operations, ledger / MIB))
-    return results
+    figures.add(MEMORY, _peak_mib(daemon.pid), "MiB")
+    figures.add("ledger", sum(file.stat().st_size for file in STATE.glob("ledger.sqlite*")) / MIB, "MiB")
 
 
-def measure(
-    sizes: Sequence[int] = (1, 100, 10_000), operations: int = 2000, *, seed: int = 1, idle: float = 11.0
-) -> list[Result]:
-    """Return all figures, for each number of domains in ``sizes``; enters the private namespace."""
+def measure(results: Results, arguments: argparse.Namespace) -> None:
+    """Measure with each number of domains, and judge the most."""
+    sizes = sorted(int(number) for number in arguments.domains.split(","))
     enter_private_namespace()
-    results = []
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         _set_up(scratch)
         daemon = Daemon((scratch / "config").read_text())
         try:
             for domains in sizes:
-                results += _at_size(daemon, scratch, domains, operations, seed=seed, idle=idle)
+                _at_size(results, daemon, scratch, domains, arguments)
         except BaseException:
             with suppress(OSError):
                 sys.stderr.write(LOG.read_text()[-3000:])
             raise
         finally:
             daemon.stop()
-    return results
+    case = case_of(sizes[-1])
+    for (what, quantile), most in GOALS.items():
+        found = results.find(NAME, f"{what}, {quantile}", case)
+        within(results, f"scale: {what} with {case}, {quantile}", most, found)
+    found = results.find(NAME, MEMORY, case)
+    within(results, f"scale: {MEMORY} with {case}", MOST_MIB, found)
 
 
-def missed(results: Sequence[Result]) -> list[str]:
-    """Return a sentence for each goal that was missed."""
-    most = max(result.domains for result in results)
-    found = {result.name: result for result in results if result.domains == most}
-    return [
-        f"{goal.name}: {found[goal.name].of(goal.quantile):.2f} {found[goal.name].unit}"
-        f" at quantile {goal.quantile}, and {goal.most} is the goal"
-        for goal in GOALS
-        if found[goal.name].of(goal.quantile) > goal.most
-    ]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print a table, and tell by the exit status whether the goals are met."""
-    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    parser.add_argument("--domains", default="1,100,10000", help="how many run, by commas")
-    parser.add_argument("--operations", type=int, default=2000, help="starts and stops at each")
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--domains", default="1,100,10000", help="how many run, by commas (default: %(default)s)")
+    parser.add_argument("--operations", type=int, default=200, help="starts and stops in a round (%(default)s)")
+    parser.add_argument("--idle", type=float, default=6.0, metavar="SECONDS", help="how long to watch it idle")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--ping", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.ping:
-        _ping(arguments.ping)
-        return 0
-    sizes = [int(number) for number in arguments.domains.split(",")]
-    results = measure(sizes, arguments.operations, seed=arguments.seed)
-    print(f"{'figure':40} {'domains':>8} {'count':>7} {'median':>9} {'99 %':>9} {'most':>9}")
-    for result in results:
-        figures = [f"{result.of(at):9.2f}" for at in ("0.5", "0.99", "1.0")] if result.quantiles else []
-        line = " ".join(figures) or f"{result.of('0.5'):9.2f}"
-        print(f"{result.name:40} {result.domains:8} {result.count:7} {line} {result.unit}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    for sentence in (failures := missed(results)):
-        print(f"MISSED {sentence}")
-    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(NAME, __doc__, measure, options=_options))

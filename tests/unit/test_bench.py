@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench import fragmentation
 from bench.compare import change
-from bench.goals import at_least, at_most
+from bench.goals import at_least, at_most, within
 from bench.results import Goal, Results, Series, ratios, spread
 from bench.table import table
 
@@ -63,6 +65,25 @@ def test_a_goal_is_judged_by_the_rounds_ratios_not_by_the_medians() -> None:
     at_least(found, "b", 1.15, ours, theirs)
     at_most(found, "c", 1.15, ours, None)
     assert [(goal.value, goal.met) for goal in found.goals] == [(1.0, True), (1.0, False), (None, None)]
+
+
+def test_a_figure_by_itself_is_judged_in_its_own_unit() -> None:
+    found = Results()
+    within(found, "a", 2, series(1.0, 2.0, 9.0, unit="ms"))
+    within(found, "b", 2, series(3.0, unit="ms"))
+    within(found, "c", 2, None)
+    assert [(goal.text, goal.value, goal.met) for goal in found.goals] == [
+        ("a: at most 2 ms", 2.0, True),
+        ("b: at most 2 ms", 3.0, False),
+        ("c", None, None),
+    ]
+
+
+@pytest.mark.parametrize("segments", [(128,), (64, 48, 16)])
+def test_no_start_is_refused_that_would_have_fitted(segments: tuple[int, ...]) -> None:
+    counted = fragmentation.run(segments, 500, random.Random(3))
+    assert counted[fragmentation.REFUSED] > 10
+    assert counted[fragmentation.WRONGLY] == 0
 
 
 def test_the_table_has_every_series_once_with_its_goal_and_its_notes() -> None:
