@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.lab.image import missing_for_lab
@@ -20,6 +21,10 @@ def _missing_for_hugepages() -> str:
 
 
 _NEEDS = {"needs_libvirt": missing_for_rig, "needs_hugepages": _missing_for_hugepages, "needs_lab": missing_for_lab}
+
+
+hypothesis.settings.register_profile("virt-dmem", deadline=None)  # how long an example takes is no matter
+hypothesis.settings.load_profile("virt-dmem")
 
 
 def pytest_configure() -> None:

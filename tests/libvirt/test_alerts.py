@@ -30,11 +30,11 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 def wait_for_alert(code: str) -> dict[str, Any]:
-    return wait_for(f"the alert {code}", lambda: alerts().get(code), timeout=10)
+    return wait_for(f"the alert {code}", lambda: alerts().get(code))
 
 
 def wait_for_the_end_of(code: str) -> None:
-    wait_for(f"the end of {code}", lambda: code not in alerts(), timeout=10)
+    wait_for(f"the end of {code}", lambda: code not in alerts())
 
 
 def follows(daemon: Daemon) -> None:
@@ -187,7 +187,7 @@ def test_a_tool_that_keeps_undoing_us_is_an_alert_until_the_domain_is_applied(
 
     for _ in range(3):
         libvirtd.define(xml)
-        wait_for("it to be applied", applied, timeout=5)
+        wait_for("it to be applied", applied)
     libvirtd.define(xml)
     assert "applied 3 times" in wait_for_alert("apply-fight")["message"]
     virt_dmem("apply", "fight")
@@ -215,7 +215,7 @@ def test_while_apply_is_paused_nothing_is_rewritten_unasked_and_afterwards_all_o
     def applied() -> bool:
         return read_domain(libvirtd.virsh("dumpxml", "--inactive", "unasked").encode()).applied
 
-    wait_for("it to be applied", applied, timeout=5)
+    wait_for("it to be applied", applied)
     assert alerts() == {}
 
 
@@ -229,7 +229,7 @@ def test_a_pause_ends_by_itself(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_
         return read_domain(libvirtd.virsh("dumpxml", "--inactive", "waiting").encode()).applied
 
     assert not applied()
-    wait_for("it to be applied", applied, timeout=15)
+    wait_for("it to be applied", applied)
     assert alerts() == {}
 
 

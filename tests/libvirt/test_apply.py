@@ -81,7 +81,7 @@ def test_a_domain_defined_with_our_metadata_is_applied_by_itself(
 ) -> None:
     wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
     libvirtd.define(domain_xml("auto", metadata=REQUEST))
-    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "auto")).applied, timeout=5)
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "auto")).applied)
     libvirtd.virsh("start", "--paused", "auto")
     assert virt_dmem_json("show", "auto")["domain"]["phase"] == "running"
 
@@ -92,7 +92,7 @@ def test_a_domain_defined_while_the_daemon_was_away_is_applied_when_it_is_back(
     daemon.stop()
     libvirtd.define(domain_xml("later", metadata=REQUEST))
     daemon.start()
-    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "later")).applied, timeout=10)
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "later")).applied)
 
 
 def test_a_password_survives_and_is_neither_logged_nor_shown(
@@ -101,7 +101,7 @@ def test_a_password_survives_and_is_neither_logged_nor_shown(
     wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
     graphics = "<graphics type='vnc' port='-1' passwd='hunter2'/>"
     libvirtd.define(domain_xml("vnc", metadata=REQUEST, devices=graphics))
-    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "vnc")).applied, timeout=5)
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "vnc")).applied)
     assert b"passwd='hunter2'" in persistent_xml(libvirtd, "vnc")
     shown = virt_dmem("unapply", "vnc", "--print-diff", "--dry-run") + virt_dmem("unapply", "vnc", "--print-xml")
     assert "hunter2" not in shown
@@ -116,9 +116,9 @@ def test_a_tool_that_keeps_undoing_us_is_left_to_win_and_an_alarm_is_raised(
     xml = domain_xml("fight", metadata=REQUEST)
     for _ in range(3):
         libvirtd.define(xml)
-        wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "fight")).applied, timeout=5)
+        wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "fight")).applied)
     libvirtd.define(xml)
-    wait_for("the alarm", lambda: "fight: applied 3 times" in tail(daemon.log), timeout=5)
+    wait_for("the alarm", lambda: "fight: applied 3 times" in tail(daemon.log))
     assert not read_domain(persistent_xml(libvirtd, "fight")).applied
 
 
@@ -127,7 +127,7 @@ def test_unapply_holds_although_the_daemon_follows(
 ) -> None:
     wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
     libvirtd.define(domain_xml("free", metadata=REQUEST))
-    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "free")).applied, timeout=5)
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "free")).applied)
     virt_dmem("unapply", "free")
     time.sleep(1)
     assert not read_domain(persistent_xml(libvirtd, "free")).managed
@@ -172,7 +172,7 @@ def test_a_tool_that_reads_and_writes_in_a_loop_loses_nothing_and_makes_no_loop(
     libvirtd.define(domain_xml("shared", metadata=REQUEST, devices=PASSWORD))
     for number in range(20):
         define_with(libvirtd, persistent_xml(libvirtd, "shared"), f"title {number}")
-    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "shared")).applied, timeout=5)
+    wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "shared")).applied)
     time.sleep(1)
     last = etree.fromstring(persistent_xml(libvirtd, "shared"))
     assert last.findtext("title") == "title 19"
@@ -189,7 +189,7 @@ def test_a_tool_that_knows_nothing_of_us_gets_its_changes_and_we_ours(
     template = domain_xml("managed", metadata=REQUEST, devices=PASSWORD, uuid=str(uuid.uuid4())).encode()
     for number in range(3):
         define_with(libvirtd, template, f"title {number}")
-        wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "managed")).applied, timeout=5)
+        wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "managed")).applied)
         root = etree.fromstring(persistent_xml(libvirtd, "managed"))
         assert root.findtext("title") == f"title {number}"
         assert root.find("devices/graphics").get("passwd") == "hunter2"

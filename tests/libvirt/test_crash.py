@@ -37,7 +37,7 @@ def left_in(pool: str) -> list[Path]:
 
 def require_clean(pool: str) -> None:
     """Nothing is reserved, no file is left: at the latest a moment after the daemon has seen libvirt."""
-    wait_for("everything to be freed", lambda: reserved(pool) == 0 and not left_in(pool), timeout=10)
+    wait_for("everything to be freed", lambda: reserved(pool) == 0 and not left_in(pool))
 
 
 def require_in_order(libvirtd: PrivateLibvirt, pool: str, name: str) -> None:

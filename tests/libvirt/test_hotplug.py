@@ -225,5 +225,5 @@ def test_a_resize_that_was_pending_is_settled_when_the_guest_has_done_it(
     assert extents()[alias]["state"] == "resizing"
     daemon.restart()
     libvirtd.virsh("resume", "grower")
-    wait_for("the rest to be given back", lambda: reserved(roomy_pool) == 256 * MIB, timeout=15)
+    wait_for("the rest to be given back", lambda: reserved(roomy_pool) == 256 * MIB)
     assert extents()[alias]["state"] == "ready"

@@ -97,7 +97,7 @@ def require_in_order(libvirtd: PrivateLibvirt, pool: str) -> None:
             and reserved(pool) == 192 * MIB + 64 * MIB * (len(aliases) - 1)
         )
 
-    wait_for("everything to be in order", in_order, timeout=15)
+    wait_for("everything to be in order", in_order)
 
 
 def test_a_daemon_killed_between_any_two_steps_of_an_attach_leaks_nothing(
@@ -165,7 +165,7 @@ def test_a_daemon_killed_between_any_two_steps_of_a_resize_charges_never_less_th
         assert virt_dmem_json("resize", guest, alias, "--size", size)["change"]["state"] == "resized"
 
     def restore() -> None:
-        wait_for("the resize to be settled", lambda: settled(guest), timeout=15)
+        wait_for("the resize to be settled", lambda: settled(guest))
         assert reserved(large_pool) >= 192 * MIB + plugged()
         assert libvirtd.state(guest) == "running"
         uptimes.go_on()

@@ -30,7 +30,7 @@ def test_a_device_taken_away_past_us_is_freed(
     alias = virt_dmem_json("attach", "grower", "--size", "128M")["change"]["alias"]
     wait_for_memory(libvirtd, before + 110, before + 130)
     libvirtd.virsh("detach-device-alias", "grower", alias)
-    wait_for("it to be given back", lambda: reserved(roomy_pool) == 192 * MIB, timeout=15)
+    wait_for("it to be given back", lambda: reserved(roomy_pool) == 192 * MIB)
     with pytest.raises(RigError):
         virt_dmem("detach", "grower", alias)
 
@@ -46,7 +46,7 @@ def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
     virt_dmem("resize", "grower", alias, "--size", "0")
     assert reserved(roomy_pool) == 192 * MIB
     request(libvirtd, alias, "256MiB")
-    wait_for("all that it can have to be charged", lambda: reserved(roomy_pool) == 448 * MIB, timeout=15)
+    wait_for("all that it can have to be charged", lambda: reserved(roomy_pool) == 448 * MIB)
     wait_for_memory(libvirtd, before + 230, before + 260)
     request(libvirtd, alias, "128MiB")
     wait_for_memory(libvirtd, before + 100, before + 130)
@@ -57,8 +57,8 @@ def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
     request(libvirtd, alias, "384MiB")
     wait_for_memory(libvirtd, before + 350, before + 390)
     daemon.start()
-    wait_for("what it can have now", lambda: reserved(roomy_pool) == 576 * MIB, timeout=15)
-    wait_for("the end of it", lambda: extents()[alias]["state"] == "ready", timeout=15)
+    wait_for("what it can have now", lambda: reserved(roomy_pool) == 576 * MIB)
+    wait_for("the end of it", lambda: extents()[alias]["state"] == "ready")
     assert virt_dmem_json("alerts")["alerts"] == []
     assert virt_dmem_json("reconcile")["actions"] == []
 
@@ -74,7 +74,7 @@ def test_what_is_plugged_past_us_and_past_what_there_is_is_charged_and_told_of(
     virt_dmem("apply", "other", "--pool", roomy_pool)
     libvirtd.virsh("start", "--paused", "other")
     request(libvirtd, alias, "128MiB")
-    wait_for("it to be charged", lambda: reserved(roomy_pool) == 1088 * MIB, timeout=15)
+    wait_for("it to be charged", lambda: reserved(roomy_pool) == 1088 * MIB)
     (alert,) = wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
     assert alert["code"] == "pool-short-of-reservations"
     assert "has 1 GiB, and domains hold 1.1 GiB" in alert["message"]
@@ -103,8 +103,8 @@ def test_memory_of_a_pool_that_virsh_attached_is_adopted_and_can_be_detached(
     if while_the_daemon == "is down":
         daemon.start()
     else:
-        wait_for("it to be charged", lambda: reserved(roomy_pool) == 320 * MIB, timeout=15)
-    wait_for("it to be the guest's", lambda: "ua-byhand" in extents(), timeout=15)
+        wait_for("it to be charged", lambda: reserved(roomy_pool) == 320 * MIB)
+    wait_for("it to be the guest's", lambda: "ua-byhand" in extents())
     found = extents()["ua-byhand"]
     assert (found["state"], found["size_bytes"], found["pool"]) == ("ready", 128 * MIB, roomy_pool)
     assert reserved(roomy_pool) == 320 * MIB

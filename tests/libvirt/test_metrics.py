@@ -74,12 +74,11 @@ def test_the_textfile_is_kept_up_to_date_and_a_missing_directory_is_told_of_once
     daemon.restart()
     wait_for("the complaint", lambda: "cannot be written" in tail(daemon.log))
     directory.mkdir()
-    wait_for("the file", file.exists, timeout=5)
+    wait_for("the file", file.exists)
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     first = value(file.read_text(), "virt_dmem_exposition_time_seconds")
     wait_for(
         "it to be written again",
         lambda: value(file.read_text(), "virt_dmem_exposition_time_seconds") > first,
-        timeout=5,
     )
     assert daemon.log.read_text().count("cannot be written") == 1

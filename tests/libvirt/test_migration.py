@@ -246,7 +246,7 @@ def test_a_guest_moves_and_both_ledgers_are_right(
     def pool_there() -> bool:
         return read_domain(second.virsh("dumpxml", "--inactive", "mover").encode()).pool == "big"
 
-    wait_for("the persistent XML to name the pool that is there", pool_there, timeout=10)
+    wait_for("the persistent XML to name the pool that is there", pool_there)
     second.virsh("destroy", "mover")
     second.virsh("start", "--paused", "mover")
     assert there(second) == {"mover": 192}
@@ -330,7 +330,7 @@ def test_what_arrives_where_no_pool_is_is_undone_in_its_persistent_xml_too(
         def persistent() -> str:
             return second.virsh("dumpxml", "--inactive", "mover")
 
-        wait_for("the persistent XML to be undone", lambda: not is_managed(persistent().encode()), timeout=10)
+        wait_for("the persistent XML to be undone", lambda: not is_managed(persistent().encode()))
         assert "virt-dmem" not in persistent()
         assert "<source type='file'/>" not in persistent()
         second.virsh("destroy", "mover")

@@ -76,7 +76,7 @@ def test_a_monitor_that_hangs_up_is_connected_to_again(
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
     with FakeMonitor(socket_of(uuid)) as monitor:
         monitor.hang_up()
-        wait_for("another connection", lambda: monitor.connections == 2, timeout=10)
+        wait_for("another connection", lambda: monitor.connections == 2)
         report_failure(monitor)
         wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
 

@@ -107,7 +107,7 @@ def test_a_run_leaves_no_trace_outside_its_namespace_even_when_it_is_killed() ->
         assert all(_runs(pid) for pid in pids)
         assert _what_is_there() == before
         run.send_signal(signal.SIGKILL)
-    wait_for("the guardian to end them", lambda: not any(_runs(pid) for pid in pids), timeout=10)
+    wait_for("the guardian to end them", lambda: not any(_runs(pid) for pid in pids))
     assert _what_is_there() == before
 
 

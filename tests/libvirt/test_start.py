@@ -375,5 +375,5 @@ def test_a_preparation_that_hangs_fails_the_start_and_is_rolled_back(
     with pytest.raises(RigError, match="timed out"):
         libvirtd.virsh("start", "--paused", "stuck")
     assert time.monotonic() - began < 40, "not by waiting for the helper"
-    wait_for("the roll-back", lambda: only_pool()["reserved_bytes"] == 0, timeout=5)
+    wait_for("the roll-back", lambda: only_pool()["reserved_bytes"] == 0)
     assert files_in(tmpfs_pool) == []

@@ -33,7 +33,7 @@ def start(
     virt_dmem("apply", "grower", "--pool", pool, "--hotplug-max", "2G", *options)
     libvirtd.virsh("start", "grower", *([] if image else ["--paused"]))
     if image:
-        wait_for("the guest", lambda: "cmdline:" in libvirtd.console("grower"), timeout=60)
+        wait_for("the guest", lambda: "cmdline:" in libvirtd.console("grower"), timeout=120)
     return uuid
 
 
@@ -44,7 +44,7 @@ def has_mib(libvirtd: PrivateLibvirt) -> int:
 
 def wait_for_memory(libvirtd: PrivateLibvirt, least: int, most: int) -> None:
     """Wait until it says that it has so many MiB."""
-    wait_for(f"{least} to {most} MiB in the guest", lambda: least <= has_mib(libvirtd) <= most, timeout=30)
+    wait_for(f"{least} to {most} MiB in the guest", lambda: least <= has_mib(libvirtd) <= most, timeout=60)
 
 
 def reserved(pool: str) -> int:

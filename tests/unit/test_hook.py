@@ -275,7 +275,7 @@ def test_xml_that_is_no_utf8_is_refused_and_nothing_broken_is_sent(hook: Hook, o
         assert f"no UTF-8 from byte {len(MANAGED)} on" in done.stderr
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=12) | st.text(max_size=4).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_utf8_is_what_python_takes_for_it(plain: Hook, xml: bytes) -> None:
     done = plain.ask("start", xml, "/nonexistent")
@@ -513,7 +513,7 @@ def is_sensible(answers: bytes) -> bool:
     return False
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(MESSAGES | st.binary(max_size=30), max_size=3))
 def test_no_answer_crashes_it_and_no_nonsense_starts_a_domain(hook: Hook, answers: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -21,7 +21,7 @@ from virt_dmem.units import parse_size
 Check = Callable[[bytes], None]
 CASES = sorted(file.name.removesuffix("-in.xml") for file in GOLDEN.glob("*-in.xml"))
 MAX = parse_size("64G")
-many = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def golden(case: str) -> bytes:

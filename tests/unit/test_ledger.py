@@ -63,7 +63,7 @@ def test_a_reservation_that_does_not_fit_on_one_node_leaves_nothing_behind(ledge
     assert ledger.extents_in("fast") == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     capacity=st.integers(0, 20),
     steps=st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(1, 9)), max_size=20),

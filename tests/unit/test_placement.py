@@ -56,7 +56,7 @@ demands = st.lists(st.builds(Demand, st.integers(1, 6), tiers), min_size=1, max_
 frees = st.dictionaries(st.integers(0, 2), st.integers(0, 6), min_size=1)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(demands=demands, free=frees)
 def test_it_is_as_good_as_the_best_of_all(demands: list[Demand], free: dict[int, int]) -> None:
     best = min((cost(demands, taken, free) for taken in everything(demands, free)), default=None)
@@ -65,7 +65,7 @@ def test_it_is_as_good_as_the_best_of_all(demands: list[Demand], free: dict[int,
     assert found is None or (*found.cost, *best[len(found.cost) :]) == tuple(best)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(demands=demands, free=frees)
 def test_where_not_all_can_be_looked_at_it_still_fits_and_keeps_to_the_tiers(
     demands: list[Demand], free: dict[int, int]

@@ -190,7 +190,7 @@ def test_cancelling_ends_the_helper_before_it_returns(helper: Path, shm: Path) -
             await task
         return time.monotonic() - start
 
-    assert asyncio.run(cancel()) < 1
+    assert asyncio.run(cancel()) < 5
     assert helpers_on(path) == []
     assert path.stat().st_blocks * 512 < 8 * GIB
 
@@ -231,7 +231,7 @@ def test_a_helper_that_will_not_end_is_killed(shm: Path, monkeypatch: pytest.Mon
             await asyncio.wait_for(task, 5)
 
     asyncio.run(cancel())
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20
     while helpers_on(path) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert helpers_on(path) == []
@@ -256,7 +256,7 @@ asyncio.run(main())
         assert len(helpers_on(path)) == 1
         process.send_signal(signal.SIGKILL)
         process.wait()
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20
     while helpers_on(path) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert helpers_on(path) == []

@@ -330,7 +330,7 @@ def test_verify_zero_fills_no_hole_and_writes_nothing(helper: Helper, shm: Path)
     assert (after.st_blocks, after.st_mtime_ns) == (before.st_blocks, before.st_mtime_ns)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     offsets=st.lists(st.integers(0, 400 * MIB - 1), min_size=1, max_size=4),
     threads=st.integers(1, 4),
@@ -346,7 +346,7 @@ def test_verify_zero_names_the_first_byte_that_is_not_zero_among_holes(
     assert done.last["message"] == f"the byte at offset {min(offsets)} is not zero"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(offset=st.integers(0, MIB - 1), bit=st.integers(0, 7))
 def test_verify_zero_names_a_byte_in_a_file_without_holes(helper: Helper, offset: int, bit: int) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="virt-dmem-test-") as directory:
@@ -562,7 +562,7 @@ def test_a_signal_stops_it_at_once_and_is_told(
         stdout, stderr = process.communicate(timeout=10)
         took = time.monotonic() - sent
     assert process.returncode == 128 + number
-    assert took < 0.8
+    assert took < 3
     last = json.loads(stdout.splitlines()[-1])
     assert (last["event"], last["signal"], last["total"]) == ("stopped", number, 8 * GIB)
     assert 0 < last["done"] < 8 * GIB

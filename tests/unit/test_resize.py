@@ -133,7 +133,7 @@ def test_a_pool_that_is_not_as_recorded_is_mended_first(tmp_path: Path) -> None:
 shares = st.dictionaries(st.integers(0, 7), st.integers(1, 9).map(lambda pages: pages * HUGE), min_size=1)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     segments=st.dictionaries(st.integers(0, 3), shares, min_size=1),
     used=st.sets(st.integers(0, 3)),

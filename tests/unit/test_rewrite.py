@@ -23,7 +23,7 @@ CASES = sorted(file.name.removesuffix("-in.xml") for file in GOLDEN.glob("*-in.x
 FROM_LIBVIRT = sorted(file.name.removesuffix("-applied.xml") for file in (GOLDEN / "libvirt").glob("*-applied.xml"))
 
 # require_valid holds one compiled schema, the same for every example.
-many = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def golden(name: str) -> bytes:

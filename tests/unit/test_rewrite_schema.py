@@ -14,7 +14,7 @@ from tests.unit.schema_documents import SchemaWriter, domain_schema
 from tests.unit.schema_property import examine
 
 SEEDS = st.integers(0, 2**32)
-some = settings(deadline=None, max_examples=150)
+some = settings(max_examples=150)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def test_a_doctype_is_refused_in_every_encoding(xml: str, encoding: str) -> None
     began = time.monotonic()
     with pytest.raises(XmlRefused, match="DOCTYPE"):
         parse_xml(xml.encode(encoding))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
 
 
 def test_a_file_named_by_an_entity_is_not_read(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_long_prolog_takes_no_long_time(prolog: bytes) -> None:
     began = time.monotonic()
     with contextlib.suppress(XmlRefused):
         parse_xml(prolog + b"<domain/>")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_too_much_is_refused_with_the_numbers() -> None:
@@ -140,7 +140,7 @@ def test_a_doctype_that_no_scan_sees_is_refused_too(xml: str) -> None:
     began = time.monotonic()
     with pytest.raises(XmlRefused):
         parse_xml(b"<?xml version='1.0' encoding='UTF-7'?>" + in_utf_7(xml))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(

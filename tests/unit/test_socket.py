@@ -159,7 +159,6 @@ calls = st.fixed_dictionaries(
 )
 quickly = settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
