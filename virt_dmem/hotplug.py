@@ -212,7 +212,7 @@ class Hotplug:
                 held.id for held in self._changes.running(reservation.uuid).extents
             }:
                 raise ended(reservation)
-            directory = domain_directory(self._changes.config.libvirt, running.domain_id)
+            directory = domain_directory(self._changes.config.libvirt, running.name, running.domain_id)
             link = directory / extent.alias
             uid, gid = qemu_user(running, directory)
             self._ledger.set_state(extent, ExtentState.ATTACHING, link=str(link))

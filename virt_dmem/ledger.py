@@ -63,6 +63,7 @@ class Ledger:
                 )
             migrate(self._db, path)
             self._count_charges()
+            self._holders = {uuid for (uuid,) in self._db.execute("SELECT uuid FROM reservation")}
 
     def _count_charges(self) -> None:
         """Sum up anew what the triggers of the schema keep up to date, for others may have touched the file."""
@@ -114,6 +115,7 @@ class Ledger:
             )
             db.execute("DELETE FROM step WHERE uuid = ?", (plan.uuid,))
             self._charge_plan(db, plan, paths, capacity)
+        self._holders.add(plan.uuid)
 
     def reserve_more(
         self, plan: Plan, paths: Mapping[str, Path], capacity: Mapping[tuple[str, int], int]
@@ -191,6 +193,8 @@ class Ledger:
                     (extent.uuid, name, self._boot_id, Phase.RUNNING.value, time.time()),
                 )
             self._charge(db, extent)
+        if extent.state is not ExtentState.QUARANTINED:
+            self._holders.add(extent.uuid)
 
     @staticmethod
     def _charge(db: sqlite3.Connection, extent: Extent) -> None:
@@ -229,9 +233,8 @@ class Ledger:
             return {uuid: Phase(word) for uuid, word in self._db.execute("SELECT uuid, phase FROM reservation")}
 
     def holders(self) -> set[str]:
-        """Return the UUIDs of the domains that hold memory."""
-        with self._explained():
-            return {uuid for (uuid,) in self._db.execute("SELECT uuid FROM reservation")}
+        """Return the UUIDs of the domains that hold memory, without a look at the file."""
+        return self._holders.copy()
 
     def running(self) -> list[str]:
         """Return the UUIDs of the domains whose QEMU runs."""
@@ -398,6 +401,7 @@ class Ledger:
         """Remove a domain's reservation; its extents are gone or quarantined."""
         with self._transaction() as db:
             db.execute("DELETE FROM reservation WHERE uuid = ?", (uuid,))
+        self._holders.discard(uuid)
 
     def add_steps(self, uuid: str, steps: Iterable[Step]) -> None:
         """Record how long steps took; those of the start before are forgotten when it reserves anew."""

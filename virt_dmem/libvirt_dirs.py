@@ -13,6 +13,7 @@ from virt_dmem.errors import ExtentError
 __all__ = ["dangling_links", "domain_directory", "is_dangling", "memory_backing_dir"]
 
 DEFAULT_MEMORY_BACKING_DIR = "/var/lib/libvirt/qemu/ram"
+_SHORT_NAME = 20
 _SETTING = re.compile(r'^\s*memory_backing_dir\s*=\s*(["\'])(?P<path>.*?)\1', re.MULTILINE)
 
 
@@ -25,17 +26,22 @@ def memory_backing_dir(config: LibvirtConfig) -> Path:
     return Path(match["path"] if match else DEFAULT_MEMORY_BACKING_DIR)
 
 
-def domain_directory(config: LibvirtConfig, domain_id: int | None) -> Path:
+def domain_directory(config: LibvirtConfig, name: str, domain_id: int | None) -> Path:
     """Return the directory that libvirt has just made for a starting domain's memory files.
 
     It is ``<memory_backing_dir>/libvirt/qemu/<id>-<short name>`` (``qemuGetMemoryBackingDomainPath`` in libvirt's
-    ``qemu_conf.c``), found by its number and never made by us: libvirt would then not label it. One left by a
-    libvirtd that was killed may have the same number; libvirt makes its own anew at each start, so the youngest is
-    the domain's.
+    ``qemu_conf.c``), the short name 20 characters at most (``virDomainDefGetShortName``), and never made by us:
+    libvirt would then not label it. Where it is called otherwise it is found by its number. One left by a libvirtd
+    that was killed may have the same number; libvirt makes its own anew at each start, so the youngest is the
+    domain's.
 
     :raise ExtentError: When there is none.
     """
     backing = memory_backing_dir(config)
+    for base in _bases(backing):
+        path = base / f"{domain_id}-{name[:_SHORT_NAME]}"
+        if path.is_dir() and not path.is_symlink():
+            return path
     found = _domain_directories(backing, f"{domain_id}-")
     if domain_id is None or not found:
         raise ExtentError(
@@ -64,18 +70,20 @@ def is_dangling(path: Path, pools_dir: Path) -> bool:
 
 
 def _domain_directories(backing: Path, start: str = "") -> list[Path]:
-    """Return the directories of all domains; with libvirt's default directory the driver's name is part of it.
-
-    ``start``: only of those whose names begin so.
-    """
+    """Return the directories of all domains. ``start``: only of those whose names begin so."""
     return [
         path
-        for base in (backing / "libvirt" / "qemu", backing)
+        for base in _bases(backing)
         for name in _names_in(base)
         if name.startswith(start) and name[:1].isdecimal() and "-" in name
         for path in [base / name]
         if path.is_dir() and not path.is_symlink()
     ]
+
+
+def _bases(backing: Path) -> tuple[Path, Path]:
+    """Return where domains may have theirs: without the driver's name in libvirt's default directory."""
+    return backing / "libvirt" / "qemu", backing
 
 
 def _names_in(directory: Path) -> list[str]:

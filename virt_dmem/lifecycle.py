@@ -110,7 +110,7 @@ class Lifecycle:
             reservation = self._require(domain, Phase.PREPARED)
             self._check_sizes(domain, reservation)
             self._check_apparmor(domain)
-            directory = domain_directory(self._config.libvirt, domain.domain_id)
+            directory = domain_directory(self._config.libvirt, domain.name, domain.domain_id)
             uid, gid = qemu_user(domain, directory)
             self._ledger.set_links({extent.id: str(directory / extent.alias) for extent in reservation.extents})
             self._ledger.set_phase(domain.uuid, Phase.LINKED)
