@@ -140,6 +140,11 @@ class Machine:
         layer = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.disk, self.disk]
         subprocess.run(layer, check=True)
 
+    @property
+    def has_huge_entries(self) -> bool:
+        """Whether its kernel maps raw page frames by huge entries (6.12 does, 6.1 does not)."""
+        return self.image.suite != "bookworm"
+
     def __enter__(self) -> Machine:
         self.start()
         return self

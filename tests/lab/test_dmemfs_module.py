@@ -99,8 +99,7 @@ def _nothing_stays_mounted(host: Host) -> Iterator[None]:
 
 @pytest.fixture
 def huge(host: Host) -> bool:
-    """Whether this kernel has huge entries for raw page frames (6.12)."""
-    return host.machine.image.suite != "bookworm"
+    return host.machine.has_huge_entries
 
 
 @pytest.fixture(params=SIZES)
