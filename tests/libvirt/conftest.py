@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from tests.hugepages_lock import hugepages_lock
 from tests.rig import Daemon, GuestImage, PrivateLibvirt, RigError, enter_private_namespace, grower, guest_image
 from tests.rig.command import virt_dmem
 from tests.rig.namespace import require_private_namespace
+from tests.rig.pools import create_pool
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -81,8 +81,7 @@ def _no_state_is_left(rig: None) -> Iterator[None]:
 @pytest.fixture
 def tmpfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
     """The pool ``small``: 256 MiB of tmpfs, or of what VIRT_DMEM_TEST_BACKEND names."""
-    backend = os.environ.get("VIRT_DMEM_TEST_BACKEND", "tmpfs")
-    virt_dmem("pool", "create", "small", "--backend", backend, "--size", "256M")
+    create_pool("small")
     yield "small"
     _destroy_pool(libvirtd, daemon, "small")
 

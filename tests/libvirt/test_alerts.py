@@ -17,6 +17,7 @@ from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.mapping import a_process_that_maps
+from tests.rig.pools import create_pool
 from tests.rig.private_libvirt import HOOK, PrivateLibvirt
 from tests.rig.processes import RigError, tail, wait_for
 from virt_dmem.domain_xml import read_domain
@@ -265,5 +266,5 @@ def test_a_pool_made_anew_under_the_name_of_a_drained_one_gives_memory(
 ) -> None:
     virt_dmem("pool", "drain", tmpfs_pool)
     virt_dmem("pool", "destroy", tmpfs_pool)
-    virt_dmem("pool", "create", tmpfs_pool, "--backend", "tmpfs", "--size", "256M")
+    create_pool(tmpfs_pool)
     assert virt_dmem_json("pool", "list")["pools"][0]["state"] == "ready"

@@ -17,6 +17,7 @@ from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.grower import MIB, MODULES
 from tests.rig.guest import guest_image
+from tests.rig.pools import create_pool
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for
 
@@ -43,7 +44,7 @@ def guest(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> str:
 @pytest.fixture
 def large_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
     """The pool ``large``: 512 MiB of tmpfs. Linux plugs virtio-mem by 128 MiB at least."""
-    virt_dmem("pool", "create", "large", "--backend", "tmpfs", "--size", "512M")
+    create_pool("large", "512M")
     yield "large"
     if not daemon.program.running:
         daemon.start()

@@ -16,6 +16,7 @@ from tests.rig.command import virt_dmem, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage
+from tests.rig.pools import create_pool, without_pool
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
 from tests.rig.second_host import SecondHost
@@ -95,19 +96,14 @@ def test_a_guest_restored_where_its_pool_is_not_gets_the_one_that_is(
     start(libvirtd, tmpfs_pool, image)
     before = uptime(libvirtd)
     libvirtd.virsh("save", "mover", "/var/lib/libvirt/mover.save")
-    virt_dmem("pool", "destroy", tmpfs_pool)
-    with pytest.raises(RigError, match="comes with pool 'small', which is not here"):
-        libvirtd.virsh("restore", "/var/lib/libvirt/mover.save")
-    virt_dmem("pool", "create", "another", "--backend", "tmpfs", "--size", "256M")
-    try:
+    with without_pool(libvirtd, tmpfs_pool, instead="another"):
+        with pytest.raises(RigError, match="comes with pool 'small', which is not here"):
+            libvirtd.virsh("restore", "/var/lib/libvirt/mover.save")
+        create_pool("another")
         libvirtd.virsh("restore", "/var/lib/libvirt/mover.save")
         goes_on(libvirtd, before)
         (extent,) = virt_dmem_json("show", "mover")["domain"]["extents"]
         assert extent["pool"] == "another"
-    finally:
-        libvirtd.remove("mover")
-        virt_dmem("pool", "destroy", "another")
-        virt_dmem("pool", "create", tmpfs_pool, "--backend", "tmpfs", "--size", "256M")
 
 
 def test_a_guest_restored_where_no_pool_is_gets_ordinary_memory_if_that_is_configured(
@@ -116,15 +112,13 @@ def test_a_guest_restored_where_no_pool_is_gets_ordinary_memory_if_that_is_confi
     start(libvirtd, tmpfs_pool, image)
     before = uptime(libvirtd)
     libvirtd.virsh("save", "mover", "/var/lib/libvirt/mover.save")
-    virt_dmem("pool", "destroy", tmpfs_pool)
-    daemon.config = '[libvirt]\nincoming = "ordinary"\n'
-    daemon.restart()
-    libvirtd.virsh("restore", "/var/lib/libvirt/mover.save")
-    goes_on(libvirtd, before)
-    assert here() == {}
-    assert not is_managed(libvirtd.virsh("dumpxml", "mover").encode())
-    libvirtd.remove("mover")
-    virt_dmem("pool", "create", tmpfs_pool, "--backend", "tmpfs", "--size", "256M")
+    with without_pool(libvirtd, tmpfs_pool):
+        daemon.config = '[libvirt]\nincoming = "ordinary"\n'
+        daemon.restart()
+        libvirtd.virsh("restore", "/var/lib/libvirt/mover.save")
+        goes_on(libvirtd, before)
+        assert here() == {}
+        assert not is_managed(libvirtd.virsh("dumpxml", "mover").encode())
 
 
 @pytest.mark.needs_hugepages
@@ -136,9 +130,8 @@ def test_a_guest_restored_on_pages_of_another_size_has_whole_ones_or_is_refused(
     virt_dmem("apply", "mover", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "mover")
     libvirtd.virsh("save", "mover", "/var/lib/libvirt/mover.save")
-    virt_dmem("pool", "destroy", tmpfs_pool)
-    virt_dmem("pool", "create", "huge", "--size", "128M", "--page-size", "2M")
-    try:
+    with without_pool(libvirtd, tmpfs_pool, instead="huge"):
+        virt_dmem("pool", "create", "huge", "--size", "128M", "--page-size", "2M")
         if fits:
             libvirtd.virsh("restore", "/var/lib/libvirt/mover.save", "--paused")
             (extent,) = virt_dmem_json("show", "mover")["domain"]["extents"]
@@ -152,10 +145,6 @@ def test_a_guest_restored_on_pages_of_another_size_has_whole_ones_or_is_refused(
             libvirtd.virsh("restore", "/var/lib/libvirt/mover.save", "--paused")
             assert libvirtd.state("mover") == "paused"
             assert here() == {}
-    finally:
-        libvirtd.remove("mover")
-        virt_dmem("pool", "destroy", "huge")
-        virt_dmem("pool", "create", tmpfs_pool, "--backend", "tmpfs", "--size", "256M")
 
 
 def test_a_running_guest_is_reverted_to_a_snapshot_of_it(

@@ -15,6 +15,7 @@ from tests.libvirt.test_crash import killed_before_every_step
 from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
+from tests.rig.pools import create_pool
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for
 from virt_dmem.native import HELPER
@@ -260,7 +261,7 @@ def test_a_pool_becomes_smaller_and_goes_as_if_nothing_were_ready(
     virt_dmem("pool", "drain", tmpfs_pool, "--undo")
     wait_until_ready(tmpfs_pool, 64)
     virt_dmem("pool", "destroy", tmpfs_pool)
-    virt_dmem("pool", "create", tmpfs_pool, "--backend", "tmpfs", "--size", "256M")
+    create_pool(tmpfs_pool)
 
 
 def test_a_daemon_killed_between_any_two_steps_of_zeroing_leaves_nothing_of_a_guest(

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pools for tests that mind no kind of memory: of tmpfs, or of what VIRT_DMEM_TEST_BACKEND names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.rig.command import virt_dmem
+from tests.rig.private_libvirt import PrivateLibvirt
+
+__all__ = ["BACKEND", "create_pool", "without_pool"]
+
+BACKEND = os.environ.get("VIRT_DMEM_TEST_BACKEND", "tmpfs")
+
+
+def create_pool(name: str, size: str = "256M") -> None:
+    """Make a pool."""
+    virt_dmem("pool", "create", name, "--backend", BACKEND, "--size", size)
+
+
+@contextmanager
+def without_pool(libvirtd: PrivateLibvirt, name: str, *, instead: str = "") -> Iterator[None]:
+    """Destroy a pool that nobody holds memory of, and make it again at the end.
+
+    ``instead``: a pool that somebody made meanwhile, to be destroyed before, with all domains.
+    """
+    virt_dmem("pool", "destroy", name)
+    try:
+        yield
+    finally:
+        libvirtd.remove()
+        if instead:
+            virt_dmem("pool", "destroy", instead)
+        create_pool(name)
