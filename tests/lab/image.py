@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from pathlib import Path
 from tests.rig.processes import RigError
 from virt_dmem.native.build import PROGRAMS
 
-__all__ = ["PROJECT", "Image", "missing_for_lab", "suite", "the_image"]
+__all__ = ["PROJECT", "Image", "NoPackages", "missing_for_lab", "suite", "the_image"]
 
 _REPOSITORY = Path(__file__).parents[2]
 _CACHE = _REPOSITORY / ".cache/lab"
@@ -97,6 +98,10 @@ _FILES = {
 }
 
 
+class NoPackages(RigError):
+    """The packages of that Debian cannot be had from here."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Image:
     """What the lab's host boots. ``disk`` is raw ext4 and only read: a machine writes to a layer above it."""
@@ -131,6 +136,7 @@ def the_image(release: str = "") -> Image:
 
     That takes two minutes and the network, or half a minute where only the project has changed.
 
+    :raise NoPackages: When nothing is in the cache, and the mirror does not answer.
     :raise RigError: When it cannot be made; with the last lines of what failed.
     """
     release = release or suite()
@@ -150,6 +156,7 @@ def _base(release: str, making: Path) -> Path:
     """Return what all disks of a release begin with, made if need be: its root, kernel and initramfs."""
     base = _CACHE / f"{release}-{_key(release)}"
     if not base.exists():
+        _require_packages(release)
         _remove(_CACHE.glob(f"{release}-*"))
         _timed(f"the root of {release}", lambda: _make_base(release, making / release))
         (making / release).rename(base)
@@ -238,6 +245,15 @@ def _debootstrap(release: str, root: Path) -> None:
         "--essential-hook=echo update_initramfs=no >$1/etc/initramfs-tools/update-initramfs.conf",
     ]
     _run(*command, release, root, *_mirror())
+
+
+def _require_packages(release: str) -> None:
+    url = f"{(_mirror() or ['http://deb.debian.org/debian'])[0]}/dists/{release}/InRelease"
+    try:
+        with urllib.request.urlopen(url, timeout=60):
+            pass
+    except OSError as error:
+        raise NoPackages(f"The packages of {release} are out of reach: {url}: {error}") from error
 
 
 def _mirror() -> list[str]:
