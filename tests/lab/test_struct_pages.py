@@ -40,22 +40,25 @@ def table() -> Iterator[list[str]]:
     TABLE.write_text("\n".join(rows) + "\n")
 
 
-def measured(host: Machine, table: list[str], size: str, options: str = "") -> tuple[int, int]:
-    """Make a pool of 2 GiB; return what MemTotal gains by it, and the struct pages left of it, in bytes."""
+def measured(host: Machine, table: list[str], size: str, options: str = "") -> tuple[int, int | None]:
+    """Make a pool of 2 GiB; return what MemTotal gains by it, and the struct pages left of it, in bytes.
+
+    ``None`` where the kernel does not count these; what the product says is an estimate there.
+    """
     before = counters(host)
     nodes = "--node 0=1G --node 1=1G"
     host.run(f"virt-dmem pool create guests {nodes} --page-size {size} {options}", timeout=300)
     now = counters(host)
     gained = now["total"] - before["total"]
     saving = host.json("virt-dmem savings --json")["pools"][0]
-    saved = before["memmap"] - now["memmap"] if "memmap" in now else saving["net_bytes"]
-    left = 32 * MIB - saved
+    left = 32 * MIB - (before["memmap"] - now["memmap"]) if "memmap" in now else None
     kind = f"pages of {size}, {'no HVO' if options else 'HVO'}"
-    table.append(f"| {kind} | {gained // KIB} KiB | {left // KIB} KiB |")
-    print(table[-1])
-    assert saving["measured"] is ("memmap" in now)
-    if saving["measured"]:  # what the product says is what the host's counters say
-        assert saving["net_bytes"] == saved
+    table.append(f"| {kind} | {gained // KIB} KiB | {'not counted' if left is None else f'{left // KIB} KiB'} |")
+    print(table[-1], f"says the product: {saving['metadata_left_bytes'] // KIB} KiB")
+    assert saving["measured"] is (left is not None)
+    assert 0 <= saving["metadata_left_bytes"] <= 32 * MIB
+    if left is not None:  # what the product says is what the host's counters say
+        assert saving["metadata_left_bytes"] == left
     return gained, left
 
 
@@ -73,14 +76,14 @@ def test_the_boot_log_says_what_a_page_gives_back(host: Machine) -> None:
 def test_without_hvo_all_struct_pages_are_left(host: Machine, table: list[str]) -> None:
     gained, left = measured(host, table, "2M", "--no-hvo")
     assert gained == pytest.approx(0, abs=64 * KIB)
-    assert left == pytest.approx(32 * MIB, abs=64 * KIB)
+    assert left in (None, pytest.approx(32 * MIB, abs=64 * KIB))
     host.run("virt-dmem pool destroy guests")
 
 
 def test_of_the_struct_pages_of_a_page_of_1_gib_one_page_is_left(host: Machine, table: list[str]) -> None:
     gained, left = measured(host, table, "1G")
     assert_given_back(gained)
-    assert left == pytest.approx(2 * 4 * KIB, abs=64 * KIB)
+    assert left in (None, pytest.approx(2 * 4 * KIB, abs=64 * KIB))
 
 
 def test_a_kvm_guest_has_each_cell_in_a_page_of_its_node_and_boots(host: Machine) -> None:
@@ -104,4 +107,4 @@ def test_of_the_struct_pages_of_a_page_of_2_mib_one_page_is_left(host: Machine, 
     """The last one: Linux 6.12.117 loses optimized pages that it is to free ("Bad page state")."""
     host.run("virt-dmem unapply two-cells && virt-dmem pool destroy guests")
     _gained, left = measured(host, table, "2M")  # MemTotal gains only what the kernel had since it booted
-    assert left == pytest.approx(1024 * 4 * KIB, abs=64 * KIB)
+    assert left in (None, pytest.approx(1024 * 4 * KIB, abs=64 * KIB))
