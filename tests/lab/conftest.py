@@ -38,6 +38,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         pytest.skip(str(error))
     with Machine(image, **request.module.MACHINE) as machine:
         request.node.stash[_machine] = machine
+        print(f"lab: booted in {machine.boot_seconds[-1]:.0f} s")
         yield machine
 
 

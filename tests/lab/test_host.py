@@ -197,3 +197,9 @@ def test_a_pool_that_cannot_be_mounted_delays_no_boot(host: Machine) -> None:
 def test_pages_are_the_hosts_again_when_the_pool_is_destroyed(host: Machine) -> None:
     host.run("virsh -q destroy two-cells && virt-dmem pool destroy guests")
     assert host.run("cat /proc/sys/vm/nr_hugepages").stdout.strip() == "0"
+
+
+def test_the_host_powers_off(host: Machine) -> None:
+    """At once: nothing of ours is waited for."""
+    host.power_off()
+    assert "Power down" in host.console.read_text("utf-8", "replace")
