@@ -200,6 +200,6 @@ def test_pages_are_the_hosts_again_when_the_pool_is_destroyed(host: Machine) -> 
 
 
 def test_the_host_powers_off(host: Machine) -> None:
-    """At once: nothing of ours is waited for."""
+    """Nothing of ours keeps it up."""
     host.power_off()
     assert "Power down" in host.console.read_text("utf-8", "replace")
