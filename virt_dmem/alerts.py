@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from virt_dmem.alert_codes import (
@@ -23,7 +23,7 @@ from virt_dmem.alert_codes import (
 )
 from virt_dmem.guests import Guest
 from virt_dmem.plan import NO_NODE
-from virt_dmem.records import Extent, Failure, Phase, Reservation
+from virt_dmem.records import Extent, Failure, Phase, Standing
 from virt_dmem.units import format_size
 
 __all__ = ["Alert", "Facts", "due"]
@@ -50,7 +50,10 @@ class Facts:
     now: float
     guests: Iterable[Guest] = ()
     """Those that libvirt says have started and run."""
-    reservations: Iterable[Reservation] = ()
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    """Domains (UUIDs) that hold memory, and how far it has come."""
+    extents: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """The aliases of the extents of guests (UUIDs) with memory devices."""
     quarantined: Iterable[Extent] = ()
     capacity: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that there really are, by segment of a pool and node."""
@@ -72,19 +75,18 @@ def due(facts: Facts) -> list[Alert]:
 
 
 def _guests(facts: Facts) -> Iterable[Alert]:
-    held = {reservation.uuid: reservation for reservation in facts.reservations}
     for guest in sorted(facts.guests, key=lambda guest: guest.name):
-        reservation = held.get(guest.uuid)
-        if guest.managed and _is_outside(reservation, facts.now) and facts.is_alive(guest):
-            knows = f"still holds it {reservation.phase.value}" if reservation else "knows nothing of its start"
+        standing = facts.standings.get(guest.uuid)
+        if guest.managed and _is_outside(standing, facts.now) and facts.is_alive(guest):
+            knows = f"still holds it {standing.phase.value}" if standing else "knows nothing of its start"
             yield Alert(
                 GUEST_OUTSIDE_POOL,
                 guest.uuid,
                 f"Domain {guest.name} asks for pool memory and runs outside of any pool: virt-dmemd {knows}.",
                 "Run 'virt-dmem check' and mend what it says of the hook, then shut the domain down and start it.",
             )
-        elif guest.managed or reservation:
-            ours = {extent.alias for extent in reservation.extents} if reservation else set()
+        elif guest.managed or standing:
+            ours = facts.extents.get(guest.uuid, ())
             for device in guest.devices:
                 if device.alias not in ours:
                     yield Alert(
@@ -96,12 +98,12 @@ def _guests(facts: Facts) -> Iterable[Alert]:
                     )
 
 
-def _is_outside(reservation: Reservation | None, now: float) -> bool:
-    if reservation is None:
+def _is_outside(standing: Standing | None, now: float) -> bool:
+    if standing is None:
         return True
-    if reservation.phase is Phase.STOPPED:  # libvirt has not said so yet
+    if standing.phase is Phase.STOPPED:  # libvirt has not said so yet
         return False
-    return reservation.phase is not Phase.RUNNING and now - reservation.since > START_SECONDS
+    return standing.phase is not Phase.RUNNING and now - standing.since > START_SECONDS
 
 
 def _quarantined(facts: Facts) -> Iterable[Alert]:

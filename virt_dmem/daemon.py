@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 FIRST_SYSTEMD_FD = 3
 HOUSEKEEPING_SECONDS = 5.0
+SWITCH_SECONDS = 0.0005
+"""For so long a worker thread may have Python's lock while the event loop wants it: a hook asks for it after each
+system call, and would wait 5 ms every time for a thread that goes through many files."""
 
 
 class _JournalFormatter(logging.Formatter):
@@ -249,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the daemon in the foreground; return the exit status."""
     arguments = build_parser().parse_args(argv)
     _set_up_logging(arguments.log_level)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         config = load_config(arguments.config)
         _only_one(config)

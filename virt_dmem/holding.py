@@ -48,7 +48,7 @@ class Holding:
         """There may be something to bring in or to zero."""
         self._known: dict[str, DomainMemory] = {}
         self._is_told = False
-        self._running = ledger.holders()
+        self._running = set(ledger.standings())
         self._last_run = ledger.last_steps()
         self._wishes: list[Wish] = []
         self._is_stale = True
@@ -89,7 +89,7 @@ class Holding:
         if not self._is_stale:
             return
         self._is_stale = False
-        self._running = self._ledger.holders()
+        self._running = set(self._ledger.standings())
         likely = sorted(
             (self._known[uuid] for uuid in self._known.keys() - self._running),
             key=lambda domain: (-self.likelihood(domain.uuid), domain.name, domain.uuid),

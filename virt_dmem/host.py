@@ -289,7 +289,7 @@ class _MountTable:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._namespace: tuple[int, int] | None = None
+        self._namespace: tuple[int, str] | None = None
         self._file: BinaryIO | None = None
         self._changed = select.poll()
         self._mounts: tuple[Mount, ...] = ()
@@ -297,7 +297,7 @@ class _MountTable:
     def read(self) -> tuple[Mount, ...]:
         with self._lock:
             # a child shares the open file with its parent, and the file stays with the namespace it was opened in
-            namespace = os.getpid(), Path("/proc/thread-self/ns/mnt").stat().st_ino
+            namespace = os.getpid(), os.readlink("/proc/thread-self/ns/mnt")  # noqa: PTH115 -- asked very often
             if namespace != self._namespace:
                 self._file = Path("/proc/thread-self/mountinfo").open("rb", buffering=0)  # noqa: SIM115 -- stays open
                 self._changed = select.poll()

@@ -18,12 +18,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from virt_dmem.errors import LedgerError, NotEnoughMemory
 from virt_dmem.ledger_file import SCHEMA_VERSION, migrate, open_file, version_of
 from virt_dmem.plan import Plan
-from virt_dmem.records import Extent, ExtentState, Failure, Phase, Reservation, Step
+from virt_dmem.records import Extent, ExtentState, Failure, Phase, Reservation, Standing, Step
 from virt_dmem.units import format_size
 
 __all__ = ["Ledger"]
@@ -63,7 +64,10 @@ class Ledger:
                 )
             migrate(self._db, path)
             self._count_charges()
-            self._holders = {uuid for (uuid,) in self._db.execute("SELECT uuid FROM reservation")}
+            self._standings = {
+                uuid: Standing(Phase(phase), since)
+                for uuid, phase, since in self._db.execute("SELECT uuid, phase, since FROM reservation")
+            }
 
     def _count_charges(self) -> None:
         """Sum up anew what the triggers of the schema keep up to date, for others may have touched the file."""
@@ -108,14 +112,15 @@ class Ledger:
         :param capacity: Bytes that each (pool, node) really has now.
         :raise NotEnoughMemory: When the sum of all reservations would exceed a capacity.
         """
+        standing = Standing(Phase.RESERVED, time.time())
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO reservation VALUES (?, ?, ?, ?, ?)",
-                (plan.uuid, plan.name, self._boot_id, Phase.RESERVED.value, time.time()),
+                (plan.uuid, plan.name, self._boot_id, standing.phase.value, standing.since),
             )
             db.execute("DELETE FROM step WHERE uuid = ?", (plan.uuid,))
             self._charge_plan(db, plan, paths, capacity)
-        self._holders.add(plan.uuid)
+        self._standings[plan.uuid] = standing
 
     def reserve_more(
         self, plan: Plan, paths: Mapping[str, Path], capacity: Mapping[tuple[str, int], int]
@@ -186,15 +191,16 @@ class Ledger:
 
         :param name: The domain's; an extent in state ``QUARANTINED`` has none any more.
         """
+        standing = Standing(Phase.RUNNING, time.time())
         with self._transaction() as db:
             if extent.state is not ExtentState.QUARANTINED:
                 db.execute(
                     "INSERT OR IGNORE INTO reservation VALUES (?, ?, ?, ?, ?)",
-                    (extent.uuid, name, self._boot_id, Phase.RUNNING.value, time.time()),
+                    (extent.uuid, name, self._boot_id, standing.phase.value, standing.since),
                 )
             self._charge(db, extent)
         if extent.state is not ExtentState.QUARANTINED:
-            self._holders.add(extent.uuid)
+            self._standings.setdefault(extent.uuid, standing)
 
     @staticmethod
     def _charge(db: sqlite3.Connection, extent: Extent) -> None:
@@ -219,28 +225,12 @@ class Ledger:
         """Return all of them, by name of the domain."""
         return self._reservations("TRUE")
 
-    def without_extents(self) -> list[Reservation]:
-        """Return all of them as if they had no extents, which is much cheaper."""
-        with self._explained():
-            rows = self._db.execute("SELECT uuid, name, boot_id, phase, since FROM reservation")
-            return [
-                Reservation(uuid, name, boot, Phase(phase), since, ()) for uuid, name, boot, phase, since in rows
-            ]
+    def standings(self) -> Mapping[str, Standing]:
+        """Return how far each domain that holds memory has come, by UUID; changes as the ledger does.
 
-    def phases(self) -> dict[str, Phase]:
-        """Return how far each domain that holds memory has come, by UUID."""
-        with self._explained():
-            return {uuid: Phase(word) for uuid, word in self._db.execute("SELECT uuid, phase FROM reservation")}
-
-    def holders(self) -> set[str]:
-        """Return the UUIDs of the domains that hold memory, without a look at the file."""
-        return self._holders.copy()
-
-    def running(self) -> list[str]:
-        """Return the UUIDs of the domains whose QEMU runs."""
-        with self._explained():
-            rows = self._db.execute("SELECT uuid FROM reservation WHERE phase = ?", (Phase.RUNNING.value,))
-            return [uuid for (uuid,) in rows]
+        Kept beside the file: what is asked about all domains at once, and often, does not read it.
+        """
+        return MappingProxyType(self._standings)
 
     def interrupted(self, boot_id: str) -> list[Reservation]:
         """Return those of this boot that are not in use: being prepared, or stopping."""
@@ -348,12 +338,18 @@ class Ledger:
                 db.execute("INSERT OR REPLACE INTO failure VALUES (?, ?, ?)", (extent.id, reservation.name, what))
         return reservation.name
 
+    def has_failed(self, extent: Extent) -> bool:
+        """Tell whether an extent may hold memory that failed."""
+        with self._explained():
+            rows = self._db.execute("SELECT 1 FROM failure WHERE extent = ?", (extent.id,))
+            return rows.fetchone() is not None
+
     def failures(self) -> list[Failure]:
         """Return the extents that may hold memory that failed, by their path."""
         with self._explained():
             rows = self._db.execute(
                 "SELECT extent.id, extent.path, failure.domain, failure.what FROM failure"
-                " JOIN extent ON extent.id = failure.extent ORDER BY extent.path"
+                " CROSS JOIN extent ON extent.id = failure.extent ORDER BY extent.path"  # few, looked up in many
             ).fetchall()
         return [Failure(row[0], Path(row[1]), row[2], row[3]) for row in rows]
 
@@ -361,10 +357,13 @@ class Ledger:
 
     def set_phase(self, uuid: str, phase: Phase) -> None:
         """Record how far a domain has come."""
+        standing = Standing(phase, time.time())
         with self._transaction() as db:
             db.execute(
-                "UPDATE reservation SET phase = ?, since = ? WHERE uuid = ?", (phase.value, time.time(), uuid)
+                "UPDATE reservation SET phase = ?, since = ? WHERE uuid = ?", (phase.value, standing.since, uuid)
             )
+        if uuid in self._standings:
+            self._standings[uuid] = standing
 
     def set_ready(self, some: Iterable[Extent]) -> None:
         """Record that extents are whole."""
@@ -401,7 +400,7 @@ class Ledger:
         """Remove a domain's reservation; its extents are gone or quarantined."""
         with self._transaction() as db:
             db.execute("DELETE FROM reservation WHERE uuid = ?", (uuid,))
-        self._holders.discard(uuid)
+        self._standings.pop(uuid, None)
 
     def add_steps(self, uuid: str, steps: Iterable[Step]) -> None:
         """Record how long steps took; those of the start before are forgotten when it reserves anew."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -54,10 +55,10 @@ def domain_directory(config: LibvirtConfig, name: str, domain_id: int | None) ->
 def dangling_links(config: LibvirtConfig, pools_dir: Path) -> list[Path]:
     """Return the links into a pool that lead to nothing, in all of libvirt's directories for memory files."""
     return sorted(
-        Path(directory, name)
+        directory / name
         for directory in _domain_directories(memory_backing_dir(config))
         for name in _names_in(directory)
-        if is_dangling(Path(directory, name), pools_dir)
+        if is_dangling(directory / name, pools_dir)
     )
 
 
@@ -71,14 +72,16 @@ def is_dangling(path: Path, pools_dir: Path) -> bool:
 
 def _domain_directories(backing: Path, start: str = "") -> list[Path]:
     """Return the directories of all domains. ``start``: only of those whose names begin so."""
-    return [
-        path
-        for base in _bases(backing)
-        for name in _names_in(base)
-        if name.startswith(start) and name[:1].isdecimal() and "-" in name
-        for path in [base / name]
-        if path.is_dir() and not path.is_symlink()
-    ]
+    found = []
+    for base in _bases(backing):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(base) as entries:
+            found += [
+                Path(entry.path)
+                for entry in entries
+                if entry.name.startswith(start) and entry.name[:1].isdecimal() and "-" in entry.name
+                if entry.is_dir(follow_symlinks=False)
+            ]
+    return found
 
 
 def _bases(backing: Path) -> tuple[Path, Path]:

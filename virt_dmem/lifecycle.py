@@ -417,7 +417,7 @@ class Lifecycle:
         One whose memory may have failed is read and zeroed first; if that fails too it stays, quarantined, and
         False is returned.
         """
-        suspect = any(failure.extent == extent.id for failure in self._ledger.failures())
+        suspect = self._ledger.has_failed(extent)
         if extent.path.exists() and (suspect or not self._inventory.zeroes_on_allocation(extent.pool)):
             try:
                 async with self._helper(extent, "scrub") as progress:

@@ -163,7 +163,7 @@ class _State(Collector):
         )
 
     def _domains(self) -> Iterator[Metric]:
-        phases = Count(self._ledger.phases().values())
+        phases = Count(standing.phase for standing in self._ledger.standings().values())
         by_phase: dict[tuple[str, ...], float] = {(phase.value,): phases[phase] for phase in Phase}
         yield _gauge(
             "virt_dmem_domains",

@@ -19,7 +19,15 @@ from virt_dmem.errors import DomainXmlInvalid
 from virt_dmem.xml_fields import find_child, read_uuid_of
 from virt_dmem.xml_layout import insert, lay_out, remove
 
-__all__ = ["add_monitor", "has_monitor", "is_another_domains", "remove_monitor", "socket_of", "sockets"]
+__all__ = [
+    "add_monitor",
+    "has_monitor",
+    "is_another_domains",
+    "remove_monitor",
+    "socket_name",
+    "socket_of",
+    "sockets",
+]
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _COMMANDLINE, _ARG = f"{{{_QEMU}}}commandline", f"{{{_QEMU}}}arg"
@@ -30,7 +38,12 @@ _OURS = re.compile(re.escape(_CHARDEV).replace(r"\{\}", rf"(?P<path>{_DIRECTORY}
 
 def socket_of(uuid: str) -> Path:
     """Return where QEMU listens for us."""
-    return Path(f"{_DIRECTORY}/libvirt-{uuid}.qmp")
+    return Path(_DIRECTORY, socket_name(uuid))
+
+
+def socket_name(uuid: str) -> str:
+    """Return the last part of that path."""
+    return f"libvirt-{uuid}.qmp"
 
 
 def sockets() -> set[str]:

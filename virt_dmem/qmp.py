@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 
-from virt_dmem.monitor_xml import socket_of, sockets
+from virt_dmem.monitor_xml import socket_name, socket_of, sockets
 
 __all__ = ["EVENTS", "Backend", "Monitors", "migration_capabilities"]
 
@@ -69,20 +69,20 @@ class Monitors:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._clients: dict[str, QMPClient] = {}
 
-    def follow(self, running: Collection[str]) -> None:
+    def follow(self, running: Set[str]) -> None:
         """Be connected to the monitors of these domains (UUIDs), as far as they have one, and to no others."""
-        for uuid in self._tasks.keys() - set(running):
+        for uuid in self._tasks.keys() - running:
             self._tasks.pop(uuid).cancel()
         for uuid in [uuid for uuid, task in self._tasks.items() if task.done()]:
             log.error("the monitor of domain %s was lost: %r", uuid, self._tasks.pop(uuid).exception())
         there = sockets()
-        for uuid in set(running) - self._tasks.keys():
-            if socket_of(uuid).name in there and socket_of(uuid).is_socket():
+        for uuid in running - self._tasks.keys():
+            if socket_name(uuid) in there and socket_of(uuid).is_socket():
                 self._tasks[uuid] = asyncio.create_task(self._keep_connected(uuid, socket_of(uuid)))
 
     def close(self) -> None:
         """Follow nobody any more."""
-        self.follow(())
+        self.follow(set())
 
     def connected(self, uuid: str) -> bool:
         """Tell whether the domain's monitor answers now."""

@@ -7,8 +7,9 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["Extent", "ExtentState", "Failure", "Part", "Phase", "Reservation", "Step"]
+__all__ = ["Extent", "ExtentState", "Failure", "Part", "Phase", "Reservation", "Standing", "Step"]
 
 
 class Phase(enum.Enum):
@@ -24,6 +25,13 @@ class Phase(enum.Enum):
     """QEMU maps them; they belong to root again."""
     STOPPED = "stopped"
     """libvirt says the domain is stopping; nothing is freed yet."""
+
+
+class Standing(NamedTuple):
+    """How far a domain's memory has come, and since when (seconds since the epoch)."""
+
+    phase: Phase
+    since: float
 
 
 class ExtentState(enum.Enum):

@@ -41,7 +41,7 @@ from virt_dmem.mending import Mender
 from virt_dmem.metrics import Metrics
 from virt_dmem.qmp import Monitors
 from virt_dmem.readying import Readying
-from virt_dmem.records import Reservation, Step
+from virt_dmem.records import Phase, Reservation, Step
 from virt_dmem.virtio_mem import VirtioMem
 from virt_dmem.watch import APPLY, Watch
 
@@ -194,7 +194,8 @@ class Service:
 
     def follow_monitors(self) -> None:
         """Be connected to the monitors of the domains that run on our memory."""
-        self.monitors.follow(self._ledger.running())
+        standings = self._ledger.standings().items()
+        self.monitors.follow({uuid for uuid, standing in standings if standing.phase is Phase.RUNNING})
 
     async def monitor_event(self, uuid: str, event: str, data: Mapping[str, Any]) -> None:
         """Take note of what QEMU says; libvirt says some of it as well, in its own time."""

@@ -15,7 +15,6 @@ from virt_dmem.guests import Guest
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import AlertView
 from virt_dmem.ledger import Ledger
-from virt_dmem.records import Reservation
 
 __all__ = ["APPLY", "Watch"]
 
@@ -90,7 +89,8 @@ class Watch:
         return alerts.Facts(
             now=time.time(),
             guests=self._guests.values(),
-            reservations=self._reservations(),
+            standings=self._ledger.standings(),
+            extents=self._extents(),
             quarantined=self._ledger.quarantined(),
             capacity=self._inventory.capacity(),
             reserved=self._ledger.reserved(),
@@ -100,13 +100,11 @@ class Watch:
             is_alive=self._is_alive,
         )
 
-    def _reservations(self) -> list[Reservation]:
-        """Return all of them; extents have but those of guests with memory devices, for which alone they matter."""
-        with_devices = {uuid for uuid, guest in self._guests.items() if guest.devices}
-        return [
-            (self._ledger.find(held.uuid) if held.uuid in with_devices else None) or held
-            for held in self._ledger.without_extents()
-        ]
+    def _extents(self) -> dict[str, set[str]]:
+        """Return the aliases of the extents of guests with memory devices, for which alone they matter."""
+        with_devices = [uuid for uuid, guest in self._guests.items() if guest.devices]
+        held = {uuid: self._ledger.find(uuid) for uuid in with_devices}
+        return {uuid: {extent.alias for extent in one.extents} for uuid, one in held.items() if one}
 
     def _is_alive(self, guest: Guest) -> bool:
         return host.find_qemu(Path(self._config.libvirt.run_dir), guest.name, guest.uuid) is not None

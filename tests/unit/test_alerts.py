@@ -9,7 +9,7 @@ from virt_dmem.alert_codes import EXPLANATIONS
 from virt_dmem.alerts import Facts, due
 from virt_dmem.errors import explain
 from virt_dmem.guests import Guest, MemoryDevice, read_guest
-from virt_dmem.records import Phase, Reservation
+from virt_dmem.records import Phase, Standing
 
 NOW = 1_700_000_000.0
 MIB = 1 << 20
@@ -19,8 +19,8 @@ def guest(*devices: MemoryDevice, managed: bool = True) -> Guest:
     return Guest("uuid-1", "guest1", managed, devices)
 
 
-def reservation(phase: Phase, age: float = 100) -> Reservation:
-    return Reservation("uuid-1", "guest1", "boot", phase, NOW - age, ())
+def standing(phase: Phase, age: float = 100) -> dict[str, Standing]:
+    return {"uuid-1": Standing(phase, NOW - age)}
 
 
 def codes(facts: Facts) -> list[str]:
@@ -30,17 +30,17 @@ def codes(facts: Facts) -> list[str]:
 @pytest.mark.parametrize(
     ("held", "expected"),
     [
-        ([], ["guest-outside-pool"]),
-        ([reservation(Phase.RUNNING)], []),
-        ([reservation(Phase.STOPPED)], []),
-        ([reservation(Phase.LINKED, age=1)], []),
-        ([reservation(Phase.LINKED)], ["guest-outside-pool"]),
-        ([reservation(Phase.PREPARED)], ["guest-outside-pool"]),
+        ({}, ["guest-outside-pool"]),
+        (standing(Phase.RUNNING), []),
+        (standing(Phase.STOPPED), []),
+        (standing(Phase.LINKED, age=1), []),
+        (standing(Phase.LINKED), ["guest-outside-pool"]),
+        (standing(Phase.PREPARED), ["guest-outside-pool"]),
     ],
     ids=["unknown", "running", "stopping", "starting", "never started", "never linked"],
 )
-def test_a_guest_is_outside_unless_the_ledger_saw_it_start(held: list[Reservation], expected: list[str]) -> None:
-    assert codes(Facts(NOW, guests=[guest()], reservations=held)) == expected
+def test_a_guest_is_outside_unless_the_ledger_saw_it_start(held: dict[str, Standing], expected: list[str]) -> None:
+    assert codes(Facts(NOW, guests=[guest()], standings=held)) == expected
 
 
 def test_a_guest_that_never_asked_for_pool_memory_is_nobody_s_business() -> None:

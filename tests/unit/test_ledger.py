@@ -87,7 +87,7 @@ def test_reservations_never_exceed_capacity_whatever_comes_and_goes(
                 ledger.forget_extent(extent)
             ledger.forget(held.uuid)
         assert ledger.reserved().get(("fast", 0), 0) <= capacity * PAGE
-        assert ledger.holders() == {held.uuid for held in ledger.reservations()}
+        assert ledger.standings() == {held.uuid: (held.phase, held.since) for held in ledger.reservations()}
     ledger.close()
 
 
@@ -99,7 +99,7 @@ def test_a_quarantined_extent_stays_charged_after_its_domain_is_forgotten(ledger
     ledger.quarantine(held.extents[0])
     ledger.forget("uuid-1")
     assert ledger.find("uuid-1") is None
-    assert ledger.holders() == set()
+    assert ledger.standings() == {}
     assert ledger.reserved() == {("fast", 0): 3 * PAGE}
     assert [extent.state for extent in ledger.quarantined()] == [ExtentState.QUARANTINED]
     # and the domain may start again beside it, at another path
@@ -126,7 +126,7 @@ def test_what_was_committed_is_there_after_a_kill(tmp_path: Path) -> None:
     found = again.find("uuid-1")
     assert found is not None
     assert found.phase is Phase.PREPARED
-    assert again.holders() == {"uuid-1"}
+    assert again.standings() == {"uuid-1": (Phase.PREPARED, found.since)}
 
 
 def test_steps_are_kept_in_order_and_forgotten_at_the_next_reservation(ledger: Ledger) -> None:
