@@ -36,8 +36,16 @@ by_dkms() {
 
 dkms_remove() { # whatever version was installed last
     dkms status -m virt-dmem 2>/dev/null | sed -n 's|^virt-dmem/\([^,:]*\).*|\1|p' | sort -u | while read -r found; do
-        dkms remove -m virt-dmem -v "$found" --all >/dev/null 2>&1 || true
+        # it does not remove a version whose sources are gone, as those of an earlier one are after an upgrade
+        dkms remove -m virt-dmem -v "$found" --all >/dev/null 2>&1 || rm -rf "/var/lib/dkms/virt-dmem/$found"
     done
+    for module in /lib/modules/*/updates/dkms/dmemfs.ko*; do
+        [ -e "$module" ] || continue
+        rm -f "$module"
+        kernel=${module#/lib/modules/}
+        depmod "${kernel%%/*}" || true
+    done
+    rmdir /var/lib/dkms/virt-dmem 2>/dev/null || true
 }
 
 source_sum() {

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who builds the dmemfs module for the kernels of a host: DKMS where there is one, else we, at their first boot.
+
+In a chroot in the lab's root, with a layer above it, and not in the booted host: there it would take minutes. That
+this machine runs the lab's kernel is the one thing made up: ``uname`` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab.image import NoPackages, the_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODULE = "/usr/lib/virt-dmem/module"
+_REPOSITORY = Path(__file__).parents[2]
+_SET_UP = """
+set -e
+mount -t tmpfs -o size=2g layer "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay -o "lowerdir=$0,upperdir=$1/upper,workdir=$1/work" root "$1/root"
+mount --rbind /dev "$1/root/dev"
+mount -t proc proc "$1/root/proc"
+cp /etc/resolv.conf /etc/hosts "$1/root/etc/"
+cp -r /etc/apt/apt.conf.d/. "$1/root/etc/apt/apt.conf.d/"
+echo up
+exec sleep infinity
+"""
+
+
+class Root:
+    """A Debian with virt-dmem installed, which nobody booted."""
+
+    def __init__(self, holder: int, directory: Path) -> None:
+        self._enter = ["nsenter", f"--mount=/proc/{holder}/ns/mnt", "--wd=/", "chroot", str(directory)]
+        self.directory = Path(f"/proc/{holder}/root{directory}")
+        (self.kernel,) = [path.name for path in (self.directory / "lib/modules").iterdir()]
+
+    def run(self, command: str) -> str:
+        """Run a command of the shell, and return what it printed."""
+        alone = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+        alone |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+        done = subprocess.run(
+            [*self._enter, "sh", "-ec", f"exec 2>&1; {command}"],
+            env=alone, stdout=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def modules(self) -> list[str]:
+        """Return where the module is."""
+        return self.run("find /lib/modules/ -name 'dmemfs.ko*'").split()
+
+    def remember_pool(self, name: str, backend: str) -> None:
+        """Write as much of a pool's record as the boot unit looks at."""
+        records = self.directory / "var/lib/virt-dmem/pools"
+        records.mkdir(parents=True, exist_ok=True)
+        (records / f"{name}.json").write_text(json.dumps({"name": name, "backend": backend}, indent=1))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
+    try:
+        image = the_image()
+    except NoPackages as error:
+        pytest.skip(str(error))
+    directory = tmp_path_factory.mktemp("root")
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SET_UP, image.root, directory]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "up\n"
+            root = Root(holder.pid, directory / "root")
+            install = ["systemd/install.sh"]
+            env = {**os.environ, "DESTDIR": str(root.directory), "PREFIX": "/usr"}
+            subprocess.run(install, cwd=_REPOSITORY, env=env, stdout=subprocess.DEVNULL, check=True)
+            uname = root.directory / "usr/local/bin/uname"
+            uname.write_text(f'#!/bin/sh\n[ "$*" = -r ] && exec echo {root.kernel}\nexec /usr/bin/uname "$@"\n')
+            uname.chmod(0o755)
+            yield root
+        finally:
+            holder.kill()
+
+
+def test_the_first_boot_of_a_kernel_builds_it_for_a_pool_that_needs_it(root: Root) -> None:
+    first_boot = f"PATH=/usr/local/bin:$PATH {MODULE} for-pool"
+    root.remember_pool("huge", "hugetlbfs")
+    root.remember_pool("bare", "dmemfs")
+    assert root.run(f"{first_boot} huge") == ""
+    assert root.modules() == []
+    assert root.run(f"{first_boot} bare") == f"dmemfs: built for {root.kernel}\n"
+    assert root.modules() == [f"/lib/modules/{root.kernel}/updates/virt-dmem/dmemfs.ko"]
+    assert root.run(f"{first_boot} bare") == ""
+    assert "same sources" in root.run(f"{MODULE} build")
+    root.run(f"{MODULE} remove")
+    assert root.modules() == []
+
+
+def test_dkms_builds_it_and_nothing_is_left_of_earlier_versions(root: Root) -> None:
+    root.run("apt-get -qq update && apt-get -qq install --no-install-recommends dkms")
+    (sources,) = root.run("echo /usr/src/virt-dmem-*").split()
+    root.run(
+        f"cp -r {sources} /usr/src/virt-dmem-0.0.1 && sed -i 's/^PACKAGE_VERSION=.*/PACKAGE_VERSION=0.0.1/'"
+        " /usr/src/virt-dmem-0.0.1/dkms.conf && dkms add -m virt-dmem -v 0.0.1 && rm -r /usr/src/virt-dmem-0.0.1"
+    )
+    assert root.run(f"{MODULE} build") == f"dmemfs: built for {root.kernel}\n"
+    version = sources.rpartition("-")[2]
+    assert root.run("dkms status").strip() == f"virt-dmem/{version}, {root.kernel}, x86_64: installed"
+    assert root.modules() == [f"/lib/modules/{root.kernel}/updates/dkms/dmemfs.ko.xz"]
+    root.run(f"{MODULE} remove")
+    assert root.modules() == []
+    assert root.run("dkms status; find /var/lib/dkms -name 'virt-dmem*'") == ""
