@@ -191,8 +191,11 @@ class Holding:
         return clean
 
     def _best_fit(self, extent: Extent) -> ReadyExtent | None:
-        shares = tuple(extent.shares.items())
-        return ready.best_fit(self.stock.of(extent.pool), extent.policy, shares, Owner(extent.uuid, extent.alias))
+        wanted = extent.policy, tuple(extent.shares.items()), Owner(extent.uuid, extent.alias)
+        for own in self.stock.of_domain_in(extent.pool, extent.uuid):  # few, and mostly the one
+            if ready.is_foreseen(own, *wanted):
+                return own
+        return ready.best_fit(self.stock.of(extent.pool), *wanted)
 
     async def make_room(self, segment: str) -> None:
         """Let go of what is reserved by now, so that the extents of its domain find their pages."""

@@ -37,6 +37,7 @@ __all__ = [
     "clean_more",
     "clear",
     "cut",
+    "is_foreseen",
     "keep",
     "listed",
     "longest",
@@ -280,6 +281,11 @@ def take(extent: ReadyExtent, path: Path, size_bytes: int) -> int:
     return clean
 
 
+def is_foreseen(extent: ReadyExtent, policy: str, shares: Shares, owner: Owner) -> bool:
+    """Tell whether a ready extent is just what is wanted, so that none can fit better."""
+    return (extent.owner, extent.policy, extent.shares, extent.is_done) == (owner, policy, shares, True)
+
+
 def best_fit(stock: Sequence[ReadyExtent], policy: str, shares: Shares, owner: Owner) -> ReadyExtent | None:
     """Return the one that leaves the least to be done for such an extent, then that wastes the least.
 
@@ -291,9 +297,6 @@ def best_fit(stock: Sequence[ReadyExtent], policy: str, shares: Shares, owner: O
         missing = wanted - min(extent.clean_bytes, wanted)
         return missing, extent.owner != owner, abs(extent.goal_bytes - wanted)
 
-    for extent in stock:  # as foreseen
-        if (extent.owner, extent.policy, extent.shares, extent.is_done) == (owner, policy, shares, True):
-            return extent
     return min((extent for extent in stock if _may_become(extent, policy, shares)), key=cost, default=None)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from virt_dmem import ballast, host, pools, resize
+from virt_dmem import ballast, host, pools, readying, resize
 from virt_dmem.config import Config, DaemonConfig, PrefaultConfig
 from virt_dmem.domain_xml import Cell, DomainMemory
 from virt_dmem.errors import DmemError, NotEnoughMemory, PoolShort, PrefaultFailed
@@ -124,11 +124,13 @@ class Daemon:
         self.readying = Readying(config, self.inventory, self.lifecycle.holding)
 
     def prepare(self, *cells: Cell) -> Reservation:
-        memory = DomainMemory(UUID, "vm", "p", cells, True, True, None, None, None, None)
-        asyncio.run(self.lifecycle.prepare(memory, lambda _: None))
+        asyncio.run(self.lifecycle.prepare(self.memory(*cells), lambda _: None))
         reservation = self.ledger.find(UUID)
         assert reservation is not None
         return reservation
+
+    def memory(self, *cells: Cell) -> DomainMemory:
+        return DomainMemory(UUID, "vm", "p", cells, True, True, None, None, None, None)
 
     def release(self) -> None:
         asyncio.run(self.lifecycle.release(UUID))
@@ -320,6 +322,29 @@ def test_memory_given_back_never_leaves_its_node_and_is_clean_for_the_next() -> 
         reservation = daemon.prepare(cell(0, 7, 0))  # for another one, it yields
         assert where(reservation.extents[0].path) == {0: 7}
         daemon.release()
+
+
+def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_it() -> None:
+    """Chunks of an odd number of pages: each goes on in turn where the one before it ended."""
+    chunk, readying._CHUNK = readying._CHUNK, 3 * HUGE
+    try:
+        with spare_pages(1, 8), pool(8, 8):
+            daemon = Daemon(READY)
+            memory = daemon.memory(cell(0, 7, 0, 1, policy="interleave"))
+            holding = daemon.lifecycle.holding
+            holding.know([memory])
+            for done in (3, 6, 7):
+                asyncio.run(daemon.readying._step())
+                (extent,) = holding.stock.of("p")
+                assert extent.clean_bytes == done * HUGE, extent
+                assert where(extent.path) == {node: size // HUGE for node, size in holding.stock.held("p").items()}
+            inode = extent.path.stat().st_ino
+            (taken,) = daemon.prepare(*memory.cells).extents
+            assert taken.path.stat().st_ino == inode
+            assert where(taken.path) == {0: 4, 1: 3}
+            daemon.release()
+    finally:
+        readying._CHUNK = chunk
 
 
 def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
