@@ -137,9 +137,16 @@ class Holding:
         """Return every recorded pool, as the control socket shows it."""
         by_pool = self._ready_bytes()
         return [
-            replace(view, ready_bytes=now, ready_goal_bytes=goal)
+            replace(
+                view,
+                ready_bytes=now,
+                ready_goal_bytes=goal,
+                ready_most_bytes=0 if policy == "off" else self._most(view.name),
+                ready_policy=policy,
+            )
             for view in self._inventory.views()
             for now, goal in [by_pool.get(view.name, (0, 0))]
+            for policy in [self._config.prefault.ready if backend(view.backend).ready_ahead else "kernel"]
         ]
 
     def _ready_bytes(self) -> dict[str, tuple[int, int]]:

@@ -197,5 +197,7 @@ class Inventory:
             free_bytes=sum(node.free_bytes for node in nodes),
             ready_bytes=0,
             ready_goal_bytes=0,
+            ready_most_bytes=0,
+            ready_policy="off",
             nodes=nodes,
         )

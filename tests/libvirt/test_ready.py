@@ -215,8 +215,11 @@ def test_policy_and_bound_are_kept_to(libvirtd: PrivateLibvirt, tmpfs_pool: str,
     wait_until_ready(tmpfs_pool, 128)
     configure(daemon, 'ready = "off"\n')
     wait_until_ready(tmpfs_pool, 0)
+    assert pool(tmpfs_pool)["ready_policy"] == "off"
     configure(daemon, "ready_percent = 40\n")  # of 256 MiB: room for one of them
     wait_until_ready(tmpfs_pool, 64)
+    assert pool(tmpfs_pool)["ready_policy"] == "all"
+    assert pool(tmpfs_pool)["ready_most_bytes"] == 256 * MIB * 40 // 100
     time.sleep(1.5)
     assert pool(tmpfs_pool)["ready_bytes"] == 64 * MIB
     configure(daemon, 'ready = "off"\n')

@@ -188,7 +188,7 @@ def show(args: argparse.Namespace, out: Output) -> ExitStatus:
     row = next((row for row in _rows(config, out) if row["name"] == args.name), None)
     if row is None:
         row = _row_of(pools.segments(config, args.name))
-    shown = ("NAME", "BACKEND", "PAGES", "READY", "TO-BE-READY", "STATE", "MOUNT")
+    shown = ("NAME", "BACKEND", "PAGES", "READY", "TO-BE-READY", "READY-MOST", "READY-FOR", "STATE", "MOUNT")
     out.table([columns.POOLS[name] for name in shown], [row])
     out.text("")
     out.table(list(columns.NODES.values()), row["nodes"])
@@ -235,6 +235,8 @@ def _row_of(segments: list[pools.PoolRecord]) -> dict[str, Any]:
         **unknown,
         "ready_bytes": None,
         "ready_goal_bytes": None,
+        "ready_most_bytes": None,
+        "ready_policy": None,
         "nodes": [{"node": node, "capacity_bytes": size, **unknown} for node, size in sorted(capacity.items())],
     }
 

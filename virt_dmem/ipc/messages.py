@@ -52,6 +52,8 @@ class PoolView:
     free_bytes: int
     ready_bytes: int
     ready_goal_bytes: int
+    ready_most_bytes: int
+    ready_policy: str
     nodes: list[NodeView]
 
 
