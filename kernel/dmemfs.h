@@ -179,6 +179,8 @@ bool dmemfs_lookup(struct dmemfs_inode *info, unsigned long index, unsigned long
 		   unsigned long *hint);
 bool dmemfs_next_data(struct dmemfs_inode *info, unsigned long index, unsigned long *start,
 		      unsigned long *end);
+bool dmemfs_next_extent(struct dmemfs_inode *info, unsigned long index,
+			struct dmemfs_extent *found);
 void dmemfs_insert(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 		   struct dmemfs_extent *extent);
 int dmemfs_remove(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned long index,
@@ -199,6 +201,9 @@ extern const struct vm_operations_struct dmemfs_vm_ops;
 bool dmemfs_guard_on(void);
 void dmemfs_init_guard(void);
 void dmemfs_exit_guard(void);
+
+/* xattr.c */
+extern const struct xattr_handler *dmemfs_xattr_handlers[];
 
 /* sysfs.c */
 int dmemfs_init_sysfs(void);

@@ -107,6 +107,23 @@ bool dmemfs_next_data(struct dmemfs_inode *info, unsigned long index, unsigned l
 	return found;
 }
 
+/* What the file has at or after @index, on one node and in a row there too. */
+bool dmemfs_next_extent(struct dmemfs_inode *info, unsigned long index,
+			struct dmemfs_extent *found)
+{
+	struct dmemfs_extent *extent;
+
+	spin_lock(&info->lock);
+	extent = at_or_after(info, index);
+	if (extent) {
+		found->index = max(index, extent->index);
+		found->page = extent->page + (found->index - extent->index);
+		found->count = extent->index + extent->count - found->index;
+	}
+	spin_unlock(&info->lock);
+	return extent;
+}
+
 static bool continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,
 		      const struct dmemfs_extent *b)
 {

@@ -86,6 +86,7 @@ int dmemfs_fill_super(struct super_block *sb, struct fs_context *fc)
 	sb->s_blocksize_bits = pool->page_shift;
 	sb->s_magic = pool->opt.hugetlbfs ? HUGETLBFS_MAGIC : DMEMFS_MAGIC;
 	sb->s_op = &dmemfs_super_operations;
+	sb->s_xattr = dmemfs_xattr_handlers;
 	sb->s_time_gran = 1;
 	root = dmemfs_new_inode(sb, NULL, S_IFDIR | pool->opt.mode);
 	if (!root)

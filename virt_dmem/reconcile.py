@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Collection
-from dataclasses import astuple
 from pathlib import Path
 
 from virt_dmem import extents, host
+from virt_dmem.backends import backend
 from virt_dmem.config import Config
 from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Ledger
@@ -162,9 +162,9 @@ def _foundling(path: Path, record: PoolRecord, boot_id: str, nodes: set[int]) ->
     pids = host.processes_mapping(file.device, file.inode)
     domains = dict(filter(None, map(host.qemu_domain, pids)))
     shares = dict.fromkeys(sorted(nodes), 0)
-    for pid in pids[:1]:
-        shares |= {node: size for node, size in host.bytes_by_node(pid, *astuple(file)).items() if node in nodes}
-    # what that process has not touched yet is on the pool's nodes too: by default on the first
+    known = backend(record.backend).bytes_by_node(path, pids)
+    shares |= {node: size for node, size in known.items() if node in nodes}
+    # what nobody has touched yet is on the pool's nodes too: by default on the first
     shares[min(nodes)] += size_bytes - sum(shares.values())
     extent = Extent(
         id=0,

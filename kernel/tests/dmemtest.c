@@ -27,6 +27,7 @@
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <linux/futex.h>
 #include <time.h>
 #include <unistd.h>
@@ -251,6 +252,45 @@ static void check_statfs(void)
 }
 
 /* Entries as large as the addresses allow, by the module's own counters. */
+static unsigned long on_nodes(int fd)
+{
+	char text[4096], *at = text;
+	unsigned long sum = 0, bytes;
+	ssize_t length = fgetxattr(fd, "system.dmemfs.nodes", text, sizeof(text) - 1);
+	int nid, used;
+
+	EXPECT(length >= 0);
+	text[length] = 0;
+	while (sscanf(at, "%d=%lu%n", &nid, &bytes, &used) == 2) {
+		EXPECT(nid >= 0 && bytes);
+		sum += bytes;
+		at += used + (at[used] == ',');
+	}
+	EXPECT(!*at);
+	return sum;
+}
+
+/* Where its memory lies, as an extended attribute. */
+static void check_nodes(void)
+{
+	int fd = make("f", 4 * page), at;
+	char text[1];
+
+	EXPECT(on_nodes(fd) == 0);
+	EXPECT(!fallocate(fd, 0, page, 2 * page));
+	EXPECT(on_nodes(fd) == 2 * page);
+	EXPECT(!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page, page));
+	EXPECT(on_nodes(fd) == page);
+	EXPECT(fgetxattr(fd, "system.dmemfs.nodes", NULL, 0) > 1);
+	EXPECT(fgetxattr(fd, "system.dmemfs.nodes", text, 1) == -1 && errno == ERANGE);
+	EXPECT(fsetxattr(fd, "system.dmemfs.nodes", "0=0", 3, 0) == -1);
+	EXPECT(fgetxattr(fd, "user.other", text, 1) == -1 && errno == EOPNOTSUPP);
+	at = open(dir, O_RDONLY | O_DIRECTORY);
+	EXPECT(fgetxattr(at, "system.dmemfs.nodes", text, 1) == -1 && errno == ENODATA);
+	close(at);
+	gone("f", fd);
+}
+
 static void check_entries(void)
 {
 	unsigned long size = page < M2 ? M2 : page;
@@ -551,7 +591,7 @@ static void check_zeroes(void)
 
 static const struct check own[] = {
 	{ "names", check_names }, { "sizes", check_sizes }, { "fallocate", check_fallocate },
-	{ "statfs", check_statfs }, { "entries", check_entries }, { "private", check_private },
+	{ "statfs", check_statfs }, { "nodes", check_nodes }, { "entries", check_entries }, { "private", check_private },
 	{ "splits", check_splits }, { "gup", check_gup }, { "walkers", check_walkers }, { "leases", check_leases },
 	{ "exhaustion", check_exhaustion }, { "zeroes", check_zeroes }, { NULL, NULL }
 };

@@ -29,7 +29,9 @@ POOLS = {
     "2M": f"region={NODE0}+128M:region={NODE1}+256M,pagesize=2M",
     "1G": f"region={NODE0}+1G:region={NODE1}+2G,pagesize=1G",
 }
-CHECKS = "names sizes fallocate statfs entries private splits gup walkers leases exhaustion zeroes threads storm"
+CHECKS = (
+    "names sizes fallocate statfs nodes entries private splits gup walkers leases exhaustion zeroes threads storm"
+)
 BAD = r"BUG|WARNING:|Oops|[Bb]ad (page|p[um]d|rss)|lockdep|possible (circular|recursive)|blocked for more than"
 PRODUCT = "nosuid,nodev,noexec,mode=0711,uid=0,gid=0"
 BACKING = "/run/dmemfs-guests"

@@ -61,6 +61,13 @@ def used(host: Machine, node: int) -> int:
     return int(stats(host, f"node{node}", "total_bytes")) - int(stats(host, f"node{node}", "free_bytes"))
 
 
+def nodes_of(host: Machine, uuid: str, *aliases: str) -> list[str]:
+    """Where the module says that a domain's extents lie."""
+    read = f"import os; [print(os.getxattr('/run/virt-dmem/pools/guests/libvirt-{uuid}/' + name, "
+    read += f"'system.dmemfs.nodes').decode()) for name in {aliases}]"
+    return host.run(["/usr/bin/python3", "-c", read]).stdout.split()
+
+
 def assert_mapped(host: Machine, size: str) -> None:
     """All that was touched is mapped by entries of a size, where the kernel can do that."""
     faults = {of: int(stats(host, f"faults_{of}")) for of in ("4k", size)}
@@ -134,6 +141,7 @@ def test_each_cell_of_a_kvm_guest_is_on_its_node_in_huge_pages(host: Machine, uu
     host.run("virsh -q start two-cells", timeout=240)
     guests.boot(host, "two-cells")
     assert (used(host, 0), used(host, 1)) == (256 * MIB, 128 * MIB)
+    assert nodes_of(host, uuid, "ram-node0", "ram-node1") == [f"0={256 * MIB}", f"1={128 * MIB}"]
     assert_mapped(host, "2m")
     assert guests.pool(host)["reserved_bytes"] == 384 * MIB
 

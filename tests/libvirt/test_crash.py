@@ -166,7 +166,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
 ) -> None:
     stranger = Path("/run/virt-dmem/pools", tmpfs_pool, "libvirt-00000000-0000-0000-0000-000000000000", "pc.ram")
     stranger.parent.mkdir()
-    stranger.write_bytes(b"nobody's")
+    stranger.touch()
     (action,) = virt_dmem_json("reconcile", "--dry-run")["actions"]
     assert str(stranger) in action
     assert stranger.exists()
@@ -204,7 +204,8 @@ def test_memory_that_is_not_there_after_all_fails_the_start_and_leaves_nothing(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     """Somebody else wrote into the pool: what was promised cannot be brought in."""
-    Path("/run/virt-dmem/pools", tmpfs_pool, "thief").write_bytes(bytes(224 * MIB))
+    with Path("/run/virt-dmem/pools", tmpfs_pool, "thief").open("wb") as thief:
+        os.posix_fallocate(thief.fileno(), 0, 224 * MIB)
     libvirtd.define(domain_xml("robbed"))
     virt_dmem("apply", "robbed", "--pool", tmpfs_pool)
     try:

@@ -21,6 +21,8 @@ from tests.rig.pools import create_pool
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for
 
+pytestmark = pytest.mark.boots_guest
+
 VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
 
 

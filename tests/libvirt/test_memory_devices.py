@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.domains import domain_xml
 from tests.rig.processes import wait_for
@@ -23,6 +25,7 @@ def device(model: str, size_mib: int, inside: str = "", *, source: str = "", tar
     )
 
 
+@pytest.mark.needs_tmpfs
 def test_dimms_and_virtio_mem_are_prepared_linked_and_given_back(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
@@ -52,6 +55,7 @@ def test_dimms_and_virtio_mem_are_prepared_linked_and_given_back(
     wait_for("everything to be given back", lambda: not virt_dmem_json("list")["domains"])
 
 
+@pytest.mark.needs_tmpfs
 def test_what_virtio_mem_may_plug_is_admitted_in_full(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:

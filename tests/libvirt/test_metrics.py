@@ -47,9 +47,11 @@ def test_a_start_a_refusal_and_an_apply_are_counted(
     assert value(text, "virt_dmem_hook_refused_total", operation="prepare", code="not-enough-memory") == 1
     assert value(text, "virt_dmem_apply_total", outcome="applied") == 1
     assert value(text, "virt_dmem_domains", phase="running") == 1
-    assert value(text, "virt_dmem_pool_capacity_bytes", pool=tmpfs_pool, node="any") == 256 * MIB
-    assert value(text, "virt_dmem_pool_reserved_bytes", pool=tmpfs_pool, node="any") == 64 * MIB
-    assert value(text, "virt_dmem_pool_free_bytes", pool=tmpfs_pool, node="any") == 192 * MIB
+    (shown,) = virt_dmem_json("pool", "list")["pools"]
+    nodes = ["any" if node["node"] < 0 else str(node["node"]) for node in shown["nodes"]]
+    for what, mib in (("capacity", 256), ("reserved", 64), ("free", 192)):
+        by_node = [value(text, f"virt_dmem_pool_{what}_bytes", pool=tmpfs_pool, node=node) for node in nodes]
+        assert sum(by_node) == mib * MIB
     assert value(text, "virt_dmem_libvirt_connected") == 1
 
 

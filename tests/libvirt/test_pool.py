@@ -139,6 +139,7 @@ def test_a_pool_of_huge_pages_is_resized_while_a_domain_runs_in_it(
         libvirtd.virsh("start", "--paused", "second")
 
 
+@pytest.mark.needs_tmpfs
 def test_a_tmpfs_pool_is_resized_in_place_and_never_below_what_is_reserved(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:

@@ -20,6 +20,8 @@ from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for
 from virt_dmem.native import HELPER
 
+pytestmark = pytest.mark.needs_tmpfs  # or huge pages: dmemfs zeroes what is free by itself
+
 MIB = 1 << 20
 PATTERN = b"the guest wrote this "
 POOLS = Path("/run/virt-dmem/pools")

@@ -284,6 +284,14 @@ class Backend(ABC):
                 hint="End what still uses it ('virt-dmem list', 'fuser -m' on the mount), then try again.",
             )
 
+    def bytes_by_node(self, path: Path, mappers: Sequence[int]) -> dict[int, int]:
+        """Return how much of a file's memory is known to lie on each node: what the first of ``mappers`` touched.
+
+        :param mappers: The PIDs of the processes that map it.
+        """
+        found = path.stat()
+        return host.bytes_by_node(mappers[0], found.st_dev, found.st_ino) if mappers else {}
+
     def capacity(self, record: PoolRecord, *, root: Path = host.ROOT) -> dict[int, int]:
         """Return the bytes that the pool really has by node now: as recorded and mounted, whichever is less."""
         left = 0

@@ -69,6 +69,16 @@ class Dmemfs(Backend):
             + round_up(size_bytes, GIB) // GIB * _MAPPED_BY
         )
 
+    def bytes_by_node(self, path: Path, mappers: Sequence[int]) -> dict[int, int]:
+        """Return what the module says of it; nothing where it is an older one, or the original."""
+        try:
+            said = os.getxattr(path, "system.dmemfs.nodes").decode()
+        except OSError:
+            return {}
+        return {
+            int(node): int(size) for node, _, size in (share.partition("=") for share in said.split(",") if share)
+        }
+
     def nodes(self, *, root: Path = host.ROOT) -> tuple[list[int], list[int]]:
         """Return the nodes with memory that was reserved; all of it was meant for guests."""
         if original.is_original(root):
