@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of this directory need libvirt; ``any_backend`` are those whose pool may be of any kind.
 
-    That is so where a test does not say otherwise, or boots a Linux guest: for a guest in an emulated host's guest
-    there is not the time.
+    That is so where a test does not say otherwise.
     """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.needs_libvirt)
             fixtures = getattr(item, "fixturenames", ())
-            bound = any(map(item.get_closest_marker, ("boots_guest", "needs_tmpfs"))) or "image" in fixtures
-            if "tmpfs_pool" in fixtures and not bound:
+            if "tmpfs_pool" in fixtures and not item.get_closest_marker("needs_tmpfs"):
                 item.add_marker(pytest.mark.any_backend)
+            if "image" in fixtures:
+                item.add_marker(pytest.mark.boots_guest)
 
 
 @pytest.hookimpl(wrapper=True)

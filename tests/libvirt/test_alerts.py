@@ -143,6 +143,7 @@ def test_an_extent_that_outlives_its_domain_is_told_of_until_it_is_free(
     wait_for_the_end_of("extent-quarantined")
 
 
+@pytest.mark.needs_tmpfs
 def test_a_pool_that_somebody_made_smaller_is_told_of_and_gives_nothing(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:

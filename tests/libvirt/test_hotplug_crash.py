@@ -33,7 +33,7 @@ def start(libvirtd: PrivateLibvirt, pool: str) -> str:
     libvirtd.define(domain_xml("crash", memory="192MiB", image=image, cmdline=cmdline))
     virt_dmem("apply", "crash", "--pool", pool, "--hotplug-max", "1G")
     libvirtd.virsh("start", "crash")
-    wait_for("the guest", lambda: "uptime:" in libvirtd.console("crash"), timeout=60)
+    wait_for("the guest", lambda: "uptime:" in libvirtd.console("crash"), timeout=120)
     return "crash"
 
 

@@ -47,7 +47,7 @@ def start(libvirtd: PrivateLibvirt, pool: str, image: GuestImage, *args: str) ->
     uuid = libvirtd.define(domain_xml("mover", memory="192MiB", image=image))
     virt_dmem("apply", "mover", "--pool", pool, *args)
     libvirtd.virsh("start", "mover")
-    wait_for("the guest", lambda: "uptime:" in libvirtd.console("mover"), timeout=60)
+    wait_for("the guest", lambda: "uptime:" in libvirtd.console("mover"), timeout=120)
     return uuid
 
 
@@ -122,6 +122,7 @@ def test_a_guest_restored_where_no_pool_is_gets_ordinary_memory_if_that_is_confi
 
 
 @pytest.mark.needs_hugepages
+@pytest.mark.needs_tmpfs
 @pytest.mark.parametrize(("memory", "fits"), [("64MiB", True), ("65MiB", False)])
 def test_a_guest_restored_on_pages_of_another_size_has_whole_ones_or_is_refused(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, exclusive_hugepages: None, memory: str, fits: bool
@@ -161,7 +162,7 @@ def test_a_running_guest_is_reverted_to_a_snapshot_of_it(
     libvirtd.define(domain_xml("mover", memory="192MiB", image=image, devices=device))
     virt_dmem("apply", "mover", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "mover")
-    wait_for("the guest", lambda: "uptime:" in libvirtd.console("mover"), timeout=60)
+    wait_for("the guest", lambda: "uptime:" in libvirtd.console("mover"), timeout=120)
     libvirtd.virsh("snapshot-create-as", "mover", "then")
     before = uptime(libvirtd)
     wait_for("time to pass", lambda: uptime(libvirtd) > before + 2)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lxml import etree
 from lxml.builder import E
 
+from tests.rig.namespace import KVM
 from tests.rig.private_libvirt import CONSOLES
 from virt_dmem.units import parse_size
 
@@ -53,9 +54,9 @@ def domain_xml(
     devices: str = "",
     qemu_args: Sequence[str] = (),
     uuid: str = "",
-    kind: str = "qemu",
+    kind: str = "kvm" if KVM else "qemu",
 ) -> str:
-    """Return the XML of a guest, under TCG unless ``kind`` is "kvm", with no disk, network, USB or graphics.
+    """Return the XML of a guest with no disk, network, USB or graphics; under TCG if ``kind`` is "qemu".
 
     Sizes are written as users write them ("64MiB"). ``cells``: one size for each guest NUMA cell, their sum
     replaces ``memory``; ``vcpus`` is then at least their number. ``max_memory`` with ``slots`` makes hot-add

@@ -98,6 +98,11 @@ def _download(directory: Path) -> None:
     _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", found[1], cwd=directory)
 
 
+def _is_built_in(kernel: Path, name: str) -> bool:
+    lists = kernel.glob("**/modules.builtin")
+    return any(Path(line).stem == name for file in lists for line in file.read_text("utf-8").splitlines())
+
+
 def _module(kernel: Path, name: str) -> bytes:
     for file in kernel.glob(f"**/{name}.ko*"):
         if file.suffix == ".xz":
@@ -117,7 +122,7 @@ def make_initramfs(kernel: Path, script: str = "", modules: Sequence[str] = ()) 
         (root / "init").chmod(0o755)
         if script:
             (root / "script").write_text(script)
-        for number, module in enumerate(modules):
+        for number, module in enumerate(name for name in modules if not _is_built_in(kernel, name)):
             (root / f"modules/{number:02}-{module}.ko").write_bytes(_module(kernel, module))
         listing = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
         archive = ["cpio", "--quiet", "--create", "--format=newc", "--owner=0:0"]

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from tests.rig.processes import PID_DIR, RigError
 
-__all__ = ["enter_private_namespace", "missing_for_rig", "mount_points_below", "require_private_namespace"]
+__all__ = ["KVM", "enter_private_namespace", "missing_for_rig", "mount_points_below", "require_private_namespace"]
 
+KVM = "VIRT_DMEM_TEST_KVM" in os.environ
+"""Guests run under KVM, which this machine must have; else under TCG, on every machine alike."""
 _CLONE_NEWNS = 0x00020000
 _PROGRAMS = ("libvirtd", "virtlogd", "virsh", "qemu-system-x86_64")
 _PRIVATE = {
@@ -86,7 +88,7 @@ def _overlay(directory: Path, scratch: Path) -> None:
         _mount("--rbind", old / Path(mount).relative_to(directory), mount)
 
 
-def enter_private_namespace(*, kvm: bool = False) -> None:
+def enter_private_namespace(*, kvm: bool = KVM) -> None:
     """Move this process, and so all children to come, into a mount namespace of its own.
 
     To be called once, before threads are started; a second call does nothing. Without ``kvm`` nobody
