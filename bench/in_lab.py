@@ -29,7 +29,8 @@ def run_in_lab(module: str, arguments: Sequence[str] = (), env: Mapping[str, str
         setting = " ".join(f"{name}={shlex.quote(value)}" for name, value in (env or {}).items())
         command = f"{setting} PYTHONUNBUFFERED=1 .venv/bin/python -m {module} {shlex.join(arguments)}"
         machine.run(
-            f"cd {PROJECT} && ({command} >{_LOG} 2>&1; echo $? >{_LOG}.status) </dev/null >/dev/null 2>&1 &"
+            # not "cd … && (…) &": the shell that waits for that keeps our end open until it is over
+            f"cd {PROJECT}; ({command} >{_LOG} 2>&1; echo $? >{_LOG}.status) </dev/null >/dev/null 2>&1 &"
         )
         ended = False
         while not ended:

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 FIRST_SYSTEMD_FD = 3
 HOUSEKEEPING_SECONDS = 5.0
+SETTLE_SECONDS = 0.1
+"""What changed is looked at so much later: domains that start and stop in a row come first."""
 SWITCH_SECONDS = 0.0005
 """For so long a worker thread may have Python's lock while the event loop wants it: a hook asks for it after each
 system call, and would wait 5 ms every time for a thread that goes through many files."""
@@ -194,6 +196,7 @@ async def _keep_ready(service: Service) -> None:
             log.warning("free memory cannot be made ready: %s", error)
         with suppress(TimeoutError):
             await asyncio.wait_for(service.holding.changed.wait(), 1 if busy else HOUSEKEEPING_SECONDS)
+        await asyncio.sleep(SETTLE_SECONDS)
 
 
 async def _keep_watch(service: Service) -> None:
