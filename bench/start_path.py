@@ -100,7 +100,7 @@ def wait_until_ready(pool: str, size: int) -> str:
         found = json.loads(virt_dmem("pool", "show", pool, "--json"))["pool"]
         if "ready_bytes" not in found:
             return "this virt-dmemd makes no memory ready ahead: it is brought in by 'virsh start'"
-        if found["ready_bytes"] >= size or found["ready_policy"] == "kernel":  # which has been waited for
+        if found["ready_bytes"] >= size or found.get("ready_policy") == "kernel":  # which has been waited for
             return ""
         if time.monotonic() > deadline:
             return f"after {READY_SECONDS:g} s only {found['ready_bytes']} of {size} bytes were ready"
