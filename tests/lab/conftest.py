@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.image import NoPackages, the_image
+from tests.lab.image import Image, NoPackages, the_image
 from tests.lab.machine import PATIENCE, Machine
 
 if TYPE_CHECKING:
@@ -29,14 +29,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(900 * PATIENCE))
 
 
-@pytest.fixture(scope="module")
-def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """The module's host, up, with virt-dmem installed as 'make install' does it."""
+@pytest.fixture(scope="session")
+def lab_image() -> Image:
+    """The Debian of the lab with virt-dmem installed as 'make install' does it."""
     try:
-        image = the_image()
+        return the_image()
     except NoPackages as error:
         pytest.skip(str(error))
-    with Machine(image, **request.module.MACHINE) as machine:
+
+
+@pytest.fixture(scope="module")
+def machine(lab_image: Image, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """The module's host, up."""
+    with Machine(lab_image, **request.module.MACHINE) as machine:
         request.node.stash[_machine] = machine
         print(f"lab: booted in {machine.boot_seconds[-1]:.0f} s")
         yield machine

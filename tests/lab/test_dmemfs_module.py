@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import lzma
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab import guests, module_build
-from tests.lab.image import the_image
 from tests.lab.machine import LabCommandFailed, Machine
 from tests.rig.domains import domain_xml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.lab.image import Image
 
 MACHINE = {"node_gib": (3, 3), "name": "dmemfs", "cmdline": "memmap=1G$0x40000000 memmap=2G$0x140000000"}
 """On -M pc, node 0 is the first 3 GiB of addresses and node 1 is 4 to 7 GiB."""
@@ -85,8 +89,8 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def host(machine: Machine) -> Host:
-    built = module_build.build(the_image())
+def host(lab_image: Image, machine: Machine) -> Host:
+    built = module_build.build(lab_image)
     # no depmod: it would unpack each of the kernel's modules, which takes minutes here
     machine.run(f"xz -dc >{MODULE}", stdin=lzma.compress(built.module))
     machine.run("xz -dc >/usr/bin/dmemtest && chmod 755 /usr/bin/dmemtest", stdin=lzma.compress(built.program))

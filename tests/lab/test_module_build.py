@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.image import NoPackages, the_image
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.lab.image import Image
 
 MODULE = "/usr/lib/virt-dmem/module"
 _REPOSITORY = Path(__file__).parents[2]
@@ -67,13 +67,9 @@ class Root:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
-    try:
-        image = the_image()
-    except NoPackages as error:
-        pytest.skip(str(error))
+def root(lab_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
     directory = tmp_path_factory.mktemp("root")
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SET_UP, image.root, directory]
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SET_UP, lab_image.root, directory]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None
