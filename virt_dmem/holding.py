@@ -141,7 +141,7 @@ class Holding:
                 view,
                 ready_bytes=now,
                 ready_goal_bytes=goal,
-                ready_most_bytes=0 if policy == "off" else self._most(view.name),
+                ready_most_bytes=0 if policy in {"off", "kernel"} else self._most(view.name),
                 ready_policy=policy,
             )
             for view in self._inventory.views()

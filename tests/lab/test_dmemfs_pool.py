@@ -96,6 +96,8 @@ def test_a_pool_finds_the_memory_that_was_reserved(host: Machine) -> None:
     found = sorted((item["start"], item["size"]) for ranges in record["regions"].values() for item in ranges)
     assert found == HOLES
     assert mem_total(host) == before
+    shown = host.json("virt-dmem pool show guests --json")["pool"]
+    assert (shown["ready_policy"], shown["ready_most_bytes"]) == ("kernel", 0)
     host.run("systemctl -q enable virt-dmem-pool@guests.service")
 
 

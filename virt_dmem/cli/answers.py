@@ -140,7 +140,9 @@ class Pool(Struct):
     free_bytes: Annotated[int | None, _says("capacity less reserved, never negative; null likewise")]
     ready_bytes: Annotated[int | None, _says("what of it is brought in and zeroed ahead; null likewise")]
     ready_goal_bytes: Annotated[int | None, _says("how much of it is to be; null likewise")]
-    ready_most_bytes: Annotated[int | None, _says("how much of it may be, by the configuration; null likewise")]
+    ready_most_bytes: Annotated[
+        int | None, _says("how much of it virt-dmemd may make ready, by the configuration; null likewise")
+    ]
     ready_policy: Annotated[
         str | None,
         _says("for which domains: all, recent or off; kernel where that zeroes ahead by itself; null likewise"),
