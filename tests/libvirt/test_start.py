@@ -350,8 +350,12 @@ def use_slow_helper(daemon: Daemon, tmp_path: Path, *, speaks: bool) -> None:
     helper = tmp_path / "helper"
     helper.write_text(SLOW_HELPER.format(speaks=int(speaks), seconds=12 if speaks else 60, helper=HELPER))
     helper.chmod(0o755)
-    daemon.config = f'[prefault]\nhelper = "{helper}"\n'
+    daemon.config = f'[prefault]\nhelper = "{helper}"\nready = "off"\n'
     daemon.restart()
+
+
+def open_files(daemon: Daemon) -> int:
+    return sum(1 for _ in Path(f"/proc/{daemon.pid}/fd").iterdir())
 
 
 def test_no_deadline_strikes_a_preparation_that_takes_long_and_moves(
@@ -371,9 +375,11 @@ def test_a_preparation_that_hangs_fails_the_start_and_is_rolled_back(
     use_slow_helper(daemon, tmp_path, speaks=False)
     libvirtd.define(domain_xml("stuck"))
     virt_dmem("apply", "stuck", "--pool", tmpfs_pool)
+    before = open_files(daemon)
     began = time.monotonic()
     with pytest.raises(RigError, match="timed out"):
         libvirtd.virsh("start", "--paused", "stuck")
     assert time.monotonic() - began < 40, "not by waiting for the helper"
     wait_for("the roll-back", lambda: only_pool()["reserved_bytes"] == 0)
     assert files_in(tmpfs_pool) == []
+    wait_for("the end of the hook's connection", lambda: open_files(daemon) <= before)

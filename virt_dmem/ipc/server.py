@@ -13,7 +13,7 @@ import pwd
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from asyncvarlink import (
     LastResult,
@@ -25,6 +25,7 @@ from asyncvarlink import (
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from virt_dmem import __version__
+from virt_dmem.errors import DmemError
 from virt_dmem.ipc.connection import Connection, caller
 from virt_dmem.ipc.messages import (
     INTERFACE,
@@ -42,6 +43,8 @@ from virt_dmem.ipc.messages import (
 __all__ = ["ControlServer"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 READ_METHODS = frozenset(
     {"ListDomains", "ShowDomain", "ShowBackends", "ListPools", "ListAlerts", "ShowMetrics"}
@@ -148,7 +151,8 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             caller.get().when_gone(task.cancel)
         while (report := await reports.get()) is not None:
             yield report
-        raise LastResult(HookReply(done=True, message="", done_bytes=0, total_bytes=0, links=await task))
+        links = await _outcome(task)
+        raise LastResult(HookReply(done=True, message="", done_bytes=0, total_bytes=0, links=links))
 
     @varlinkmethod(return_parameter="reply", delay_generator=False)
     async def Attach(self, *, wish: AttachWish) -> AsyncIterator[ChangeReply]:  # noqa: N802
@@ -266,7 +270,19 @@ async def _change(
             break
         last = report
         yield report
-    yield ChangeReply(True, "", 0, 0, await task)
+    yield ChangeReply(True, "", 0, 0, await _outcome(task))
+
+
+async def _outcome(task: asyncio.Task[T]) -> T:
+    """Return what a task that is at its end made.
+
+    :raise DmemError: What it raised, or that it was cancelled: a CancelledError would end asyncvarlink's work on
+        the connection, and it would never be closed.
+    """
+    await asyncio.wait({task})
+    if task.cancelled():
+        raise DmemError("Nobody waits for it any more.", hint="Ask again.")
+    return task.result()
 
 
 class ControlServer:
