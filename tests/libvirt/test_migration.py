@@ -16,7 +16,7 @@ from tests.rig.command import virt_dmem, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage
-from tests.rig.pools import create_pool, without_pool
+from tests.rig.pools import ALIKE, create_pool, without_pool
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
 from tests.rig.second_host import SecondHost
@@ -185,7 +185,7 @@ def test_a_running_guest_is_reverted_to_a_snapshot_of_it(
 def second(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[SecondHost]:
     """Another host, with the pool ``big`` of 512 MiB and none named as ours."""
     with SecondHost() as second:
-        second.virt_dmem("pool", "create", "big", "--backend", "tmpfs", "--size", "512M")
+        second.virt_dmem("pool", "create", "big", "--backend", ALIKE, "--size", "512M")
         yield second
         for name in second.virsh("list", "--all", "--name").split():
             second.virsh("destroy", name, check=False)

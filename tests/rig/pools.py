@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from tests.rig.command import virt_dmem
 from tests.rig.private_libvirt import PrivateLibvirt
 
-__all__ = ["BACKEND", "create_pool", "without_pool"]
+__all__ = ["ALIKE", "BACKEND", "create_pool", "without_pool"]
 
 BACKEND = os.environ.get("VIRT_DMEM_TEST_BACKEND", "tmpfs")
+ALIKE = "hugetlbfs" if BACKEND == "dmemfs" else BACKEND
+"""What a second host can have at the same time, with pages of the same size, as QEMU wants for post-copy."""
 
 
 def create_pool(name: str, size: str = "256M") -> None:
