@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,13 +41,13 @@ class AutoApply:
         self._config = config
         self._watch = watch
         self._count = count
-        self._applied_at: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_TIMES))
+        self._lately: deque[tuple[float, str]] = deque()
+        """When which domain was applied, in the last ``WITHIN_SECONDS``."""
 
     async def consider(self, hypervisor: Hypervisor, uuid: str) -> None:
         """Apply a domain if it asks for it and is not applied; never more than 3 times in 10 s."""
         if not self._config.libvirt.auto_apply or self._watch.apply_is_paused():
             return
-        times = self._applied_at[uuid]
         try:
             xml = await asyncio.to_thread(hypervisor.inactive_xml, uuid)
             if not is_managed(xml) or read_domain(xml).applied:
@@ -55,7 +55,7 @@ class AutoApply:
                 await self._follow_what_runs(hypervisor, uuid, xml)
                 return
             domain = read_domain(xml)
-            if len(times) == MOST_TIMES and time.monotonic() - times[0] < WITHIN_SECONDS:
+            if self._times_lately(uuid) >= MOST_TIMES:
                 self._watch.set_fight(
                     uuid,
                     f"{domain.name}: applied {MOST_TIMES} times in {WITHIN_SECONDS:.0f} s and undone by another"
@@ -63,7 +63,7 @@ class AutoApply:
                 )
                 self._count("fight")
                 return
-            times.append(time.monotonic())
+            self._lately.append((time.monotonic(), uuid))
             await asyncio.to_thread(hypervisor.redefine, uuid, self._transform)
             self.forget(uuid)
             log.info("%s: applied, for it was defined with our metadata", domain.name)
@@ -71,6 +71,12 @@ class AutoApply:
         except DmemError as error:
             log.warning("domain %s was not applied: %s", uuid, error)
             self._count("failed")
+
+    def _times_lately(self, uuid: str) -> int:
+        since = time.monotonic() - WITHIN_SECONDS
+        while self._lately and self._lately[0][0] < since:
+            self._lately.popleft()
+        return sum(applied == uuid for _, applied in self._lately)
 
     async def _follow_what_runs(self, hypervisor: Hypervisor, uuid: str, xml: bytes) -> None:
         """Have persistent XML that came from another host, by migration, fit this one as what runs does."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from weakref import WeakValueDictionary
 
 from virt_dmem import extents
 from virt_dmem.config import Config
@@ -70,12 +70,12 @@ class Changes:
         """Extents (ids) that a command works on: whoever mends leaves them alone."""
         self.refused: set[tuple[str, str]] = set()
         """UUID and alias of devices that their guest would not let go of when it was asked last."""
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Change]] = set()
 
     def turn(self, uuid: str) -> asyncio.Lock:
         """Return what keeps two changes of one domain apart."""
-        return self._turns[uuid]
+        return self._turns.setdefault(uuid, asyncio.Lock())  # goes when nobody holds it or waits
 
     async def ask(self, question: Callable[[Hypervisor], T]) -> T:
         """Ask libvirt from a worker thread."""
