@@ -58,14 +58,16 @@ class Holding:
     def know(self, domains: Iterable[DomainMemory]) -> None:
         """Take note of all domains that are applied, and so may start at any time."""
         self._known = {domain.uuid: domain for domain in domains}
+        last_run = self._last_run if self._is_told else self._ledger.last_steps()
+        self._last_run = {uuid: at for uuid, at in last_run.items() if uuid in self._known}
         self._is_told = True
-        self._last_run = {uuid: at for uuid, at in self._last_run.items() if uuid in self._known}
         self.look_again()
 
     def learn(self, uuid: str, domain: DomainMemory | None) -> None:
         """Take note that a domain is defined anew; ``None``: it is not applied, or is gone."""
         if domain is None:
             self._known.pop(uuid, None)
+            self._last_run.pop(uuid, None)
         else:
             self._known[uuid] = domain
         self.look_again()
@@ -233,7 +235,8 @@ class Holding:
 
     def keep(self, extent: Extent) -> bool:
         """Keep the file of an extent that nobody has any more; return whether it is kept, or is to be removed."""
-        self._last_run[extent.uuid] = time.time()
+        if extent.uuid in self._known:
+            self._last_run[extent.uuid] = time.time()
         self._running.discard(extent.uuid)
         self.look_again()
         segment, pool = extent.pool, extent.pool.partition("+")[0]
