@@ -362,6 +362,19 @@ echo '{{"event":"done","bytes":0}}'
 
 
 @in_own_mount_namespace
+def test_when_a_domain_ran_is_remembered_while_libvirt_knows_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.holding.know([domain(ONE, 8)])
+    for uuid in (ONE, TWO):
+        rig.gives_back(uuid)
+    rig.holding.learn(TWO, domain(TWO, 8))
+    assert rig.holding.likelihood(ONE) > rig.holding.likelihood(TWO) == 0
+    for known in (None, domain(ONE, 8)):
+        rig.holding.learn(ONE, known)
+    assert rig.holding.likelihood(ONE) == 0
+
+
+@in_own_mount_namespace
 def test_a_start_gets_no_file_that_is_being_zeroed_or_will_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
