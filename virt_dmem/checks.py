@@ -517,10 +517,11 @@ def _hook_was_called(machine: Host, since: float) -> bool:
     """Tell whether virt-dmemd served a hook since then: the proof that libvirtd runs it."""
     try:
         with Client(machine.path(machine.config.socket_path)) as client:
-            domains = client.call("ListDomains")["domains"]
-    except (DaemonUnreachable, PermissionRefused):
+            lately = [domain for domain in client.call("ListDomains")["domains"] if domain["since"] > since]
+            shown = (client.call("ShowDomain", domain=domain["uuid"])["domain"] for domain in lately)
+            return any(step["at"] > since for domain in shown for step in domain["steps"])
+    except DmemError:
         return False
-    return any(step["at"] > since for domain in domains for step in domain["steps"])
 
 
 def _qemu_user(machine: Host) -> tuple[int, int] | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
@@ -416,16 +415,6 @@ class Ledger:
         with self._explained():
             rows = self._db.execute("SELECT step, at, seconds FROM step WHERE uuid = ? ORDER BY at", (uuid,))
             return [Step(*row) for row in rows]
-
-    def all_steps(self) -> dict[str, list[Step]]:
-        """Return what ``steps`` does, of all domains that hold memory, by UUID."""
-        found: defaultdict[str, list[Step]] = defaultdict(list)
-        with self._explained():
-            for uuid, *step in self._db.execute(
-                "SELECT uuid, step, at, seconds FROM step WHERE uuid IN (SELECT uuid FROM reservation) ORDER BY at"
-            ):
-                found[uuid].append(Step(*step))
-        return found
 
     def last_steps(self) -> dict[str, float]:
         """Return when the last step of each domain was (seconds since the epoch), by UUID."""

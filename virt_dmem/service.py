@@ -168,9 +168,8 @@ class Service:
             log.warning("%s of domain %s: %s", alias, uuid, error)
 
     def list_domains(self) -> list[DomainView]:
-        """Return every domain that holds memory, by name."""
-        steps = self._ledger.all_steps()
-        return [_view(held, steps.get(held.uuid, ())) for held in self._ledger.reservations()]
+        """Return every domain that holds memory, by name; without steps, of which there are ten times as many."""
+        return [_view(held, ()) for held in self._ledger.reservations()]
 
     def show_domain(self, domain: str) -> DomainView:
         """Return one domain, by UUID or name.

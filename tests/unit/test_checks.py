@@ -256,8 +256,9 @@ def test_a_libvirtd_older_than_its_first_hook_is_to_be_reloaded(machine: Host) -
 
 @contextmanager
 def daemon_that_served_at(at: float, path: Path) -> Iterator[None]:
-    """A fake: something that answers one ListDomains as virt-dmemd would after a start."""
-    answer = {"parameters": {"domains": [{"steps": [{"step": "prepare", "at": at, "seconds": 0.1}]}]}}
+    """A fake: something that answers ListDomains, then ShowDomain, as virt-dmemd would after a start."""
+    domain = {"uuid": "guest", "since": at, "steps": [{"step": "prepare", "at": at, "seconds": 0.1}]}
+    answers = {"domains": [domain | {"steps": []}]}, {"domain": domain}
     with socket.socket(socket.AF_UNIX) as listener:
         path.parent.mkdir(parents=True)
         listener.bind(str(path))
@@ -266,8 +267,9 @@ def daemon_that_served_at(at: float, path: Path) -> Iterator[None]:
         def serve() -> None:
             caller, _ = listener.accept()
             with caller:
-                caller.recv(65536)
-                caller.sendall(json.dumps(answer).encode() + b"\0")
+                for answer in answers:
+                    if caller.recv(65536):
+                        caller.sendall(json.dumps({"parameters": answer}).encode() + b"\0")
 
         thread = threading.Thread(target=serve)
         thread.start()

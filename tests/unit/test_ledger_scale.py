@@ -71,7 +71,7 @@ def test_no_query_for_one_domain_goes_through_all(ledger: Ledger) -> None:
     assert scans(ledger, statements(ledger, one_domain)) == []
 
 
-@pytest.mark.parametrize("of_all", ["reservations", "all_steps", "unsettled", "quarantined"])
+@pytest.mark.parametrize("of_all", ["reservations", "unsettled", "quarantined"])
 def test_all_domains_are_read_with_one_query(ledger: Ledger, of_all: str) -> None:
     assert len(statements(ledger, getattr(ledger, of_all))) == 1
 

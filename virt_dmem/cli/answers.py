@@ -232,7 +232,7 @@ class Domain(Struct):
     reserved_bytes: Annotated[int | None, _says("what it holds in pools; null: virt-dmemd does not answer")]
     extents: list[Extent]
     since: Since | UnsetType = UNSET
-    steps: list[Step] | UnsetType = UNSET
+    steps: Annotated[list[Step], _says("those of its last start; empty in a list")] | UnsetType = UNSET
     backends: (
         Annotated[list[Backend], _says("what QEMU says; empty: its monitor does not answer, or it has none")]
         | UnsetType

@@ -187,7 +187,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="domains")
     def ListDomains(self) -> list[DomainView]:  # noqa: N802
-        """Every domain that holds memory."""
+        """Every domain that holds memory, without steps."""
         return self._handler.list_domains()
 
     @varlinkmethod(return_parameter="domain")
