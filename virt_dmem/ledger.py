@@ -220,9 +220,9 @@ class Ledger:
             rows = self._db.execute("SELECT pool, node, bytes FROM charged WHERE bytes != 0")
             return {(pool, node): size for pool, node, size in rows}
 
-    def reservations(self) -> list[Reservation]:
-        """Return all of them, by name of the domain."""
-        return self._reservations("TRUE")
+    def reservations(self) -> Iterator[Reservation]:
+        """Yield all of them, by name of the domain; read to the end before anything is written."""
+        return self._each("TRUE")
 
     def standings(self) -> Mapping[str, Standing]:
         """Return how far each domain that holds memory has come, by UUID; changes as the ledger does.
@@ -279,15 +279,17 @@ class Ledger:
             return self._db.execute("SELECT 1 FROM extent WHERE path = ?", (str(path),)).fetchone() is not None
 
     def _reservations(self, where: str, *values: str) -> list[Reservation]:
+        return list(self._each(where, *values))
+
+    def _each(self, where: str, *values: str) -> Iterator[Reservation]:
         with self._explained():
             rows = self._db.execute(
                 f"{_RESERVATIONS} WHERE {where} ORDER BY name, reservation.uuid, extent.id, share.rowid",
                 values,  # the condition is a literal of this module
             )
-            return [
-                Reservation(uuid, name, boot_id, Phase(phase), since, tuple(_extents(row[5:] for row in of_one)))
-                for (uuid, name, boot_id, phase, since), of_one in groupby(rows, lambda row: row[:5])
-            ]
+            for (uuid, name, boot_id, phase, since), of_one in groupby(rows, lambda row: row[:5]):
+                extents = tuple(_extents(row[5:] for row in of_one))
+                yield Reservation(uuid, name, boot_id, Phase(phase), since, extents)
 
     def _extents(self, where: str, *values: str) -> list[Extent]:
         with self._explained():

@@ -271,10 +271,9 @@ class Lifecycle:
         return paths
 
     def _largest_holder(self) -> str:
-        holders = self._ledger.reservations()
-        if not holders:
+        largest = max(self._ledger.reservations(), key=lambda item: item.size_bytes, default=None)
+        if largest is None:
             return ""
-        largest = max(holders, key=lambda item: item.size_bytes)
         return f"{largest.name} holds the most, {format_size(largest.size_bytes)}. "
 
     async def fill(self, wanted: Sequence[Extent], report: Reporter, *, gentle: bool = False) -> None:

@@ -83,7 +83,7 @@ async def from_libvirt(
     :param listed_at: When libvirt was asked (seconds since the epoch); what changed since then is left alone.
     """
     actions = []
-    for reservation in ledger.reservations():
+    for reservation in list(ledger.reservations()):
         if reservation.uuid in active:
             actions += await mender.mend(reservation.uuid, dry_run=dry_run)
         if reservation.uuid in active or reservation.since >= listed_at or lifecycle.is_serving(reservation.uuid):

@@ -58,7 +58,7 @@ def test_a_reservation_that_does_not_fit_on_one_node_leaves_nothing_behind(ledge
     plan = make_plan(1, (0, 3), (1, 3))
     with pytest.raises(NotEnoughMemory, match="node 1"):
         ledger.reserve(plan, paths_of(plan), {("fast", 0): 3 * PAGE, ("fast", 1): 2 * PAGE})
-    assert ledger.reservations() == []
+    assert list(ledger.reservations()) == []
     assert ledger.reserved() == {}
     assert ledger.extents_in("fast") == []
 
