@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
+from tests.rig.command import checked, virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.mapping import a_process_that_maps
@@ -76,7 +75,7 @@ def test_a_guest_that_started_past_the_hook_is_told_of_until_it_ends(
     assert "outside" in virt_dmem("alerts")
     (left,) = virt_dmem_json("reconcile", "--dry-run")["actions"]
     assert left.startswith("leave as it is: Domain outside asks for pool memory")
-    check = {item["name"]: item for item in checked()}["alerts"]
+    check = checked()["alerts"]
     assert check["status"] == "WARN"
     assert "guest-outside-pool" in check["message"]
     daemon.restart()  # and a daemon that begins finds it as well
@@ -86,15 +85,6 @@ def test_a_guest_that_started_past_the_hook_is_told_of_until_it_ends(
     log = daemon.log.read_text()
     assert log.count("alert guest-outside-pool:") == 2, "once by each daemon"
     assert log.count("alert guest-outside-pool is over") == 1
-
-
-def checked() -> list[dict[str, str]]:
-    """What ``check`` finds; in a private namespace it always finds some fault."""
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("virt-dmem")), "check", "--json"], capture_output=True, check=False
-    )
-    found: list[dict[str, str]] = json.loads(done.stdout)["checks"]
-    return found
 
 
 def test_a_guest_that_runs_when_it_is_applied_is_no_alert(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
+from tests.rig.command import checked, virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import LOG, Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage
@@ -334,6 +334,26 @@ def test_a_qemu_that_maps_other_memory_than_ours_does_not_get_through(
     assert libvirtd.state("swapped") == "shut off"
     assert only_pool()["reserved_bytes"] == 0
     assert files_in(tmpfs_pool) == []
+
+
+def test_a_start_proves_that_libvirt_runs_a_hook_that_is_younger(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    hook = Path("/etc/libvirt/hooks/qemu.d") / HOOK.name
+
+    def of_the_hook() -> str:
+        return checked()["hook-in-force"]["status"]
+
+    def is_doubted() -> bool:
+        hook.chmod(0o755)  # its ctime is that of now
+        return of_the_hook() == "WARN"
+
+    wait_for("the hook to be younger", is_doubted)
+    libvirtd.define(domain_xml("proof"))
+    virt_dmem("apply", "proof", "--pool", tmpfs_pool)
+    assert of_the_hook() == "WARN"
+    libvirtd.virsh("start", "--paused", "proof")
+    assert of_the_hook() == "PASS"
 
 
 SLOW_HELPER = """#!/bin/sh

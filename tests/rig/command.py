@@ -13,7 +13,7 @@ from tests.rig.daemon import SOCKET
 from tests.rig.processes import RigError
 from virt_dmem.ipc.client import Client
 
-__all__ = ["ask", "virt_dmem", "virt_dmem_fails", "virt_dmem_json"]
+__all__ = ["ask", "checked", "virt_dmem", "virt_dmem_fails", "virt_dmem_json"]
 
 _COMMAND = str(Path(sys.executable).with_name("virt-dmem"))
 
@@ -36,6 +36,12 @@ def virt_dmem(*args: str | Path, stdin: bytes = b"") -> str:
 def virt_dmem_json(*args: str | Path) -> Any:
     """Run ``virt-dmem --json`` and return what it prints, decoded and found to be as documented."""
     return require_documented([*map(str, args), "--json"], virt_dmem(*args, "--json"))
+
+
+def checked() -> dict[str, dict[str, str]]:
+    """Return what ``check`` finds, by name; in a private namespace it always finds some fault."""
+    found = require_documented(["check", "--json"], _run(("check", "--json"), b"").stdout.decode())["checks"]
+    return {check["name"]: check for check in found}
 
 
 def ask(method: str, **parameters: object) -> dict[str, Any]:
