@@ -87,6 +87,8 @@ class Readying:
             failed_at = self._failed_at.get(segment, -_AGAIN_SECONDS)
             if (made is not None and made.is_done) or time.monotonic() < failed_at + _AGAIN_SECONDS:
                 continue
+            if segment not in self._holding.segments():  # any more
+                continue
             if made is None:
                 plan, record = wish.extent, self._inventory.record(segment)
                 made = ready.begin(record, plan.policy, plan.shares, Owner(wish.uuid, plan.alias))

@@ -344,9 +344,9 @@ echo '{{"event":"done","bytes":0}}'
         shares = {-1: NodeShare(64 * MIB, 64 * MIB)}
         self.record = PoolRecord("p", "tmpfs", PAGE, str(self.mount), shares, "ready", host.boot_id())
         (config.pool_records_dir / "p.json").write_bytes(msgspec.json.encode(self.record))
-        inventory = Inventory(config, Ledger(config.ledger_path, host.boot_id()))
-        self.holding = Holding(config, Ledger(config.ledger_path, host.boot_id()), inventory)
-        self.readying = Readying(config, inventory, self.holding)
+        self.inventory = Inventory(config, Ledger(config.ledger_path, host.boot_id()))
+        self.holding = Holding(config, Ledger(config.ledger_path, host.boot_id()), self.inventory)
+        self.readying = Readying(config, self.inventory, self.holding)
 
     def gives_back(self, uuid: str) -> Extent:
         """Return the extent of a domain, which it has just given back full of its own."""
@@ -372,6 +372,22 @@ def test_when_a_domain_ran_is_remembered_while_libvirt_knows_it(tmp_path: Path) 
     for known in (None, domain(ONE, 8)):
         rig.holding.learn(ONE, known)
     assert rig.holding.likelihood(ONE) == 0
+
+
+@in_own_mount_namespace
+def test_in_a_pool_that_is_to_be_destroyed_nothing_is_begun_that_was_wished_before(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+
+    async def story() -> None:
+        rig.holding.know([domain(ONE, 8)])
+        await rig.holding.wish_anew()
+        assert rig.holding.wished()
+        rig.inventory.retire("p")
+        await rig.holding.at_rest()
+        await asyncio.wait_for(rig.readying.run_dry(), 20)
+
+    asyncio.run(story())
+    assert [path for path in rig.mount.rglob("*") if path.is_file()] == []
 
 
 @in_own_mount_namespace
