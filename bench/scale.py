@@ -345,7 +345,7 @@ def measure(results: Results, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         _set_up(scratch)
-        daemon = Daemon((scratch / "config").read_text())
+        daemon = Daemon((scratch / "config").read_text(), env={"MALLOC_ARENA_MAX": "1"})  # as its unit has it
         try:
             for domains in sizes:
                 _at_size(results, daemon, scratch, domains, arguments)
