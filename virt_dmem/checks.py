@@ -520,7 +520,7 @@ def _hook_was_called(machine: Host, since: float) -> bool:
             lately = [domain for domain in client.call("ListDomains")["domains"] if domain["since"] > since]
             shown = (client.call("ShowDomain", domain=domain["uuid"])["domain"] for domain in lately)
             return any(step["at"] > since for domain in shown for step in domain["steps"])
-    except DmemError:
+    except (DaemonUnreachable, PermissionRefused, DomainRefused):  # or its domain ended in just this moment
         return False
 
 

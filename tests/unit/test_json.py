@@ -76,6 +76,7 @@ def test_what_every_command_prints_is_as_documented(command: Command, monkeypatc
                 pass
         (domain,) = ask("list")["domains"]
         assert domain["reserved_bytes"] == sum(extent["size_bytes"] for extent in domain["extents"]) > 0
+        assert domain["steps"] == [], "they are in show"
         assert ask("show", domain["name"])["domain"]["uuid"] == domain["uuid"]
         assert ask("show", domain["uuid"], "--timing")["domain"]["steps"]
         assert ask("pool", "list")["pools"][0]["reserved_bytes"] == domain["reserved_bytes"]
