@@ -65,7 +65,7 @@ class Monitors:
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
-        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # a monitor that is not there yet is no error
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)  # all that it logs, it raises to us as well
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._clients: dict[str, QMPClient] = {}
 
