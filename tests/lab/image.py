@@ -93,6 +93,8 @@ _FILES = {
     "etc/systemd/system/serial-getty@ttyS0.service.d/lab.conf": (
         "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - vt220\n"
     ),
+    # else udev loads it at some time, and a libvirtd that was there before never looks for /dev/kvm again
+    "etc/modules-load.d/lab.conf": "kvm_amd\n",
     "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=persistent\nRateLimitIntervalSec=0\n",
     "etc/systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=300s\nDefaultTimeoutStopSec=60s\n",
 }
