@@ -19,7 +19,7 @@ UUID = "6f8d9c0e-1b1f-4c88-9d3c-3c1a7f4f0001"
 def test_giving_up_a_silent_monitor_twice_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A daemon that ends gives them up, and so does its event loop at once after that: no error, nor one's trace."""
+    """A daemon that ends gives them up, and so does its event loop at once after that: no error, nor its trace."""
     monkeypatch.chdir(tmp_path)  # the path of a socket is at most 107 bytes long
     monkeypatch.setattr(monitor_xml, "_DIRECTORY", ".")
 
