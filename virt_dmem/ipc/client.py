@@ -78,12 +78,12 @@ class Client:
             raise self._unreachable(error.strerror or error) from error
 
     def _message(self) -> bytes:
-        while b"\0" not in self._buffer:
-            chunk = self._socket.recv(65536)
-            if not chunk:
+        chunks = [self._buffer]
+        while b"\0" not in chunks[-1]:
+            chunks.append(self._socket.recv(65536))
+            if not chunks[-1]:
                 raise self._unreachable("it closed the connection")
-            self._buffer += chunk
-        message, _, self._buffer = self._buffer.partition(b"\0")
+        message, _, self._buffer = b"".join(chunks).partition(b"\0")
         return message
 
     def _error(self, name: str, parameters: dict[str, Any]) -> Exception:

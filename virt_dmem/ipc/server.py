@@ -15,12 +15,14 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol, TypeVar
 
+import msgspec
 from asyncvarlink import (
     LastResult,
     VarlinkInterface,
     VarlinkInterfaceRegistry,
     VarlinkTransport,
     varlinkmethod,
+    varlinksignature,
 )
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
@@ -246,6 +248,16 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         return await self._handler.reconcile(dry_run=dry_run)
 
 
+def _reply_by_msgspec(interface: type[VarlinkInterface]) -> None:
+    """Have msgspec make JSON of what the methods return: ten times as fast as asyncvarlink, field by field."""
+    for method in vars(interface).values():
+        if (signature := varlinksignature(method)) is not None:
+            signature.return_type.tojson = lambda reply, _=None: msgspec.to_builtins(reply)
+
+
+_reply_by_msgspec(ControlInterface)
+
+
 async def _change(
     start: Callable[[Callable[[ChangeReply], None]], Awaitable[ChangeView]],
 ) -> AsyncIterator[ChangeReply]:
@@ -285,6 +297,12 @@ async def _outcome(task: asyncio.Task[T]) -> T:
     return task.result()
 
 
+class _Caller(socket.socket):
+    """A connection whose ``repr`` costs nothing: a selector that does not know it yet makes one, for an error."""
+
+    __repr__ = object.__repr__
+
+
 class ControlServer:
     """Accepts callers on a listening unix socket."""
 
@@ -309,7 +327,7 @@ class ControlServer:
 
     def _accept(self) -> None:
         try:
-            connected, _ = self._listener.accept()
+            connected = _Caller(fileno=self._listener.accept()[0].detach())
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:  # out of file descriptors or memory: it would be told again at once, for ever
