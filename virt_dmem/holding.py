@@ -48,7 +48,7 @@ class Holding:
         """There may be something to bring in or to zero."""
         self._known: dict[str, DomainMemory] = {}
         self._is_told = False
-        self._running = set(ledger.standings())
+        self._running = ledger.standings()
         self._last_run = ledger.last_steps()
         self._wishes: list[Wish] = []
         self._is_stale = True
@@ -91,9 +91,8 @@ class Holding:
         if not self._is_stale:
             return
         self._is_stale = False
-        self._running = set(self._ledger.standings())
         likely = sorted(
-            (self._known[uuid] for uuid in self._known.keys() - self._running),
+            (domain for uuid, domain in self._known.items() if uuid not in self._running),
             key=lambda domain: (-self.likelihood(domain.uuid), domain.name, domain.uuid),
         )
         if self._config.prefault.ready != "all":
@@ -184,7 +183,6 @@ class Holding:
         :raise ExtentError: When a file cannot be put in its place.
         """
         clean = {}
-        self._running |= {extent.uuid for extent in wanted}
         for extent in wanted:
             async with self.locks[extent.pool]:
                 if found := self._best_fit(extent):
@@ -210,7 +208,7 @@ class Holding:
         """Let go of what is reserved by now, so that the extents of its domain find their pages."""
         nodes = ballast.nodes_to_hold(self._inventory.record(segment))
         async with self.locks[segment]:
-            free = self.free(segment)
+            free = self._inventory.free_in(segment)
             held = self.stock.held(segment) + self.chunks.growth(segment)
             if nodes or any(size > free.get(node, 0) for node, size in held.items()):
                 await self.chunks.stop(segment)
@@ -237,7 +235,6 @@ class Holding:
         """Keep the file of an extent that nobody has any more; return whether it is kept, or is to be removed."""
         if extent.uuid in self._known:
             self._last_run[extent.uuid] = time.time()
-        self._running.discard(extent.uuid)
         self.look_again()
         segment, pool = extent.pool, extent.pool.partition("+")[0]
         whole = extent.state is ExtentState.READY and extent.charged_bytes == extent.size_bytes
@@ -282,12 +279,3 @@ class Holding:
         self.look_again()
         for segment in list(self._inventory.giving()):
             await self.make_room(segment)
-
-    def free(self, segment: str) -> dict[int, int]:
-        """Return what of a segment is not reserved, in bytes by node."""
-        reserved = self._ledger.reserved()
-        capacity = self._inventory.capacity()
-        return {
-            node: max(0, capacity.get((segment, node), 0) - reserved.get((segment, node), 0))
-            for node in self._inventory.nodes(segment)
-        }

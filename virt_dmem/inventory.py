@@ -24,7 +24,7 @@ __all__ = ["Inventory"]
 
 
 class Inventory:
-    """The pools as recorded on disk and as mounted; ``refresh`` reads the records again."""
+    """The pools as recorded on disk and as mounted, over nodes near and far; ``refresh`` reads it all again."""
 
     def __init__(self, config: Config, ledger: Ledger) -> None:
         self._config = config
@@ -32,11 +32,13 @@ class Inventory:
         self._records: dict[str, PoolRecord] = {}
         self._draining: set[str] = set()
         self._retiring: set[str] = set()
+        self._slow_nodes: frozenset[int] = frozenset()
         self.refresh()
 
     def refresh(self) -> None:
         """Read the records again; a pool that was drained stays so, as long as it exists."""
         self._records = {record.name: record for record in pools.records(self._config)}
+        self._slow_nodes = host.nodes_without_cpus()
         for gone in self._ledger.drained() - {record.pool for record in self._records.values()}:
             self._ledger.set_drained(gone, drained=False)
         self._draining = self._ledger.drained()
@@ -117,6 +119,14 @@ class Inventory:
             for node, size in pools.capacity(record).items()
         }
 
+    def free_in(self, segment: str) -> dict[int, int]:
+        """Return what of a segment is not reserved, in bytes by node."""
+        record, reserved = self.record(segment), self._ledger.reserved()
+        return {
+            node: max(0, size - reserved.get((segment, node), 0)) if record.state == "ready" else 0
+            for node, size in sorted(pools.capacity(record).items())
+        }
+
     def free(self) -> dict[str, PoolFree]:
         """Return what may still be reserved, by pool, segment and node; never negative."""
         reserved = self._ledger.reserved()
@@ -132,7 +142,7 @@ class Inventory:
                 backend=(first := self._segments(pool)[0]).backend,
                 page_size=first.page_size,
                 segments=of_pool,
-                slow_nodes=host.nodes_without_cpus(),
+                slow_nodes=self._slow_nodes,
                 may_lock=backend(first.backend).lockable,
                 may_pin=backend(first.backend).has_struct_pages,
             )

@@ -402,6 +402,7 @@ class Lifecycle:
             else:
                 await self._remove(extent)
         self._ledger.forget(reservation.uuid)
+        self.holding.look_again()
 
     async def _in_use(self, extent: Extent) -> bool:
         """Take an extent back to root, and tell whether a process still has it."""

@@ -200,7 +200,7 @@ def _on_fewest_nodes(parts: Sequence[_Part], free: Mapping[int, int], most: int)
         most -= len(choices)
         if most < 0:
             break
-        found = [taken for choice in choices if _fit(choice, free) and (taken := _level(choice, free)) is not None]
+        found = [taken for choice in choices if (taken := _level(choice, free)) is not None]
         if found:
             return min(
                 found, key=lambda taken: (_unevenness(taken, free), [sorted(shares.items()) for shares in taken])

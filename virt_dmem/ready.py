@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ class ReadyExtent:
     owner: Owner
     page_size: int
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """Where it stands."""
         shares = ",".join(f"{node}={size // self.page_size:x}" for node, size in self.shares)

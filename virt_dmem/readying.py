@@ -111,7 +111,7 @@ class Readying:
         async with holding.locks[segment]:
             if not stock.has(segment, extent):  # a domain that starts was quicker
                 return True
-            free = Counter(holding.free(segment))
+            free = Counter(self._inventory.free_in(segment))
             free.subtract(growth)
             if min(free.values(), default=0) < 0:
                 return False
@@ -160,7 +160,8 @@ class Readying:
         async with holding.locks[record.name]:
             if record.name not in self._inventory.giving():  # any more
                 return False
-            free = max(0, holding.free(record.name).get(node, 0) - holding.stock.held(record.name)[node])
+            free = self._inventory.free_in(record.name).get(node, 0)
+            free = max(0, free - holding.stock.held(record.name)[node])
             await asyncio.to_thread(ballast.let_go, record, node, free)
             growth = max(0, free - ballast.held_bytes(record, node))
             if not growth:
