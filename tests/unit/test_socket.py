@@ -289,6 +289,17 @@ def test_more_callers_than_there_is_room_for_are_turned_away_and_the_others_serv
     wait_until_it_answers(daemon)
 
 
+def test_one_that_listens_and_is_silent_is_to_be_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virt_dmem.ipc.client.ANSWER_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.chdir(tmp_path)  # the path of a socket is at most 107 bytes long
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("sock")
+        listener.listen()
+        with pytest.raises(DaemonUnreachable, match=r"timed out after 0\.1 s") as error, Client("sock") as daemon:
+            daemon.call("ListPools")
+    assert "systemctl restart virt-dmemd.service" in error.value.hint
+
+
 def test_without_file_descriptors_it_waits_and_comes_back(tmp_path: Path) -> None:
     with running(tmp_path, open_files=40) as daemon:
         with ExitStack() as stack:

@@ -35,7 +35,7 @@ class Client:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise self._unreachable(error.strerror or error) from error
+            raise self._unreachable_by(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -43,11 +43,20 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def _unreachable(self, reason: object) -> DaemonUnreachable:
-        return DaemonUnreachable(
-            f"virt-dmemd does not answer at {self._path}: {reason}.",
-            hint="Start it with 'systemctl start virt-dmemd.socket', or run 'virt-dmemd' in the foreground.",
-        )
+    def _unreachable_by(self, error: OSError) -> DaemonUnreachable:
+        if isinstance(error, TimeoutError):
+            return self._unreachable(
+                f"timed out after {self._socket.gettimeout():g} s without a word",
+                "Restart it with 'systemctl restart virt-dmemd.service': guests that run keep running.",
+            )
+        return self._unreachable(error.strerror or error)
+
+    def _unreachable(
+        self,
+        reason: object,
+        hint: str = "Start it with 'systemctl start virt-dmemd.socket', or run 'virt-dmemd' in the foreground.",
+    ) -> DaemonUnreachable:
+        return DaemonUnreachable(f"virt-dmemd does not answer at {self._path}: {reason}.", hint=hint)
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Call ``method`` of our interface and return its parameters.
@@ -75,7 +84,7 @@ class Client:
                 if not reply.get("continues"):
                     return
         except OSError as error:
-            raise self._unreachable(error.strerror or error) from error
+            raise self._unreachable_by(error) from error
 
     def _message(self) -> bytes:
         chunks = [self._buffer]

@@ -96,7 +96,9 @@ __attribute__((noreturn)) static void unreachable(const char *reason)
 __attribute__((noreturn)) static void unreachable_by(int error)
 {
 	if (error == EAGAIN) /* what a socket says when its time is over */
-		unreachable("timed out after " TEXT_OF(ANSWER_SECONDS) " s without a word");
+		refuse("virt-dmemd does not answer at %s: timed out after " TEXT_OF(ANSWER_SECONDS) " s without a word. "
+		       "Restart it with 'systemctl restart virt-dmemd.service': guests that run keep running.",
+		       work.path);
 	unreachable(strerror(error));
 }
 
