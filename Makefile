@@ -9,7 +9,7 @@ pytest := $(python) -m pytest --timeout=300 --durations=10
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := hooks/qemu.d/50-virt-dmem bench/compare tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh systemd/module.sh .ci/run
+shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh systemd/module.sh .ci/run
 python_code := virt_dmem tests bench docs hatch_build.py
 
 .PHONY: help setup plots bench demo test test-unit test-libvirt test-numa lab lab-shell lint docs install uninstall clean

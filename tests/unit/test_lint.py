@@ -15,7 +15,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PYTHON_CODE = ("virt_dmem", "tests", "bench", "docs", "hatch_build.py")
 HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
-SHELL_CODE = ("hooks/qemu.d/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
+SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
 
 LAYERS = (
     {"", "errors", "host", "native", "native.build", "sdnotify", "ipc", "ipc.messages", "cli", "cli.texts"}
