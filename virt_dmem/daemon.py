@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from virt_dmem import __version__
+from virt_dmem import __version__, udev
 from virt_dmem.autoapply import AutoApply
 from virt_dmem.config import Config, MetricsConfig, load_config
 from virt_dmem.errors import ConfigError, DmemError, ExitStatus
@@ -155,7 +155,8 @@ async def serve(config: Config, listener: socket.socket) -> None:
     log.info("ready with %d pools", len(service.list_pools()))
 
     stopping = asyncio.create_task(end.wait())
-    done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    with udev.watched(service.read_nodes_again):
+        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
     server.stop()
     left = asyncio.all_tasks() - {asyncio.current_task()} - done

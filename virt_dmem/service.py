@@ -221,6 +221,16 @@ class Service:
         self._inventory.refresh()
         await self.holding.fit()
 
+    def read_nodes_again(self) -> None:
+        """Take note that the host has other processors or memory than before, and so maybe other nodes."""
+        log.info("the host's processors or memory changed")
+        try:
+            self._inventory.refresh()
+        except DmemError as error:
+            log.warning("its pools cannot be read again: %s", error)
+        self.holding.look_again()
+        self.watch.changed.set()
+
     async def retire_pool(self, name: str) -> None:
         """Give no more memory from a pool (``POOL``) or from one of its segments (``POOL+N``), and be out of it.
 

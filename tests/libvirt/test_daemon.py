@@ -61,6 +61,12 @@ def test_an_error_comes_back_as_what_it_was(rawdaemon: Daemon) -> None:
         assert client.call("ListPools") == {"pools": []}, "and the connection goes on"
 
 
+def test_it_hears_that_the_hosts_processors_changed(rawdaemon: Daemon) -> None:
+    Path("/sys/devices/system/cpu/cpu0/uevent").write_text("change")  # as good as a real one: the kernel says so
+    wait_for("its word", lambda: "the host's processors or memory changed" in rawdaemon.log.read_text())
+    assert "Traceback" not in rawdaemon.log.read_text()
+
+
 def test_a_stranger_gets_no_answer(rawdaemon: Daemon) -> None:
     assert "PermissionError" in ask_as("nobody", "nogroup", "ListPools")
     SOCKET.chmod(0o666)  # even where the file would let everybody in

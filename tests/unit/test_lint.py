@@ -18,7 +18,7 @@ HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
 SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
 
 LAYERS = (
-    {"", "errors", "host", "native", "native.build", "sdnotify", "ipc", "ipc.messages", "cli", "cli.texts"}
+    {"", "errors", "host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
     | {"ledger_file", "alert_codes", "xml_layout", "ram_ids"},
     {"units", "config_files", "apparmor", "cli.answers", "ipc.connection"},
     {"ranges"},
@@ -60,7 +60,7 @@ LAYERS = (
 )
 """The modules of virt_dmem, from the ground to the top: each imports only from rows above its own here."""
 
-ONLY_IN = {"libvirt": "hypervisor", "qemu": "qmp"}
+ONLY_IN = {"libvirt": "hypervisor", "qemu": "qmp", "pyudev": "udev"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host's processors and memory come and go: the kernel announces them, as it does whenever it is asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from virt_dmem import udev
+
+PROCESSOR = Path("/sys/devices/system/cpu/cpu0/uevent")
+NO_PROCESSOR = Path("/sys/devices/virtual/net/lo/uevent")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.access(PROCESSOR, os.W_OK):
+        pytest.skip(f"needs root and {PROCESSOR}")
+    monkeypatch.setattr(udev, "SETTLE_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_change_is_told_once_however_many_words_there_are_of_it() -> None:
+    calls: list[float] = []
+
+    async def story() -> None:
+        with udev.watched(lambda: calls.append(asyncio.get_running_loop().time())):
+            NO_PROCESSOR.write_text("change")
+            await asyncio.sleep(0.3)
+            assert not calls
+            for _ in range(50):
+                PROCESSOR.write_text("change")
+            await asyncio.sleep(0.5)
+            assert len(calls) == 1
+            PROCESSOR.write_text("change")
+            await asyncio.sleep(0.5)
+            assert len(calls) == 2
+            PROCESSOR.write_text("change")
+            await asyncio.sleep(0.05)
+        PROCESSOR.write_text("change")
+        await asyncio.sleep(0.3)
+        assert len(calls) == 2
+
+    asyncio.run(story())
+
+
+def test_without_libudev_nothing_is_seen_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pyudev = pytest.importorskip("pyudev")
+
+    def refuse() -> None:
+        raise ImportError("No library named udev")
+
+    monkeypatch.setattr(pyudev, "Context", refuse)
+
+    async def story() -> None:
+        with udev.watched(lambda: None):
+            pass
+
+    asyncio.run(story())
+    assert "is not seen: No library named udev" in caplog.text
