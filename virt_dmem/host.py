@@ -293,6 +293,11 @@ class _MountTable:
         self._file: BinaryIO | None = None
         self._changed = select.poll()
         self._mounts: tuple[Mount, ...] = ()
+        self._uppermost: dict[str, Mount] = {}
+
+    def at(self, path: str) -> Mount | None:
+        self.read()
+        return self._uppermost.get(path)
 
     def read(self) -> tuple[Mount, ...]:
         with self._lock:
@@ -308,6 +313,7 @@ class _MountTable:
             assert self._file is not None  # noqa: S101 -- opened with the namespace
             self._file.seek(0)
             self._mounts = _parse_mounts(self._file.read())
+            self._uppermost = {mount.path: mount for mount in self._mounts}
             return self._mounts
 
 
@@ -330,8 +336,9 @@ def _mount(line: str) -> Mount:
 
 def mount_at(path: Path, *, root: Path = ROOT) -> Mount | None:
     """Return what is mounted at ``path``, the uppermost where there are several; ``None`` when nothing is."""
-    wanted = str(path)
-    return next((mount for mount in reversed(mounts(root=root)) if mount.path == wanted), None)
+    if root == ROOT:
+        return _mount_table.at(str(path))
+    return {mount.path: mount for mount in mounts(root=root)}.get(str(path))
 
 
 def _unescape(text: str) -> str:

@@ -53,6 +53,8 @@ class Placement:
 
 def fits(demands: Sequence[Demand], free: Mapping[int, int]) -> bool:
     """Tell whether there is a placement of ``demands`` on nodes with ``free`` pages each."""
+    if len(demands) == 1:
+        return sum(free.get(node, 0) for node in _nodes(demands[0].tiers)) >= demands[0].pages
     return _fit([_Part(0, demand.pages, _nodes(demand.tiers)) for demand in demands], free)
 
 
@@ -61,6 +63,8 @@ def place(demands: Sequence[Demand], free: Mapping[int, int], *, choices: int = 
 
     :param choices: So many ways to choose nodes are looked at (10 to 100 µs each) before a good one will do.
     """
+    if len(demands) == 1 and (alone := _on_one_near_node(demands[0], free)):
+        return alone
     if not fits(demands, free):
         return None
     concerned = _nodes([tier for demand in demands for tier in demand.tiers])
@@ -75,6 +79,15 @@ def place(demands: Sequence[Demand], free: Mapping[int, int], *, choices: int = 
             break  # there is room for all, so it does not matter who comes first
     found = [_placed(demands, parts, free, choices // len(divisions)) for parts in divisions]
     return min(found, key=lambda placement: (*placement.cost, _unevenness(placement.shares, free)))
+
+
+def _on_one_near_node(demand: Demand, free: Mapping[int, int]) -> Placement | None:
+    """Return the best placement there can be, where one node of the first tier has room for all."""
+    near = [node for node in sorted(demand.tiers[0]) if free.get(node, 0) >= demand.pages > 0]
+    if not near:
+        return None
+    emptiest = max(near, key=lambda node: free[node])  # what is left is the most even then
+    return Placement([{emptiest: demand.pages}], (*(0 for _ in demand.tiers), 1))
 
 
 def _placed(demands: Sequence[Demand], parts: Sequence[_Part], free: Mapping[int, int], choices: int) -> Placement:

@@ -291,7 +291,8 @@ async def _outcome(task: asyncio.Task[T]) -> T:
     :raise DmemError: What it raised, or that it was cancelled: a CancelledError would end asyncvarlink's work on
         the connection, and it would never be closed.
     """
-    await asyncio.wait({task})
+    if not task.done():
+        await asyncio.wait({task})
     if task.cancelled():
         raise DmemError("Nobody waits for it any more.", hint="Ask again.")
     return task.result()
