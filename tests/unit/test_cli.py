@@ -16,7 +16,7 @@ import pytest
 
 from tests.unit.conftest import GOLDEN, canonical
 from virt_dmem.cli.main import LIST_JSON_PARSED, main
-from virt_dmem.cli.output import masked, printable
+from virt_dmem.cli.output import Output, masked, printable
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.errors import DmemError, ExitStatus
 
@@ -286,3 +286,19 @@ def test_records_that_are_hidden_from_the_caller_are_no_empty_list(capsys: pytes
             if os.getuid() == 0:
                 os.seteuid(0)
             records.chmod(0o700)
+
+
+def test_a_large_answer_is_printed_like_a_small_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"name": f'"gäst{n}"\n', "size": n, "since": n / 3, "extents": [{"nodes": [0, n]}, {}], "steps": []}
+        for n in range(3)
+    ]
+    printed = []
+    for largest in (1 << 30, 0):
+        monkeypatch.setattr("virt_dmem.cli.output._LARGE", largest)
+        Output(as_json=True).result(domains=rows, missing=None, all=True)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert json.loads(printed[1])["domains"] == rows

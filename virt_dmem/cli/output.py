@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "Column", "printable", "masked", "unified_diff"]
 
+_LARGE = 1 << 20
 _GRAPHICS_AUTH = r"""\b(passwd\s*=\s*)("[^"]*"|'[^']*')"""
 
 
@@ -66,7 +67,7 @@ class Output:
     def result(self, **fields: object) -> None:
         """Print ``fields`` as the one JSON object, if JSON was asked for."""
         if self.as_json:
-            sys.stdout.write(json.dumps({"schema": SCHEMA_VERSION, **fields}, indent=2) + "\n")
+            sys.stdout.write(_indented({"schema": SCHEMA_VERSION, **fields}) + "\n")
 
     def table(self, columns: Sequence[Column], rows: Iterable[Row]) -> None:
         """Print ``rows`` under the names of ``columns``, unless JSON was asked for."""
@@ -92,6 +93,16 @@ class Output:
         if error.hint:
             sys.stderr.write(f"  {printable(error.hint)}\n")
         self.result(error={"code": error.code, "message": error.message, "hint": error.hint})
+
+
+def _indented(answer: object) -> str:
+    """Return an answer as JSON for people, too; of 10 000 domains it has 4 MB."""
+    compact = json.dumps(answer)
+    if len(compact) < _LARGE:
+        return json.dumps(answer, indent=2)  # in Python, for the module has no C for it
+    import msgspec  # noqa: PLC0415 -- 40 ms
+
+    return msgspec.json.format(compact, indent=2)
 
 
 def printable(text: str, *, keep: str = "") -> str:
