@@ -24,7 +24,7 @@ __all__ = ["Inventory"]
 
 
 class Inventory:
-    """The pools as recorded on disk and as mounted, over nodes near and far; ``refresh`` reads it all again."""
+    """The pools as recorded on disk and as mounted; ``refresh`` reads the records again."""
 
     def __init__(self, config: Config, ledger: Ledger) -> None:
         self._config = config
@@ -32,17 +32,20 @@ class Inventory:
         self._records: dict[str, PoolRecord] = {}
         self._draining: set[str] = set()
         self._retiring: set[str] = set()
-        self._slow_nodes: frozenset[int] = frozenset()
+        self._slow_nodes = host.nodes_without_cpus()
         self.refresh()
 
     def refresh(self) -> None:
         """Read the records again; a pool that was drained stays so, as long as it exists."""
         self._records = {record.name: record for record in pools.records(self._config)}
-        self._slow_nodes = host.nodes_without_cpus()
         for gone in self._ledger.drained() - {record.pool for record in self._records.values()}:
             self._ledger.set_drained(gone, drained=False)
         self._draining = self._ledger.drained()
         self._retiring.clear()
+
+    def read_nodes(self) -> None:
+        """See again which nodes have CPUs."""
+        self._slow_nodes = host.nodes_without_cpus()
 
     def record(self, segment: str) -> PoolRecord:
         """Return the record of a segment.

@@ -224,10 +224,7 @@ class Service:
     def read_nodes_again(self) -> None:
         """Take note that the host has other processors or memory than before, and so maybe other nodes."""
         log.info("the host's processors or memory changed")
-        try:
-            self._inventory.refresh()
-        except DmemError as error:
-            log.warning("its pools cannot be read again: %s", error)
+        self._inventory.read_nodes()
         self.holding.look_again()
         self.watch.changed.set()
 
