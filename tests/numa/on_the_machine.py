@@ -252,6 +252,21 @@ def test_slow_memory_is_the_last_choice() -> None:
         daemon.release()
 
 
+def test_a_node_whose_last_processor_is_switched_off_is_slow_once_the_nodes_are_seen_again() -> None:
+    switch = Path("/sys/devices/system/cpu/cpu1/online")
+    try:
+        with pool(4, 8):
+            daemon = Daemon(CONFIG)
+            for online, node in (("1", 1), ("0", 0), ("1", 1)):
+                switch.write_text(online)
+                daemon.inventory.read_nodes()
+                reservation = daemon.prepare(cell(0, 4))
+                assert where(reservation.extents[0].path) == {node: 4}, online
+                daemon.release()
+    finally:
+        switch.write_text("1")
+
+
 def test_a_strict_cell_that_does_not_fit_is_refused_with_the_numbers() -> None:
     with pool(4, 8):
         daemon = Daemon(CONFIG)
