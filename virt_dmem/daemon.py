@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 FIRST_SYSTEMD_FD = 3
 HOUSEKEEPING_SECONDS = 5.0
 HOUSEKEEPING_SHARE = 0.02
-"""Of the time, at most, that mending takes, unless a round takes longer than half a second."""
-HOUSEKEEPING_MOST_SECONDS = 30.0
+"""Of the time, at most, that mending takes, unless a round takes longer than 0.2 s: some wait for others."""
+HOUSEKEEPING_MOST_SECONDS = 10.0
 SETTLE_SECONDS = 0.1
 """What changed is looked at so much later: domains that start and stop in a row come first."""
 SWITCH_SECONDS = 0.0005
