@@ -115,13 +115,18 @@ def test_a_daemon_killed_between_any_two_steps_of_an_attach_leaks_nothing(
             assert virt_dmem_json("detach", guest, alias)["change"]["state"] == "detached"
 
     steps = killed_before_every_step(
-        daemon, tmp_path / "mark", lambda: run("attach", guest, "--size", "64M"), restore, last="answer to attach"
+        daemon,
+        tmp_path / "mark",
+        lambda: run("attach", guest, "--size", "64M"),
+        restore,
+        last="answer to attach",
+        also=("os.symlink", "before libvirt's attach", "after libvirt's attach"),
     )
     print(f"{len(steps)} steps: {steps}")
     assert any("symlink" in step for step in steps)
     assert "before libvirt's attach" in steps
     assert "after libvirt's attach" in steps
-    assert steps[-1] == "answer to attach"
+    assert "answer to attach" in steps
 
 
 def test_a_daemon_killed_between_any_two_steps_of_a_detach_leaks_nothing(
@@ -144,12 +149,17 @@ def test_a_daemon_killed_between_any_two_steps_of_a_detach_leaks_nothing(
             aliases.append(attach())
 
     steps = killed_before_every_step(
-        daemon, tmp_path / "mark", lambda: run("detach", guest, aliases[-1]), restore, last="answer to detach"
+        daemon,
+        tmp_path / "mark",
+        lambda: run("detach", guest, aliases[-1]),
+        restore,
+        last="answer to detach",
+        also=("before libvirt's detach", "after libvirt's detach"),
     )
     print(f"{len(steps)} steps: {steps}")
     assert "before libvirt's detach" in steps
     assert "after libvirt's detach" in steps
-    assert steps[-1] == "answer to detach"
+    assert "answer to detach" in steps
 
 
 def test_a_daemon_killed_between_any_two_steps_of_a_resize_charges_never_less_than_the_guest_has(

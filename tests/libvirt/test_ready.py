@@ -289,7 +289,10 @@ def test_a_daemon_killed_between_any_two_steps_of_zeroing_leaves_nothing_of_a_gu
         write_everywhere("crash")
 
     start_and_write()
-    steps = killed_before_every_step(daemon, mark, operate, restore, last="a chunk is done", background=True)
+    also = ("subprocess.Popen", "os.rename")
+    steps = killed_before_every_step(
+        daemon, mark, operate, restore, last="a chunk is done", also=also, background=True
+    )
     assert any("Popen" in step for step in steps), steps
     assert any("os.rename" in step for step in steps), steps
 
@@ -313,7 +316,10 @@ def test_a_daemon_killed_between_any_two_steps_of_bringing_in_begins_where_it_wa
         wait_until_ready(tmpfs_pool, 0)
         virt_dmem("pool", "drain", tmpfs_pool, "--undo")
 
-    steps = killed_before_every_step(daemon, mark, operate, restore, last="a chunk is done", background=True)
+    also = ("subprocess.Popen", "os.truncate")
+    steps = killed_before_every_step(
+        daemon, mark, operate, restore, last="a chunk is done", also=also, background=True
+    )
     assert any("Popen" in step for step in steps), steps
     assert any("os.truncate" in step for step in steps), steps
 
