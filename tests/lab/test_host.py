@@ -72,10 +72,13 @@ def test_the_daemon_is_exposed_as_little_as_possible(host: Machine) -> None:
 
 def test_the_daemon_hears_in_its_sandbox_that_a_processor_goes_and_comes(host: Machine) -> None:
     heard = 'journalctl -u virt-dmemd --since @{} | grep "processors or memory changed"'
-    for online in (0, 1):
-        began = host.run("date +%s.%N").stdout.strip()
-        host.run(f"echo {online} >/sys/devices/system/cpu/cpu1/online")
-        host.wait_for(heard.format(began))
+    try:
+        for online in (0, 1):
+            began = host.run("date +%s.%N").stdout.strip()
+            host.run(f"echo {online} >/sys/devices/system/cpu/cpu1/online")
+            host.wait_for(heard.format(began))
+    finally:
+        host.run("echo 1 >/sys/devices/system/cpu/cpu1/online")
 
 
 def test_the_socket_starts_the_daemon(host: Machine) -> None:

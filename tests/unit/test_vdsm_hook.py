@@ -49,6 +49,11 @@ def test_a_vm_without_it_is_left_alone(file: Path, properties: dict[str, str]) -
     assert file.read_bytes() == XML
 
 
+def test_a_vm_without_it_starts_whatever_else_is_wrong() -> None:
+    done = subprocess.run([HOOK], env={"PATH": "/nonexistent"}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 @pytest.mark.parametrize("pool", ["../guests", "--undo", "guests; reboot"])
 def test_a_pool_that_cannot_be_fails_the_start_and_changes_nothing(file: Path, pool: str) -> None:
     done = called(file, dmem_pool=pool)
