@@ -24,6 +24,7 @@ from virt_dmem.ledger import Ledger
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.memory_devices import is_boot_backend
 from virt_dmem.records import Extent, ExtentState, Phase, Reservation
+from virt_dmem.tasks import cancelled
 
 __all__ = ["POLL_SECONDS", "Change", "Changes", "Progress", "change_of", "ended", "extent_of"]
 
@@ -99,6 +100,10 @@ class Changes:
                 task.cancel()
             task.add_done_callback(_log_outcome)
             raise
+
+    async def close(self) -> None:
+        """Give up all that goes on; the next start of virt-dmemd mends what was left half done."""
+        await cancelled(self._tasks)
 
     def running(self, domain: str) -> Reservation:
         """Return what a domain (name or UUID) that runs holds.

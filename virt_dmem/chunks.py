@@ -9,20 +9,11 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["Chunks", "finished"]
+from virt_dmem.tasks import cancelled
 
+__all__ = ["Chunks"]
 
 T = TypeVar("T")
-
-
-async def finished(work: Coroutine[Any, Any, T]) -> T:
-    """Do work to its end, and be cancelled only then: files and what is known of them go together."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 @dataclass(frozen=True)
@@ -54,8 +45,7 @@ class Chunks:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait([task])
+            await cancelled([task])
             raise
         finally:
             self._now = None
@@ -69,5 +59,4 @@ class Chunks:
         """Stop what goes on in a segment, or only what goes on at ``what`` there; returns when it has ended."""
         now = self._now
         if now and now.segment == segment and what in (None, now.what):
-            now.task.cancel()
-            await asyncio.wait([now.task])
+            await cancelled([now.task])

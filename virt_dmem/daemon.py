@@ -18,8 +18,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from virt_dmem import __version__, udev
 from virt_dmem.autoapply import AutoApply
@@ -31,8 +33,9 @@ from virt_dmem.ipc.server import ControlServer
 from virt_dmem.metrics import write_textfile
 from virt_dmem.sdnotify import notify, watchdog_seconds
 from virt_dmem.service import Service
+from virt_dmem.tasks import cancelled
 
-__all__ = ["main", "serve"]
+__all__ = ["main", "serve", "in_good_order"]
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,9 @@ HOUSEKEEPING_SHARE = 0.02
 HOUSEKEEPING_MOST_SECONDS = 10.0
 SETTLE_SECONDS = 0.1
 """What changed is looked at so much later: domains that start and stop in a row come first."""
+STOP_SECONDS = 20.0
+"""For so long what goes on may take to end, once it was cancelled. Then we end as if killed: less than systemd's
+patience, for the log to say what it was."""
 SWITCH_SECONDS = 0.0005
 """For so long a worker thread may have Python's lock while the event loop wants it: a hook asks for it after each
 system call, and would wait 5 ms every time for a thread that goes through many files."""
@@ -120,6 +126,11 @@ async def serve(config: Config, listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
     service = Service(config)
+    with udev.watched(service.read_nodes_again):
+        await _serve_until(end, service, config, listener)
+
+
+async def _serve_until(end: asyncio.Event, service: Service, config: Config, listener: socket.socket) -> None:
     for action in await service.reconcile_host():
         log.warning("reconcile: %s", action)
 
@@ -155,17 +166,22 @@ async def serve(config: Config, listener: socket.socket) -> None:
     log.info("ready with %d pools", len(service.list_pools()))
 
     stopping = asyncio.create_task(end.wait())
-    with udev.watched(service.read_nodes_again):
-        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
-    server.stop()
-    left = asyncio.all_tasks() - {asyncio.current_task()} - done
-    for task in left:
-        task.cancel()  # an interrupted prepare rolls back, so the ledger is closed after it
-    await asyncio.gather(*left, return_exceptions=True)
-    service.close()
+    await in_good_order(server.stop(), cancelled([stopping, *tasks]), service.close())
     for task in done - {stopping}:
         task.result()  # a task that ended by itself did so by an error: end with it
+
+
+async def in_good_order(*ends: Coroutine[Any, Any, None], seconds: float = STOP_SECONDS) -> None:
+    """Bring all to its end, one after another, in so many seconds at most; the log says what takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            for end in ends:
+                await end
+    except TimeoutError:
+        left = ", ".join(repr(task) for task in asyncio.all_tasks() - {asyncio.current_task()})
+        log.error("not waited for any longer, and mended at the next start: %s", left)  # noqa: TRY400
 
 
 async def _keep_house(service: Service) -> None:
@@ -207,7 +223,8 @@ async def _keep_ready(service: Service) -> None:
         except (DmemError, OSError) as error:
             log.warning("free memory cannot be made ready: %s", error)
         with suppress(TimeoutError):
-            await asyncio.wait_for(service.holding.changed.wait(), 1 if busy else HOUSEKEEPING_SECONDS)
+            async with asyncio.timeout(1 if busy else HOUSEKEEPING_SECONDS):
+                await service.holding.changed.wait()
         await asyncio.sleep(SETTLE_SECONDS)
 
 
@@ -225,7 +242,8 @@ async def _keep_watch(service: Service) -> None:
         complaint = now
         await asyncio.sleep(1)
         with suppress(TimeoutError):
-            await asyncio.wait_for(service.watch.changed.wait(), HOUSEKEEPING_SECONDS)
+            async with asyncio.timeout(HOUSEKEEPING_SECONDS):
+                await service.watch.changed.wait()
         service.watch.changed.clear()
 
 
@@ -268,8 +286,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     _set_up_logging(arguments.log_level)
     sys.setswitchinterval(SWITCH_SECONDS)
-    if sys.version_info < (3, 12):  # as later ones do by themselves: no thread for each helper that waits for it
-        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     try:
         config = load_config(arguments.config)
         _only_one(config)

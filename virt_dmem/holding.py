@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from virt_dmem import ballast, ready
 from virt_dmem.backends import backend
-from virt_dmem.chunks import Chunks, finished
+from virt_dmem.chunks import Chunks
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import DomainMemory
 from virt_dmem.inventory import Inventory
@@ -28,6 +28,7 @@ from virt_dmem.plan import Plan
 from virt_dmem.ready import Owner, ReadyExtent
 from virt_dmem.records import Extent, ExtentState
 from virt_dmem.stock import Stock
+from virt_dmem.tasks import finished
 from virt_dmem.wishes import Wish, plan_on_ready, wishes
 
 __all__ = ["Holding"]

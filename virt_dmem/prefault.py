@@ -12,7 +12,8 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncGenerator
+import subprocess
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,38 +88,69 @@ async def prefault(
     if nodes:
         command += ["--nodes", ",".join(map(str, nodes))]
     command += ["--", str(path)]
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={"LC_ALL": "C"},
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise PrefaultFailed(
-            f"The helper {program} cannot be run: {error.strerror}.",
-            hint="Install the package anew, or build it with 'python3 -m virt_dmem.native.build'.",
-        ) from error
-    assert process.stdout is not None  # noqa: S101  (we asked for a pipe)
+    process = _start(command)
     last: dict[str, Any] = {}
     words: list[str] = []
     try:
-        async for line in process.stdout:
-            event = _event(line)
-            if event is None:  # standard error comes the same way; only its end is of use
-                words = [*words[-9:], line.decode(errors="replace").strip()]
-                continue
-            last = event
-            if event["event"] == "progress":
-                yield Progress(event["done"], event["total"])
-        status = await process.wait()
+        async with _read(process) as lines:
+            async for line in lines:
+                event = _event(line)
+                if event is None:  # standard error comes the same way; only its end is of use
+                    words = [*words[-9:], line.decode(errors="replace").strip()]
+                    continue
+                last = event
+                if event["event"] == "progress":
+                    yield Progress(event["done"], event["total"])
+        status = await _status(process)
     finally:
         await _end(process)
     if status or last.get("event") != "done":
         raise _failure(mode, path, status, last, " ".join(filter(None, words)))
     yield Progress(last["bytes"], size_bytes)
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start the helper. Not by asyncio's own: cancelled while it connects the pipes, that waits for ever."""
+    try:
+        return subprocess.Popen(
+            command,
+            bufsize=0,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={"LC_ALL": "C"},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise PrefaultFailed(
+            f"The helper {command[0]} cannot be run: {error.strerror}.",
+            hint="Install the package anew, or build it with 'python3 -m virt_dmem.native.build'.",
+        ) from error
+
+
+@contextlib.asynccontextmanager
+async def _read(process: subprocess.Popen[bytes]) -> AsyncIterator[asyncio.StreamReader]:
+    """Read what the helper says."""
+    lines = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), process.stdout
+    )
+    with contextlib.closing(transport):
+        yield lines
+
+
+async def _status(process: subprocess.Popen[bytes]) -> int:
+    """Wait until the helper has ended; return its status."""
+    if process.poll() is None:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        pidfd = os.pidfd_open(process.pid)
+        loop.add_reader(pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+    return process.wait()
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
@@ -131,20 +163,19 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return event
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: subprocess.Popen[bytes]) -> None:
     """Leave no helper behind, whatever comes: a second cancellation only makes it quicker."""
     if process.returncode is not None:
         return
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+    process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), _GRACE_SECONDS)
+        async with asyncio.timeout(_GRACE_SECONDS):
+            await _status(process)
     except (TimeoutError, asyncio.CancelledError) as why:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        process.kill()
         if isinstance(why, asyncio.CancelledError):
             raise
-        await process.wait()
+        await _status(process)
 
 
 def _failure(mode: str, path: Path, status: int, last: dict[str, Any], words: str) -> PrefaultFailed:

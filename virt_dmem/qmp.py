@@ -17,6 +17,7 @@ from typing import Any
 from qemu.qmp import EventListener, QMPClient, QMPError
 
 from virt_dmem.monitor_xml import socket_name, socket_of, sockets
+from virt_dmem.tasks import cancelled
 
 __all__ = ["EVENTS", "Backend", "Monitors", "migration_capabilities"]
 
@@ -80,9 +81,9 @@ class Monitors:
             if socket_name(uuid) in there and socket_of(uuid).is_socket():
                 self._tasks[uuid] = asyncio.create_task(self._keep_connected(uuid, socket_of(uuid)))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Follow nobody any more."""
-        self.follow(set())
+        await cancelled(self._tasks.values())
 
     def connected(self, uuid: str) -> bool:
         """Tell whether the domain's monitor answers now."""

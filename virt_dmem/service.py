@@ -64,10 +64,10 @@ class Service:
         self.holding = self._lifecycle.holding
         self._readying = Readying(config, self._inventory, self.holding)
         self.monitors = Monitors(self.monitor_event)
-        changes = Changes(config, self._ledger, self._inventory, self._lifecycle)
-        self._virtio_mem = VirtioMem(changes)
-        self._hotplug = Hotplug(changes, self._virtio_mem, self.monitors)
-        self._mender = Mender(changes, self._virtio_mem)
+        self._changes = Changes(config, self._ledger, self._inventory, self._lifecycle)
+        self._virtio_mem = VirtioMem(self._changes)
+        self._hotplug = Hotplug(self._changes, self._virtio_mem, self.monitors)
+        self._mender = Mender(self._changes, self._virtio_mem)
         self.watch = Watch(config, self._ledger, self._inventory)
         self.metrics = Metrics(config, self._ledger, self.holding, self.watch)
         self.on_resume: Callable[[], None] = lambda: None
@@ -320,8 +320,10 @@ class Service:
         self.metrics.reconciled.labels("libvirt").inc(0 if dry_run else len(actions))
         return actions
 
-    def close(self) -> None:
-        """Close the ledger."""
+    async def close(self) -> None:
+        """Give up what goes on, and close the ledger."""
+        await self._changes.close()
+        await self.monitors.close()
         self._ledger.close()
 
 

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -403,3 +404,20 @@ def test_a_preparation_that_hangs_fails_the_start_and_is_rolled_back(
     wait_for("the roll-back", lambda: only_pool()["reserved_bytes"] == 0)
     assert files_in(tmpfs_pool) == []
     wait_for("the end of the hook's connection", lambda: open_files(daemon) <= before)
+
+
+def test_a_daemon_that_is_stopped_while_it_prepares_tells_the_start_and_rolls_back(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
+) -> None:
+    use_slow_helper(daemon, tmp_path, speaks=True)
+    libvirtd.define(domain_xml("given-up"))
+    virt_dmem("apply", "given-up", "--pool", tmpfs_pool)
+    with ThreadPoolExecutor() as others:
+        start = others.submit(libvirtd.virsh, "start", "--paused", "given-up")
+        wait_for("the reservation", lambda: only_pool()["reserved_bytes"])
+        assert daemon.stop() == 0
+        with pytest.raises(RigError, match="virt-dmemd ends, and gave this up"):
+            start.result()
+    assert files_in(tmpfs_pool) == [], "before the daemon ended"
+    daemon.start()
+    assert only_pool()["reserved_bytes"] == 0

@@ -59,6 +59,11 @@ class Command:
                 yield
             finally:
                 process.terminate()
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    pytest.fail(f"virt-dmemd did not end: {log.read_text()}")
 
     def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
         for _ in range(200):

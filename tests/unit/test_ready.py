@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from tests.namespace import in_own_mount_namespace
 from virt_dmem import extents, host, ready
 from virt_dmem.backends.base import NodeShare, PoolRecord
-from virt_dmem.chunks import finished
 from virt_dmem.config import Config, DaemonConfig, PrefaultConfig
 from virt_dmem.domain_xml import Cell, DomainMemory
 from virt_dmem.errors import PrefaultFailed
@@ -31,6 +30,7 @@ from virt_dmem.ready import Owner, ReadyExtent, Shares
 from virt_dmem.readying import Readying
 from virt_dmem.records import Extent, ExtentState
 from virt_dmem.stock import Stock
+from virt_dmem.tasks import finished
 from virt_dmem.units import MIB
 from virt_dmem.wishes import plan_on_ready, wishes
 

@@ -12,8 +12,8 @@ import logging
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from asyncvarlink import (
@@ -41,6 +41,7 @@ from virt_dmem.ipc.messages import (
     Link,
     PoolView,
 )
+from virt_dmem.tasks import cancelled
 
 __all__ = ["ControlServer"]
 
@@ -60,6 +61,8 @@ CONNECTIONS_OF_OTHERS = 64
 """Of those that may only look: they must not keep the hook out."""
 HEARTBEAT_SECONDS = 5.0
 """How often who waits for a change hears that it still goes on; clients give up after 30 s of silence."""
+GOODBYE_SECONDS = 1.0
+"""So long at most virt-dmemd, at its end, waits for callers to take its last answer."""
 PAUSE_SECONDS = 0.5
 """How long nobody is let in when file descriptors or memory have run out."""
 
@@ -134,8 +137,9 @@ class Handler(Protocol):
 class ControlInterface(VarlinkInterface, name=INTERFACE):
     """What the hook and the command may ask."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, work: "Work") -> None:
         self._handler = handler
+        self._work = work
 
     @varlinkmethod(return_parameter="reply", delay_generator=False)
     async def Hook(  # noqa: N802
@@ -146,7 +150,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         ``began``: when the hook did, in seconds since the epoch.
         """
         reports: asyncio.Queue[HookReply | None] = asyncio.Queue()
-        task = asyncio.create_task(self._handler.hook(operation, xml.encode(), reports.put_nowait, began))
+        task = self._work.begin(self._handler.hook(operation, xml.encode(), reports.put_nowait, began))
         task.add_done_callback(lambda _: reports.put_nowait(None))
         if operation == "prepare":
             # nobody waits for it any more (a killed libvirtd, a deadline): roll back rather than hold memory
@@ -159,7 +163,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="reply", delay_generator=False)
     async def Attach(self, *, wish: AttachWish) -> AsyncIterator[ChangeReply]:  # noqa: N802
         """Give a domain that runs a memory device: progress replies, then what became of it."""
-        async for reply in _change(lambda report: self._handler.attach(wish, report)):
+        async for reply in self._change(lambda report: self._handler.attach(wish, report)):
             if reply.done:
                 raise LastResult(reply)
             yield reply
@@ -167,7 +171,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="reply", delay_generator=False)
     async def Detach(self, *, domain: str, alias: str, wait: float) -> AsyncIterator[ChangeReply]:  # noqa: N802
         """Ask a guest to let go of a memory device: progress replies, then what became of it."""
-        async for reply in _change(lambda report: self._handler.detach(domain, alias, wait, report)):
+        async for reply in self._change(lambda report: self._handler.detach(domain, alias, wait, report)):
             if reply.done:
                 raise LastResult(reply)
             yield reply
@@ -177,7 +181,9 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         self, *, domain: str, alias: str, size_bytes: int, wait: float
     ) -> AsyncIterator[ChangeReply]:
         """Have a guest plug or unplug blocks of virtio-mem: progress replies, then what became of it."""
-        async for reply in _change(lambda report: self._handler.resize(domain, alias, size_bytes, wait, report)):
+        async for reply in self._change(
+            lambda report: self._handler.resize(domain, alias, size_bytes, wait, report)
+        ):
             if reply.done:
                 raise LastResult(reply)
             yield reply
@@ -200,7 +206,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="backends")
     async def ShowBackends(self, *, domain: str) -> list[BackendView]:  # noqa: N802
         """Return what QEMU says of a domain's memory backends; empty where its monitor does not answer."""
-        return await self._handler.show_backends(domain)
+        return await _outcome(self._work.begin(self._handler.show_backends(domain)))
 
     @varlinkmethod(return_parameter="pools")
     def ListPools(self) -> list[PoolView]:  # noqa: N802
@@ -210,12 +216,12 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod
     async def RefreshPools(self) -> None:  # noqa: N802
         """Read the records of the pools again: one was made or destroyed."""
-        await self._handler.refresh_pools()
+        await _outcome(self._work.begin(self._handler.refresh_pools()))
 
     @varlinkmethod
     async def RetirePool(self, *, name: str) -> None:  # noqa: N802
         """Give no more memory from a pool that is about to be destroyed, or refuse as it is in use."""
-        await self._handler.retire_pool(name)
+        await _outcome(self._work.begin(self._handler.retire_pool(name)))
 
     @varlinkmethod
     def DrainPool(self, *, name: str, undo: bool) -> None:  # noqa: N802
@@ -245,7 +251,34 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="actions")
     async def Reconcile(self, *, dry_run: bool) -> list[str]:  # noqa: N802
         """Bring ledger, pools and live domains together again."""
-        return await self._handler.reconcile(dry_run=dry_run)
+        return await _outcome(self._work.begin(self._handler.reconcile(dry_run=dry_run)))
+
+    async def _change(
+        self, start: Callable[[Callable[[ChangeReply], None]], Awaitable[ChangeView]]
+    ) -> AsyncIterator[ChangeReply]:
+        """Yield the progress of a change, again and again while there is none, and at last what became of it."""
+        reports: asyncio.Queue[ChangeReply | None] = asyncio.Queue()
+
+        async def work() -> ChangeView:
+            try:
+                return await start(reports.put_nowait)
+            finally:
+                reports.put_nowait(None)
+
+        task = self._work.begin(work())
+        caller.get().when_gone(task.cancel)
+        last = ChangeReply(False, "waiting for libvirt", 0, 0, None)
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    report = await reports.get()
+            except TimeoutError:
+                report = last
+            if report is None:
+                break
+            last = report
+            yield report
+        yield ChangeReply(True, "", 0, 0, await _outcome(task))
 
 
 def _reply_by_msgspec(interface: type[VarlinkInterface]) -> None:
@@ -258,43 +291,37 @@ def _reply_by_msgspec(interface: type[VarlinkInterface]) -> None:
 _reply_by_msgspec(ControlInterface)
 
 
-async def _change(
-    start: Callable[[Callable[[ChangeReply], None]], Awaitable[ChangeView]],
-) -> AsyncIterator[ChangeReply]:
-    """Yield the progress of a change, again and again while there is none, and at last what became of it."""
-    reports: asyncio.Queue[ChangeReply | None] = asyncio.Queue()
+class Work:
+    """What callers wait for, each in a task of ours: asyncvarlink's own are not to be cancelled."""
 
-    async def work() -> ChangeView:
-        try:
-            return await start(reports.put_nowait)
-        finally:
-            reports.put_nowait(None)
+    def __init__(self) -> None:
+        self._waits: dict[asyncio.Task[Any], asyncio.Task[Any] | None] = {}
 
-    task = asyncio.create_task(work())
-    caller.get().when_gone(task.cancel)
-    last = ChangeReply(False, "waiting for libvirt", 0, 0, None)
-    while True:
-        try:
-            report = await asyncio.wait_for(reports.get(), HEARTBEAT_SECONDS)
-        except TimeoutError:
-            report = last
-        if report is None:
-            break
-        last = report
-        yield report
-    yield ChangeReply(True, "", 0, 0, await _outcome(task))
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin what the call that is being served asks for."""
+        task = asyncio.create_task(work)
+        self._waits[task] = asyncio.current_task()
+        task.add_done_callback(self._waits.pop)
+        return task
+
+    async def give_up(self) -> None:
+        """Cancel all of it; returns when it has ended and its callers were told."""
+        callers = [*filter(None, self._waits.values())]
+        await cancelled(self._waits)
+        if callers:
+            await asyncio.wait(callers, timeout=GOODBYE_SECONDS)
 
 
 async def _outcome(task: asyncio.Task[T]) -> T:
     """Return what a task that is at its end made.
 
-    :raise DmemError: What it raised, or that it was cancelled: a CancelledError would end asyncvarlink's work on
-        the connection, and it would never be closed.
+    :raise DmemError: What it raised, or that it was cancelled, as its caller is gone or virt-dmemd ends: a
+        CancelledError would end asyncvarlink's work on the connection, and it would never be closed.
     """
     if not task.done():
         await asyncio.wait({task})
     if task.cancelled():
-        raise DmemError("Nobody waits for it any more.", hint="Ask again.")
+        raise DmemError("virt-dmemd ends, and gave this up.", hint="Ask again when 'virt-dmem check' finds it.")
     return task.result()
 
 
@@ -315,15 +342,20 @@ class ControlServer:
         self._registry.register_interface(
             VarlinkServiceInterface("virt-dmem", "virt-dmemd", __version__, "https://virt-dmem.dev", self._registry)
         )
-        self._registry.register_interface(ControlInterface(handler))
+        self._work = Work()
+        self._registry.register_interface(ControlInterface(handler, self._work))
 
     def start(self) -> None:
         """Answer from now on."""
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    def stop(self) -> None:
-        """Accept nobody any more."""
+    async def stop(self) -> None:
+        """Accept nobody any more, and give up what goes on: those who wait for it hear so."""
+        self._pause()
+        await self._work.give_up()
+
+    def _pause(self) -> None:
         asyncio.get_running_loop().remove_reader(self._listener)
 
     def _accept(self) -> None:
@@ -333,7 +365,7 @@ class ControlServer:
             return
         except OSError as error:  # out of file descriptors or memory: it would be told again at once, for ever
             log.warning("nobody is let in for a while: %s", error.strerror)
-            self.stop()
+            self._pause()
             asyncio.get_running_loop().call_later(PAUSE_SECONDS, self.start)
             return
         uid, gid = _credentials(connected)
