@@ -35,7 +35,7 @@ from tests.rig.domains import domain_xml
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError
-from virt_dmem.units import GIB, format_size, parse_size
+from virt_dmem.units import GIB, MIB, format_size, parse_size
 
 NAME = "start"
 HOOK_TO_HOOK, WHOLE = "hook start to hook started", "virsh start"
@@ -45,6 +45,7 @@ SIZES = ("512M", "4G", "16G")
 MARGIN = 2 * GIB
 MEMFD_MOST = 4 * GIB
 READY_SECONDS = 90.0
+WARM_UP_BYTES = 64 * MIB
 CONFIG = "[prefault]\nready_pressure = 100.0\n"
 """Memory is made ready whatever else runs here: that is not what is measured, and should not take long."""
 CLOCK = Path("/run/virt-dmem/bench-clock")
@@ -68,6 +69,10 @@ class Case:
     def huge_pages(self) -> bool:
         """Whether libvirt takes huge pages of the host's."""
         return "<hugepages/>" in self.memory_backing
+
+
+WARM_UP = Case("", "", "<source type='memfd'/>")
+"""Started before each turn where memory was made room for: that drops the caches that QEMU's program was in."""
 
 
 def opponents() -> list[Case]:
@@ -170,6 +175,8 @@ def measure_size(results: Results, libvirt: PrivateLibvirt, size: int, rounds: i
                         turn.enter_context(pool("bench", size))
                     elif not side_by_side and memory == "pages":
                         turn.enter_context(borrowed(size))
+                    if not side_by_side:
+                        start_once(libvirt, WARM_UP, WARM_UP_BYTES)
                     for case in cases:
                         between, whole, amiss = start_once(libvirt, case, size)
                         if amiss and (note := f"start: {case.name}: {amiss}.") not in results.notes:
