@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import functools
 import os
 import traceback
@@ -16,6 +17,8 @@ import pytest
 __all__ = ["in_own_mount_namespace"]
 
 P = ParamSpec("P")
+HANGS_SECONDS = 240
+"""Then the child says where it is: less than what pytest waits for, which would see its parent wait."""
 _CLONE_NEWNS = 0x00020000  # linux/sched.h
 _MS_REC_PRIVATE = 0x4000 | 1 << 18  # linux/mount.h
 
@@ -33,6 +36,7 @@ def in_own_mount_namespace(test: Callable[P, None]) -> Callable[P, None]:
             status = 1
             try:
                 os.close(reading)
+                faulthandler.dump_traceback_later(HANGS_SECONDS, exit=True, file=writing)
                 _leave_mount_namespace()
                 test(*args, **kwargs)
                 status = 0
