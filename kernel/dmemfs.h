@@ -159,8 +159,8 @@ void dmemfs_count(struct dmemfs_pool *pool, u64 *total, u64 *available);
 
 /* scrub.c */
 void dmemfs_zero(struct dmemfs_pool *pool, const struct dmemfs_run *run);
-int dmemfs_start_scrubber(struct dmemfs_node *node);
-void dmemfs_stop_scrubber(struct dmemfs_node *node);
+int dmemfs_start_scrubbers(struct dmemfs_pool *pool);
+void dmemfs_stop_scrubbers(struct dmemfs_pool *pool);
 
 /* policy.c */
 struct mempolicy;

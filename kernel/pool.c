@@ -254,19 +254,6 @@ static void link_spans(struct dmemfs_pool *pool)
 		list_add_tail(&pool->spans[i].list, &pool->spans[i].node->spans);
 }
 
-static int start_nodes(struct dmemfs_pool *pool)
-{
-	int nid;
-
-	for_each_node_mask(nid, pool->node_mask) {
-		int err = dmemfs_start_scrubber(pool->nodes[nid]);
-
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
 struct dmemfs_pool *dmemfs_create_pool(struct fs_context *fc, struct dmemfs_options *opt)
 {
 	struct dmemfs_pool *pool = kzalloc(sizeof(*pool), GFP_KERNEL);
@@ -287,14 +274,11 @@ struct dmemfs_pool *dmemfs_create_pool(struct fs_context *fc, struct dmemfs_opti
 		if (!err)
 			err = add_region(pool, &pool->opt.regions[i]);
 	}
-	if (!err) {
-		link_spans(pool);
-		err = start_nodes(pool);
-	}
 	if (err) {
 		dmemfs_destroy_pool(pool);
 		return ERR_PTR(err);
 	}
+	link_spans(pool);
 	return pool;
 }
 
@@ -303,8 +287,6 @@ void dmemfs_destroy_pool(struct dmemfs_pool *pool)
 	unsigned int i;
 	int nid;
 
-	for_each_node_mask(nid, pool->node_mask)
-		dmemfs_stop_scrubber(pool->nodes[nid]);
 	dmemfs_hide_pool(pool);
 	for (i = 0; i < pool->nr_spans; i++) {
 		kvfree(pool->spans[i].clean);

@@ -80,7 +80,7 @@ static int scrubber(void *data)
 	return 0;
 }
 
-int dmemfs_start_scrubber(struct dmemfs_node *node)
+static int start(struct dmemfs_node *node)
 {
 	struct task_struct *task =
 		kthread_create_on_node(scrubber, node, node->nid, "dmemfs_scrub/%d", node->nid);
@@ -95,9 +95,29 @@ int dmemfs_start_scrubber(struct dmemfs_node *node)
 	return 0;
 }
 
-void dmemfs_stop_scrubber(struct dmemfs_node *node)
+int dmemfs_start_scrubbers(struct dmemfs_pool *pool)
 {
-	if (node->scrubber)
-		kthread_stop(node->scrubber);
-	node->scrubber = NULL;
+	int nid;
+
+	for_each_node_mask(nid, pool->node_mask) {
+		int err = start(pool->nodes[nid]);
+
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* Also where not all of them were started. */
+void dmemfs_stop_scrubbers(struct dmemfs_pool *pool)
+{
+	int nid;
+
+	for_each_node_mask(nid, pool->node_mask) {
+		struct dmemfs_node *node = pool->nodes[nid];
+
+		if (node->scrubber)
+			kthread_stop(node->scrubber);
+		node->scrubber = NULL;
+	}
 }

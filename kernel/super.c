@@ -80,6 +80,9 @@ int dmemfs_fill_super(struct super_block *sb, struct fs_context *fc)
 	if (IS_ERR(pool))
 		return PTR_ERR(pool);
 	sb->s_fs_info = pool;	/* dmemfs_kill_sb() sees to it from here on */
+	err = dmemfs_start_scrubbers(pool);
+	if (err)
+		return err;
 	pool->huge = dmemfs_guard_on() && pool->page_size > PAGE_SIZE;
 	sb->s_maxbytes = MAX_LFS_FILESIZE;
 	sb->s_blocksize = pool->page_size;
@@ -110,8 +113,10 @@ static void dmemfs_kill_sb(struct super_block *sb)
 	struct dmemfs_pool *pool = sb->s_fs_info;
 
 	kill_litter_super(sb);
-	if (pool)
+	if (pool) {
+		dmemfs_stop_scrubbers(pool);
 		dmemfs_destroy_pool(pool);
+	}
 }
 
 static struct file_system_type dmemfs_type = {
