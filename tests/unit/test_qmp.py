@@ -16,10 +16,10 @@ from virt_dmem.qmp import Monitors
 UUID = "6f8d9c0e-1b1f-4c88-9d3c-3c1a7f4f0001"
 
 
-def test_giving_up_a_silent_monitor_twice_says_nothing(
+def test_giving_up_a_silent_monitor_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A daemon that ends gives them up, and so does its event loop at once after that: no error, nor its trace."""
+    """A daemon that ends gives them up: no error, nor its trace."""
     monkeypatch.chdir(tmp_path)  # the path of a socket is at most 107 bytes long
     monkeypatch.setattr(monitor_xml, "_DIRECTORY", ".")
 
@@ -36,16 +36,11 @@ def test_giving_up_a_silent_monitor_twice_says_nothing(
 
         server = await asyncio.start_unix_server(say_nothing, monitor_xml.socket_of(UUID))
         monitors = Monitors(on_event)
-        before = asyncio.all_tasks()
         monitors.follow({UUID})
-        (task,) = asyncio.all_tasks() - before
         await met.wait()
         await asyncio.sleep(0.05)
-        monitors.close()
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        async with asyncio.timeout(10):
+            await monitors.close()
         assert not monitors.connected(UUID)
         server.close()
 
