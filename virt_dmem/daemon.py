@@ -182,6 +182,8 @@ async def in_good_order(*ends: Coroutine[Any, Any, None], seconds: float = STOP_
     except TimeoutError:
         left = ", ".join(repr(task) for task in asyncio.all_tasks() - {asyncio.current_task()})
         log.error("not waited for any longer, and mended at the next start: %s", left)  # noqa: TRY400
+        for end in ends:
+            end.close()
 
 
 async def _keep_house(service: Service) -> None:
