@@ -192,5 +192,5 @@ if [ "$prefix" != /usr ] && [ -e /etc/apparmor.d/usr.sbin.libvirtd ]; then
 fi
 if [ -n "$first" ]; then
     echo "install: libvirt looks for hooks when it starts. If it runs already, tell it to look again (guests go on):"
-    echo "install:     systemctl reload libvirtd.service    (or virtqemud.service)"
+    echo "install:     systemctl try-reload-or-restart libvirtd.service    (or virtqemud.service)"
 fi
