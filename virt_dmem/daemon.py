@@ -168,6 +168,7 @@ async def _serve_until(end: asyncio.Event, service: Service, config: Config, lis
     stopping = asyncio.create_task(end.wait())
     done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
+    # an interrupted prepare rolls back, so the ledger is closed after it
     await in_good_order(server.stop(), cancelled([stopping, *tasks]), service.close())
     for task in done - {stopping}:
         task.result()  # a task that ended by itself did so by an error: end with it

@@ -367,12 +367,17 @@ exec {helper} "$@"
 """
 
 
-def use_slow_helper(daemon: Daemon, tmp_path: Path, *, speaks: bool) -> None:
+def define_slow(
+    name: str, libvirtd: PrivateLibvirt, daemon: Daemon, pool: str, tmp_path: Path, *, speaks: bool
+) -> None:
+    """Define and apply a domain whose memory takes long to come."""
     helper = tmp_path / "helper"
     helper.write_text(SLOW_HELPER.format(speaks=int(speaks), seconds=12 if speaks else 60, helper=HELPER))
     helper.chmod(0o755)
     daemon.config = f'[prefault]\nhelper = "{helper}"\nready = "off"\n'
     daemon.restart()
+    libvirtd.define(domain_xml(name))
+    virt_dmem("apply", name, "--pool", pool)
 
 
 def open_files(daemon: Daemon) -> int:
@@ -382,9 +387,7 @@ def open_files(daemon: Daemon) -> int:
 def test_no_deadline_strikes_a_preparation_that_takes_long_and_moves(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
 ) -> None:
-    use_slow_helper(daemon, tmp_path, speaks=True)
-    libvirtd.define(domain_xml("large"))
-    virt_dmem("apply", "large", "--pool", tmpfs_pool)
+    define_slow("large", libvirtd, daemon, tmpfs_pool, tmp_path, speaks=True)
     libvirtd.virsh("start", "--paused", "large")
     assert virt_dmem_json("show", "large")["domain"]["phase"] == "running"
     assert "interrupted while" not in LOG.read_text(), "reconcile looks every few seconds"
@@ -393,9 +396,7 @@ def test_no_deadline_strikes_a_preparation_that_takes_long_and_moves(
 def test_a_preparation_that_hangs_fails_the_start_and_is_rolled_back(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
 ) -> None:
-    use_slow_helper(daemon, tmp_path, speaks=False)
-    libvirtd.define(domain_xml("stuck"))
-    virt_dmem("apply", "stuck", "--pool", tmpfs_pool)
+    define_slow("stuck", libvirtd, daemon, tmpfs_pool, tmp_path, speaks=False)
     before = open_files(daemon)
     began = time.monotonic()
     with pytest.raises(RigError, match="timed out"):
@@ -409,9 +410,7 @@ def test_a_preparation_that_hangs_fails_the_start_and_is_rolled_back(
 def test_a_daemon_that_is_stopped_while_it_prepares_tells_the_start_and_rolls_back(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path
 ) -> None:
-    use_slow_helper(daemon, tmp_path, speaks=True)
-    libvirtd.define(domain_xml("given-up"))
-    virt_dmem("apply", "given-up", "--pool", tmpfs_pool)
+    define_slow("given-up", libvirtd, daemon, tmpfs_pool, tmp_path, speaks=True)
     with ThreadPoolExecutor() as others:
         start = others.submit(libvirtd.virsh, "start", "--paused", "given-up")
         wait_for("the reservation", lambda: only_pool()["reserved_bytes"])

@@ -8,6 +8,7 @@ import asyncio
 import pytest
 
 from virt_dmem.daemon import in_good_order
+from virt_dmem.ipc.server import Work
 from virt_dmem.tasks import cancelled
 
 
@@ -41,3 +42,20 @@ def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: p
     asyncio.run(story())
     (said,) = [record.message for record in caplog.records if "mended" in record.message]
     assert "stubborn" in said
+
+
+def test_what_is_asked_of_one_that_ends_is_never_begun() -> None:
+    begun = []
+
+    async def prepare() -> None:
+        begun.append(True)
+
+    async def story() -> None:
+        work = Work()
+        await work.begin(prepare())
+        await work.give_up()
+        with pytest.raises(asyncio.CancelledError):
+            await work.begin(prepare())
+
+    asyncio.run(story())
+    assert begun == [True]

@@ -12,7 +12,7 @@ import logging
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -43,7 +43,7 @@ from virt_dmem.ipc.messages import (
 )
 from virt_dmem.tasks import cancelled
 
-__all__ = ["ControlServer"]
+__all__ = ["ControlServer", "Work"]
 
 log = logging.getLogger(__name__)
 
@@ -134,10 +134,48 @@ class Handler(Protocol):
         """Apply domains again."""
 
 
+class Work:
+    """What callers wait for, each in a task of ours: asyncvarlink's own are not to be cancelled."""
+
+    def __init__(self) -> None:
+        self._waits: dict[asyncio.Task[Any], asyncio.Task[Any] | None] = {}
+        self._given_up = False
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin what the call that is being served asks for; once all was given up, it is cancelled unbegun."""
+        task = asyncio.create_task(work)
+        if self._given_up:
+            task.cancel()
+        self._waits[task] = asyncio.current_task()
+        task.add_done_callback(self._waits.pop)
+        return task
+
+    async def give_up(self) -> None:
+        """Cancel all of it; returns when it has ended and its callers were told."""
+        self._given_up = True
+        callers = [*filter(None, self._waits.values())]
+        await cancelled(self._waits)
+        if callers:
+            await asyncio.wait(callers, timeout=GOODBYE_SECONDS)
+
+
+async def _outcome(task: asyncio.Task[T]) -> T:
+    """Return what a task that is at its end made.
+
+    :raise DmemError: What it raised, or that it was cancelled, as its caller is gone or virt-dmemd ends: a
+        CancelledError would end asyncvarlink's work on the connection, and it would never be closed.
+    """
+    if not task.done():
+        await asyncio.wait({task})
+    if task.cancelled():
+        raise DmemError("virt-dmemd ends, and gave this up.", hint="Ask again when 'virt-dmem check' finds it.")
+    return task.result()
+
+
 class ControlInterface(VarlinkInterface, name=INTERFACE):
     """What the hook and the command may ask."""
 
-    def __init__(self, handler: Handler, work: "Work") -> None:
+    def __init__(self, handler: Handler, work: Work) -> None:
         self._handler = handler
         self._work = work
 
@@ -254,18 +292,12 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         return await _outcome(self._work.begin(self._handler.reconcile(dry_run=dry_run)))
 
     async def _change(
-        self, start: Callable[[Callable[[ChangeReply], None]], Awaitable[ChangeView]]
+        self, start: Callable[[Callable[[ChangeReply], None]], Coroutine[Any, Any, ChangeView]]
     ) -> AsyncIterator[ChangeReply]:
         """Yield the progress of a change, again and again while there is none, and at last what became of it."""
         reports: asyncio.Queue[ChangeReply | None] = asyncio.Queue()
-
-        async def work() -> ChangeView:
-            try:
-                return await start(reports.put_nowait)
-            finally:
-                reports.put_nowait(None)
-
-        task = self._work.begin(work())
+        task = self._work.begin(start(reports.put_nowait))
+        task.add_done_callback(lambda _: reports.put_nowait(None))
         caller.get().when_gone(task.cancel)
         last = ChangeReply(False, "waiting for libvirt", 0, 0, None)
         while True:
@@ -289,40 +321,6 @@ def _reply_by_msgspec(interface: type[VarlinkInterface]) -> None:
 
 
 _reply_by_msgspec(ControlInterface)
-
-
-class Work:
-    """What callers wait for, each in a task of ours: asyncvarlink's own are not to be cancelled."""
-
-    def __init__(self) -> None:
-        self._waits: dict[asyncio.Task[Any], asyncio.Task[Any] | None] = {}
-
-    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin what the call that is being served asks for."""
-        task = asyncio.create_task(work)
-        self._waits[task] = asyncio.current_task()
-        task.add_done_callback(self._waits.pop)
-        return task
-
-    async def give_up(self) -> None:
-        """Cancel all of it; returns when it has ended and its callers were told."""
-        callers = [*filter(None, self._waits.values())]
-        await cancelled(self._waits)
-        if callers:
-            await asyncio.wait(callers, timeout=GOODBYE_SECONDS)
-
-
-async def _outcome(task: asyncio.Task[T]) -> T:
-    """Return what a task that is at its end made.
-
-    :raise DmemError: What it raised, or that it was cancelled, as its caller is gone or virt-dmemd ends: a
-        CancelledError would end asyncvarlink's work on the connection, and it would never be closed.
-    """
-    if not task.done():
-        await asyncio.wait({task})
-    if task.cancelled():
-        raise DmemError("virt-dmemd ends, and gave this up.", hint="Ask again when 'virt-dmem check' finds it.")
-    return task.result()
 
 
 class _Caller(socket.socket):
