@@ -7,8 +7,12 @@ __all__ = [
     "GUEST_OUTSIDE_POOL",
     "MEMORY_OUTSIDE_POOL",
     "EXTENT_QUARANTINED",
+    "EXTENT_ENLARGED",
+    "MEMORY_PINNED",
     "MEMORY_FAILED",
     "POOL_SHORT",
+    "LEDGER_DAMAGED",
+    "RECONCILE_FAILED",
     "APPLY_FIGHT",
     "APPLY_PAUSED",
     "EXPLANATIONS",
@@ -17,8 +21,12 @@ __all__ = [
 GUEST_OUTSIDE_POOL = "guest-outside-pool"
 MEMORY_OUTSIDE_POOL = "memory-outside-pool"
 EXTENT_QUARANTINED = "extent-quarantined"
+EXTENT_ENLARGED = "extent-enlarged"
+MEMORY_PINNED = "memory-pinned"
 MEMORY_FAILED = "memory-failed"
 POOL_SHORT = "pool-short-of-reservations"
+LEDGER_DAMAGED = "ledger-damaged"
+RECONCILE_FAILED = "reconcile-failed"
 APPLY_FIGHT = "apply-fight"
 APPLY_PAUSED = "apply-paused"
 
@@ -35,6 +43,16 @@ EXPLANATIONS = {
         "A domain is gone, and some process still maps its memory: a QEMU that does not die, or a peer such as "
         "vhost-user. The memory counts as used and is freed by itself as soon as nobody maps it."
     ),
+    EXTENT_ENLARGED: (
+        "A process that has the memory file of a domain open, its QEMU or who QEMU passed it to, made it larger "
+        "than the domain reserved, or took memory beyond its end. It was cut to its size. QEMU never does that by "
+        "itself, so look what runs as QEMU's user."
+    ),
+    MEMORY_PINNED: (
+        "Guests gave memory back, and some of it is pinned by a process or a device: io_uring, direct I/O or RDMA "
+        "that has not ended. The kernel keeps these pages until the pin is gone, and the pool is so much smaller "
+        "for so long. Nobody else gets them, and they are free by themselves afterwards."
+    ),
     MEMORY_FAILED: (
         "QEMU reported that memory of a domain failed in hardware. The domain goes on if the failure hit nothing "
         "that it needs. QEMU does not say where it was, so all memory of the domain is read and zeroed before any "
@@ -43,6 +61,15 @@ EXPLANATIONS = {
     POOL_SHORT: (
         "A pool has less memory than domains hold of it: it was unmounted or made smaller past virt-dmem. Guests "
         "that run keep their memory; nothing is given from the pool until it is whole again."
+    ),
+    LEDGER_DAMAGED: (
+        "The ledger could not be read when virt-dmemd started, so it was set aside and a new one was begun. "
+        "Running domains were found again by what their QEMUs map. Which of them have memory that failed was in "
+        "the old one only; delete it when you have looked at it, and the alert is over."
+    ),
+    RECONCILE_FAILED: (
+        "One item could not be reconciled: a file, a domain, a row of the ledger or the record of a pool. All "
+        "others were, and this one is tried again every few seconds."
     ),
     APPLY_FIGHT: (
         "Another tool keeps taking back what virt-dmemd writes into the XML of a domain, so virt-dmemd left it "

@@ -15,11 +15,15 @@ from dataclasses import dataclass, field
 from virt_dmem.alert_codes import (
     APPLY_FIGHT,
     APPLY_PAUSED,
+    EXTENT_ENLARGED,
     EXTENT_QUARANTINED,
     GUEST_OUTSIDE_POOL,
+    LEDGER_DAMAGED,
     MEMORY_FAILED,
     MEMORY_OUTSIDE_POOL,
+    MEMORY_PINNED,
     POOL_SHORT,
+    RECONCILE_FAILED,
 )
 from virt_dmem.guests import Guest
 from virt_dmem.plan import NO_NODE
@@ -59,6 +63,14 @@ class Facts:
     """Bytes that there really are, by segment of a pool and node."""
     reserved: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that domains hold, likewise; also of pools that are gone."""
+    pinned: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by segment that guests gave back and somebody has kept pinned for a while."""
+    enlarged: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by path that the files of domains were too large, and were cut to their size."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """What could not be reconciled: each item, and why."""
+    damaged_ledger: str = ""
+    """The path of a ledger that could not be read and was set aside."""
     failures: Iterable[Failure] = ()
     """Extents with memory that failed."""
     fights: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +83,16 @@ class Facts:
 
 def due(facts: Facts) -> list[Alert]:
     """Return the alerts that are due, those of guests first."""
-    return [*_guests(facts), *_quarantined(facts), *_failed(facts), *_pools(facts), *_apply(facts)]
+    return [
+        *_guests(facts),
+        *_quarantined(facts),
+        *_enlarged(facts),
+        *_failed(facts),
+        *_pools(facts),
+        *_pinned(facts),
+        *_reconcile(facts),
+        *_apply(facts),
+    ]
 
 
 def _guests(facts: Facts) -> Iterable[Alert]:
@@ -114,6 +135,44 @@ def _quarantined(facts: Facts) -> Iterable[Alert]:
             f"{format_size(extent.size_bytes)} of pool {extent.pool} are held by a process, and their domain"
             f" {extent.uuid} is gone.",
             f"'fuser -v {extent.path}' names the process; end it, and the memory is free some seconds later.",
+        )
+
+
+def _enlarged(facts: Facts) -> Iterable[Alert]:
+    for path, size in facts.enlarged.items():
+        yield Alert(
+            EXTENT_ENLARGED,
+            path,
+            f"The file {path} of a domain was {format_size(size)} larger than what the domain holds; it was cut.",
+            f"'fuser -v {path}' names who has it open; QEMU does not do that by itself.",
+        )
+
+
+def _pinned(facts: Facts) -> Iterable[Alert]:
+    for segment, size in sorted(facts.pinned.items()):
+        yield Alert(
+            MEMORY_PINNED,
+            segment,
+            f"{format_size(size)} of pool {segment} that guests gave back are pinned by a process or a device.",
+            "They are free by themselves when the pin is gone; look for processes of QEMU's user that outlive their"
+            " guest, or for direct I/O or RDMA that does not end.",
+        )
+
+
+def _reconcile(facts: Facts) -> Iterable[Alert]:
+    if facts.damaged_ledger:
+        yield Alert(
+            LEDGER_DAMAGED,
+            facts.damaged_ledger,
+            f"The ledger was damaged and is now {facts.damaged_ledger}; running domains were found again.",
+            "Look for a failing disk; remove that file when you do not need it any more.",
+        )
+    for item, why in sorted(facts.failed.items()):
+        yield Alert(
+            RECONCILE_FAILED,
+            item,
+            f"{item} could not be reconciled: {why}",
+            "It is tried again every few seconds; all others were reconciled.",
         )
 
 

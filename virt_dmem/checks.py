@@ -168,7 +168,9 @@ def hvo(machine: Host) -> Result:
 
 def pools_mounted(machine: Host) -> Result:
     """Every recorded pool is mounted and has what it should have."""
-    recorded = _records(machine)
+    recorded, damaged = pools.readable(_config(machine))
+    for failure in damaged.values():
+        return _fail(failure.message, failure.hint)
     if not recorded:
         return _warn("There is no pool yet.", "Make one: virt-dmem pool create NAME --size SIZE")
     wrong = []

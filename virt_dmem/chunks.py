@@ -31,11 +31,14 @@ class Chunks:
 
     def __init__(self) -> None:
         self._now: _Chunk | None = None
+        self.begun = 0
+        """How many there have been."""
 
     def begin(
         self, work: Coroutine[Any, Any, T], *, segment: str, what: object = None, growth: Mapping[int, int]
     ) -> asyncio.Task[T]:
         """Begin a chunk of work, for who has the lock of the segment: nobody there has just stopped another."""
+        self.begun += 1
         task = asyncio.create_task(work)
         self._now = _Chunk(task, segment, what, growth)
         return task
@@ -54,6 +57,10 @@ class Chunks:
     def growth(self, segment: str) -> Counter[int]:
         """Return how much more of a segment will be held when what goes on is done, in bytes by node."""
         return Counter(self._now.growth if self._now and self._now.segment == segment else {})
+
+    def works_in(self, segment: str) -> bool:
+        """Tell whether something goes on in a segment."""
+        return self._now is not None and self._now.segment == segment
 
     async def stop(self, segment: str, what: object = None) -> None:
         """Stop what goes on in a segment, or only what goes on at ``what`` there; returns when it has ended."""

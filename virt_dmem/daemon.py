@@ -131,8 +131,7 @@ async def serve(config: Config, listener: socket.socket) -> None:
 
 
 async def _serve_until(end: asyncio.Event, service: Service, config: Config, listener: socket.socket) -> None:
-    for action in await service.reconcile_host():
-        log.warning("reconcile: %s", action)
+    await _reconcile_host(service)
 
     async def on_listed(domains: list[DomainInfo], listed_at: float) -> None:
         service.holding.know(domain.memory for domain in domains if domain.memory)
@@ -155,13 +154,14 @@ async def _serve_until(end: asyncio.Event, service: Service, config: Config, lis
         _keep_house(service),
         _keep_monitors(service),
         _keep_ready(service),
+        _keep_settled(service),
         _keep_watch(service),
         _keep_watchdog_quiet(),
         follower.run(),
     ]
     if config.metrics.textfile:
         work.append(_keep_textfile(config.metrics, service))
-    tasks = [asyncio.create_task(task) for task in work]
+    tasks = [asyncio.create_task(task) for task in work]  # none ends by itself, but for a fault of ours
     notify("READY=1")
     log.info("ready with %d pools", len(service.list_pools()))
 
@@ -199,11 +199,38 @@ async def _keep_house(service: Service) -> None:
         began = time.monotonic()
         try:
             service.keep_pause()
-            for action in await service.reconcile_host():
-                log.warning("reconcile: %s", action)
-        except (DmemError, OSError) as error:
-            log.warning("reconcile: %s", error)
+        except DmemError as error:
+            log.warning("%s", error)
+        await _reconcile_host(service)
         took = time.monotonic() - began
+
+
+async def _reconcile_host(service: Service) -> None:
+    """Reconcile what can be without libvirt; whatever comes of it, virt-dmemd serves on, and tries again."""
+    try:
+        for action in await service.reconcile_host():
+            log.warning("reconcile: %s", action)
+    except Exception as error:  # the daemon must not end for it: hooks would find nobody
+        log.warning("reconcile: %s", error, exc_info=None if isinstance(error, DmemError | OSError) else error)
+
+
+async def _keep_settled(service: Service) -> None:
+    """Find out, soon after guests gave memory back, whether all came back; ever more rarely while some does not."""
+    pause = SETTLE_SECONDS
+    while True:
+        try:
+            async with asyncio.timeout(HOUSEKEEPING_SECONDS):
+                await service.wait_unsettled()
+        except TimeoutError:
+            pause = SETTLE_SECONDS
+            continue
+        began = time.monotonic()
+        try:
+            await service.settle()
+        except (DmemError, OSError) as error:
+            log.warning("memory that was given back cannot be looked for: %s", error)
+        pause = max(min(2 * pause, HOUSEKEEPING_SECONDS), (time.monotonic() - began) / HOUSEKEEPING_SHARE)
+        await asyncio.sleep(pause)
 
 
 async def _keep_monitors(service: Service) -> None:

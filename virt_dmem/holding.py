@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Memory that nobody has reserved: ready for the next domain, or held on its node, and never in the way.
 
-Ready extents (``virt_dmem.ready``) come from domains that gave memory back, and are made for those that are likely
-to start (``virt_dmem.wishes``); what is left is ballast where the nodes need it (``virt_dmem.ballast``). All of it
-counts as free: who reserves takes what fits, and of the rest the least likely to be needed goes at once. What is
-brought in and zeroed for that, ``virt_dmem.readying`` does in the background.
+Ready extents (``virt_dmem.ready``) are made for the domains that are likely to start (``virt_dmem.wishes``); what
+is left is ballast where the nodes need it (``virt_dmem.ballast``). All of it counts as free: who reserves takes
+what fits, and of the rest the least likely to be needed goes at once. ``virt_dmem.readying`` brings it in in the
+background; what a guest had has been the kernel's before that.
 """
 
 from __future__ import annotations
@@ -232,26 +232,26 @@ class Holding:
         for node in ballast.nodes_to_hold(record):
             await asyncio.to_thread(ballast.let_go, record, node, max(0, free.get(node, 0) - held[node]))
 
-    def keep(self, extent: Extent) -> bool:
-        """Keep the file of an extent that nobody has any more; return whether it is kept, or is to be removed."""
+    def given_back(self, extent: Extent) -> None:
+        """Take note that an extent's memory is the kernel's again; begin as much anew, for it or another."""
         if extent.uuid in self._known:
             self._last_run[extent.uuid] = time.time()
         self.look_again()
         segment, pool = extent.pool, extent.pool.partition("+")[0]
         whole = extent.state is ExtentState.READY and extent.charged_bytes == extent.size_bytes
         if not whole or segment not in self.segments():
-            return False
+            return
         if self._config.prefault.ready_percent < 100:
             there = [name for name in self.segments() if name.partition("+")[0] == pool]
-            held = sum(self.stock.held(name).total() for name in there)
-            if held + extent.size_bytes > self._most(pool):
-                return False
-        shares = tuple(extent.shares.items())
-        record = self._inventory.record(segment)
-        kept = ready.keep(record, extent.path, extent.policy, shares, Owner(extent.uuid, extent.alias))
-        if kept is not None:
-            self.stock.add(segment, kept)
-        return kept is not None
+            goal = sum(one.goal_bytes for name in there for one in self.stock.of(name))
+            if goal + extent.size_bytes > self._most(pool):
+                return
+        shares, owner = tuple(extent.shares.items()), Owner(extent.uuid, extent.alias)
+        if any(one.owner == owner for one in self.stock.of_domain_in(segment, extent.uuid)):
+            return  # made for it while it ran
+        begun = ready.begin(self._inventory.record(segment), extent.policy, shares, owner)
+        if begun is not None:
+            self.stock.add(segment, begun)
 
     # For pools that change
 

@@ -158,7 +158,7 @@ class Hotplug:
         memory = memory_of(live, device)
         async with self._lifecycle.turn(reservation.uuid):
             self._changes.running(reservation.uuid)
-            (extent,) = self._lifecycle.reserve_more(memory)
+            (extent,) = await self._lifecycle.reserve_more(memory)
         device = _fitting(device, extent)
         self._changes.busy.add(extent.id)
         try:

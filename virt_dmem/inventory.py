@@ -7,20 +7,38 @@ stay the guest's.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from virt_dmem import host, pools
 from virt_dmem.backends import backend
 from virt_dmem.config import Config
-from virt_dmem.errors import PoolBusy, PoolDraining, PoolNotFound
+from virt_dmem.errors import DmemError, PoolBusy, PoolDraining, PoolNotFound
 from virt_dmem.ipc.messages import NodeView, PoolView
 from virt_dmem.ledger import Ledger
 from virt_dmem.plan import PoolFree
 from virt_dmem.pools import PoolRecord
 from virt_dmem.units import format_size
 
-__all__ = ["Inventory"]
+__all__ = ["Inventory", "Withheld"]
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """Memory of a segment that was given back and is not known to have come back."""
+
+    size_bytes: int
+    nodes: Mapping[int, int]
+    """The most that may be missing of each node."""
+    since: float
+    """By the monotonic clock."""
+
+    def on(self, node: int) -> int:
+        """Return what is withheld of a node, in bytes."""
+        return min(self.size_bytes, self.nodes.get(node, 0))
 
 
 class Inventory:
@@ -30,18 +48,35 @@ class Inventory:
         self._config = config
         self._ledger = ledger
         self._records: dict[str, PoolRecord] = {}
+        self._damaged: Mapping[str, DmemError] = {}
         self._draining: set[str] = set()
         self._retiring: set[str] = set()
+        self._withheld: dict[str, Withheld] = {}
         self._slow_nodes = host.nodes_without_cpus()
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the records again; a pool that was drained stays so, as long as it exists."""
-        self._records = {record.name: record for record in pools.records(self._config)}
-        for gone in self._ledger.drained() - {record.pool for record in self._records.values()}:
+        """Read the records again, after a pool was made, changed or destroyed, or was not after all."""
+        self._retiring.clear()
+        self.read_records()
+
+    def read_records(self) -> None:
+        """Read the records again; one that cannot be read any more stays as it was read last.
+
+        A pool that was drained stays so, as long as it exists; one that is about to go stays that, too.
+        """
+        found, self._damaged = pools.readable(self._config)
+        names = {Path(path).stem for path in self._damaged}
+        kept = {name: record for name, record in self._records.items() if name in names}
+        self._records = kept | {record.name: record for record in found}
+        there = {record.pool for record in self._records.values()} | {name.partition("+")[0] for name in names}
+        for gone in self._ledger.drained() - there:
             self._ledger.set_drained(gone, drained=False)
         self._draining = self._ledger.drained()
-        self._retiring.clear()
+
+    def damaged(self) -> Mapping[str, DmemError]:
+        """Return why records of pools (by path) cannot be read."""
+        return self._damaged
 
     def read_nodes(self) -> None:
         """See again which nodes have CPUs."""
@@ -119,15 +154,42 @@ class Inventory:
         return {
             (name, node): size
             for name, record in self.ready().items()
-            for node, size in pools.capacity(record).items()
+            for node, size in self._capacity(record).items()
         }
+
+    def _capacity(self, record: PoolRecord) -> dict[int, int]:
+        withheld = self._withheld.get(record.name)
+        has = pools.capacity(record)
+        return {node: max(0, size - withheld.on(node)) for node, size in has.items()} if withheld else has
+
+    # What was given back and has not come back
+
+    def withhold(self, segment: str, shares: Mapping[int, int]) -> None:
+        """Give no memory in place of that which was given back (bytes by node) and may not have come back."""
+        before = self._withheld.get(segment) or Withheld(0, {}, time.monotonic())
+        nodes = Counter(before.nodes)
+        nodes.update(shares)
+        self._withheld[segment] = Withheld(before.size_bytes + sum(shares.values()), nodes, before.since)
+
+    def set_withheld(self, segment: str, size_bytes: int) -> None:
+        """Withhold so much of a segment. What nobody said the node of may be on any: it is withheld on each."""
+        before = self._withheld.pop(segment, None)
+        if size_bytes:
+            known = before is not None and size_bytes <= before.size_bytes
+            nodes = before.nodes if before and known else dict.fromkeys(self.nodes(segment), size_bytes)
+            since = before.since if before else time.monotonic()
+            self._withheld[segment] = Withheld(size_bytes, nodes, since)
+
+    def withheld(self) -> Mapping[str, Withheld]:
+        """Return what is withheld of each segment."""
+        return self._withheld
 
     def free_in(self, segment: str) -> dict[int, int]:
         """Return what of a segment is not reserved, in bytes by node."""
         record, reserved = self.record(segment), self._ledger.reserved()
         return {
             node: max(0, size - reserved.get((segment, node), 0)) if record.state == "ready" else 0
-            for node, size in sorted(pools.capacity(record).items())
+            for node, size in sorted(self._capacity(record).items())
         }
 
     def free(self) -> dict[str, PoolFree]:
@@ -192,7 +254,7 @@ class Inventory:
         capacity: Counter[int] = Counter()
         held: Counter[int] = Counter()
         for record in segments:
-            capacity.update(pools.capacity(record))
+            capacity.update(self._capacity(record))
             held.update({node: size for (name, node), size in reserved.items() if name == record.name})
         nodes = [
             NodeView(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
@@ -212,5 +274,10 @@ class Inventory:
             ready_goal_bytes=0,
             ready_most_bytes=0,
             ready_policy="off",
+            pinned_bytes=sum(
+                withheld.size_bytes
+                for record in segments
+                if (withheld := self._withheld.get(record.name)) is not None
+            ),
             nodes=nodes,
         )

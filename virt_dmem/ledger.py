@@ -11,22 +11,37 @@ failure could lose was memory that is gone as well.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from virt_dmem.errors import LedgerError, NotEnoughMemory
-from virt_dmem.ledger_file import SCHEMA_VERSION, migrate, open_file, version_of
+from virt_dmem.ledger_file import (
+    SCHEMA_VERSION,
+    Damaged,
+    damage_told,
+    has_our_schema,
+    migrate,
+    open_file,
+    require_sound,
+    salvage,
+    set_aside,
+    version_of,
+)
 from virt_dmem.plan import Plan
 from virt_dmem.records import Extent, ExtentState, Failure, Phase, Reservation, Standing, Step
 from virt_dmem.units import format_size
 
 __all__ = ["Ledger"]
+
+log = logging.getLogger(__name__)
 
 _EXTENT_COLUMNS = """
 extent.id, extent.uuid, alias, pool, path, size_bytes, page_size, policy, state, extent.boot_id, link, node, bytes
@@ -37,6 +52,7 @@ SELECT reservation.uuid, name, reservation.boot_id, phase, since, {_EXTENT_COLUM
 LEFT JOIN extent ON extent.uuid = reservation.uuid AND state != 'quarantined'
 LEFT JOIN share ON share.extent = extent.id
 """  # noqa: S608 -- of literals, as above
+_QUARANTINED = ExtentState.QUARANTINED
 _KEPT_STEPS = 100_000
 """So many steps, the newest, are remembered: those of some 10 000 starts."""
 
@@ -51,22 +67,50 @@ class Ledger:
         self._boot_id = boot_id
         self._path = path
         with self._explained():
-            self._db = open_file(path)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            version = version_of(self._db)
-            if version > SCHEMA_VERSION:
-                raise LedgerError(
-                    f"The ledger {path} has version {version}, and this virt-dmemd knows version {SCHEMA_VERSION}.",
-                    hint="Install the version of virt-dmem that wrote it, or put back the copy kept beside it.",
-                )
-            migrate(self._db, path)
+            self._db = self._open()
             self._count_charges()
             self._standings = {
                 uuid: Standing(Phase(phase), since)
                 for uuid, phase, since in self._db.execute("SELECT uuid, phase, since FROM reservation")
             }
+
+    def _open(self) -> sqlite3.Connection:
+        """Open the file; one that is damaged is set aside, for a new one that reconciling fills again."""
+        try:
+            return self._open_sound()
+        except Damaged as damage:
+            aside = set_aside(self._path)
+            log.error("the ledger was damaged (%s) and is now %s; a new one is begun", damage, aside)  # noqa: TRY400
+            database = self._open_sound()
+            salvage(aside, database)
+            return database
+
+    def _open_sound(self) -> sqlite3.Connection:
+        database = open_file(self._path)
+        try:
+            with damage_told():
+                version = version_of(database)
+                if version != SCHEMA_VERSION and has_our_schema(database):
+                    raise Damaged(f"it is not of version {version}")
+                if version > SCHEMA_VERSION:
+                    raise LedgerError(
+                        f"The ledger {self._path} has version {version}, and this virt-dmemd knows version"
+                        f" {SCHEMA_VERSION}.",
+                        hint="Install the version of virt-dmem that wrote it, or put back the copy kept beside it.",
+                    )
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = NORMAL")
+                database.execute("PRAGMA foreign_keys = ON")
+                migrate(database, self._path)
+                require_sound(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def set_aside(self) -> str:
+        """Return the path of the last damaged ledger that was set aside and not been removed yet; empty: none."""
+        return str(max(self._path.parent.glob(f"{self._path.name}.damaged-*"), default=""))
 
     def _count_charges(self) -> None:
         """Sum up anew what the triggers of the schema keep up to date, for others may have touched the file."""
@@ -190,6 +234,8 @@ class Ledger:
 
         :param name: The domain's; an extent in state ``QUARANTINED`` has none any more.
         """
+        if any(one.alias == extent.alias for one in self.extents_of(extent.uuid) if one.state is not _QUARANTINED):
+            extent = replace(extent, state=_QUARANTINED)  # two files of one backend: one is what is left of before
         standing = Standing(Phase.RUNNING, time.time())
         with self._transaction() as db:
             if extent.state is not ExtentState.QUARANTINED:
@@ -268,10 +314,10 @@ class Ledger:
         """Return every extent of a domain, in every state."""
         return self._extents("uuid = ?", uuid)
 
-    def paths_in(self, pool: str) -> set[str]:
-        """Return the path of every extent of a pool, in every state."""
+    def sizes_in(self, pool: str) -> dict[str, int]:
+        """Return the size in bytes of every extent of a pool, in every state, by its path."""
         with self._explained():
-            return {path for (path,) in self._db.execute("SELECT path FROM extent WHERE pool = ?", (pool,))}
+            return dict(self._db.execute("SELECT path, size_bytes FROM extent WHERE pool = ?", (pool,)).fetchall())
 
     def has_path(self, path: Path) -> bool:
         """Tell whether an extent, in whatever state, stands at a path."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ledger's file: its schema, and how a file of an earlier version becomes one of ours.
 
-Before a schema changes, the file as it was is kept beside it (``ledger.sqlite.v1-20260131T120000``).
+Before a schema changes, the file as it was is kept beside it (``ledger.sqlite.v1-20260131T120000``); so is one that
+is damaged (``ledger.sqlite.damaged-20260131T120000``).
 """
 
 from __future__ import annotations
@@ -10,9 +11,23 @@ import contextlib
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["SCHEMA_VERSION", "migrate", "open_file", "version_of"]
+from virt_dmem.records import ExtentState, Phase
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Damaged",
+    "damage_told",
+    "has_our_schema",
+    "migrate",
+    "open_file",
+    "require_sound",
+    "salvage",
+    "set_aside",
+    "version_of",
+]
 
 _MIGRATIONS = (
     """
@@ -60,11 +75,110 @@ is never changed, only added to: a file of any earlier version goes through all 
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 
+_PHASES, _STATES = (", ".join(f"'{kind.value}'" for kind in of) for of in (Phase, ExtentState))
+_IS_SOUND = {
+    "reservation": f"""typeof(uuid) = 'text' AND typeof(name) = 'text' AND typeof(boot_id) = 'text'
+        AND typeof(since) = 'real' AND phase IN ({_PHASES})""",
+    "extent": f"""typeof(uuid) = 'text' AND typeof(alias) = 'text' AND typeof(pool) = 'text'
+        AND typeof(boot_id) = 'text' AND typeof(path) = 'text' AND path LIKE '/%' AND typeof(link) = 'text'
+        AND typeof(size_bytes) = 'integer' AND size_bytes > 0 AND typeof(page_size) = 'integer' AND page_size > 0
+        AND policy IN ('none', 'bind', 'preferred', 'interleave')
+        AND state IN ({_STATES})
+        AND (state = 'quarantined' OR uuid IN (SELECT uuid FROM reservation))""",  # noqa: S608 -- of literals
+    "share": """typeof(node) = 'integer' AND typeof(bytes) = 'integer'
+        AND bytes BETWEEN 0 AND (SELECT size_bytes FROM extent WHERE id = share.extent)""",
+    "step": "typeof(uuid) = 'text' AND typeof(step) = 'text' AND typeof(at) = 'real' AND typeof(seconds) = 'real'",
+    "drained": "typeof(pool) = 'text'",
+    "paused": "typeof(what) = 'text' AND typeof(until) = 'real'",
+    "failure": "typeof(extent) = 'integer' AND typeof(domain) = 'text' AND typeof(what) = 'text'",
+}
+"""What each row of a table must be: SQLite itself takes anything, and one flipped bit makes anything of a row."""
+
+
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+"""Errors that are about what is in the file (https://sqlite.org/rescode.html)."""
+
+
+class Damaged(Exception):
+    """The file is no database, or no ledger of ours that can be trusted."""
+
+
 def open_file(path: Path) -> sqlite3.Connection:
     """Open the file, root's own, made if it is missing; SQLite gives its companions (``-wal``) the same mode."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     return sqlite3.connect(path, isolation_level=None)
+
+
+@contextlib.contextmanager
+def damage_told() -> Iterator[None]:
+    """Tell a file that is damaged from a disk that is full or does not answer, whatever is done with it here.
+
+    :raise Damaged: When SQLite's error is of the first kind.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:  # of what SQLite says
+        raise Damaged(str(error)) from error
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF in _DAMAGE:  # the rest of it says more exactly what
+            raise Damaged(str(error)) from error
+        raise
+
+
+def require_sound(database: sqlite3.Connection) -> None:
+    """Look at the whole file: its pages, and what stands in each row.
+
+    :raise Damaged: When something in it cannot be.
+    """
+    (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise Damaged(verdict)
+    if not has_our_schema(database):
+        raise Damaged("its tables are not those of a ledger")
+    for table, sound in _IS_SOUND.items():
+        (wrong,) = database.execute(
+            f"SELECT count(*) FROM {table} WHERE NOT coalesce({sound}, FALSE)"  # noqa: S608 -- of literals
+        ).fetchone()
+        if wrong:
+            raise Damaged(f"{wrong} rows of table {table} are not as they can be")
+        try:
+            for _ in database.execute(f"SELECT * FROM {table}"):  # noqa: S608 -- of literals
+                pass
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) is None:  # Python's own: text that is not UTF-8
+                raise Damaged(str(error)) from error
+            raise
+
+
+def has_our_schema(database: sqlite3.Connection) -> bool:
+    """Tell whether a file has the schema of our version, whatever version it says that it has."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as ours:
+        ours.executescript("".join(_MIGRATIONS))
+        return _schema_of(database) == _schema_of(ours)
+
+
+def _schema_of(database: sqlite3.Connection) -> list[tuple[str]]:
+    return database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY sql").fetchall()
+
+
+def salvage(aside: Path, database: sqlite3.Connection) -> None:
+    """Copy what an administrator said, as far as it can be read, from a damaged file to a new one."""
+    for table in ("drained", "paused"):
+        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError), contextlib.closing(sqlite3.connect(aside)) as damaged:
+            rows = damaged.execute(f"SELECT * FROM {table} WHERE {_IS_SOUND[table]}").fetchall()  # noqa: S608
+            for row in rows:
+                database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that is damaged, with what SQLite keeps beside it; return its new path."""
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    for companion in ("-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + companion).replace(aside.with_name(aside.name + companion))
+    path.replace(aside)
+    return aside
 
 
 def version_of(database: sqlite3.Connection) -> int:

@@ -24,12 +24,22 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from virt_dmem import apparmor, extents
+from virt_dmem.accounts import Accounts
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import DomainMemory
-from virt_dmem.errors import ExtentError, NotEnoughMemory, NotMapped, NotPermitted, NotRewritten, PrefaultFailed
+from virt_dmem.errors import (
+    DmemError,
+    ExtentError,
+    NotEnoughMemory,
+    NotMapped,
+    NotPermitted,
+    NotRewritten,
+    PrefaultFailed,
+)
 from virt_dmem.holding import Holding
 from virt_dmem.host import find_qemu
 from virt_dmem.inventory import Inventory
@@ -40,6 +50,7 @@ from virt_dmem.monitor_xml import socket_of
 from virt_dmem.plan import Plan, plan_domain
 from virt_dmem.prefault import Mode, Progress, prefault
 from virt_dmem.records import Extent, Part, Phase, Reservation, Step
+from virt_dmem.tries import Round
 from virt_dmem.units import format_size
 
 __all__ = ["Lifecycle", "Report", "Reporter", "qemu_user"]
@@ -57,6 +68,7 @@ class Report:
 
 
 Reporter = Callable[[Report], None]
+T = TypeVar("T")
 
 
 class Lifecycle:
@@ -67,6 +79,7 @@ class Lifecycle:
         self._ledger = ledger
         self._inventory = inventory
         self.holding = Holding(config, ledger, inventory)
+        self.accounts = Accounts(inventory, self.holding)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._broken: set[int] = set()
         self._steps: dict[str, list[Step]] = {}
@@ -90,7 +103,7 @@ class Lifecycle:
             if left_over:  # libvirtd died between its prepare and its QEMU: no hook was called for it
                 log.warning("%s: a reservation was left over from an interrupted start; freeing it", domain.name)
                 await self._give_back(left_over)
-            reservation = self._reserve(domain)
+            reservation = await self._reserve(domain)
             try:
                 await self.fill(reservation.extents, report)
             except BaseException:
@@ -142,6 +155,7 @@ class Lifecycle:
             for extent in reservation.extents:
                 extents.take_back(extent.path)
                 Path(extent.link).unlink(missing_ok=True)
+            await self.accounts.hold_to_size(reservation.extents)
             extents.close_socket(socket_of(domain.uuid))
             self._ledger.set_links({extent.id: "" for extent in reservation.extents})
             self._ledger.set_phase(domain.uuid, Phase.RUNNING)
@@ -176,13 +190,18 @@ class Lifecycle:
             if current and current.phase == reservation.phase and current.since == reservation.since:
                 await self._give_back(current)
 
-    async def retry_quarantined(self) -> list[Extent]:
+    async def retry_quarantined(self, tries: Round) -> list[Extent]:
         """Free the quarantined extents that nobody maps any more, and return them."""
         freed = []
         for extent in self._ledger.quarantined():
-            async with self.turn(extent.uuid):
-                if extent.id not in self._broken and not await self._in_use(extent) and await self._remove(extent):
-                    freed.append(extent)
+            with tries.trying(str(extent.path)):
+                async with self.turn(extent.uuid):
+                    if (
+                        extent.id not in self._broken
+                        and not await self._in_use(extent)
+                        and await self._remove(extent)
+                    ):
+                        freed.append(extent)
         return freed
 
     # For hotplug
@@ -191,13 +210,16 @@ class Lifecycle:
         """Return what keeps operations on a domain apart; never to be held across a call of libvirt."""
         return self._locks.setdefault(uuid, asyncio.Lock())  # goes when nobody holds it or waits
 
-    def reserve_more(self, domain: DomainMemory) -> tuple[Extent, ...]:
+    async def reserve_more(self, domain: DomainMemory) -> tuple[Extent, ...]:
         """Charge a domain that runs with memory backends more, of all that ``domain`` names.
 
         :raise NotEnoughMemory: When they do not fit.
         """
-        with self._planned(domain) as plan:
+
+        def reserve(plan: Plan) -> tuple[Extent, ...]:
             return self._ledger.reserve_more(plan, self._paths(plan), self._inventory.capacity())
+
+        return await self._planned(domain, reserve)
 
     async def free(self, extent: Extent) -> bool:
         """Remove an extent and its charge, unless a process still has it; return whether it is gone."""
@@ -241,22 +263,38 @@ class Lifecycle:
             )
         return reservation
 
-    def _reserve(self, domain: DomainMemory) -> Reservation:
-        with self._timed(domain.uuid, "prepare: plan and ledger"), self._planned(domain) as plan:
+    async def _reserve(self, domain: DomainMemory) -> Reservation:
+        def reserve(plan: Plan) -> None:
             self._ledger.reserve(plan, self._paths(plan), self._inventory.capacity())
+
+        with self._timed(domain.uuid, "prepare: plan and ledger"):
+            await self._planned(domain, reserve)
         reservation = self._ledger.find(domain.uuid)
         assert reservation is not None  # noqa: S101 -- it was just written
         return reservation
 
-    @contextmanager
-    def _planned(self, domain: DomainMemory) -> Iterator[Plan]:
+    async def _planned(self, domain: DomainMemory, reserve: Callable[[Plan], T]) -> T:
+        """Plan a domain and reserve that; a second time where what was withheld may have come back by now."""
         self._inventory.refuse_draining(domain.pool)
         try:
-            yield self.holding.plan(domain) or plan_domain(
+            return reserve(self._plan(domain))
+        except NotEnoughMemory:
+            withheld = list(self._inventory.withheld())
+            for segment in withheld:
+                await self.accounts.settle(segment)
+            if not withheld:
+                raise
+        return reserve(self._plan(domain))
+
+    def _plan(self, domain: DomainMemory) -> Plan:
+        try:
+            return self.holding.plan(domain) or plan_domain(
                 domain, self._inventory.free(), self._config.default_pool
             )
         except NotEnoughMemory as error:
-            raise NotEnoughMemory(error.message, hint=f"{self._largest_holder()}{error.hint}") from error
+            raise NotEnoughMemory(
+                error.message, hint=f"{self._largest_holder()}{self._pinned()}{error.hint}"
+            ) from error
 
     def _paths(self, plan: Plan) -> dict[str, Path]:
         """Choose a path for each extent that no quarantined extent of an earlier run still has."""
@@ -275,6 +313,13 @@ class Lifecycle:
         if largest is None:
             return ""
         return f"{largest.name} holds the most, {format_size(largest.size_bytes)}. "
+
+    def _pinned(self) -> str:
+        """Say what is free by the ledger and yet not to be had."""
+        return "".join(
+            f"{format_size(withheld.size_bytes)} of {segment} that guests gave back are pinned by a process. "
+            for segment, withheld in sorted(self._inventory.withheld().items())
+        )
 
     async def fill(self, wanted: Sequence[Extent], report: Reporter, *, gentle: bool = False) -> None:
         """Make extents and bring in all their memory; each is READY in the ledger when that is done.
@@ -339,7 +384,7 @@ class Lifecycle:
         :raise PrefaultFailed: When it could not be brought in.
         """
         total_bytes = total_bytes or extent.size_bytes
-        with self._timed(extent.uuid, f"prefault {extent.alias}"):
+        with self._timed(extent.uuid, f"prefault {extent.alias}"), self.accounts.growing(extent.pool):
             done_bytes += ready_bytes
             report(Report(f"prefaulting {extent.alias}", done_bytes, total_bytes))
             for part in extent.parts(ready_bytes):
@@ -390,17 +435,19 @@ class Lifecycle:
             )
 
     async def _give_back(self, reservation: Reservation) -> None:
+        """Free all extents of a domain; one that cannot be freed is kept aside, and harms no other."""
         for extent in reservation.extents:
-            if extent.link and Path(extent.link).is_symlink():
-                Path(extent.link).unlink(missing_ok=True)
-            if await self._in_use(extent):
+            try:
+                gone = await self.free(extent)
+                why = "a process still maps it"
+            except (DmemError, OSError) as error:
+                gone, why = False, str(error)
+            if not gone:
                 log.warning(
-                    "%s: %s of %s is still mapped by a process; kept aside until it is not",
-                    reservation.name, extent.alias, format_size(extent.size_bytes),
+                    "%s: %s of %s is kept aside: %s",
+                    reservation.name, extent.alias, format_size(extent.size_bytes), why,
                 )  # fmt: skip
                 self._ledger.quarantine(extent)
-            else:
-                await self._remove(extent)
         self._ledger.forget(reservation.uuid)
         self.holding.look_again()
 
@@ -412,7 +459,7 @@ class Lifecycle:
         return await asyncio.to_thread(extents.in_use, extent.path)
 
     async def _remove(self, extent: Extent) -> bool:
-        """Let go of an extent's file, then of its charge. Freeing many pages takes long: not in the event loop.
+        """Give an extent's memory back to the kernel, then let go of its file and of its charge.
 
         One whose memory may have failed is read and zeroed first; if that fails too it stays, quarantined, and
         False is returned.
@@ -430,9 +477,12 @@ class Lifecycle:
                 self._broken.add(extent.id)
                 self._ledger.quarantine(extent)
                 return False
-        if suspect or not self.holding.keep(extent):
-            await asyncio.to_thread(extents.remove, extent.path)
+        if extent.path.exists():
+            await self.accounts.give_back(extent)
+        await asyncio.to_thread(extents.remove, extent.path)
         self._ledger.forget_extent(extent)
+        if not suspect:
+            self.holding.given_back(extent)
         return True
 
 

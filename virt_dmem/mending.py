@@ -13,6 +13,7 @@ from virt_dmem import extents
 from virt_dmem.changes import Changes
 from virt_dmem.memory_devices import find_device, is_boot_backend
 from virt_dmem.records import Extent, ExtentState, Phase, Reservation
+from virt_dmem.tries import Round
 from virt_dmem.units import format_size
 from virt_dmem.virtio_mem import VirtioMem
 
@@ -36,19 +37,21 @@ class Mender:
         """Take note that a guest refused to let go of a device."""
         self._changes.refused.add((uuid, alias))
 
-    async def mend_host(self, *, dry_run: bool = False) -> list[str]:
+    async def mend_host(self, tries: Round, *, dry_run: bool = False) -> list[str]:
         """Come to an end with what can be told without libvirt; return what was done (``dry_run``: would be)."""
         actions = []
         for reservation in self._ledger.unsettled():
             for extent in reservation.extents:
                 if extent.id in self._changes.busy or extent.state not in _UNDER_WAY:
                     continue
-                if extent.path.exists() and await asyncio.to_thread(extents.in_use, extent.path):
-                    continue
-                why = "attaching was interrupted" if extent.state is ExtentState.PLANNED else "the guest has let go"
-                actions.append(f"free {_words(extent, reservation)}: {why}")
-                if not dry_run:
-                    await self._lifecycle.free(extent)
+                with tries.trying(str(extent.path)):
+                    if extent.path.exists() and await asyncio.to_thread(extents.in_use, extent.path):
+                        continue
+                    if not dry_run:
+                        await self._lifecycle.free(extent)
+                    planned = extent.state is ExtentState.PLANNED
+                    why = "attaching was interrupted" if planned else "the guest has let go"
+                    actions.append(f"free {_words(extent, reservation)}: {why}")
         return actions
 
     async def mend(self, uuid: str, why: str = "libvirt does not know it", *, dry_run: bool = False) -> list[str]:

@@ -140,6 +140,12 @@ class _State(Collector):
             "1 for the state of a pool: creating, mounting, ready, draining or destroying.",
             {("pool", "state"): states},
         )
+        pinned: dict[tuple[str, ...], float] = {(pool.name,): pool.pinned_bytes for pool in views}
+        yield _gauge(
+            "virt_dmem_pinned_bytes",
+            "Memory that guests gave back and that a process or device keeps pinned; not in capacity.",
+            {("pool",): pinned},
+        )
         quarantined: Count[str] = Count({pool.name: 0 for pool in views})
         for extent in self._ledger.quarantined():
             quarantined[extent.pool.partition("+")[0]] += extent.size_bytes

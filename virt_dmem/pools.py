@@ -31,7 +31,7 @@ from virt_dmem.errors import (
     PrefaultFailed,
     UsageError,
 )
-from virt_dmem.pool_records import NAME, choose, find, records, segments
+from virt_dmem.pool_records import NAME, choose, find, readable, records, segments
 from virt_dmem.ranges import Range
 from virt_dmem.units import format_size
 
@@ -44,6 +44,7 @@ __all__ = [
     "destroy",
     "find",
     "mount",
+    "readable",
     "records",
     "segments",
 ]

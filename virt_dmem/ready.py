@@ -4,18 +4,20 @@
 They lie in ``<mount>/.ready``. The name of each is the record of it, which lasts as long as its memory does and is
 changed by renaming, at once whatever happens; numbers in it are pages, in hexadecimal::
 
-    n200_bind_0=100,1=100_UUID_ALIAS    new: grows to its shares, and is clean as far as it goes
-    u0_bind_0=200_UUID_ALIAS            used: whole, but the bytes of a guest are in it beyond what is clean
+    n200_bind_0=100,1=100_UUID_ALIAS    grows to its shares, and is clean as far as it goes
 
-``UUID`` and ``ALIAS`` are of the memory backend that it was made for, or that had it; another one may take it.
-What a crash leaves of a new one beyond its clean part is cut off before it is touched again.
+``UUID`` and ``ALIAS`` are of the memory backend that it was made for; another one may take it. All of its memory
+came from the kernel, which zeroed it: no file that a guest had ever becomes one of these. What a crash leaves
+beyond the clean part is cut off before it is touched again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +41,6 @@ __all__ = [
     "clear",
     "cut",
     "is_foreseen",
-    "keep",
     "listed",
     "longest",
     "next_chunk",
@@ -48,9 +49,11 @@ __all__ = [
     "take",
 ]
 
+log = logging.getLogger(__name__)
+
 DIRECTORY = ".ready"
 _NAME = re.compile(
-    r"(?P<kind>[nu])(?P<clean>[0-9a-f]+)_(?P<policy>none|bind|preferred|interleave)"
+    r"n(?P<clean>[0-9a-f]+)_(?P<policy>none|bind|preferred|interleave)"
     r"_(?P<shares>-?\d+=[0-9a-f]+(,-?\d+=[0-9a-f]+)*)_(?P<uuid>[0-9a-f-]{36})_(?P<alias>[^/]+)"
 )
 _LONGEST_NAME = 255
@@ -71,8 +74,6 @@ class ReadyExtent:
     """One file; ``clean_bytes`` of it are there and zero, from its beginning on."""
 
     directory: Path
-    used: bool
-    """A guest had it: all of it is there, and its bytes are the guest's beyond what is clean."""
     clean_bytes: int
     policy: str
     shares: Shares
@@ -84,19 +85,13 @@ class ReadyExtent:
     def path(self) -> Path:
         """Where it stands."""
         shares = ",".join(f"{node}={size // self.page_size:x}" for node, size in self.shares)
-        kind = "u" if self.used else "n"
         clean = self.clean_bytes // self.page_size
-        return self.directory / f"{kind}{clean:x}_{self.policy}_{shares}_{self.owner.uuid}_{self.owner.alias}"
+        return self.directory / f"n{clean:x}_{self.policy}_{shares}_{self.owner.uuid}_{self.owner.alias}"
 
     @property
     def goal_bytes(self) -> int:
         """How much is clean when it is done."""
         return sum(size for _, size in self.shares)
-
-    @property
-    def held_bytes(self) -> int:
-        """How much memory of the pool it has now."""
-        return self.goal_bytes if self.used else self.clean_bytes
 
     @property
     def is_done(self) -> bool:
@@ -119,9 +114,9 @@ def by_node(some: Iterable[ReadyExtent]) -> Counter[int]:
     held: Counter[int] = Counter()
     for extent in some:
         if extent.policy != "interleave":
-            held.update(dict(prefix(extent.shares, extent.held_bytes)))
+            held.update(dict(prefix(extent.shares, extent.clean_bytes)))
             continue
-        pages, more = divmod(extent.held_bytes // extent.page_size, len(extent.shares))
+        pages, more = divmod(extent.clean_bytes // extent.page_size, len(extent.shares))
         held.update(
             {node: (pages + (at < more)) * extent.page_size for at, (node, _) in enumerate(sorted(extent.shares))}
         )
@@ -134,13 +129,22 @@ def listed(record: PoolRecord) -> list[ReadyExtent]:
     found = []
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         extent = _read(path, record.page_size)
-        if extent is None or path.stat().st_size != extent.held_bytes:
-            if extent is None or extent.used or path.stat().st_size < extent.held_bytes:
-                path.unlink()
-                continue
-            os.truncate(path, extent.held_bytes)
+        there = path.lstat()
+        if not stat.S_ISREG(there.st_mode) or extent is None or there.st_size < extent.clean_bytes:
+            _discard(path)
+            continue
+        if there.st_size > extent.clean_bytes:
+            os.truncate(path, extent.clean_bytes)
         found.append(extent)
     return found
+
+
+def _discard(path: Path) -> None:
+    """Remove what is no record; what cannot be is left, and counted as nobody's by who adds up the files."""
+    try:
+        path.unlink()
+    except OSError as error:
+        log.warning("%r cannot be removed from the pre-zeroed memory: %s", str(path), error)
 
 
 def _read(path: Path, page_size: int) -> ReadyExtent | None:
@@ -151,38 +155,24 @@ def _read(path: Path, page_size: int) -> ReadyExtent | None:
         (int(node), int(pages, 16) * page_size)
         for node, pages in (share.split("=") for share in match["shares"].split(","))
     )
-    return ReadyExtent(
+    extent = ReadyExtent(
         directory=path.parent,
-        used=match["kind"] == "u",
         clean_bytes=int(match["clean"], 16) * page_size,
         policy=match["policy"],
         shares=shares,
         owner=Owner(match["uuid"], match["alias"]),
         page_size=page_size,
     )
+    return extent if extent.clean_bytes <= extent.goal_bytes else None
 
 
 def begin(record: PoolRecord, policy: str, shares: Shares, owner: Owner) -> ReadyExtent | None:
     """Make the file of a new one, with nothing in it yet; ``None`` where it has too many nodes to be named."""
-    extent = ReadyExtent(Path(record.mount, DIRECTORY), False, 0, policy, shares, owner, record.page_size)
+    extent = ReadyExtent(Path(record.mount, DIRECTORY), 0, policy, shares, owner, record.page_size)
     if len(extent.path.name) > _LONGEST_NAME:
         return None
     extent.directory.mkdir(mode=0o700, exist_ok=True)
     os.close(os.open(extent.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    return extent
-
-
-def keep(record: PoolRecord, path: Path, policy: str, shares: Shares, owner: Owner) -> ReadyExtent | None:
-    """Take over the file of an extent that a guest had; ``None`` where it is not there, or cannot be named.
-
-    Nor where the name is taken, by what the same domain had before: that may just be being zeroed.
-    """
-    extent = ReadyExtent(Path(record.mount, DIRECTORY), True, 0, policy, shares, owner, record.page_size)
-    if len(extent.path.name) > _LONGEST_NAME or not path.exists() or extent.path.exists():
-        return None
-    extent.directory.mkdir(mode=0o700, exist_ok=True)
-    path.rename(extent.path)
-    extents.remove(path)  # and with it the directory, where it was the domain's last
     return extent
 
 
@@ -201,9 +191,8 @@ async def clean_more(
     """
     offset = extent.clean_bytes
     size, policy, nodes = next_chunk(extent, most_bytes)
-    if not extent.used:
-        os.truncate(extent.path, offset)
-        os.truncate(extent.path, offset + size)
+    os.truncate(extent.path, offset)
+    os.truncate(extent.path, offset + size)
     try:
         steps = prefault(
             extent.path,
@@ -213,7 +202,6 @@ async def clean_more(
             policy=policy,
             nodes=nodes,
             threads=threads,
-            mode="zero" if extent.used else "populate",
             helper=helper,
             gentle=True,
         )
@@ -221,8 +209,7 @@ async def clean_more(
             async for _ in steps:
                 pass
     except BaseException:
-        if not extent.used:
-            os.truncate(extent.path, offset)
+        os.truncate(extent.path, offset)
         raise
     return _renamed(extent, replace(extent, clean_bytes=offset + size))
 
@@ -252,7 +239,7 @@ def cut(extent: ReadyExtent, size_bytes: int) -> ReadyExtent | None:
     if after is None or not extent.path.exists():  # somebody else emptied the pool
         extent.path.unlink(missing_ok=True)
         return None
-    os.truncate(extent.path, after.held_bytes)
+    os.truncate(extent.path, after.clean_bytes)
     return _renamed(extent, after)
 
 
@@ -261,17 +248,16 @@ def shortened(extent: ReadyExtent, size_bytes: int) -> ReadyExtent | None:
 
     An interleaved one goes as a whole: what its first part has of each node depends on all of it.
     """
-    if size_bytes <= 0 or (extent.policy == "interleave" and size_bytes < extent.held_bytes):
+    if size_bytes <= 0 or (extent.policy == "interleave" and size_bytes < extent.clean_bytes):
         return None
-    return replace(
-        extent, clean_bytes=min(extent.clean_bytes, size_bytes), shares=prefix(extent.shares, size_bytes)
-    )
+    clean_bytes = min(extent.clean_bytes, size_bytes)
+    return replace(extent, clean_bytes=clean_bytes, shares=prefix(extent.shares, size_bytes))
 
 
 def take(extent: ReadyExtent, path: Path, size_bytes: int) -> int:
     """Make a ready extent the file at ``path``, of ``size_bytes``; return how much of it is there and clean.
 
-    What lies beyond its clean part is given back to the pool, so nothing of a guest can be left in it.
+    What lies beyond that is given back to the pool: a chunk that was cut short may have left it.
 
     :raise FileNotFoundError: When it is not there: somebody else emptied the pool.
     :raise ExtentError: When it cannot be done.
@@ -318,9 +304,9 @@ def _nodes(shares: Shares) -> list[int]:
 def longest(extent: ReadyExtent, too_much: Mapping[int, int]) -> int:
     """Return how much may stay of one so that so much less of each node is held; at best nothing of it goes."""
     if extent.policy == "interleave":
-        return 0 if any(node in too_much for node, _ in extent.shares) else extent.held_bytes
+        return 0 if any(node in too_much for node, _ in extent.shares) else extent.clean_bytes
     stays = offset = 0
-    for node, size in prefix(extent.shares, extent.held_bytes):
+    for node, size in prefix(extent.shares, extent.clean_bytes):
         stays = offset + size
         if node in too_much:
             stays = offset + max(0, size - too_much[node])

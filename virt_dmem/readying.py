@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bring in and zero, in the background and chunk by chunk, the memory that the next domains will ask for.
+"""Bring in, in the background and chunk by chunk, the memory that the next domains will ask for.
 
-First what guests had is zeroed, then what is wished is brought in, then the rest is held where its node needs it.
-Only while nobody on the host waits for it: a share of the CPUs, at the lowest priority, and none of them under
-pressure (Documentation/accounting/psi.rst).
+The kernel zeroes it. First comes what is wished, then what was begun when a guest ended, then the rest is held
+where its node needs it. Only while nobody on the host waits for it: a share of the CPUs, at the lowest priority,
+and none of them under pressure (Documentation/accounting/psi.rst).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -59,33 +60,37 @@ class Readying:
         await self._holding.wish_anew()
         if self._is_busy():
             await self._relieve()
-        elif await self._zero_step() or await self._wish_step():
+        elif await self._wish_step() or await self._unfinished_step():
             return True
         return await self._ballast_step()
 
-    async def _zero_step(self) -> bool:
-        """Zero a chunk of what guests had, the likeliest to be needed first."""
-        stock = self._holding.stock
+    async def _unfinished_step(self) -> bool:
+        """Bring in a chunk more of what was begun when a guest ended, the likeliest to be needed first.
+
+        What finds no room and was begun for a domain that may never start again is forgotten.
+        """
+        holding, stock = self._holding, self._holding.stock
         found = [
             (segment, extent)
-            for segment in self._holding.segments()
+            for segment in holding.segments()
+            if not self._has_just_failed(segment)
             for extent in stock.of(segment)
-            if extent.used and not extent.is_done
+            if not extent.is_done
         ]
         for segment, extent in sorted(found, key=lambda item: -stock.likelihood(item[1].owner.uuid)):
-            async with self._holding.locks[segment]:
-                if not stock.has(segment, extent):  # a domain that starts was quicker
-                    return True
-                chunk = self._clean_more(segment, extent, {})
-            return await self._outcome(segment, extent, chunk)
+            if await self._grow(segment, extent):
+                return True
+            if not extent.clean_bytes and stock.likelihood(extent.owner.uuid) < 0:
+                async with holding.locks[segment]:
+                    if stock.has(segment, extent):
+                        await holding.cut(segment, [(extent, 0)])
         return False
 
     async def _wish_step(self) -> bool:
         """Bring in a chunk of what is wished."""
         for wish in self._holding.wished():
             segment, made = wish.extent.pool, self._holding.made_for(wish)
-            failed_at = self._failed_at.get(segment, -_AGAIN_SECONDS)
-            if (made is not None and made.is_done) or time.monotonic() < failed_at + _AGAIN_SECONDS:
+            if (made is not None and made.is_done) or self._has_just_failed(segment):
                 continue
             if segment not in self._holding.segments():  # any more
                 continue
@@ -98,6 +103,9 @@ class Readying:
             if await self._grow(segment, made):
                 return True
         return False
+
+    def _has_just_failed(self, segment: str) -> bool:
+        return time.monotonic() < self._failed_at.get(segment, -math.inf) + _AGAIN_SECONDS
 
     async def _grow(self, segment: str, extent: ReadyExtent) -> bool:
         """Let a new extent have a chunk more, if need be at the cost of less likely ones; return whether it may."""
@@ -204,7 +212,7 @@ class Readying:
         ]
         for _, segment, extent in sorted(found, key=lambda item: item[0])[:1]:
             log.info("pool %s: the host lacks memory; %s of ready memory given back", segment,
-                     format_size(extent.held_bytes))  # fmt: skip
+                     format_size(extent.clean_bytes))  # fmt: skip
             async with holding.locks[segment]:
                 await holding.chunks.stop(segment)
                 await holding.cut(segment, [(extent, 0)])

@@ -10,11 +10,11 @@ appears, with all its active domains listed anew. Each returns a sentence for ev
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from virt_dmem import extents, host
+from virt_dmem import extents, host, segment_files
 from virt_dmem.backends import backend
 from virt_dmem.config import Config
 from virt_dmem.inventory import Inventory
@@ -25,56 +25,90 @@ from virt_dmem.mending import Mender
 from virt_dmem.plan import NO_NODE
 from virt_dmem.pools import PoolRecord
 from virt_dmem.records import Extent, ExtentState
+from virt_dmem.tries import Round
 from virt_dmem.units import format_size
 
-__all__ = ["from_host", "from_libvirt"]
+__all__ = ["Reality", "from_host", "from_libvirt"]
 
 
-async def from_host(
-    config: Config,
-    ledger: Ledger,
-    inventory: Inventory,
-    lifecycle: Lifecycle,
-    *,
-    mender: Mender,
-    boot_id: str,
-    dry_run: bool = False,
-) -> list[str]:
+@dataclass(frozen=True)
+class Reality:
+    """What is reconciled with each other, and how: each item by itself; what fails is in ``tries``."""
+
+    config: Config
+    ledger: Ledger
+    inventory: Inventory
+    lifecycle: Lifecycle
+    mender: Mender
+    boot_id: str
+    tries: Round
+    dry_run: bool = False
+
+
+async def from_host(now: Reality) -> list[str]:
     """Mend what can be told without libvirt: earlier boots, interrupted preparations, files and links of nobody."""
-    actions = _forget_earlier_boots(ledger, boot_id, dry_run=dry_run)
-    for reservation in ledger.interrupted(boot_id):
-        if lifecycle.is_serving(reservation.uuid):  # a start that goes on
-            continue
-        actions.append(
-            f"free {format_size(reservation.size_bytes)} of {reservation.name}:"
-            f" interrupted while {reservation.phase.value}"
-        )
-        if not dry_run:
-            await lifecycle.abandon(reservation)
-    actions += await mender.mend_host(dry_run=dry_run)
-    actions += await _adopt_or_remove_strangers(ledger, inventory, boot_id, dry_run=dry_run)
-    for link in await asyncio.to_thread(dangling_links, config.libvirt, config.pools_dir):
-        if is_dangling(link, config.pools_dir):  # still: a domain may start meanwhile
-            actions.append(f"remove the link {link}: what it leads to is gone")
-            if not dry_run:
-                link.unlink(missing_ok=True)
-    if not dry_run:
-        freed = await lifecycle.retry_quarantined()
-        actions += [
-            f"free {format_size(extent.size_bytes)} at {extent.path}: nobody maps it now" for extent in freed
-        ]
+    actions: list[str] = []
+    with now.tries.trying("the ledger's rows of earlier boots"):
+        actions += _forget_earlier_boots(now)
+    with now.tries.trying("records of pools"):
+        _read_damaged_again(now)
+    with now.tries.trying("interrupted preparations"):
+        actions += await _free_interrupted(now)
+    with now.tries.trying("memory devices"):
+        actions += await now.mender.mend_host(now.tries, dry_run=now.dry_run)
+    held: set[str] = set()
+    for name in now.inventory.ready():
+        with now.tries.trying(f"pool {name}"):
+            actions += await _segment(now, name)
+            held.update(now.ledger.sizes_in(name))
+    now.lifecycle.accounts.forget_enlarged(held)
+    with now.tries.trying("links in libvirt's directories"):
+        actions += await _remove_dangling_links(now)
+    if not now.dry_run:
+        with now.tries.trying("quarantined extents"):
+            actions += [
+                f"free {format_size(extent.size_bytes)} at {extent.path}: nobody maps it now"
+                for extent in await now.lifecycle.retry_quarantined(now.tries)
+            ]
     return actions
 
 
-async def from_libvirt(
-    ledger: Ledger,
-    lifecycle: Lifecycle,
-    mender: Mender,
-    active: Collection[str],
-    listed_at: float,
-    *,
-    dry_run: bool = False,
-) -> list[str]:
+def _read_damaged_again(now: Reality) -> None:
+    if not now.inventory.damaged():
+        return
+    now.inventory.read_records()
+    for path, why in now.inventory.damaged().items():
+        with now.tries.trying(path):
+            raise why
+
+
+async def _free_interrupted(now: Reality) -> list[str]:
+    actions = []
+    for reservation in now.ledger.interrupted(now.boot_id):
+        if now.lifecycle.is_serving(reservation.uuid):  # a start that goes on
+            continue
+        with now.tries.trying(f"domain {reservation.uuid}"):
+            if not now.dry_run:
+                await now.lifecycle.abandon(reservation)
+            actions.append(
+                f"free {format_size(reservation.size_bytes)} of {reservation.name}:"
+                f" interrupted while {reservation.phase.value}"
+            )
+    return actions
+
+
+async def _remove_dangling_links(now: Reality) -> list[str]:
+    actions = []
+    for link in await asyncio.to_thread(dangling_links, now.config.libvirt, now.config.pools_dir):
+        with now.tries.trying(str(link)):
+            if is_dangling(link, now.config.pools_dir):  # still: a domain may start meanwhile
+                if not now.dry_run:
+                    link.unlink(missing_ok=True)
+                actions.append(f"remove the link {link}: what it leads to is gone")
+    return actions
+
+
+async def from_libvirt(now: Reality, active: Collection[str], listed_at: float) -> list[str]:
     """Free what is held for domains that do not run; come to an end with what was attached or detached.
 
     A domain is active for libvirt from before its ``prepare`` hook on (``qemuProcessInit`` gives it its id).
@@ -83,75 +117,74 @@ async def from_libvirt(
     :param listed_at: When libvirt was asked (seconds since the epoch); what changed since then is left alone.
     """
     actions = []
-    for reservation in list(ledger.reservations()):
-        if reservation.uuid in active:
-            actions += await mender.mend(reservation.uuid, dry_run=dry_run)
-        if reservation.uuid in active or reservation.since >= listed_at or lifecycle.is_serving(reservation.uuid):
-            continue
-        actions.append(f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain does not run")
-        if not dry_run:
-            await lifecycle.abandon(reservation)
+    for reservation in list(now.ledger.reservations()):
+        with now.tries.trying(f"domain {reservation.uuid}"):
+            if reservation.uuid in active:
+                actions += await now.mender.mend(reservation.uuid, dry_run=now.dry_run)
+                continue
+            if reservation.since >= listed_at or now.lifecycle.is_serving(reservation.uuid):
+                continue
+            if not now.dry_run:
+                await now.lifecycle.abandon(reservation)
+            actions.append(
+                f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain does not run"
+            )
     return actions
 
 
-def _forget_earlier_boots(ledger: Ledger, boot_id: str, *, dry_run: bool) -> list[str]:
-    actions = []
-    stale = {item.pool for item in ledger.quarantined() if item.boot_id != boot_id}
+def _forget_earlier_boots(now: Reality) -> list[str]:
+    actions, ledger = [], now.ledger
+    stale = {item.pool for item in ledger.quarantined() if item.boot_id != now.boot_id}
     for extent in ledger.quarantined():
-        if extent.boot_id != boot_id and not dry_run:
+        if extent.boot_id != now.boot_id and not now.dry_run:
             ledger.forget_extent(extent)
     if stale:
         actions.append(f"forget quarantined extents of an earlier boot in {', '.join(sorted(stale))}")
-    for reservation in ledger.of_other_boots(boot_id):
+    for reservation in ledger.of_other_boots(now.boot_id):
         actions.append(f"forget the reservation of {reservation.name}: its memory went with an earlier boot")
-        if not dry_run:
+        if not now.dry_run:
             for extent in reservation.extents:
                 ledger.forget_extent(extent)
             ledger.forget(reservation.uuid)
     return actions
 
 
-async def _adopt_or_remove_strangers(
-    ledger: Ledger, inventory: Inventory, boot_id: str, *, dry_run: bool
-) -> list[str]:
-    """Charge files that no row of the ledger knows and a process maps; remove those that nobody has open."""
+async def _segment(now: Reality, name: str) -> list[str]:
+    """Hold the files of a segment against the ledger: those of nobody, those too large, and memory in no file."""
+    record = now.inventory.record(name)
+    if not Path(record.mount).is_mount():
+        return []
+    use = await asyncio.to_thread(segment_files.look, record.mount)
+    held = now.ledger.sizes_in(name)  # asked after that: a file that is there has had its row before
     actions = []
-    for name, record in inventory.ready().items():
-        there = await asyncio.to_thread(_files_of_domains, record.mount)
-        # asked after that: a file that is there has had its row before
-        for path in map(Path, sorted(there - ledger.paths_in(name))):
-            if path.is_symlink() or not path.is_file():
-                continue
-            if not extents.in_use(path):
-                actions.append(f"remove {path}: no reservation knows it")
-                if not dry_run:
-                    extents.remove(path)
-                continue
-            extent, domain = _foundling(path, record, boot_id, set(inventory.nodes(name)))
-            holder = f"the running domain {domain}" if domain else "no domain; kept until nobody maps it"
-            actions.append(
-                f"charge {format_size(extent.size_bytes)} at {path}, which the ledger had lost, to {holder}"
-            )
-            if not dry_run:
-                ledger.adopt(extent, domain)
+    for path in sorted(_of_domains(use.files, record.mount) - held.keys()):
+        with now.tries.trying(path):
+            actions += await _stranger(now, record, Path(path))
+    if not now.dry_run:
+        actions += await now.lifecycle.accounts.cut_surplus(name, use, held, now.tries)
+        await now.lifecycle.accounts.audit(name, use)
     return actions
 
 
-def _files_of_domains(mount: str) -> set[str]:
-    """Return the paths of all files that domains have, or had, in a segment."""
-    return {
-        os.path.join(mount, directory, name)  # noqa: PTH118 -- a Path takes ten times as long, and there are many
-        for directory in os.listdir(mount)  # noqa: PTH208
-        if directory.startswith("libvirt-")
-        for name in _names_in(os.path.join(mount, directory))  # noqa: PTH118
-    }
+def _of_domains(paths: Iterable[str], mount: str) -> set[str]:
+    start = f"{mount}/libvirt-"
+    return {path for path in paths if path.startswith(start)}
 
 
-def _names_in(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)  # noqa: PTH208
-    except (FileNotFoundError, NotADirectoryError):
+async def _stranger(now: Reality, record: PoolRecord, path: Path) -> list[str]:
+    """Charge a file that no row of the ledger knows and a process maps; remove one that nobody has open."""
+    if path.is_symlink() or not path.is_file():
         return []
+    if not await asyncio.to_thread(extents.in_use, path):
+        if not now.dry_run:
+            await asyncio.to_thread(extents.remove, path)
+        return [f"remove {path}: no reservation knows it"]
+    nodes = set(now.inventory.nodes(record.name))
+    extent, domain = await asyncio.to_thread(_foundling, path, record, now.boot_id, nodes)
+    holder = f"the running domain {domain}" if domain else "no domain; kept until nobody maps it"
+    if not now.dry_run:
+        now.ledger.adopt(extent, domain)
+    return [f"charge {format_size(extent.size_bytes)} at {path}, which the ledger had lost, to {holder}"]
 
 
 def _foundling(path: Path, record: PoolRecord, boot_id: str, nodes: set[int]) -> tuple[Extent, str]:

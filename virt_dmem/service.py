@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from virt_dmem import incoming, postcopy, reconcile
-from virt_dmem.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL
+from virt_dmem.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL, RECONCILE_FAILED
 from virt_dmem.changes import Changes
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import is_managed, read_domain, read_uuid
@@ -41,7 +41,9 @@ from virt_dmem.mending import Mender
 from virt_dmem.metrics import Metrics
 from virt_dmem.qmp import Monitors
 from virt_dmem.readying import Readying
+from virt_dmem.reconcile import Reality
 from virt_dmem.records import Phase, Reservation, Step
+from virt_dmem.tries import Round, Tries
 from virt_dmem.virtio_mem import VirtioMem
 from virt_dmem.watch import APPLY, Watch
 
@@ -68,7 +70,8 @@ class Service:
         self._virtio_mem = VirtioMem(self._changes)
         self._hotplug = Hotplug(self._changes, self._virtio_mem, self.monitors)
         self._mender = Mender(self._changes, self._virtio_mem)
-        self.watch = Watch(config, self._ledger, self._inventory)
+        self.tries = Tries()
+        self.watch = Watch(config, self._ledger, self._inventory, self._lifecycle.accounts, self.tries)
         self.metrics = Metrics(config, self._ledger, self.holding, self.watch)
         self.on_resume: Callable[[], None] = lambda: None
         """Called when automatic apply goes on: all that was defined meanwhile is to be looked at."""
@@ -233,7 +236,7 @@ class Service:
 
         :raise PoolBusy: When domains hold memory of it.
         """
-        self._inventory.refresh()
+        self._inventory.read_records()
         self._inventory.retire(name)
         await self.holding.at_rest()
 
@@ -246,9 +249,23 @@ class Service:
 
         :raise PoolNotFound: When there is none.
         """
-        self._inventory.refresh()
+        self._inventory.read_records()
         self._inventory.drain(name, undo=undo)
         self.holding.look_again()
+
+    async def settle(self) -> None:
+        """Find out what of the memory that guests gave back has come back by now."""
+        accounts = self._lifecycle.accounts
+        accounts.unsettled.clear()
+        with self.tries.round("settle") as tries:
+            for segment in list(self._inventory.withheld()):
+                with tries.trying(f"pool {segment}"):
+                    await accounts.settle(segment)
+        self.watch.changed.set()
+
+    async def wait_unsettled(self) -> None:
+        """Wait until something was given back that has not surely come back."""
+        await self._lifecycle.accounts.unsettled.wait()
 
     def list_alerts(self) -> list[AlertView]:
         """Return what is not as it should be now."""
@@ -280,7 +297,7 @@ class Service:
 
         :raise HypervisorError: When libvirt does not answer; what needs no libvirt is done by then.
         """
-        self._inventory.refresh()
+        self._inventory.read_records()
         actions = await self.reconcile_host(dry_run=dry_run)
 
         def listed() -> list[DomainInfo]:
@@ -290,22 +307,15 @@ class Service:
         listed_at = time.time()
         domains = await asyncio.to_thread(listed)
         actions += await self.reconcile_domains(domains, listed_at, dry_run=dry_run)
-        left = (GUEST_OUTSIDE_POOL, EXTENT_QUARANTINED)
+        left = (GUEST_OUTSIDE_POOL, EXTENT_QUARANTINED, RECONCILE_FAILED)
         return actions + [
             f"leave as it is: {alert.message} {alert.hint}" for alert in self.watch.look() if alert.code in left
         ]
 
     async def reconcile_host(self, *, dry_run: bool = False) -> list[str]:
         """Mend what can be told without libvirt."""
-        actions = await reconcile.from_host(
-            self._config,
-            self._ledger,
-            self._inventory,
-            self._lifecycle,
-            mender=self._mender,
-            boot_id=self._boot_id,
-            dry_run=dry_run,
-        )
+        with self.tries.round("host") as tries:
+            actions = await reconcile.from_host(self._reality(tries, dry_run=dry_run))
         self.metrics.reconciled.labels("host").inc(0 if dry_run else len(actions))
         return actions
 
@@ -314,11 +324,22 @@ class Service:
     ) -> list[str]:
         """Mend what libvirt's list of domains tells, asked for at ``listed_at`` (seconds since the epoch)."""
         active = {domain.uuid for domain in domains if domain.active}
-        actions = await reconcile.from_libvirt(
-            self._ledger, self._lifecycle, self._mender, active, listed_at, dry_run=dry_run
-        )
+        with self.tries.round("libvirt") as tries:
+            actions = await reconcile.from_libvirt(self._reality(tries, dry_run=dry_run), active, listed_at)
         self.metrics.reconciled.labels("libvirt").inc(0 if dry_run else len(actions))
         return actions
+
+    def _reality(self, tries: Round, *, dry_run: bool) -> Reality:
+        return Reality(
+            config=self._config,
+            ledger=self._ledger,
+            inventory=self._inventory,
+            lifecycle=self._lifecycle,
+            mender=self._mender,
+            boot_id=self._boot_id,
+            tries=tries,
+            dry_run=dry_run,
+        )
 
     async def close(self) -> None:
         """Give up what goes on, and close the ledger."""

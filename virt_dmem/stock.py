@@ -102,7 +102,7 @@ class Stock:
             if not too_much or (below is not None and self.likelihood(extent.owner.uuid) >= below):
                 break
             stays = ready.longest(extent, too_much)
-            if stays < extent.held_bytes:
+            if stays < extent.clean_bytes:
                 found.append((extent, stays))
                 after = ready.shortened(extent, stays)
                 held.subtract(ready.by_node([extent]))

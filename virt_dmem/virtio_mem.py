@@ -159,6 +159,8 @@ class VirtioMem:
     def _charge(self, extent: Extent, size_bytes: int) -> None:
         """Charge so much, whatever the pool has; of several nodes nobody knows which gave it: then all of it."""
         if len(extent.shares) == 1:
+            charged_bytes = (self._changes.now(extent) or extent).charged_bytes
+            self._lifecycle.accounts.doubt(extent, charged_bytes - size_bytes)
             self._ledger.recharge(extent, _shares(extent, size_bytes))
 
 

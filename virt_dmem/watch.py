@@ -10,11 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from virt_dmem import alerts, host
+from virt_dmem.accounts import Accounts
 from virt_dmem.config import Config
 from virt_dmem.guests import Guest
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import AlertView
 from virt_dmem.ledger import Ledger
+from virt_dmem.tries import Tries
 
 __all__ = ["APPLY", "Watch"]
 
@@ -24,10 +26,18 @@ APPLY = "apply"
 """What ``pause-apply`` pauses, in the ledger."""
 
 
+PINNED_SECONDS = 5.0
+"""io_uring gives its buffers back in a worker, about a second after the process that had them."""
+
+
 class Watch:
     """What libvirt said of guests, and the alerts that follow from it and from all else that is known."""
 
-    def __init__(self, config: Config, ledger: Ledger, inventory: Inventory) -> None:
+    def __init__(
+        self, config: Config, ledger: Ledger, inventory: Inventory, accounts: Accounts, tries: Tries
+    ) -> None:
+        self._accounts = accounts
+        self._tries = tries
         self._config = config
         self._ledger = ledger
         self._inventory = inventory
@@ -94,11 +104,21 @@ class Watch:
             quarantined=self._ledger.quarantined(),
             capacity=self._inventory.capacity(),
             reserved=self._ledger.reserved(),
+            pinned=self._pinned(),
+            enlarged=self._accounts.enlarged,
+            failed=self._tries.failed(),
+            damaged_ledger=self._ledger.set_aside(),
             failures=self._ledger.failures(),
             fights=self._fights,
             paused_until=self._ledger.paused_until(APPLY),
             is_alive=self._is_alive,
         )
+
+    def _pinned(self) -> dict[str, int]:
+        """Return what has been withheld for longer than a process takes to end."""
+        long_ago = time.monotonic() - PINNED_SECONDS
+        withheld = self._inventory.withheld()
+        return {segment: one.size_bytes for segment, one in withheld.items() if one.since < long_ago}
 
     def _extents(self) -> dict[str, set[str]]:
         """Return the aliases of the extents of guests with memory devices, for which alone they matter."""

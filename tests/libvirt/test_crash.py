@@ -8,8 +8,10 @@ of an operation. ``tests/rig/killing.py`` says what a step is.
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -145,21 +147,28 @@ def test_a_daemon_killed_between_any_two_steps_of_a_stop_leaks_nothing(
     assert steps[-1] == "answer to release"
 
 
+@pytest.mark.parametrize("how", ["lost", "damaged"])
 def test_a_guest_whose_ledger_was_lost_is_found_and_charged_again(
-    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, how: str
 ) -> None:
     libvirtd.define(domain_xml("foundling", cells=["64MiB", "32MiB"]))
     virt_dmem("apply", "foundling", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "foundling")
     before = virt_dmem_json("show", "foundling")["domain"]["extents"]
     daemon.kill()
-    for file in Path("/var/lib/virt-dmem").glob("ledger.sqlite*"):
+    ledger = Path("/var/lib/virt-dmem/ledger.sqlite")
+    for file in ledger.parent.glob("ledger.sqlite*") if how == "lost" else ():
         file.unlink()
+    if how == "damaged":
+        with closing(sqlite3.connect(ledger)) as database, database:
+            database.execute("UPDATE reservation SET phase = 'runninh'")
     daemon.start()
     shown = virt_dmem_json("show", "foundling")["domain"]
     assert shown["phase"] == "running"
     assert shown["extents"] == before
     assert reserved(tmpfs_pool) == 96 * MIB
+    codes = [alert["code"] for alert in virt_dmem_json("alerts")["alerts"]]
+    assert codes == (["ledger-damaged"] if how == "damaged" else [])
     libvirtd.virsh("destroy", "foundling")
     require_clean(tmpfs_pool)
 

@@ -142,11 +142,12 @@ def test_steps_are_kept_in_order_and_forgotten_at_the_next_reservation(ledger: L
     assert ledger.steps("uuid-1") == []
 
 
-def test_a_damaged_ledger_is_refused_with_its_path(tmp_path: Path) -> None:
+def test_a_file_that_is_no_ledger_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
-    path.write_bytes(os.urandom(8192))
-    with pytest.raises(LedgerError, match=r"ledger\.sqlite"):
-        Ledger(path, "boot-1")
+    path.write_bytes(content := os.urandom(8192))
+    ledger = Ledger(path, "boot-1")
+    assert list(ledger.reservations()) == []
+    assert Path(ledger.set_aside()).read_bytes() == content
 
 
 def test_a_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:

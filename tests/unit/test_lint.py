@@ -19,8 +19,8 @@ SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".c
 
 LAYERS = (
     {"", "errors", "host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
-    | {"ledger_file", "tasks", "alert_codes", "xml_layout", "ram_ids"},
-    {"units", "config_files", "apparmor", "cli.answers", "ipc.connection"},
+    | {"tasks", "alert_codes", "xml_layout", "ram_ids"},
+    {"tries", "units", "config_files", "apparmor", "cli.answers", "ipc.connection"},
     {"ranges"},
     {"config", "secure_xml", "prefault", "placement", "ipc.client", "cli.output"},
     {"xml_fields", "memory_map", "dmem_parameter", "definitions"},
@@ -31,13 +31,15 @@ LAYERS = (
     {"rewrite", "plan", "hypervisor", "guests", "backends.hugetlbfs", "backends.tmpfs", "cli.parser"}
     | {"backends.dmemfs_original"},
     {"backends.dmemfs"},
-    {"records", "backends", "pool_records"},
+    {"records", "backends"},
+    {"ledger_file", "segment_files", "pool_records"},
     {"ledger"},
     {"ballast", "ready"},
     {"pools", "alerts", "checks_dmemfs"},
     {"incoming", "inventory", "savings", "checks", "resize", "plan_host"},
     {"chunks", "stock", "wishes"},
     {"holding", "postcopy"},
+    {"accounts"},
     {"lifecycle", "readying", "watch", "report"},
     {"changes"},
     {"virtio_mem"},

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from virt_dmem.accounts import Accounts
 from virt_dmem.alert_codes import EXPLANATIONS
 from virt_dmem.config import Config, DaemonConfig
 from virt_dmem.errors import NotEnoughMemory
@@ -21,6 +22,7 @@ from virt_dmem.ledger import Ledger
 from virt_dmem.metrics import Metrics, write_textfile
 from virt_dmem.plan import ExtentPlan, Plan
 from virt_dmem.records import ExtentState, Phase
+from virt_dmem.tries import Tries
 from virt_dmem.watch import Watch
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -46,7 +48,9 @@ def metrics(tmp_path: Path, ledger: Ledger) -> Metrics:
     (tmp_path / "pools/p.json").write_text(record)
     config = Config(daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)))
     inventory = Inventory(config, ledger)
-    return Metrics(config, ledger, Holding(config, ledger, inventory), Watch(config, ledger, inventory))
+    holding = Holding(config, ledger, inventory)
+    watch = Watch(config, ledger, inventory, Accounts(inventory, holding), Tries())
+    return Metrics(config, ledger, holding, watch)
 
 
 def samples(metrics: Metrics) -> dict[str, dict[tuple[str, ...], float]]:

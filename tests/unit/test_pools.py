@@ -62,12 +62,26 @@ def test_records_are_read_back_by_name(config: Config) -> None:
     assert pools.find(config, "b") == a_record(config, "b")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"name": 1}', b"\xff"])
-def test_a_record_that_cannot_be_read_is_named(config: Config, content: bytes) -> None:
-    config.pool_records_dir.mkdir(parents=True)
+DAMAGED = (
+    b"", b"{", b"{}", b'{"name": 1}', b"\xff",
+    b'{"name": "q", "backend": "tmpfs", "page_size": 4096, "mount": "/m", "nodes": {"-1": {"wanted_bytes": 1}}}',
+    b'{"name": "p", "backend": "tmpgs", "page_size": 4096, "mount": "/m", "nodes": {"-1": {"wanted_bytes": 1}}}',
+    b'{"name": "p", "backend": "tmpfs", "page_size": 0, "mount": "/m", "nodes": {"-1": {"wanted_bytes": 1}}}',
+    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "m", "nodes": {"-1": {"wanted_bytes": 1}}}',
+    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m", "nodes": {"-1": {"wanted_bytes": -1}}}',
+    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m", "nodes": {}}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_record_that_cannot_be_read_is_named_and_harms_no_other_pool(config: Config, content: bytes) -> None:
+    write_record(config, a_record(config, "good"))
     (config.pool_records_dir / "p.json").write_bytes(content)
     with pytest.raises(PoolError, match=r"p\.json"):
-        pools.records(config)
+        pools.find(config, "p")
+    assert pools.find(config, "good").name == "good"
+    assert [record.name for record in pools.records(config)] == ["good"]
+    assert [Path(path).name for path in pools.readable(config)[1]] == ["p.json"]
 
 
 def test_an_existing_pool_is_left_as_it_is(config: Config, tmp_path: Path) -> None:

@@ -45,13 +45,11 @@ def record(tmp_path: Path) -> PoolRecord:
     return PoolRecord("p", "tmpfs", PAGE, str(tmp_path), {-1: NodeShare(64 * PAGE, 64 * PAGE)})
 
 
-def extent(
-    shares: Shares, clean: int = -1, *, used: bool = False, owner: Owner = RAM, policy: str = "bind"
-) -> ReadyExtent:
+def extent(shares: Shares, clean: int = -1, *, owner: Owner = RAM, policy: str = "bind") -> ReadyExtent:
     """One of so many pages by node, as many of them clean; -1: all."""
     whole = tuple((node, pages * PAGE) for node, pages in shares)
     pages = sum(pages for _, pages in shares) if clean < 0 else clean
-    return ReadyExtent(Path("/pool/.ready"), used, pages * PAGE, policy, whole, owner, PAGE)
+    return ReadyExtent(Path("/pool/.ready"), pages * PAGE, policy, whole, owner, PAGE)
 
 
 def pages(held: Counter[int]) -> dict[int, int]:
@@ -62,12 +60,9 @@ _shares = st.lists(
     st.tuples(st.integers(0, 7), st.integers(1, 40)), min_size=1, max_size=4, unique_by=lambda of: of[0]
 )
 _extents = st.builds(
-    lambda shares, clean, used, policy: extent(
-        tuple(shares), min(clean, sum(size for _, size in shares)), used=used, policy=policy
-    ),
+    lambda shares, clean, policy: extent(tuple(shares), min(clean, sum(size for _, size in shares)), policy=policy),
     _shares,
     st.integers(0, 200),
-    st.booleans(),
     st.sampled_from(["bind", "preferred", "interleave"]),
 )
 
@@ -78,7 +73,7 @@ _extents = st.builds(
 def test_a_new_one_grows_chunk_by_chunk_and_is_found_again(record: PoolRecord) -> None:
     made = ready.begin(record, "none", ((-1, 10 * PAGE),), RAM)
     assert made is not None
-    assert (made.held_bytes, made.goal_bytes, made.path.stat().st_mode & 0o7777) == (0, 10 * PAGE, 0o600)
+    assert (made.clean_bytes, made.goal_bytes, made.path.stat().st_mode & 0o7777) == (0, 10 * PAGE, 0o600)
     assert made.directory.stat().st_mode & 0o7777 == 0o700
     for clean in (4, 8, 10):
         made = asyncio.run(ready.clean_more(made, 4 * PAGE, threads=1))
@@ -87,21 +82,25 @@ def test_a_new_one_grows_chunk_by_chunk_and_is_found_again(record: PoolRecord) -
     assert made.is_done
 
 
-def test_what_a_guest_had_is_zeroed_from_its_beginning_on(record: PoolRecord, tmp_path: Path) -> None:
-    file = tmp_path / f"libvirt-{ONE}" / "pc.ram"
-    file.parent.mkdir()
-    file.write_bytes(b"x" * 6 * PAGE)
-    kept = ready.keep(record, file, "none", ((-1, 6 * PAGE),), RAM)
-    assert kept is not None
-    assert not file.parent.exists()
-    assert (kept.held_bytes, kept.clean_bytes) == (6 * PAGE, 0)
-    kept = asyncio.run(ready.clean_more(kept, 4 * PAGE, threads=1))
-    assert kept.path.read_bytes() == b"\0" * 4 * PAGE + b"x" * 2 * PAGE
+def test_one_that_is_half_done_is_taken_as_far_as_it_is(record: PoolRecord, tmp_path: Path) -> None:
+    made = ready.begin(record, "none", ((-1, 6 * PAGE),), RAM)
+    assert made is not None
+    made = asyncio.run(ready.clean_more(made, 4 * PAGE, threads=1))
+    made.path.write_bytes(b"\0" * 4 * PAGE + b"x" * 2 * PAGE)  # a chunk that was cut short
     taken = tmp_path / f"libvirt-{TWO}" / "pc.ram"
-    assert ready.take(kept, taken, 8 * PAGE) == 4 * PAGE
-    assert taken.read_bytes() == b"\0" * 8 * PAGE, "nothing of the guest is left in it"
+    assert ready.take(made, taken, 8 * PAGE) == 4 * PAGE
+    assert taken.read_bytes() == b"\0" * 8 * PAGE
     assert taken.stat().st_blocks * 512 == 4 * PAGE
     assert ready.listed(record) == []
+
+
+def test_what_an_earlier_version_kept_of_a_guest_goes_back_to_the_kernel(record: PoolRecord) -> None:
+    made = ready.begin(record, "none", ((-1, 8 * PAGE),), RAM)
+    assert made is not None
+    made.path.with_name(f"u4_none_-1=8_{ONE}_pc.ram").write_bytes(b"x" * 8 * PAGE)
+    (made.directory / "a directory").mkdir()
+    assert ready.listed(record) == [made]
+    assert sorted(path.name for path in made.directory.iterdir()) == ["a directory", made.path.name]
 
 
 def test_one_that_is_stopped_or_fails_is_as_it_was(record: PoolRecord, tmp_path: Path) -> None:
@@ -118,8 +117,8 @@ def test_what_a_crash_left_is_cut_off_and_what_is_no_record_goes(record: PoolRec
     assert made is not None
     made = asyncio.run(ready.clean_more(made, 4 * PAGE, threads=1))
     os.truncate(made.path, 8 * PAGE)  # the next chunk, without its memory
-    used = replace(extent(((-1, 4),), used=True, owner=Owner(TWO, "pc.ram")), directory=made.directory)
-    used.path.write_bytes(b"\0" * 3 * PAGE)  # shorter than it says
+    other = replace(extent(((-1, 4),), owner=Owner(TWO, "pc.ram")), directory=made.directory)
+    other.path.write_bytes(b"\0" * 3 * PAGE)  # shorter than it says
     (made.directory / "anything").write_text("else")
     assert ready.listed(record) == [made]
     assert [path.name for path in made.directory.iterdir()] == [made.path.name]
@@ -149,9 +148,9 @@ def test_the_one_is_taken_that_leaves_the_least_to_do_and_then_wastes_the_least(
     assert ready.best_fit([small], *wanted) == small
     own = extent(((0, 8),))
     assert ready.best_fit([exact, own], *wanted) == own
-    half = extent(((0, 8),), 4, used=True)
+    half = extent(((0, 8),), 4)
     assert ready.best_fit([half, exact], *wanted) == exact
-    assert ready.best_fit([extent(((0, 8),), 0, used=True)], *wanted) is None, "nothing of it is clean"
+    assert ready.best_fit([extent(((0, 8),), 0)], *wanted) is None, "nothing of it is clean"
     assert ready.best_fit([extent(((1, 8),))], *wanted) is None, "it lies elsewhere"
 
 
@@ -201,9 +200,9 @@ def test_after_the_cuts_all_fit(some: list[ReadyExtent], room: dict[int, int]) -
     numbered = [replace(one, owner=Owner(ONE, f"m{number}")) for number, one in enumerate(some)]
     stock = stock_of(*numbered)
     for one, size in stock.cuts("p", {node: count * PAGE for node, count in room.items()}):
-        assert size < one.held_bytes, "what stays whole is not touched"
+        assert size < one.clean_bytes, "what stays whole is not touched"
         after = ready.shortened(one, size)
-        assert after is None or after.held_bytes <= size
+        assert after is None or after.clean_bytes <= size
         stock.replace("p", one, after)
     assert all(count <= room.get(node, 0) for node, count in pages(stock.held("p")).items())
     assert pages(stock.held("p")) == pages(ready.by_node(stock.of("p")))
@@ -249,12 +248,12 @@ def test_one_that_somebody_removed_is_no_error_when_it_is_to_be_cut(record: Pool
 
 @given(_extents)
 def test_memory_held_by_node_sums_up(some: ReadyExtent) -> None:
-    assert sum(ready.by_node([some]).values()) == some.held_bytes
+    assert sum(ready.by_node([some]).values()) == some.clean_bytes
 
 
 @given(_extents, st.integers(0, 160))
 def test_what_is_cut_keeps_the_nodes_of_its_beginning(some: ReadyExtent, size: int) -> None:
-    after = ready.shortened(some, min(size * PAGE, some.held_bytes))
+    after = ready.shortened(some, min(size * PAGE, some.clean_bytes))
     if after is not None:
         assert after.clean_bytes <= some.clean_bytes
         assert ready.prefix(some.shares, after.goal_bytes) == after.shares or some.policy == "interleave"
@@ -357,7 +356,8 @@ echo '{{"event":"done","bytes":0}}'
         given = Extent(
             1, uuid, "pc.ram", "p", path, 8 * PAGE, PAGE, "none", ExtentState.READY, host.boot_id(), "", shares
         )
-        assert self.holding.keep(given)
+        extents.remove(path)
+        self.holding.given_back(given)
         return given
 
 
@@ -424,23 +424,3 @@ def test_a_start_gets_no_file_that_is_being_zeroed_or_will_be(
 
     asyncio.run(races())
     assert not rig.missed.exists()
-
-
-@in_own_mount_namespace
-def test_what_a_domain_gives_back_is_not_taken_for_what_it_gave_back_before(tmp_path: Path) -> None:
-    """The name is that of a file which is just being zeroed."""
-    rig = Rig(tmp_path)
-
-    async def race() -> None:
-        given = rig.gives_back(ONE)
-        zeroing = asyncio.create_task(rig.readying.run_dry())
-        await asyncio.sleep(0.02)
-        extents.create(given.path, 8 * PAGE)
-        given.path.write_bytes(b"G" * 8 * PAGE)
-        if not rig.holding.keep(given):
-            extents.remove(given.path)
-        await zeroing
-
-    asyncio.run(race())
-    for extent in rig.holding.stock.of("p"):
-        assert extent.path.read_bytes() == bytes(8 * PAGE) or (extent.used and not extent.clean_bytes)

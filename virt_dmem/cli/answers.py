@@ -147,6 +147,10 @@ class Pool(Struct):
         str | None,
         _says("for which domains: all, recent or off; kernel where that zeroes ahead by itself; null likewise"),
     ]
+    pinned_bytes: Annotated[
+        int | None,
+        _says("what guests gave back and is not known to have come back: pinned; not in capacity; null likewise"),
+    ]
     nodes: list[PoolNode]
 
 

@@ -96,6 +96,7 @@ POOLS = _table(
     _text(
         "READY-FOR", "which domains: all, recent or off; kernel where that zeroes ahead by itself", "ready_policy"
     ),
+    _size("PINNED", "what guests gave back and somebody pins; not in capacity", "pinned_bytes"),
     _text("STATE", "creating, mounting, ready, draining or destroying", "state"),
     _text("MOUNT", "where it is mounted", "mount"),
 )

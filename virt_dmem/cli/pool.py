@@ -237,6 +237,7 @@ def _row_of(segments: list[pools.PoolRecord]) -> dict[str, Any]:
         "ready_goal_bytes": None,
         "ready_most_bytes": None,
         "ready_policy": None,
+        "pinned_bytes": None,
         "nodes": [{"node": node, "capacity_bytes": size, **unknown} for node, size in sorted(capacity.items())],
     }
 

@@ -54,6 +54,7 @@ class PoolView:
     ready_goal_bytes: int
     ready_most_bytes: int
     ready_policy: str
+    pinned_bytes: int
     nodes: list[NodeView]
 
 

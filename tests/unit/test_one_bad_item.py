@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One bad file, row or record harms itself only: the others are reconciled, it is said, and it is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import mmap
+import os
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.namespace import in_own_mount_namespace
+from virt_dmem import host, pools
+from virt_dmem.alert_codes import EXTENT_ENLARGED, LEDGER_DAMAGED, RECONCILE_FAILED
+from virt_dmem.config import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
+from virt_dmem.ledger import Ledger
+from virt_dmem.plan import ExtentPlan, Plan
+from virt_dmem.records import Phase
+from virt_dmem.service import Service
+
+MIB = 1 << 20
+UUIDS = [f"{number:08x}-edaf-9455-926a-d65c16db1809" for number in range(4)]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    libvirt = tmp_path / "libvirt"
+    libvirt.mkdir()
+    (libvirt / "qemu.conf").write_text(f'memory_backing_dir = "{libvirt}"\n')
+    return Config(
+        daemon=DaemonConfig(state_dir=str(tmp_path / "state"), run_dir=str(tmp_path / "run")),
+        libvirt=LibvirtConfig(config_file=str(libvirt / "qemu.conf"), run_dir=str(libvirt)),
+        prefault=PrefaultConfig(ready="off"),
+    )
+
+
+def some_domains(config: Config, phase: Phase) -> list[Path]:
+    """Let domains hold an extent each of a new pool; return their files."""
+    pools.create(config, "p", sizes=64 * MIB, backend="tmpfs")
+    ledger = Ledger(config.ledger_path, host.boot_id())
+    paths = []
+    for uuid in UUIDS:
+        extent = ExtentPlan("pc.ram", "p", MIB, 4096, "none", ((-1, MIB),))
+        path = config.pools_dir / "p" / f"libvirt-{uuid}" / "pc.ram"
+        path.parent.mkdir()
+        path.write_bytes(b"x" * MIB)
+        ledger.reserve(Plan(uuid, f"vm-{uuid[:8]}", (extent,)), {"pc.ram": path}, {("p", -1): 64 * MIB})
+        ledger.set_ready(ledger.extents_of(uuid))
+        ledger.set_phase(uuid, phase)
+        paths.append(path)
+    ledger.close()
+    return paths
+
+
+def alerts(service: Service) -> dict[str, str]:
+    return {alert.subject: alert.code for alert in service.list_alerts()}
+
+
+def reconciled(service: Service) -> list[str]:
+    return asyncio.run(service.reconcile_host())
+
+
+@pytest.mark.parametrize("bad", ["directory", "fifo", "loop"])
+@in_own_mount_namespace
+def test_a_stopped_domain_whose_file_cannot_be_opened_is_kept_aside_and_the_others_are_freed(
+    config: Config, bad: str
+) -> None:
+    paths = some_domains(config, Phase.STOPPED)
+    paths[0].unlink()
+    if bad == "directory":
+        paths[0].mkdir()
+    elif bad == "fifo":
+        os.mkfifo(paths[0])
+    else:
+        paths[0].symlink_to(paths[0])
+    service = Service(config)
+    reconciled(service)
+    assert service.list_domains() == []
+    assert [path for path in paths[1:] if path.exists()] == []
+    reconciled(service)
+    assert RECONCILE_FAILED in alerts(service).values() or not paths[0].is_symlink()
+    if bad == "directory":
+        paths[0].rmdir()
+    else:
+        paths[0].unlink(missing_ok=True)
+    reconciled(service)
+    assert alerts(service) == {}
+    assert service.list_pools()[0].reserved_bytes == 0
+
+
+@in_own_mount_namespace
+def test_a_fault_that_nobody_foresaw_harms_no_other_item(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    some_domains(config, Phase.STOPPED)
+    service = Service(config)
+    abandon = service._lifecycle.abandon
+
+    async def faulty(reservation: object) -> None:
+        if getattr(reservation, "uuid", "") == UUIDS[1]:
+            raise RuntimeError("a fault of ours")
+        await abandon(reservation)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(service._lifecycle, "abandon", faulty)
+    reconciled(service)
+    assert [domain.uuid for domain in service.list_domains()] == [UUIDS[1]]
+    assert alerts(service) == {f"domain {UUIDS[1]}": RECONCILE_FAILED}
+    monkeypatch.undo()
+    reconciled(service)
+    assert (service.list_domains(), alerts(service)) == ([], {})
+
+
+@in_own_mount_namespace
+def test_two_files_of_one_backend_in_use_are_both_charged_when_the_ledger_is_lost(config: Config) -> None:
+    first = some_domains(config, Phase.RUNNING)[0]
+    second = first.with_name("pc.ram+1")
+    second.write_bytes(b"x" * MIB)
+    config.ledger_path.unlink()
+    pid = os.fork()
+    if pid == 0:
+        for path in (first, second):
+            mmap.mmap(os.open(path, os.O_RDWR), 0)
+        os.kill(os.getpid(), 19)  # SIGSTOP
+        os._exit(0)
+    os.waitpid(pid, os.WUNTRACED)
+    try:
+        service = Service(config)
+        actions = reconciled(service)
+        assert len([action for action in actions if "charge" in action]) == 2
+        assert service.list_pools()[0].reserved_bytes == 2 * MIB
+        assert RECONCILE_FAILED not in alerts(service).values()
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+@in_own_mount_namespace
+def test_a_damaged_record_of_one_pool_harms_no_other_and_is_said_until_it_is_put_right(config: Config) -> None:
+    some_domains(config, Phase.RUNNING)
+    pools.create(config, "q", sizes=4 * MIB, backend="tmpfs")
+    record = config.pool_records_dir / "p.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:50])
+    service = Service(config)
+    reconciled(service)
+    assert [pool.name for pool in service.list_pools()] == ["q"]
+    assert alerts(service)[str(record)] == RECONCILE_FAILED
+    record.write_bytes(whole)
+    reconciled(service)
+    assert [(pool.name, pool.reserved_bytes) for pool in service.list_pools()] == [("p", 4 * MIB), ("q", 0)]
+    assert alerts(service) == {}
+    record.write_bytes(b"{")  # and while it is known
+    asyncio.run(service.refresh_pools())
+    assert service.list_pools()[0].capacity_bytes == 64 * MIB, "as it was read last"
+
+
+CHANGES = {
+    "a phase that is none": "UPDATE reservation SET phase = 'runninh' WHERE uuid = ?",
+    "a time that is none": "UPDATE reservation SET since = 'yesterday' WHERE uuid = ?",
+    "a UUID that nobody has": "UPDATE reservation SET uuid = 'x' WHERE uuid = ?",
+    "a state that is none": "UPDATE extent SET state = 'reado' WHERE uuid = ?",
+    "a size that is none": "UPDATE extent SET size_bytes = 'x' WHERE uuid = ?",
+    "a size below zero": "UPDATE extent SET size_bytes = -1 WHERE uuid = ?",
+    "a policy that is none": "UPDATE extent SET policy = 'binc' WHERE uuid = ?",
+    "a path that is none": "UPDATE extent SET path = 'x' WHERE uuid = ?",
+    "a share that is too large": (
+        "UPDATE share SET bytes = 1 << 60 WHERE extent = (SELECT id FROM extent WHERE uuid = ?)"
+    ),
+    "a version that is none": "PRAGMA user_version = 7",
+    "a table that is gone": "DELETE FROM reservation WHERE uuid = ?; DROP TABLE share",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@in_own_mount_namespace
+def test_a_ledger_with_one_wrong_word_is_set_aside_and_a_new_one_is_begun(config: Config, change: str) -> None:
+    some_domains(config, Phase.RUNNING)
+    with closing(sqlite3.connect(config.ledger_path, isolation_level=None)) as database:
+        database.execute("PRAGMA foreign_keys = OFF")
+        database.execute("INSERT INTO drained VALUES ('p')")
+        for step in CHANGES[change].split("; "):
+            database.execute(step, (UUIDS[0],) if "?" in step else ())
+    service = Service(config)
+    reconciled(service)
+    (aside,) = (path for path in config.ledger_path.parent.glob("*damaged*") if "-wal" not in path.name)
+    assert alerts(service) == {str(aside): LEDGER_DAMAGED}
+    assert service.list_pools()[0].state == "draining", "what the administrator said is kept"
+    for path in config.ledger_path.parent.glob("*damaged*"):
+        path.unlink()
+    assert alerts(service) == {}
+
+
+@in_own_mount_namespace
+def test_whatever_bytes_of_the_ledger_are_wrong_the_daemon_starts(config: Config) -> None:
+    some_domains(config, Phase.RUNNING)
+    with closing(sqlite3.connect(config.ledger_path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    whole, chance = config.ledger_path.read_bytes(), random.Random(7)
+    for _ in range(150):
+        for path in config.ledger_path.parent.glob("ledger.sqlite*"):
+            path.unlink()
+        wrong = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 8])):
+            wrong[chance.randrange(len(wrong))] = chance.randrange(256)
+        config.ledger_path.write_bytes(wrong[: chance.choice([len(wrong)] * 9 + [chance.randrange(len(wrong))])])
+        service = Service(config)
+        service.list_domains()
+        service.list_alerts()
+        service.list_pools()
+        asyncio.run(service.close())
+
+
+@pytest.mark.parametrize("beyond_the_end", [False, True])
+@in_own_mount_namespace
+def test_a_file_that_a_guest_made_larger_is_cut_and_that_is_said(config: Config, *, beyond_the_end: bool) -> None:
+    path = some_domains(config, Phase.RUNNING)[0]
+    if beyond_the_end:
+        fallocate(path, 2 * MIB)
+    else:
+        with path.open("r+b") as file:
+            file.truncate(3 * MIB)
+            file.seek(2 * MIB)
+            file.write(b"y" * 4096)
+    service = Service(config)
+    actions = reconciled(service)
+    assert [action for action in actions if "grown" in action]
+    found = path.stat()
+    assert (found.st_size, found.st_blocks * 512) == (MIB, MIB)
+    assert path.read_bytes() == b"x" * MIB
+    assert alerts(service) == {str(path): EXTENT_ENLARGED}
+    assert not [action for action in reconciled(service) if "grown" in action]
+
+
+def fallocate(path: Path, size_bytes: int) -> None:
+    """Take memory for a file beyond its end, which its size does not show."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_RDWR)
+    keep_size = 1
+    assert libc.fallocate(fd, keep_size, ctypes.c_long(0), ctypes.c_long(size_bytes)) == 0
+    os.close(fd)

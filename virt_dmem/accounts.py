@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hold the ledger's memory against what the kernel says of it: what was given back and did not come back yet.
+
+What a guest had goes back to the kernel before anybody else gets it. A page that somebody pins does not come back
+until the pin is gone, and the pool is smaller for so long (``Inventory.withhold``): who is admitted finds all pages
+there, and a running guest never misses one that was promised to it.
+
+At a release the file system's free space tells whether all came back. Where it cannot tell (something else moved in
+the segment) the memory is withheld until all files of the segment were added up while nothing of ours moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from virt_dmem import segment_files
+from virt_dmem.backends import backend
+from virt_dmem.holding import Holding
+from virt_dmem.inventory import Inventory
+from virt_dmem.records import Extent
+from virt_dmem.segment_files import SegmentUse
+from virt_dmem.tasks import finished
+from virt_dmem.tries import Round
+from virt_dmem.units import format_size
+
+__all__ = ["Accounts"]
+
+log = logging.getLogger(__name__)
+
+_SAMPLES = 3
+_PAUSE_SECONDS = 0.01
+
+
+class Accounts:
+    """What of each segment has come back, and what has not."""
+
+    def __init__(self, inventory: Inventory, holding: Holding) -> None:
+        self._inventory = inventory
+        self._holding = holding
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._growing: Counter[str] = Counter()
+        self._moves: Counter[str] = Counter()
+        self.enlarged: dict[str, int] = {}
+        """Files of domains (by path) that were larger than what their domain holds, and by how much, in bytes."""
+        self.unsettled = asyncio.Event()
+        """Something is withheld, and it may be less by now."""
+
+    @contextlib.contextmanager
+    def growing(self, segment: str) -> Iterator[None]:
+        """Take note that files of a segment get memory in this context."""
+        self._growing[segment] += 1
+        try:
+            yield
+        finally:
+            self._growing[segment] -= 1
+            self._moves[segment] += 1
+
+    async def give_back(self, extent: Extent) -> None:
+        """Give the memory of an extent's file back to the kernel, and withhold what has not surely come back.
+
+        :raise OSError: When the file cannot be opened.
+        """
+        segment = extent.pool
+        async with self._locks[segment]:
+            came_back = await finished(asyncio.to_thread(segment_files.empty, extent.path))
+            self._moves[segment] += 1
+            if self._counts_pinned(segment) and came_back < extent.size_bytes:
+                self._inventory.withhold(segment, extent.shares)
+                self.unsettled.set()
+
+    def doubt(self, extent: Extent, given_back_bytes: int) -> None:
+        """Withhold what a running guest gave back of an extent by itself, until it is known to have come back."""
+        if given_back_bytes > 0 and self._counts_pinned(extent.pool):
+            some = {node: min(size, given_back_bytes) for node, size in extent.shares.items()}
+            self._inventory.withhold(extent.pool, some)
+            self.unsettled.set()
+
+    async def cut_surplus(self, segment: str, use: SegmentUse, held: Mapping[str, int], tries: Round) -> list[str]:
+        """Cut files of domains that are larger than what is charged for them; return what was done.
+
+        :param held: The bytes that the ledger knows of each file of the segment, by path.
+        """
+        actions = []
+        for path, size_bytes in held.items():
+            found = use.files.get(path)
+            if found and max(found) > size_bytes:
+                with tries.trying(path):
+                    await asyncio.to_thread(segment_files.cut_surplus, Path(path), size_bytes)
+                    self._moves[segment] += 1
+                    self.enlarged[path] = max(found) - size_bytes
+                    actions.append(
+                        f"cut {path} to {format_size(size_bytes)}: it had grown to {format_size(max(found))}"
+                    )
+        return actions
+
+    async def hold_to_size(self, some: Sequence[Extent]) -> None:
+        """Cut extents that QEMU's user, who owned them for a moment, made larger."""
+
+        def cut() -> dict[str, int]:
+            too_much = {}
+            for extent in some:
+                size_bytes = max(segment_files.use_of(extent.path))
+                if size_bytes > extent.size_bytes:
+                    with contextlib.suppress(
+                        BlockingIOError
+                    ):  # its lease is broken in a while: housekeeping cuts it
+                        segment_files.cut_surplus(extent.path, extent.size_bytes)
+                    too_much[str(extent.path)] = size_bytes - extent.size_bytes
+            return too_much
+
+        for path, size_bytes in (await asyncio.to_thread(cut)).items():
+            log.warning("%s was %s larger than what its domain holds; it was cut", path, format_size(size_bytes))
+            self.enlarged[path] = size_bytes
+
+    def forget_enlarged(self, held: Collection[str]) -> None:
+        """Forget the files that are in no row of the ledger any more."""
+        self.enlarged = {path: size for path, size in self.enlarged.items() if path in held}
+
+    async def settle(self, segment: str) -> None:
+        """Find out what is still missing of a segment, at the cost of what is made ready there just now."""
+        async with self._holding.locks[segment]:
+            await self._holding.chunks.stop(segment)
+            await self.audit(segment)
+
+    async def audit(self, segment: str, use: SegmentUse | None = None) -> None:
+        """Withhold just what is missing of a segment now.
+
+        While files of it grow or shrink, more is missing for a moment than is: then only less is withheld.
+
+        :param use: What was found there just now.
+        """
+        if not self._counts_pinned(segment):
+            return
+        moves = self._moves_of(segment)
+        missing = await self._missing(segment, use)
+        if self._locks[segment].locked():  # what is given back just now is withheld by who does it
+            return
+        before = self._withheld_bytes(segment)
+        still = moves is not None and moves == self._moves_of(segment)
+        self._inventory.set_withheld(segment, missing if still else min(missing, before))
+        after = self._withheld_bytes(segment)
+        if after > before:
+            log.warning("pool %s: %s are in no file and not free: pinned", segment, format_size(after))
+        elif before and not after:
+            log.info("pool %s: all memory has come back", segment)
+        if after:
+            self.unsettled.set()
+
+    async def _missing(self, segment: str, use: SegmentUse | None) -> int:
+        """Return the least that is found missing: a guest may give something back, or take it, while we add up."""
+        missing = use.missing_bytes if use else sys.maxsize
+        for _ in range(_SAMPLES):
+            if not missing:
+                break
+            found = await asyncio.to_thread(segment_files.look, str(self._inventory.mount(segment)))
+            missing = min(missing, found.missing_bytes)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return missing
+
+    def _moves_of(self, segment: str) -> tuple[int, int] | None:
+        """Return what changes with all that we do to files of a segment; ``None`` while something goes on."""
+        if self._growing[segment] or self._locks[segment].locked() or self._holding.chunks.works_in(segment):
+            return None
+        return self._moves[segment], self._holding.chunks.begun
+
+    def _withheld_bytes(self, segment: str) -> int:
+        withheld = self._inventory.withheld().get(segment)
+        return withheld.size_bytes if withheld else 0
+
+    def _counts_pinned(self, segment: str) -> bool:
+        record = self._inventory.ready().get(segment)
+        return record is not None and backend(record.backend).counts_pinned
