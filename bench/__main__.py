@@ -22,6 +22,7 @@ from tests.hugepages_lock import hugepages_lock
 
 BENCHMARKS = {
     "prefault": "bench.prefault",
+    "cleaning": "bench.cleaning",
     "start": "bench.start_path",
     "hook": "bench.hook_cost",
     "list": "bench.list_cost",

@@ -165,7 +165,10 @@ def _schema_of(database: sqlite3.Connection) -> list[tuple[str]]:
 def salvage(aside: Path, database: sqlite3.Connection) -> None:
     """Copy what an administrator said, as far as it can be read, from a damaged file to a new one."""
     for table in ("drained", "paused"):
-        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError), contextlib.closing(sqlite3.connect(aside)) as damaged:
+        with (
+            contextlib.suppress(sqlite3.Error, UnicodeDecodeError),
+            contextlib.closing(sqlite3.connect(aside)) as damaged,
+        ):
             rows = damaged.execute(f"SELECT * FROM {table} WHERE {_IS_SOUND[table]}").fetchall()  # noqa: S608
             for row in rows:
                 database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
