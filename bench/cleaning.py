@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What it costs that a guest's memory goes back to the kernel between two guests, against zeroing it in place.
 
-A file full of a guest's bytes, in turns: *in place*, renamed at the stop and zeroed by the helper in the background,
-as it was done when a lease was thought to tell that nobody has the pages; *given back*, emptied at the stop and
-brought in anew by the helper in the background, zeroed by the kernel. The start finds a whole file either way. What
-a start has to wait for that comes at once, before any background work, is the same in both: it empties and brings
-in.
+A file full of a guest's bytes, in turns: *in place*, renamed at the stop and zeroed by the helper in the background;
+*given back*, emptied at the stop and brought in anew by the helper in the background, zeroed by the kernel. The start
+finds a whole file either way. A start that comes before any background work does the same in both: it empties the
+file, and brings its memory in.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from bench.results import Results
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.processes import RigError
 from virt_dmem import segment_files
-from virt_dmem.units import GIB, MIB, parse_size
+from virt_dmem.units import parse_size
 
 NAME = "cleaning"
 IN_PLACE, GIVEN_BACK = "in place", "given back"
@@ -40,12 +39,14 @@ class Guest:
         self._path, self._kept = directory / "extent", directory / "kept"
 
     def ran(self) -> None:
+        """Be there anew."""
         self._kept.unlink(missing_ok=True)
         self._path.touch()
         os.truncate(self._path, self._size_bytes)
         self._helper("populate", self._path)
 
     def stop(self, case: str) -> None:
+        """Do what the stop waits for."""
         if case == IN_PLACE:
             self._path.rename(self._kept)
             return
@@ -53,6 +54,7 @@ class Guest:
         self._path.unlink()
 
     def clean(self, case: str) -> None:
+        """Do what is done in the background, so that the next start finds clean memory."""
         if case == GIVEN_BACK:
             self._kept.touch()
             os.truncate(self._kept, self._size_bytes)

@@ -67,7 +67,7 @@ class Accounts:
         :raise OSError: When the file cannot be opened.
         """
         segment = extent.pool
-        async with self._locks[segment]:
+        async with self._locks[segment], self._holding.at_rest_in(segment):
             came_back = await finished(asyncio.to_thread(segment_files.empty, extent.path))
             self._moves[segment] += 1
             if self._counts_pinned(segment) and came_back < extent.size_bytes:
@@ -124,8 +124,7 @@ class Accounts:
 
     async def settle(self, segment: str) -> None:
         """Find out what is still missing of a segment, at the cost of what is made ready there just now."""
-        async with self._holding.locks[segment]:
-            await self._holding.chunks.stop(segment)
+        async with self._holding.at_rest_in(segment):
             await self.audit(segment)
 
     async def audit(self, segment: str, use: SegmentUse | None = None) -> None:

@@ -31,6 +31,7 @@ class Chunks:
 
     def __init__(self) -> None:
         self._now: _Chunk | None = None
+        self._paused: Counter[str] = Counter()
         self.begun = 0
         """How many there have been."""
 
@@ -57,6 +58,18 @@ class Chunks:
     def growth(self, segment: str) -> Counter[int]:
         """Return how much more of a segment will be held when what goes on is done, in bytes by node."""
         return Counter(self._now.growth if self._now and self._now.segment == segment else {})
+
+    def pause(self, segment: str) -> None:
+        """Ask that nothing is begun in a segment, until as many calls of ``resume``."""
+        self._paused[segment] += 1
+
+    def resume(self, segment: str) -> None:
+        """Take back one ``pause``."""
+        self._paused[segment] -= 1
+
+    def is_paused(self, segment: str) -> bool:
+        """Tell whether nothing is to be begun in a segment just now."""
+        return self._paused[segment] > 0
 
     def works_in(self, segment: str) -> bool:
         """Tell whether something goes on in a segment."""

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from virt_dmem import ballast, ready
@@ -252,6 +252,18 @@ class Holding:
         begun = ready.begin(self._inventory.record(segment), extent.policy, shares, owner)
         if begun is not None:
             self.stock.add(segment, begun)
+
+    @contextlib.asynccontextmanager
+    async def at_rest_in(self, segment: str) -> AsyncIterator[None]:
+        """Have no work go on in the background of a segment in this context."""
+        self.chunks.pause(segment)
+        try:
+            async with self.locks[segment]:  # who has it may be about to begin something
+                await self.chunks.stop(segment)
+            yield
+        finally:
+            self.chunks.resume(segment)
+            self.changed.set()
 
     # For pools that change
 

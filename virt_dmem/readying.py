@@ -80,7 +80,8 @@ class Readying:
         for segment, extent in sorted(found, key=lambda item: -stock.likelihood(item[1].owner.uuid)):
             if await self._grow(segment, extent):
                 return True
-            if not extent.clean_bytes and stock.likelihood(extent.owner.uuid) < 0:
+            is_unlikely = stock.likelihood(extent.owner.uuid) < 0 and not holding.chunks.is_paused(segment)
+            if is_unlikely and not extent.clean_bytes:
                 async with holding.locks[segment]:
                     if stock.has(segment, extent):
                         await holding.cut(segment, [(extent, 0)])
@@ -119,6 +120,8 @@ class Readying:
         async with holding.locks[segment]:
             if not stock.has(segment, extent):  # a domain that starts was quicker
                 return True
+            if holding.chunks.is_paused(segment):
+                return False
             free = Counter(self._inventory.free_in(segment))
             free.subtract(growth)
             if min(free.values(), default=0) < 0:
@@ -166,7 +169,7 @@ class Readying:
     async def _hold_more(self, record: PoolRecord, node: int) -> bool:
         holding = self._holding
         async with holding.locks[record.name]:
-            if record.name not in self._inventory.giving():  # any more
+            if record.name not in self._inventory.giving() or holding.chunks.is_paused(record.name):
                 return False
             free = self._inventory.free_in(record.name).get(node, 0)
             free = max(0, free - holding.stock.held(record.name)[node])

@@ -11,6 +11,7 @@ import re
 import pytest
 
 from tests.lab import guests
+from tests.lab.image import PROJECT
 from tests.lab.machine import LabCommandFailed, Machine
 
 MACHINE = {"node_gib": (2, 2), "hole_mib": 128, "name": "host"}
@@ -132,6 +133,23 @@ def test_a_destroyed_guest_leaves_the_pool_whole(host: Machine, uuid: str) -> No
     host.run("virsh -q destroy two-cells")
     assert guests.pool(host) == WHOLE
     assert set(host.run("ls -A /run/virt-dmem/pools/guests").stdout.split()) <= {".ballast", ".ready", "libvirt"}
+
+
+def test_a_page_that_outlives_its_guest_in_somebodys_hands_goes_to_no_other(host: Machine, uuid: str) -> None:
+    host.run("virsh -q start two-cells --paused")
+    extent = f"/run/virt-dmem/pools/guests/libvirt-{uuid}/ram-node0"
+    pin = f"cd {PROJECT} && exec .venv/bin/python -m tests.rig.pinner {extent} 0 {8 * MIB} >/run/pinned"
+    host.run(["/usr/bin/systemd-run", "-q", "--unit", "pinner", "/bin/sh", "-c", pin])
+    host.wait_for("grep -q pinned /run/pinned")
+    host.run("virsh -q destroy two-cells")
+    host.wait_for(f"virt-dmem pool show guests --json | grep -q '\"pinned_bytes\": {4 * MIB}'")
+    assert guests.pool(host)["free_bytes"] == 1020 * MIB
+    host.wait_for("virt-dmem alerts --json | grep -q memory-pinned")
+    host.run("virsh -q start two-cells --paused")
+    assert host.run(f"tr -d '\\0' <{extent} | wc -c", check=False).stdout.strip() in {"0", ""}
+    host.run("virsh -q destroy two-cells; systemctl stop pinner.service")
+    host.wait_for(f"virt-dmem pool show guests --json | grep -q '\"free_bytes\": {1024 * MIB}'", timeout=60)
+    assert guests.pool(host) == WHOLE
 
 
 def test_without_the_apparmor_rule_the_start_and_check_say_what_to_do(host: Machine, uuid: str) -> None:

@@ -2,6 +2,7 @@
 """A process that pins pages of a file, then has it neither open nor mapped: what a QEMU leaves that is killed.
 
 By vmsplice(2): a pipe holds a reference to each page. io_uring's fixed buffers, direct I/O and RDMA do the same.
+``python -m tests.rig.pinner FILE OFFSET…`` is one that has them until it is ended, and says so when it has.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import mmap
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,3 +91,9 @@ def pinned(path: Path, offsets: list[int]) -> Iterator[Pinner]:
         yield pinner
     finally:
         pinner.end()
+
+
+if __name__ == "__main__":
+    with pinned(Path(sys.argv[1]), [int(offset) for offset in sys.argv[2:]]):
+        print("pinned", flush=True)
+        signal.pause()
