@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What it costs that a guest's memory goes back to the kernel between two guests, against zeroing it in place.
 
-A file full of a guest's bytes, in turns: *in place*, renamed at the stop and zeroed by the helper in the background;
-*given back*, emptied at the stop and brought in anew by the helper in the background, zeroed by the kernel. The start
-finds a whole file either way. A start that comes before any background work does the same in both: it empties the
-file, and brings its memory in.
+A file full of a guest's bytes, in turns: *in place*, renamed at the stop and zeroed by the helper in background;
+*given back*, emptied at the stop and brought in anew by the helper in the background, zeroed by the kernel. The
+start finds a whole file either way. A start that comes before any background work does the same in both: it empties
+the file, and brings its memory in.
 """
 
 from __future__ import annotations

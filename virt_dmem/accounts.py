@@ -70,13 +70,13 @@ class Accounts:
         async with self._locks[segment], self._holding.at_rest_in(segment):
             came_back = await finished(asyncio.to_thread(segment_files.empty, extent.path))
             self._moves[segment] += 1
-            if self._counts_pinned(segment) and came_back < extent.size_bytes:
+            if self._counts_used(segment) and came_back < extent.size_bytes:
                 self._inventory.withhold(segment, extent.shares)
                 self.unsettled.set()
 
     def doubt(self, extent: Extent, given_back_bytes: int) -> None:
         """Withhold what a running guest gave back of an extent by itself, until it is known to have come back."""
-        if given_back_bytes > 0 and self._counts_pinned(extent.pool):
+        if given_back_bytes > 0 and self._counts_used(extent.pool):
             some = {node: min(size, given_back_bytes) for node, size in extent.shares.items()}
             self._inventory.withhold(extent.pool, some)
             self.unsettled.set()
@@ -134,7 +134,7 @@ class Accounts:
 
         :param use: What was found there just now.
         """
-        if not self._counts_pinned(segment):
+        if not self._counts_used(segment):
             return
         moves = self._moves_of(segment)
         missing = await self._missing(segment, use)
@@ -145,7 +145,7 @@ class Accounts:
         self._inventory.set_withheld(segment, missing if still else min(missing, before))
         after = self._withheld_bytes(segment)
         if after > before:
-            log.warning("pool %s: %s are in no file and not free: pinned", segment, format_size(after))
+            log.warning("pool %s: %s are in no file of a domain and not free", segment, format_size(after))
         elif before and not after:
             log.info("pool %s: all memory has come back", segment)
         if after:
@@ -172,6 +172,6 @@ class Accounts:
         withheld = self._inventory.withheld().get(segment)
         return withheld.size_bytes if withheld else 0
 
-    def _counts_pinned(self, segment: str) -> bool:
+    def _counts_used(self, segment: str) -> bool:
         record = self._inventory.ready().get(segment)
-        return record is not None and backend(record.backend).counts_pinned
+        return record is not None and backend(record.backend).counts_used

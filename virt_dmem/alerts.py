@@ -153,9 +153,10 @@ def _pinned(facts: Facts) -> Iterable[Alert]:
         yield Alert(
             MEMORY_PINNED,
             segment,
-            f"{format_size(size)} of pool {segment} that guests gave back are pinned by a process or a device.",
+            f"{format_size(size)} of pool {segment} are in no file of a domain and not free: guests gave them back,"
+            " and a process or a device keeps them pinned.",
             "They are free by themselves when the pin is gone; look for processes of QEMU's user that outlive their"
-            " guest, or for direct I/O or RDMA that does not end.",
+            " guest, for direct I/O or RDMA that does not end, and for files in the pool that are not virt-dmem's.",
         )
 
 

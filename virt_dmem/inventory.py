@@ -69,6 +69,7 @@ class Inventory:
         names = {Path(path).stem for path in self._damaged}
         kept = {name: record for name, record in self._records.items() if name in names}
         self._records = kept | {record.name: record for record in found}
+        self._withheld = {name: one for name, one in self._withheld.items() if name in self._records}
         there = {record.pool for record in self._records.values()} | {name.partition("+")[0] for name in names}
         for gone in self._ledger.drained() - there:
             self._ledger.set_drained(gone, drained=False)

@@ -317,7 +317,7 @@ class Lifecycle:
     def _pinned(self) -> str:
         """Say what is free by the ledger and yet not to be had."""
         return "".join(
-            f"{format_size(withheld.size_bytes)} of {segment} that guests gave back are pinned by a process. "
+            f"{format_size(withheld.size_bytes)} of {segment} are no domain's and not free: most likely pinned. "
             for segment, withheld in sorted(self._inventory.withheld().items())
         )
 

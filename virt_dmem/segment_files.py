@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files of a segment as the kernel has them: what each holds, and what no file holds and is not free either.
+"""The files of a segment as the kernel has them: what each holds, and what none holds and is not free either.
 
 A page that was given back while somebody pins it (io_uring's fixed buffers, vmsplice, direct I/O or RDMA under way)
 is in no file any more, and cannot be had: hugetlbfs counts it as used until the pin is gone (``free_huge_folio()``
-in ``mm/hugetlb.c`` is what gives it back to the mount). No lease and no process's maps tell of it.
+in ``mm/hugetlb.c`` is what gives it back to the mount). No lease and no process's maps tell of it. A file that was
+unlinked while somebody has it open is no different, nor is one that somebody else made in the pool.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from virt_dmem import ballast, ready
+
 __all__ = ["FileUse", "SegmentUse", "cut_surplus", "empty", "look", "use_of"]
 
+_OURS = ("libvirt-", ballast.DIRECTORY, ready.DIRECTORY)
 _BLOCK = 512  # the unit of st_blocks, whatever the file system
 
 
@@ -27,20 +31,20 @@ class FileUse(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentUse:
-    """What all files of a segment hold, and what the file system says of it."""
+    """What the files of domains and our own hold in a segment, and what the file system says of it."""
 
     files: dict[str, FileUse]
-    """By path; those of domains and our own."""
+    """By path."""
     used_bytes: int
 
     @property
     def missing_bytes(self) -> int:
-        """What is used and in no file; too much while files grow or shrink, for then nothing stands still."""
+        """What is used and in none of them; too much while they grow or shrink, for then nothing stands still."""
         return max(0, self.used_bytes - sum(file.held_bytes for file in self.files.values()))
 
 
 def look(mount: str) -> SegmentUse:
-    """Return what the files below a mount hold; what cannot be looked at is left out, and so is missing.
+    """Return what files below a mount hold; what is not ours or cannot be looked at is left out, and so is missing.
 
     :raise OSError: When there is no such mount.
     """
@@ -48,7 +52,7 @@ def look(mount: str) -> SegmentUse:
     files: dict[str, FileUse] = {}
     with os.scandir(mount) as entries:
         for directory in entries:
-            if directory.is_dir(follow_symlinks=False):
+            if directory.name.startswith(_OURS) and directory.is_dir(follow_symlinks=False):
                 files.update(_files_of(directory.path))
     return SegmentUse(files, max(before, _used(mount)))
 

@@ -148,7 +148,7 @@ def test_a_pool_is_smaller_by_what_is_pinned_and_whole_again_afterwards() -> Non
             assert rig.inventory.views()[0].capacity_bytes == SIZE - 2 * HUGE
             with pytest.raises(NotEnoughMemory) as refused:
                 await rig.prepared(TWO, SIZE)
-            assert "4 MiB of p that guests gave back are pinned" in refused.value.hint
+            assert "4 MiB of p are no domain's and not free" in refused.value.hint
             assert rig.ledger.find(TWO) is None
             after = await rig.prepared(TWO, SIZE - 2 * HUGE)
             assert not read(after.path).strip(b"\0")
@@ -230,3 +230,21 @@ def test_memory_that_comes_in_meanwhile_is_not_taken_for_pinned() -> None:
         assert (rig.inventory.withheld(), rig.free()) == ({}, SIZE // 2)
 
     story("hugetlbfs", test)
+
+
+@BACKENDS
+@in_own_mount_namespace
+def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: str) -> None:
+    async def test(rig: Rig) -> None:
+        stray = rig.config.pools_dir / "p" / "stray"
+        with stray.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 4 * HUGE)
+        await rig.lifecycle.accounts.audit("p")
+        assert rig.free() == SIZE - 4 * HUGE
+        with stray.open("rb"):
+            stray.unlink()
+            await rig.lifecycle.accounts.audit("p")
+            assert rig.free() == SIZE - 4 * HUGE, "somebody has it open"
+        assert await rig.prepared(ONE, SIZE)
+
+    story(backend, test)

@@ -162,8 +162,8 @@ class Backend(ABC):
     """The kernel promises memory of the host as a whole only: what is free has to be held on its node by files."""
     ready_ahead: ClassVar[bool] = True
     """We zero what is free, and bring it in ahead; else the kernel zeroes it by itself as soon as it is free."""
-    counts_pinned: ClassVar[bool] = False
-    """A page that left its file while somebody pins it is used, for the file system, until the pin is gone."""
+    counts_used: ClassVar[bool] = False
+    """What the file system calls used is in files, or cannot be had: pinned pages, files unlinked while open."""
     from_host: ClassVar[bool] = False
     """What no file has is the host's memory to use."""
     resizes_in_place: ClassVar[bool] = False

@@ -30,7 +30,7 @@ class Hugetlbfs(Backend):
     zeroes_on_allocation: ClassVar[bool] = True  # hugetlb_no_page() and hugetlbfs_fallocate() clear each folio
     has_nodes: ClassVar[bool] = True
     holds_nodes: ClassVar[bool] = True
-    counts_pinned: ClassVar[bool] = True
+    counts_used: ClassVar[bool] = True
 
     step_bytes = GIB
     """How much is taken or given back between two reports."""

@@ -22,6 +22,7 @@ class Tmpfs(Backend):
     fstype: ClassVar[str] = "tmpfs"
     zeroes_on_allocation: ClassVar[bool] = True
     has_nodes: ClassVar[bool] = False
+    counts_used: ClassVar[bool] = True
     from_host: ClassVar[bool] = True
     resizes_in_place: ClassVar[bool] = True
 
