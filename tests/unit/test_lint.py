@@ -37,7 +37,7 @@ LAYERS = (
     {"pools", "alerts", "checks_dmemfs"},
     {"incoming", "inventory", "savings", "checks", "resize", "plan_host"},
     {"chunks", "stock", "wishes"},
-    {"holding", "postcopy"},
+    {"holding", "passthrough", "postcopy"},
     {"lifecycle", "readying", "watch", "report"},
     {"changes"},
     {"virtio_mem"},
