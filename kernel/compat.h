@@ -6,6 +6,7 @@
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
+#include <linux/uaccess.h>
 
 #ifdef HAVE_MNT_IDMAP
 #define dmemfs_idmap mnt_idmap
@@ -37,6 +38,17 @@ static inline unsigned long dmemfs_search_area(struct file *file, unsigned long 
 	return mm_get_unmapped_area(current->mm, file, addr, len, pgoff, flags);
 #else
 	return current->mm->get_unmapped_area(file, addr, len, pgoff, flags);
+#endif
+}
+
+/* Copy what may be poisoned; return how much could not be. */
+static inline unsigned long dmemfs_copy(void *to, const void *from, unsigned long size)
+{
+#ifdef HAVE_COPY_MC
+	return copy_mc_to_kernel(to, from, size);
+#else
+	memcpy(to, from, size);
+	return 0;
 #endif
 }
 

@@ -6,6 +6,8 @@
  * part of a region on one NUMA node, a page one page of the pool (pagesize=),
  * an extent a run of pages that a file has. Pages are counted by their
  * physical address divided by the page size ("page number", not PFN).
+ * Held are pages that were punched or cut out of a file that somebody mapped:
+ * no part of it any more, and given to no other as long as it lives.
  */
 #ifndef DMEMFS_H
 #define DMEMFS_H
@@ -65,6 +67,7 @@ struct dmemfs_node {
 	unsigned long clean;
 	unsigned long dirty;
 	unsigned long scrubbing;
+	unsigned long held;
 	wait_queue_head_t wait;		/* for pages that are being scrubbed */
 	wait_queue_head_t work;		/* the scrubber's own */
 	struct task_struct *scrubber;
@@ -106,7 +109,7 @@ struct dmemfs_extent {
 		struct rb_node rb;
 		struct list_head list;	/* before a file has it */
 	};
-	unsigned long index;		/* of the file, in pages of the pool */
+	unsigned long index;		/* of the file, in pages of the pool; none if held */
 	unsigned long page;
 	unsigned long count;
 };
@@ -115,13 +118,18 @@ struct dmemfs_run {
 	unsigned long page;
 	unsigned long count;
 	bool dirty;
+	bool held;		/* by the file until now; else the pool's */
 };
 
 struct dmemfs_inode {
 	struct inode vfs;
-	spinlock_t lock;		/* extents and pages */
+	spinlock_t lock;		/* all of the below; taken before a node's */
 	struct rb_root extents;
-	unsigned long pages;
+	struct rb_root held;		/* by page */
+	unsigned long pages;		/* of extents */
+	unsigned long owned;		/* all that the pool gave it and has not got back */
+	unsigned long most;		/* the greatest size, or end of memory, that it ever had */
+	bool mapped;			/* at some time: somebody may know its page frames */
 };
 
 static inline struct dmemfs_inode *DMEMFS_I(const struct inode *inode)
@@ -165,8 +173,9 @@ void dmemfs_stop_scrubbers(struct dmemfs_pool *pool);
 /* policy.c */
 struct mempolicy;
 bool dmemfs_could_take(struct dmemfs_pool *pool, struct mempolicy *policy, unsigned long pages);
-int dmemfs_take(struct dmemfs_pool *pool, struct mempolicy *policy, unsigned long index,
-		unsigned long want, unsigned long hint, struct dmemfs_run *run);
+int dmemfs_take(struct dmemfs_pool *pool, struct dmemfs_inode *info, struct mempolicy *policy,
+		unsigned long index, unsigned long want, unsigned long limit, unsigned long hint,
+		struct dmemfs_run *run);
 struct mempolicy *dmemfs_vma_policy(struct vm_area_struct *vma);
 struct mempolicy *dmemfs_task_policy(void);
 
@@ -185,6 +194,21 @@ void dmemfs_insert(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 		   struct dmemfs_extent *extent);
 int dmemfs_remove(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned long index,
 		  unsigned long end);
+void dmemfs_remove_all(struct dmemfs_pool *pool, struct dmemfs_inode *info);
+bool dmemfs_continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,
+		      const struct dmemfs_extent *b);
+
+/* held.c */
+void dmemfs_hold(struct dmemfs_pool *pool, struct dmemfs_inode *info,
+		 struct dmemfs_extent *extent);
+bool dmemfs_take_held(struct dmemfs_inode *info, struct dmemfs_node *node, unsigned long want,
+		      unsigned long hint, struct dmemfs_run *run);
+bool dmemfs_take_any_held(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned long want,
+			  struct dmemfs_run *run);
+bool dmemfs_next_held(struct dmemfs_inode *info, unsigned long page, struct dmemfs_extent *found);
+void dmemfs_let_go(struct dmemfs_pool *pool, struct dmemfs_inode *info);
+unsigned long dmemfs_charge(struct dmemfs_inode *info, unsigned long want, unsigned long limit);
+void dmemfs_uncharge(struct dmemfs_inode *info, unsigned long pages);
 
 /* inode.c */
 extern const struct inode_operations dmemfs_dir_inode_operations;

@@ -124,11 +124,18 @@ bool dmemfs_next_extent(struct dmemfs_inode *info, unsigned long index,
 	return extent;
 }
 
+/* Whether the pages of @b follow those of @a; two spans have no run together. */
+bool dmemfs_continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,
+		      const struct dmemfs_extent *b)
+{
+	return a->page + a->count == b->page &&
+	       dmemfs_find_span(pool, a->page) == dmemfs_find_span(pool, b->page);
+}
+
 static bool continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,
 		      const struct dmemfs_extent *b)
 {
-	return a->index + a->count == b->index && a->page + a->count == b->page &&
-	       dmemfs_find_span(pool, a->page) == dmemfs_find_span(pool, b->page);
+	return a->index + a->count == b->index && dmemfs_continues(pool, a, b);
 }
 
 static void link_extent(struct dmemfs_inode *info, struct dmemfs_extent *extent)
@@ -168,56 +175,74 @@ void dmemfs_insert(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 	spin_unlock(&info->lock);
 }
 
+/* Leave to @rest what of a file's extent lies at or behind @index, and put that in too. */
+static void divide(struct dmemfs_inode *info, struct dmemfs_extent *extent, unsigned long index,
+		   struct dmemfs_extent *rest)
+{
+	unsigned long keep = index - extent->index;
+
+	rest->index = index;
+	rest->page = extent->page + keep;
+	rest->count = extent->count - keep;
+	extent->count = keep;
+	link_extent(info, rest);
+}
+
 /*
- * Take pages @index to @end from the file; nobody maps them any more. The
- * memory to divide one extent is had before anything is done.
+ * Take pages @index to @end from the file; nobody maps them any more. They
+ * are held if anybody ever has: a driver may have asked for their frames and
+ * go on using them, as those of VFIO do. The memory to divide the first and
+ * the last extent is had before anything is done.
  */
 int dmemfs_remove(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned long index,
 		  unsigned long end)
 {
-	struct dmemfs_extent *spare = NULL, *extent;
+	struct dmemfs_extent *first = dmemfs_new_extent(), *last = dmemfs_new_extent(), *extent;
+	int err = first && last ? 0 : -ENOMEM;
 
-	if (index && end != ULONG_MAX) {
-		spare = dmemfs_new_extent();
-		if (!spare)
-			return -ENOMEM;
-	}
-	for (;;) {
-		unsigned long from, to, page;
-
+	while (!err) {
 		spin_lock(&info->lock);
 		extent = at_or_after(info, index);
-		if (!extent || extent->index >= end)
+		if (!extent || extent->index >= end) {
+			spin_unlock(&info->lock);
 			break;
-		from = max(index, extent->index);
-		to = min(end, extent->index + extent->count);
-		page = extent->page + (from - extent->index);
-		if (to < extent->index + extent->count && from > extent->index) {
-			spare->index = to;
-			spare->page = page + (to - from);
-			spare->count = extent->index + extent->count - to;
-			extent->count = from - extent->index;
-			link_extent(info, spare);
-			spare = NULL;
-			extent = NULL;
-		} else if (to < extent->index + extent->count) {
-			extent->count -= to - from;
-			extent->page += to - from;
-			extent->index = to;
-			extent = NULL;
-		} else if (from > extent->index) {
-			extent->count = from - extent->index;
-			extent = NULL;
-		} else {
-			rb_erase(&extent->rb, &info->extents);
 		}
-		info->pages -= to - from;
+		if (extent->index < index) {
+			divide(info, extent, index, first);
+			extent = first;
+			first = NULL;
+		}
+		if (end - extent->index < extent->count) {
+			divide(info, extent, end, last);
+			last = NULL;
+		}
+		rb_erase(&extent->rb, &info->extents);
+		info->pages -= extent->count;
 		spin_unlock(&info->lock);
-		dmemfs_free_extent(extent);
-		dmemfs_give_back(pool, page, to - from, false, false);
+		if (READ_ONCE(info->mapped)) {
+			dmemfs_hold(pool, info, extent);
+		} else {
+			dmemfs_uncharge(info, extent->count);
+			dmemfs_give_back(pool, extent->page, extent->count, false, false);
+			dmemfs_free_extent(extent);
+		}
 		cond_resched();
 	}
-	spin_unlock(&info->lock);
-	dmemfs_free_extent(spare);
-	return 0;
+	dmemfs_free_extent(first);
+	dmemfs_free_extent(last);
+	return err;
+}
+
+/* The file is gone, and so is all that it had. */
+void dmemfs_remove_all(struct dmemfs_pool *pool, struct dmemfs_inode *info)
+{
+	struct dmemfs_extent *extent;
+
+	while ((extent = entry(rb_first(&info->extents)))) {
+		rb_erase(&extent->rb, &info->extents);
+		dmemfs_give_back(pool, extent->page, extent->count, false, false);
+		dmemfs_free_extent(extent);
+		cond_resched();
+	}
+	dmemfs_let_go(pool, info);
 }

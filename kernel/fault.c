@@ -63,7 +63,11 @@ static int get_page_at(struct vm_fault *vmf, unsigned long index, unsigned long 
 	mutex_lock(lock);
 	if (dmemfs_lookup(info, index, page, &hint))
 		goto out;
-	err = dmemfs_take(pool, dmemfs_vma_policy(vmf->vma), index, 1, hint, &run);
+	err = dmemfs_take(pool, info, dmemfs_vma_policy(vmf->vma), index, 1,
+			  READ_ONCE(info->most), hint, &run);
+	/* on the wrong node, but its own: better than to kill whoever touches it */
+	if (err == -ENOSPC && dmemfs_take_any_held(pool, info, 1, &run))
+		err = 0;
 	if (err)
 		goto out;
 	if (run.dirty)
@@ -196,7 +200,20 @@ static int dmemfs_mremap(struct vm_area_struct *vma)
 	return -EINVAL;
 }
 
-/* ptrace and /proc/PID/mem, of memory that the file has. */
+/*
+ * ptrace and /proc/PID/mem, of memory that the file has. The kernel asks for
+ * nothing before it comes here (__access_remote_vm() in mm/memory.c), and
+ * forces reads and writes of other memory by these rules (check_vma_flags() in
+ * mm/gup.c): a write to a mapping that is read-only gets a copy of a private
+ * one, which there is not here, and nothing of a shared one.
+ */
+static bool may_access(const struct vm_area_struct *vma, int write)
+{
+	vm_flags_t writable = VM_WRITE | VM_MAYWRITE | VM_SHARED;
+
+	return write ? (vma->vm_flags & writable) == writable : vma->vm_flags & VM_MAYREAD;
+}
+
 static int dmemfs_access(struct vm_area_struct *vma, unsigned long addr, void *buf, int len,
 			 int write)
 {
@@ -207,6 +224,8 @@ static int dmemfs_access(struct vm_area_struct *vma, unsigned long addr, void *b
 	unsigned long page, hint;
 	void *va;
 
+	if (!may_access(vma, write))
+		return -EACCES;
 	len = min_t(u64, len, min_t(u64, pool->page_size - in_page, vma->vm_end - addr));
 	filemap_invalidate_lock_shared(inode->i_mapping);
 	if (offset < i_size_read(inode) &&
@@ -214,8 +233,8 @@ static int dmemfs_access(struct vm_area_struct *vma, unsigned long addr, void *b
 		va = dmemfs_page_va(pool, page) + in_page;
 		if (write)
 			memcpy(va, buf, len);
-		else
-			memcpy(buf, va, len);
+		else if (dmemfs_copy(buf, va, len))
+			len = -EIO;
 	} else {
 		len = -EIO;
 	}

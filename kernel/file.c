@@ -8,6 +8,12 @@
 
 #include "dmemfs.h"
 
+/* The file may have @pages from now on, whatever it holds. The caller holds the inode's lock. */
+static void extend(struct dmemfs_inode *info, unsigned long pages)
+{
+	WRITE_ONCE(info->most, max(info->most, pages));
+}
+
 /*
  * Cut the file or let it grow; the caller holds the inode's lock. A fault
  * holds the invalidate lock from its look at the size to its page table
@@ -27,6 +33,7 @@ int dmemfs_truncate(struct inode *inode, loff_t size)
 		i_size_write(inode, size);
 		unmap_mapping_range(inode->i_mapping, size, 0, 1);
 	} else {
+		extend(DMEMFS_I(inode), size >> pool->page_shift);
 		i_size_write(inode, size);
 	}
 	/* fallocate() may have put memory behind the end */
@@ -71,22 +78,40 @@ static int punch_hole(struct inode *inode, loff_t offset, loff_t len)
 	return err;
 }
 
-/* Give back what a fallocate() got and the file does not need; all of it is zero. */
-static void drop_pending(struct dmemfs_pool *pool, struct list_head *pending)
+/* What a fallocate() got and the file has not yet: zero, all of it. */
+struct pending {
+	struct list_head fresh;		/* from the pool */
+	struct list_head held;		/* by the file before */
+};
+
+static void drop_extent(struct dmemfs_pool *pool, struct dmemfs_inode *info,
+			struct dmemfs_extent *extent, bool held)
+{
+	if (held) {
+		dmemfs_hold(pool, info, extent);
+		return;
+	}
+	dmemfs_uncharge(info, extent->count);
+	dmemfs_give_back(pool, extent->page, extent->count, true, false);
+	dmemfs_free_extent(extent);
+}
+
+/* Give back what the file does not need. */
+static void drop_pending(struct dmemfs_pool *pool, struct dmemfs_inode *info,
+			 struct list_head *list, bool held)
 {
 	struct dmemfs_extent *extent, *next;
 
-	list_for_each_entry_safe(extent, next, pending, list) {
-		dmemfs_give_back(pool, extent->page, extent->count, true, false);
-		dmemfs_free_extent(extent);
-	}
-	INIT_LIST_HEAD(pending);
+	list_for_each_entry_safe(extent, next, list, list)
+		drop_extent(pool, info, extent, held);
+	INIT_LIST_HEAD(list);
 }
 
 /* Get zeroed memory for pages @index to @end, all of them holes. */
-static int get_pending(struct dmemfs_pool *pool, unsigned long index, unsigned long end,
-		       struct list_head *pending)
+static int get_pending(struct inode *inode, unsigned long index, unsigned long end,
+		       unsigned long limit, struct pending *pending)
 {
+	struct dmemfs_pool *pool = dmemfs_pool(inode);
 	unsigned long hint = ULONG_MAX;
 
 	while (index < end) {
@@ -100,7 +125,8 @@ static int get_pending(struct dmemfs_pool *pool, unsigned long index, unsigned l
 		extent = dmemfs_new_extent();
 		if (!extent)
 			return -ENOMEM;
-		err = dmemfs_take(pool, dmemfs_task_policy(), index, want, hint, &run);
+		err = dmemfs_take(pool, DMEMFS_I(inode), dmemfs_task_policy(), index, want, limit,
+				  hint, &run);
 		if (err) {
 			dmemfs_free_extent(extent);
 			return err;
@@ -110,7 +136,7 @@ static int get_pending(struct dmemfs_pool *pool, unsigned long index, unsigned l
 		extent->index = index;
 		extent->page = run.page;
 		extent->count = run.count;
-		list_add_tail(&extent->list, pending);
+		list_add_tail(&extent->list, run.held ? &pending->held : &pending->fresh);
 		index += run.count;
 		hint = run.page + run.count;
 		cond_resched();
@@ -118,40 +144,65 @@ static int get_pending(struct dmemfs_pool *pool, unsigned long index, unsigned l
 	return 0;
 }
 
+/* Take the first @count pages off @extent; all of it if it has no more. */
+static struct dmemfs_extent *take_off(struct dmemfs_extent **extent, unsigned long count)
+{
+	struct dmemfs_extent *first = *extent, *rest;
+
+	if (first->count == count) {
+		*extent = NULL;
+		return first;
+	}
+	rest = first;
+	first = dmemfs_new_extent();
+	if (first) {
+		first->index = rest->index;
+		first->page = rest->page;
+		first->count = count;
+		rest->index += count;
+		rest->page += count;
+		rest->count -= count;
+	}
+	return first;
+}
+
 /* Put one run into the file, but for pages that faults have given it meanwhile. */
 static int put_pending(struct dmemfs_pool *pool, struct dmemfs_inode *info,
-		       struct dmemfs_extent *extent)
+		       struct dmemfs_extent *extent, bool held)
 {
-	while (extent->count) {
-		unsigned long end = extent->index + extent->count, start, stop, overlap;
+	while (extent) {
+		unsigned long index = extent->index, end = index + extent->count, start, stop;
+		bool data = dmemfs_next_data(info, index, &start, &stop);
+		bool taken = data && start == index;
+		struct dmemfs_extent *piece;
 
-		if (!dmemfs_next_data(info, extent->index, &start, &stop) || start >= end) {
-			dmemfs_insert(pool, info, extent);
-			return 0;
+		if (!taken)
+			stop = data ? start : end;
+		piece = take_off(&extent, min(stop, end) - index);
+		if (!piece) {
+			drop_extent(pool, info, extent, held);
+			return -ENOMEM;
 		}
-		stop = min(stop, end);
-		if (start > extent->index) {
-			struct dmemfs_extent *piece = dmemfs_new_extent();
-
-			if (!piece) {
-				dmemfs_give_back(pool, extent->page, extent->count, true, false);
-				dmemfs_free_extent(extent);
-				return -ENOMEM;
-			}
-			piece->index = extent->index;
-			piece->page = extent->page;
-			piece->count = start - extent->index;
+		if (taken)
+			drop_extent(pool, info, piece, held);
+		else
 			dmemfs_insert(pool, info, piece);
-		}
-		overlap = stop - start;
-		dmemfs_give_back(pool, extent->page + (start - extent->index), overlap, true,
-				 false);
-		extent->page += stop - extent->index;
-		extent->count = end - stop;
-		extent->index = stop;
 	}
-	dmemfs_free_extent(extent);
 	return 0;
+}
+
+static int put_list(struct dmemfs_pool *pool, struct dmemfs_inode *info, struct list_head *list,
+		    bool held)
+{
+	int err = 0;
+
+	while (!err && !list_empty(list)) {
+		struct dmemfs_extent *extent = list_first_entry(list, struct dmemfs_extent, list);
+
+		list_del(&extent->list);
+		err = put_pending(pool, info, extent, held);
+	}
+	return err;
 }
 
 /* How many of the pages @index to @end the file lacks. */
@@ -169,18 +220,18 @@ static unsigned long lacking(struct dmemfs_inode *info, unsigned long index, uns
 /*
  * All memory is had, and zeroed where it was not, before the file gets any of
  * it: faults go on meanwhile, and a fallocate() that fails changes nothing.
+ * With @alone there are none: the caller has the invalidate lock.
  */
-static int allocate(struct inode *inode, unsigned long index, unsigned long end)
+static int try_allocate(struct inode *inode, unsigned long index, unsigned long end, bool alone)
 {
 	struct dmemfs_pool *pool = dmemfs_pool(inode);
 	struct dmemfs_inode *info = DMEMFS_I(inode);
-	LIST_HEAD(pending);
+	unsigned long limit = max(info->most, end);
+	struct pending pending;
 	int err = 0;
 
-	/* not to take from others what could not be enough anyway */
-	if (!dmemfs_could_take(pool, dmemfs_task_policy(), lacking(info, index, end)))
-		return -ENOSPC;
-	down_read(&pool->allocating);
+	INIT_LIST_HEAD(&pending.fresh);
+	INIT_LIST_HEAD(&pending.held);
 	while (index < end && !err) {
 		unsigned long start, stop;
 
@@ -188,19 +239,52 @@ static int allocate(struct inode *inode, unsigned long index, unsigned long end)
 			start = end;
 			stop = end;
 		}
-		err = get_pending(pool, index, start, &pending);
+		err = get_pending(inode, index, start, limit, &pending);
 		index = stop;
 	}
-	filemap_invalidate_lock(inode->i_mapping);
-	while (!err && !list_empty(&pending)) {
-		struct dmemfs_extent *extent =
-			list_first_entry(&pending, struct dmemfs_extent, list);
+	if (!alone)
+		filemap_invalidate_lock(inode->i_mapping);
+	if (!err)
+		extend(info, end);
+	if (!err)
+		err = put_list(pool, info, &pending.held, true);
+	if (!err)
+		err = put_list(pool, info, &pending.fresh, false);
+	if (!alone)
+		filemap_invalidate_unlock(inode->i_mapping);
+	drop_pending(pool, info, &pending.held, true);
+	drop_pending(pool, info, &pending.fresh, false);
+	return err;
+}
 
-		list_del(&extent->list);
-		err = put_pending(pool, info, extent);
+/* Whether there is that much by now; not to take from others what could not be enough anyway. */
+static bool could_allocate(struct inode *inode, unsigned long index, unsigned long end)
+{
+	struct dmemfs_inode *info = DMEMFS_I(inode);
+	unsigned long lacks = lacking(info, index, end), held;
+
+	spin_lock(&info->lock);
+	held = info->owned - info->pages;
+	spin_unlock(&info->lock);
+	return lacks <= held || dmemfs_could_take(dmemfs_pool(inode), dmemfs_task_policy(), lacks - held);
+}
+
+static int allocate(struct inode *inode, unsigned long index, unsigned long end)
+{
+	struct dmemfs_pool *pool = dmemfs_pool(inode);
+	int err;
+
+	if (!could_allocate(inode, index, end))
+		return -ENOSPC;
+	down_read(&pool->allocating);
+	err = try_allocate(inode, index, end, false);
+	if (err == -ENOSPC && READ_ONCE(DMEMFS_I(inode)->mapped)) {
+		/* faults may have got for the same places what the file may have in all */
+		filemap_invalidate_lock(inode->i_mapping);
+		if (could_allocate(inode, index, end))
+			err = try_allocate(inode, index, end, true);
+		filemap_invalidate_unlock(inode->i_mapping);
 	}
-	filemap_invalidate_unlock(inode->i_mapping);
-	drop_pending(pool, &pending);
 	up_read(&pool->allocating);
 	return err;
 }
@@ -283,6 +367,7 @@ static int dmemfs_mmap(struct file *file, struct vm_area_struct *vma)
 	if (dmemfs_pool(file_inode(file))->huge)
 		vm_flags_set(vma, VM_HUGEPAGE);
 	vma->vm_ops = &dmemfs_vm_ops;
+	WRITE_ONCE(DMEMFS_I(file_inode(file))->mapped, true);
 	file_accessed(file);
 	return 0;
 }

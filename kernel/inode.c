@@ -23,7 +23,7 @@ static int dmemfs_setattr(struct dmemfs_idmap *idmap, struct dentry *dentry, str
 	return 0;
 }
 
-/* st_blocks is what the file really has. */
+/* st_blocks is what the pool lacks for the file: also what it holds and has in no place. */
 static int dmemfs_getattr(struct dmemfs_idmap *idmap, const struct path *path, struct kstat *stat,
 			  u32 mask, unsigned int flags)
 {
@@ -36,7 +36,7 @@ static int dmemfs_getattr(struct dmemfs_idmap *idmap, const struct path *path, s
 	generic_fillattr(idmap, inode, stat);
 #endif
 	stat->blksize = min_t(unsigned long, pool->page_size, 1UL << 30);
-	stat->blocks = (u64)READ_ONCE(DMEMFS_I(inode)->pages) << (pool->page_shift - 9);
+	stat->blocks = (u64)READ_ONCE(DMEMFS_I(inode)->owned) << (pool->page_shift - 9);
 	return 0;
 }
 

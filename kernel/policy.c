@@ -159,28 +159,54 @@ static int take_or_wait(struct dmemfs_node *node, unsigned long want, unsigned l
 	return -ENOSPC;
 }
 
-/*
- * Take up to @want pages for page @index of a file and those after it.
- * -ENOSPC when no node that may serve has one, -EINTR when killed meanwhile.
- */
-int dmemfs_take(struct dmemfs_pool *pool, struct mempolicy *policy, unsigned long index,
-		unsigned long want, unsigned long hint, struct dmemfs_run *run)
+/* Take pages that the file does not have yet, as long as it then has at most @limit. */
+static int take_new(struct dmemfs_node *node, struct dmemfs_inode *info, unsigned long want,
+		    unsigned long limit, unsigned long hint, struct dmemfs_run *run)
 {
-	struct choice choice;
+	unsigned long charged = dmemfs_charge(info, want, limit);
+	int err;
+
+	if (!charged)
+		return -ENOSPC;
+	err = take_or_wait(node, charged, hint, run);
+	run->held = false;
+	dmemfs_uncharge(info, err ? charged : charged - run->count);
+	return err;
+}
+
+/* The next node that may serve and was not asked yet: the first one, then by distance. */
+static int next_choice(struct choice *choice)
+{
+	int nid = choice->first;
+
+	if (nid == NUMA_NO_NODE || !node_isset(nid, choice->nodes))
+		nid = nearest(&choice->nodes, choice->near);
+	if (nid != NUMA_NO_NODE)
+		node_clear(nid, choice->nodes);
+	return nid;
+}
+
+/*
+ * Take up to @want pages for page @index of a file and those after it: what
+ * the file holds on the nodes that may serve, else what they have free.
+ * -ENOSPC when there is none for a file that may have @limit, -EINTR when
+ * killed meanwhile.
+ */
+int dmemfs_take(struct dmemfs_pool *pool, struct dmemfs_inode *info, struct mempolicy *policy,
+		unsigned long index, unsigned long want, unsigned long limit, unsigned long hint,
+		struct dmemfs_run *run)
+{
+	struct choice choice, again;
 	int nid, err = -ENOSPC;
 
 	choose(pool, policy, index, &choice);
 	if (interleaved(policy))
 		want = 1;
-	nid = choice.first;
-	if (nid == NUMA_NO_NODE || !node_isset(nid, choice.nodes))
-		nid = nearest(&choice.nodes, choice.near);
-	while (nid != NUMA_NO_NODE) {
-		err = take_or_wait(pool->nodes[nid], want, hint, run);
-		if (err != -ENOSPC)
-			break;
-		node_clear(nid, choice.nodes);
-		nid = nearest(&choice.nodes, choice.near);
-	}
+	again = choice;
+	while ((nid = next_choice(&again)) != NUMA_NO_NODE)
+		if (dmemfs_take_held(info, pool->nodes[nid], want, hint, run))
+			return 0;
+	while (err == -ENOSPC && (nid = next_choice(&choice)) != NUMA_NO_NODE)
+		err = take_new(pool->nodes[nid], info, want, limit, hint, run);
 	return err;
 }

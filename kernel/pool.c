@@ -287,7 +287,6 @@ void dmemfs_destroy_pool(struct dmemfs_pool *pool)
 	unsigned int i;
 	int nid;
 
-	dmemfs_hide_pool(pool);
 	for (i = 0; i < pool->nr_spans; i++) {
 		kvfree(pool->spans[i].clean);
 		kvfree(pool->spans[i].dirty);

@@ -17,7 +17,11 @@ static struct inode *dmemfs_alloc_inode(struct super_block *sb)
 	if (!info)
 		return NULL;
 	info->extents = RB_ROOT;
+	info->held = RB_ROOT;
 	info->pages = 0;
+	info->owned = 0;
+	info->most = 0;
+	info->mapped = false;
 	return &info->vfs;
 }
 
@@ -41,7 +45,7 @@ static void dmemfs_evict_inode(struct inode *inode)
 {
 	truncate_inode_pages_final(&inode->i_data);
 	clear_inode(inode);
-	dmemfs_remove(dmemfs_pool(inode), DMEMFS_I(inode), 0, ULONG_MAX);
+	dmemfs_remove_all(dmemfs_pool(inode), DMEMFS_I(inode));
 }
 
 static int dmemfs_statfs(struct dentry *dentry, struct kstatfs *buf)
@@ -112,6 +116,9 @@ static void dmemfs_kill_sb(struct super_block *sb)
 {
 	struct dmemfs_pool *pool = sb->s_fs_info;
 
+	/* named by the device number, which is another mount's as soon as it is free */
+	if (pool)
+		dmemfs_hide_pool(pool);
 	kill_litter_super(sb);
 	if (pool) {
 		dmemfs_stop_scrubbers(pool);

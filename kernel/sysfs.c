@@ -34,6 +34,11 @@ static u64 node_dirty(const struct dmemfs_node *node)
 	return node->dirty + node->scrubbing;
 }
 
+static u64 node_held(const struct dmemfs_node *node)
+{
+	return node->held;
+}
+
 static u64 bytes_of(struct dmemfs_node *node, const struct attribute_of *attr)
 {
 	u64 pages;
@@ -118,6 +123,7 @@ OF_NODE(total);
 OF_NODE(free);
 OF_NODE(clean);
 OF_NODE(dirty);
+OF_NODE(held);
 OF_POOL(page_size);
 OF_POOL(huge_entries);
 OF_POOL(regions);
@@ -127,13 +133,13 @@ OF_POOL(faults_1g);
 OF_POOL(faults_failed);
 
 static struct attribute *node_attrs[] = {
-	&attr_total.attr, &attr_free.attr, &attr_clean.attr, &attr_dirty.attr, NULL
+	&attr_total.attr, &attr_free.attr, &attr_clean.attr, &attr_dirty.attr, &attr_held.attr, NULL
 };
 ATTRIBUTE_GROUPS(node);
 
 static struct attribute *pool_attrs[] = {
-	&attr_total.attr, &attr_free.attr, &attr_clean.attr, &attr_dirty.attr, &attr_page_size.attr,
-	&attr_huge_entries.attr, &attr_regions.attr, &attr_faults_4k.attr, &attr_faults_2m.attr,
+	&attr_total.attr, &attr_free.attr, &attr_clean.attr, &attr_dirty.attr, &attr_held.attr,
+	&attr_page_size.attr, &attr_huge_entries.attr, &attr_regions.attr, &attr_faults_4k.attr, &attr_faults_2m.attr,
 	&attr_faults_1g.attr, &attr_faults_failed.attr, NULL
 };
 ATTRIBUTE_GROUPS(pool);

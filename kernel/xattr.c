@@ -3,6 +3,7 @@
  * system.dmemfs.nodes: how much of a file's memory lies on each node, in
  * bytes, as "0=268435456,1=134217728"; empty while it has none. For ordinary
  * memory numa_maps says so, which knows nothing without struct pages.
+ * system.dmemfs.held: how much of that it only holds, in no place of it.
  */
 
 #include <linux/slab.h>
@@ -18,6 +19,18 @@ static void count_pages(struct dmemfs_pool *pool, struct dmemfs_inode *info, uns
 	while (dmemfs_next_extent(info, index, &extent)) {
 		pages[dmemfs_find_span(pool, extent.page)->node->nid] += extent.count;
 		index = extent.index + extent.count;
+		cond_resched();
+	}
+}
+
+static void count_held(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned long *pages)
+{
+	struct dmemfs_extent extent;
+	unsigned long page = 0;
+
+	while (dmemfs_next_held(info, page, &extent)) {
+		pages[dmemfs_find_span(pool, extent.page)->node->nid] += extent.count;
+		page = extent.page + extent.count;
 		cond_resched();
 	}
 }
@@ -39,7 +52,9 @@ static int get_nodes(const struct xattr_handler *handler, struct dentry *dentry,
 		goto out;
 	}
 	inode_lock_shared(inode);
-	count_pages(pool, DMEMFS_I(inode), pages);
+	if (!handler->flags)
+		count_pages(pool, DMEMFS_I(inode), pages);
+	count_held(pool, DMEMFS_I(inode), pages);
 	inode_unlock_shared(inode);
 	for_each_node_mask(nid, pool->node_mask)
 		if (pages[nid])
@@ -61,4 +76,10 @@ static const struct xattr_handler nodes_handler = {
 	.get	= get_nodes,
 };
 
-const struct xattr_handler *dmemfs_xattr_handlers[] = { &nodes_handler, NULL };
+static const struct xattr_handler held_handler = {
+	.name	= "system.dmemfs.held",
+	.flags	= 1,
+	.get	= get_nodes,
+};
+
+const struct xattr_handler *dmemfs_xattr_handlers[] = { &nodes_handler, &held_handler, NULL };

@@ -6,6 +6,7 @@ from __future__ import annotations
 __all__ = [
     "GUEST_OUTSIDE_POOL",
     "MEMORY_OUTSIDE_POOL",
+    "DEVICE_ON_RAW_MEMORY",
     "EXTENT_QUARANTINED",
     "EXTENT_ENLARGED",
     "MEMORY_PINNED",
@@ -20,6 +21,7 @@ __all__ = [
 
 GUEST_OUTSIDE_POOL = "guest-outside-pool"
 MEMORY_OUTSIDE_POOL = "memory-outside-pool"
+DEVICE_ON_RAW_MEMORY = "device-on-raw-memory"
 EXTENT_QUARANTINED = "extent-quarantined"
 EXTENT_ENLARGED = "extent-enlarged"
 MEMORY_PINNED = "memory-pinned"
@@ -38,6 +40,12 @@ EXPLANATIONS = {
     MEMORY_OUTSIDE_POOL: (
         "A memory device was attached to a domain of ours past virt-dmem. It is ordinary memory of the host, or a "
         "file on a disk; nobody planned for it, and its struct pages are not saved."
+    ),
+    DEVICE_ON_RAW_MEMORY: (
+        "A domain whose memory has no struct pages (dmemfs) was given a device, past virt-dmem, that cannot work "
+        "on it. By VFIO it is worse than that: such a device keeps no hold on the memory that it writes to, and "
+        "could go on when that is no longer the domain's. dmemfs gives a file's memory to nobody else as long as "
+        "the file lives, but a process that was handed the VFIO container can outlive the domain."
     ),
     EXTENT_QUARANTINED: (
         "A domain is gone, and some process still maps its memory: a QEMU that does not die, or a peer such as "

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from virt_dmem.alert_codes import (
     APPLY_FIGHT,
     APPLY_PAUSED,
+    DEVICE_ON_RAW_MEMORY,
     EXTENT_ENLARGED,
     EXTENT_QUARANTINED,
     GUEST_OUTSIDE_POOL,
@@ -58,6 +59,8 @@ class Facts:
     """Domains (UUIDs) that hold memory, and how far it has come."""
     extents: Mapping[str, Collection[str]] = field(default_factory=dict)
     """The aliases of the extents of guests (UUIDs) with memory devices."""
+    on_raw_memory: Mapping[str, str] = field(default_factory=dict)
+    """Guests (UUIDs) with devices that need struct pages and memory that has none, and the pool of that."""
     quarantined: Iterable[Extent] = ()
     capacity: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that there really are, by segment of a pool and node."""
@@ -85,6 +88,7 @@ def due(facts: Facts) -> list[Alert]:
     """Return the alerts that are due, those of guests first."""
     return [
         *_guests(facts),
+        *_raw(facts),
         *_quarantined(facts),
         *_enlarged(facts),
         *_failed(facts),
@@ -117,6 +121,21 @@ def _guests(facts: Facts) -> Iterable[Alert]:
                         f" memory device {device.alias} ({device.model}).",
                         "Take the device away with 'virsh detach-device', and use 'virt-dmem attach' instead.",
                     )
+
+
+def _raw(facts: Facts) -> Iterable[Alert]:
+    for guest in sorted(facts.guests, key=lambda guest: guest.name):
+        pool = facts.on_raw_memory.get(guest.uuid)
+        if pool is None:
+            continue
+        for obstacle in guest.obstacles:
+            yield Alert(
+                DEVICE_ON_RAW_MEMORY,
+                f"{guest.uuid} {obstacle.what}",
+                f"Domain {guest.name} runs on pool {pool}, whose memory has no struct pages, and {obstacle.what}.",
+                f"{obstacle.mend[:1].upper()}{obstacle.mend[1:]} ('virsh detach-device' while it runs), or shut the"
+                " domain down and give it a pool of huge pages.",
+            )
 
 
 def _is_outside(standing: Standing | None, now: float) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from virt_dmem.domain_xml import find_child, find_request, parse_domain, read_uuid
+from virt_dmem.pinning import Obstacle, obstacles
 from virt_dmem.units import KIB
 
 __all__ = ["Guest", "MemoryDevice", "read_guest"]
@@ -29,6 +30,8 @@ class Guest:
     managed: bool
     """It was started with our metadata."""
     devices: tuple[MemoryDevice, ...]
+    obstacles: tuple[Obstacle, ...] = ()
+    """What of it cannot work on memory without struct pages: attached while it runs, or by a network."""
 
 
 def read_guest(xml: bytes) -> Guest:
@@ -50,4 +53,5 @@ def read_guest(xml: bytes) -> Guest:
         name=root.findtext("name") or "",
         managed=find_request(root) is not None,
         devices=tuple(devices),
+        obstacles=obstacles(root),
     )

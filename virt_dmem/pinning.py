@@ -2,12 +2,15 @@
 """What of a domain works only on memory with struct pages: what pins it, or hands single pages of it around. Pure.
 
 Memory without them (dmemfs) is mapped as raw page frames, and ``pin_user_pages()`` of such a mapping fails. What
-copies works: buffered disks, vhost-net and other vhost-user peers, migration, dumps. So does VFIO by the type 1
-driver, which knows raw page frames (``follow_fault_pfn`` in drivers/vfio/vfio_iommu_type1.c).
+copies works: buffered disks, vhost-net and other vhost-user peers, migration, dumps. VFIO's type 1 driver follows
+raw page frames and keeps no hold on them (``follow_fault_pfn`` in drivers/vfio/vfio_iommu_type1.c): its devices go
+on writing where another domain's memory may be by then, so they are refused too.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lxml import etree
@@ -16,6 +19,14 @@ from virt_dmem.errors import DomainRefused
 from virt_dmem.xml_fields import find_child
 
 __all__ = ["Obstacle", "cannot_pin", "obstacles"]
+
+_COPYING_HOSTDEVS = ("usb", "scsi")
+"""What QEMU or the kernel copies for (libusb, SG_IO); scsi_host is vhost-scsi, all others are VFIO."""
+_ARGUMENTS = (
+    "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/{http://libvirt.org/schemas/domain/qemu/1.0}arg"
+)
+_VFIO_ARGUMENT = re.compile(r"""\bvfio|\biommufd\b|\bnvme://|\bdriver["']?\s*[=:]\s*["']?nvme\b""", re.IGNORECASE)
+_VDPA_ARGUMENT = re.compile(r"\bvhost-vdpa", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,8 +43,8 @@ def obstacles(root: etree._Element) -> tuple[Obstacle, ...]:
     for disk in root.iterfind("devices/disk"):
         name = f"disk {_attribute(disk, 'target', 'dev') or '?'}"
         cache, io = _attribute(disk, "driver", "cache"), _attribute(disk, "driver", "io")
-        if disk.get("type") == "vhostvdpa":
-            found.append(Obstacle(f"{name} is vDPA, which pins all guest memory", f"give {name} another type"))
+        if passed := _of_images(disk, name):
+            found.append(passed)
         elif cache in ("none", "directsync"):
             mend = f"set cache='{'writeback' if cache == 'none' else 'writethrough'}' on {name}"
             found.append(
@@ -44,18 +55,9 @@ def obstacles(root: etree._Element) -> tuple[Obstacle, ...]:
             )
         elif io == "native":
             found.append(Obstacle(f"{name} has io='native', which is direct I/O", f"set io='threads' on {name}"))
-    for interface in root.iterfind("devices/interface"):
-        if interface.get("type") == "vdpa":
-            found.append(Obstacle("an interface is vDPA, which pins all guest memory", "give it another type"))
-    for device in root.iterfind("devices/hostdev"):
-        if _uses_iommufd(device):
-            found.append(
-                Obstacle("a host device uses iommufd, which pins all guest memory", "remove iommufd='yes' from it")
-            )
-        if device.get("type") == "scsi_host":
-            found.append(
-                Obstacle("a host device is vhost-scsi, which pins guest memory", "use a <disk> of type 'block'")
-            )
+    found.extend(_of_interfaces(root))
+    found.extend(_of_host_devices(root))
+    found.extend(_of_arguments(root))
     for memory in root.iterfind("devices/memory"):
         if memory.get("model") == "virtio-mem":
             found.append(
@@ -64,9 +66,59 @@ def obstacles(root: etree._Element) -> tuple[Obstacle, ...]:
     return tuple(found)
 
 
-def _uses_iommufd(device: etree._Element) -> bool:
-    elements = [device, find_child(device, "driver"), find_child(device, "source")]
-    return any(element is not None and element.get("iommufd") in ("yes", "on") for element in elements)
+def _of_images(disk: etree._Element, name: str) -> Obstacle | None:
+    """Look at all that a disk is made of: its own source, those below and beside it."""
+    for element in disk.iter("disk", "backingStore", "mirror", "dataStore"):
+        if element.get("type") == "vhostvdpa":
+            return Obstacle(f"{name} is vDPA, which pins all guest memory", f"give {name} another type")
+        if element.get("type") == "nvme":
+            return _vfio(f"{name} is an NVMe device that QEMU drives", f"give {name} another type")
+    return None
+
+
+def _of_interfaces(root: etree._Element) -> Iterator[Obstacle]:
+    for interface in root.iterfind("devices/interface"):
+        # what a network gave it is only in the XML of a domain that starts or runs
+        kinds = [interface.get("type"), _attribute(interface, "actual", "type")]
+        name = _named("interface", interface, _attribute(interface, "mac", "address"))
+        if "vdpa" in kinds:
+            yield Obstacle(f"{name} is vDPA, which pins all guest memory", f"give {name} another type")
+        elif "hostdev" in kinds:
+            yield _vfio(f"{name} is a host device", f"give {name} another type")
+
+
+def _of_host_devices(root: etree._Element) -> Iterator[Obstacle]:
+    for device in root.iterfind("devices/hostdev"):
+        kind, source = device.get("type", "").strip(), find_child(device, "source", "address")
+        parts = [] if source is None else [source.get(part, "") for part in ("domain", "bus", "slot", "function")]
+        where = "" if source is None else source.get("uuid", "")
+        if all(parts) and parts:
+            where = "{}:{}:{}.{}".format(*(part.removeprefix("0x") for part in parts))
+        name = _named("host device", device, where)
+        if kind == "scsi_host":
+            yield Obstacle(f"{name} is vhost-scsi, which pins guest memory", "use a <disk> of type 'block'")
+        elif kind not in _COPYING_HOSTDEVS:
+            yield _vfio(f"{name} is passed through", f"remove {name}")
+
+
+def _of_arguments(root: etree._Element) -> Iterator[Obstacle]:
+    for argument in root.iterfind(_ARGUMENTS):
+        value = argument.get("value", "")
+        if _VFIO_ARGUMENT.search(value):
+            yield _vfio("<qemu:commandline> has a device of VFIO", "remove it from <qemu:commandline>")
+        elif _VDPA_ARGUMENT.search(value):
+            yield Obstacle(
+                "<qemu:commandline> has vDPA, which pins all guest memory", "remove it from <qemu:commandline>"
+            )
+
+
+def _named(what: str, device: etree._Element, where: str) -> str:
+    name = _attribute(device, "alias", "name") or where
+    return f"{what} {name}" if name else f"a {what}" if what[0] not in "aeiou" else f"an {what}"
+
+
+def _vfio(what: str, mend: str) -> Obstacle:
+    return Obstacle(f"{what} by VFIO, which keeps no hold on the memory that it lets a device write to", mend)
 
 
 def _attribute(element: etree._Element, child: str, name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from virt_dmem import incoming, postcopy, reconcile
+from virt_dmem import incoming, passthrough, postcopy, reconcile
 from virt_dmem.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL, RECONCILE_FAILED
 from virt_dmem.changes import Changes
 from virt_dmem.config import Config
@@ -99,7 +99,9 @@ class Service:
                     read_domain(xml), lambda progress: report(_progress(progress)), began=began
                 )
             case "start":
-                return await self._lifecycle.start(read_domain(xml), began=began)
+                domain = read_domain(xml)
+                passthrough.refuse(self._ledger, self._inventory, domain)
+                return await self._lifecycle.start(domain, began=began)
             case "started":
                 domain = read_domain(xml)
                 await postcopy.refuse(self._config, self._ledger, self._inventory, domain.uuid)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from virt_dmem import alerts, host
+from virt_dmem import alerts, host, passthrough
 from virt_dmem.accounts import Accounts
 from virt_dmem.config import Config
 from virt_dmem.guests import Guest
@@ -101,6 +101,7 @@ class Watch:
             guests=self._guests.values(),
             standings=self._ledger.standings(),
             extents=self._extents(),
+            on_raw_memory=passthrough.on_raw_memory(self._ledger, self._inventory, self._guests.values()),
             quarantined=self._ledger.quarantined(),
             capacity=self._inventory.capacity(),
             reserved=self._ledger.reserved(),

@@ -10,6 +10,7 @@ struct check {
 };
 
 extern const struct check more_checks[];
+extern const struct check safe_checks[];
 extern const char *dir;
 extern unsigned long page;
 
@@ -24,6 +25,7 @@ unsigned long stat_of(const char *name);
 void settle(void);
 double now(void);
 unsigned long blocks(int fd);
+int signal_at(volatile unsigned char *at, bool store);
 bool bus_at(volatile unsigned char *at);
 
 #endif

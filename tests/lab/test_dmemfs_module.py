@@ -34,7 +34,8 @@ POOLS = {
     "1G": f"region={NODE0}+1G:region={NODE1}+2G,pagesize=1G",
 }
 CHECKS = (
-    "names sizes fallocate statfs nodes entries private splits gup walkers leases exhaustion zeroes threads storm"
+    "names sizes fallocate statfs nodes entries private splits protect access reader gup walkers leases exhaustion "
+    "held pieces zeroes threads storm"
 )
 BAD = r"BUG|WARNING:|Oops|[Bb]ad (page|p[um]d|rss)|lockdep|possible (circular|recursive)|blocked for more than"
 PRODUCT = "nosuid,nodev,noexec,mode=0711,uid=0,gid=0"
@@ -185,15 +186,24 @@ def test_statfs_answers_as_hugetlbfs_if_asked_to(host: Host) -> None:
 
 
 def test_files_do_what_files_do(host: Host, mounted: str) -> None:
-    """Each word is a check of kernel/tests/dmemtest.c or loadtest.c."""
+    """Each word is a check of one of kernel/tests/*.c."""
     # fewer pages than the others need where a page is 1 GiB: three
     host.check(CHECKS, timeout=600)
 
 
 def test_memory_follows_the_policy_of_mapping_and_task(host: Host) -> None:
     host.mount(POOLS["2M"])
-    host.check("policy")
+    host.check("policy heldpolicy")
     host.unmount()
+
+
+def test_where_a_mount_is_read_only_nobody_writes_by_any_way(host: Host, mounted: str) -> None:
+    host.check("secret")
+    host.machine.run("mkdir -p /mnt-ro && mount --bind /mnt /mnt-ro && mount -o remount,bind,ro /mnt-ro")
+    try:
+        host.check("readonly", "/mnt-ro")
+    finally:
+        host.unmount("/mnt-ro")
 
 
 def test_the_memory_is_write_back_for_all_who_map_it(host: Host) -> None:
@@ -267,6 +277,19 @@ def test_mounting_and_unmounting_while_it_is_scrubbed_loses_nothing(host: Host) 
         f"for i in 1 2 3 4 5; do umount /mnt; mount -t dmemfs -o {POOLS['2M']} pool /mnt; done; "
         "kill $reader; umount /mnt"
     )
+
+
+def test_mounts_that_come_while_others_go_never_meet_the_name_of_one(host: Host) -> None:
+    """A device number is free before its mount is quite gone, and is the name in /sys/fs/dmemfs."""
+    each = "mount -t dmemfs -o region=$1+128M,pagesize=2M pool $2 && until umount $2; do sleep 0.1; done"
+    done = host.machine.run(
+        f"again() {{ mkdir -p $2; for i in $(seq 40); do {each} || echo no $i; done; }}; "
+        f"again {NODE0} /mnt/a & again {NODE1} /mnt/b & again 0x148000000 /mnt/c & wait; true",
+        timeout=300,
+    )
+    assert done.stdout == ""
+    assert "cannot create duplicate filename" not in host.log()
+    assert host.machine.run("ls /sys/fs/dmemfs").stdout == ""
 
 
 @pytest.mark.parametrize(("size", "memory"), [("2M", "256MiB"), ("1G", "2GiB")])

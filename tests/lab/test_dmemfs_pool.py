@@ -133,6 +133,13 @@ def test_what_needs_struct_pages_is_refused_before_a_guest_fails(host: Machine) 
         host.run("virsh -q start plain --paused")
     said = host.run("virt-dmem check", check=False)
     assert (said.status, "FAIL  domains" in said.stdout) == (3, True)
+    host.run("virsh -q detach-device plain /root/disk.xml --config")
+    given = "<hostdev mode='subsystem' type='pci' managed='no'><source>"
+    given += "<address domain='0' bus='0' slot='4' function='0'/></source></hostdev>"
+    host.write("/root/given.xml", given)
+    host.run("virsh -q attach-device plain /root/given.xml --config")
+    with pytest.raises(LabCommandFailed, match=r"host device 0000:00:04.0 is passed through by VFIO"):
+        host.run("virsh -q start plain --paused")
     host.run("virsh -q undefine plain")
     assert guests.pool(host) == WHOLE
 
@@ -154,6 +161,16 @@ def test_the_guest_is_confined_and_nothing_was_denied(host: Machine, uuid: str) 
     assert denied(host) == ""
     extent = f"/run/virt-dmem/pools/guests/libvirt-{uuid}/ram-node0"
     assert host.run(f"stat -c '%U %a' {extent}").stdout.split() == ["root", "600"]
+
+
+def test_a_device_that_cannot_work_there_is_told_of_until_it_is_gone(host: Machine, uuid: str) -> None:
+    """A disk by USB, as no guest is asked to let go of that; a host device is found in the same XML."""
+    device = "--targetbus usb --cache none --live"
+    host.run(f"truncate -s 64M /root/d && virsh -q attach-disk two-cells /root/d sda {device}")
+    said = host.wait_for("virt-dmem alerts | grep device-on-raw-memory", timeout=30)
+    assert "disk sda has cache='none'" in host.run("virt-dmem alerts").stdout, said
+    host.run("virsh -q detach-disk two-cells sda --live")
+    host.wait_for("! virt-dmem alerts | grep device-on-raw-memory", timeout=30)
 
 
 def test_memory_that_somebody_maps_cannot_be_leased(host: Machine, uuid: str) -> None:

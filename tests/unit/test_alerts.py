@@ -13,6 +13,7 @@ from virt_dmem.records import Phase, Standing
 
 NOW = 1_700_000_000.0
 MIB = 1 << 20
+UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
 
 
 def guest(*devices: MemoryDevice, managed: bool = True) -> Guest:
@@ -50,6 +51,28 @@ def test_a_guest_that_never_asked_for_pool_memory_is_nobody_s_business() -> None
 
 def test_a_guest_whose_qemu_is_gone_is_no_alert() -> None:
     assert codes(Facts(NOW, guests=[guest()], is_alive=lambda _: False)) == []
+
+
+PCI = "<hostdev mode='subsystem' type='pci'><alias name='{}'/></hostdev>"
+
+
+def live(devices: str) -> Guest:
+    return read_guest(
+        f"<domain type='kvm'><name>g</name><uuid>{UUID}</uuid><devices>{devices}</devices></domain>".encode()
+    )
+
+
+def test_a_host_device_on_memory_without_struct_pages_is_told_of_each_until_it_is_gone() -> None:
+    both = live(PCI.format("hostdev0") + PCI.format("hostdev1"))
+    first, second = due(Facts(NOW, guests=[both], on_raw_memory={UUID: "dm"}))
+    assert first.code == second.code == "device-on-raw-memory"
+    assert "Domain g runs on pool dm" in first.message
+    assert "host device hostdev0 is passed through by VFIO" in first.message
+    assert first.subject != second.subject
+    assert first.hint.startswith("Remove host device hostdev0 ")
+    assert codes(Facts(NOW, guests=[live(PCI.format("hostdev1"))], on_raw_memory={UUID: "dm"})) == [first.code]
+    assert codes(Facts(NOW, guests=[live("")], on_raw_memory={UUID: "dm"})) == []
+    assert codes(Facts(NOW, guests=[both])) == []
 
 
 def test_a_node_that_lacks_what_it_gave_is_named() -> None:

@@ -38,7 +38,7 @@ LAYERS = (
     {"pools", "alerts", "checks_dmemfs"},
     {"incoming", "inventory", "savings", "checks", "resize", "plan_host"},
     {"chunks", "segment_files", "stock", "wishes"},
-    {"holding", "postcopy"},
+    {"holding", "passthrough", "postcopy"},
     {"accounts"},
     {"lifecycle", "readying", "watch", "report"},
     {"changes"},

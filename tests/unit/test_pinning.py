@@ -6,20 +6,27 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import msgspec
 import pytest
 
 from tests.unit.fake_tree import GIB, MIB
-from virt_dmem import checks_dmemfs
+from virt_dmem import checks_dmemfs, incoming
 from virt_dmem.backends.base import NodeShare, PoolRecord
 from virt_dmem.cli.main import main
+from virt_dmem.config import Config
 from virt_dmem.domain_xml import read_domain
 from virt_dmem.errors import DomainRefused, ExitStatus
+from virt_dmem.memory_devices import Device, memory_of
 from virt_dmem.plan import PoolFree, plan_domain
 from virt_dmem.rewrite import apply, unapply
 
 DISK = "<disk type='file' device='disk'><driver name='qemu' {}/><source file='/x'/><target dev='vda'/></disk>"
+PCI = (
+    "<hostdev mode='subsystem' type='pci'>{}<source>"
+    "<address domain='0x0000' bus='0x3b' slot='0x00' function='0x1'/></source></hostdev>"
+)
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
 OS = "<os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os>"
 
@@ -42,7 +49,7 @@ def domain(devices: str = "", backing: str = "") -> bytes:
         (DISK.format("io='native'"), "io='native'", "io='threads'"),
         (
             "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>",
-            "interface is vDPA",
+            "an interface is vDPA",
             "another type",
         ),
         (
@@ -50,7 +57,38 @@ def domain(devices: str = "", backing: str = "") -> bytes:
             "vdb is vDPA",
             "vdb",
         ),
-        ("<hostdev mode='subsystem' type='pci'><driver iommufd='yes'/></hostdev>", "uses iommufd", "iommufd='yes'"),
+        (PCI.format(""), "host device 0000:3b:00.1 is passed through by VFIO", "Remove host device 0000:3b:00.1"),
+        (PCI.format("<alias name='hostdev0'/>"), "host device hostdev0 is passed", "Remove host device hostdev0"),
+        (PCI.format("<driver name='vfio'/>"), "by VFIO, which keeps no hold", "Remove"),
+        (PCI.format("<driver iommufd='yes'/>"), "by VFIO", "Remove"),
+        (
+            "<hostdev mode='subsystem' type='mdev'><source><address uuid='c2-7'/></source></hostdev>",
+            "host device c2-7 is passed through by VFIO",
+            "Remove host device c2-7",
+        ),
+        ("<hostdev mode='subsystem' type='of-tomorrow'/>", "a host device is passed through", "Remove"),
+        (
+            "<interface type='hostdev'><mac address='52:54:00:00:00:01'/><source/></interface>",
+            "interface 52:54:00:00:00:01 is a host device by VFIO",
+            "another type",
+        ),
+        ("<interface type='network'><actual type='hostdev'/></interface>", "by VFIO", "another type"),
+        (
+            "<disk type='nvme'><source type='pci' namespace='1'/><target dev='vdc'/></disk>",
+            "disk vdc is an NVMe device that QEMU drives by VFIO",
+            "Give disk vdc another type",
+        ),
+        (
+            "<disk type='file'><backingStore type='file'><backingStore type='nvme'/></backingStore>"
+            "<target dev='vdd'/></disk>",
+            "disk vdd is an NVMe device",
+            "disk vdd",
+        ),
+        (
+            "<disk type='file'><source file='/x'/><mirror type='nvme' job='copy'/><target dev='vde'/></disk>",
+            "disk vde is an NVMe device",
+            "disk vde",
+        ),
         ("<hostdev mode='subsystem' type='scsi_host'/>", "vhost-scsi", "'block'"),
         ("<memory model='virtio-mem'><target><size>1</size></target></memory>", "virtio-mem", "'dimm'"),
     ],
@@ -72,13 +110,59 @@ def test_what_pins_memory_is_refused_with_the_mend(devices: str, what: str, mend
         DISK.format(""),
         DISK.format("cache='writeback' io='io_uring'"),
         DISK.format("cache='unsafe'"),
-        "<hostdev mode='subsystem' type='pci'><driver name='vfio'/></hostdev>",
+        "<hostdev mode='subsystem' type='usb'><source><address bus='1' device='2'/></source></hostdev>",
+        "<hostdev mode='subsystem' type='scsi'/>",
+        "<disk type='file'><source file='/x'/><backingStore type='file'/><target dev='vda'/></disk>",
         "<interface type='network'><driver name='vhost'/></interface>",
         "<memory model='dimm'><target><size>1</size></target></memory>",
     ],
 )
 def test_what_copies_is_not_refused(devices: str) -> None:
     assert unapply(apply(domain(devices), pool="dm", may_pin=False, may_lock=False), keep_request=False)
+
+
+@pytest.mark.parametrize(
+    ("argument", "refused"),
+    [
+        ("vfio-pci,host=3b:00.1", True),
+        ('{"driver":"vfio-pci","host":"3b:00.1"}', True),
+        ("iommufd,id=i", True),
+        ("driver=nvme,device=0000:3b:00.0,namespace=1,node-name=n", True),
+        ('{"driver": "nvme", "device": "0000:3b:00.0"}', True),
+        ("file=nvme://0000:3b:00.0/1,if=none", True),
+        ("type=vhost-vdpa,vhostdev=/dev/vhost-vdpa-0,id=n", True),
+        ("nvme,drive=d,serial=1", False),
+        ("virtio-net-pci,netdev=n", False),
+    ],
+)
+def test_devices_that_are_given_to_qemu_past_libvirt_count_too(argument: str, *, refused: bool) -> None:
+    commandline = (
+        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-device'/>"
+        f"<qemu:arg value='{escape(argument)}'/></qemu:commandline></domain>"
+    )
+    xml = domain().replace(b"</domain>", commandline.encode())
+    if refused:
+        with pytest.raises(DomainRefused, match="<qemu:commandline> has"):
+            apply(xml, pool="dm", may_pin=False)
+    else:
+        apply(xml, pool="dm", may_pin=False)
+
+
+def test_memory_attached_to_a_guest_that_has_a_host_device_is_refused() -> None:
+    live = domain(PCI.format("<alias name='hostdev0'/>"))
+    memory = memory_of(live, Device("memdimm0", "dimm", 32 * MIB, 0))
+    free = {"dm": PoolFree("dm", "dmemfs", 2 * MIB, {"dm": {0: GIB}}, may_lock=False, may_pin=False)}
+    with pytest.raises(DomainRefused, match="hostdev0 is passed through by VFIO"):
+        plan_domain(memory, free, "dm")
+
+
+def test_a_domain_with_a_host_device_does_not_come_in_to_memory_that_vfio_keeps_no_hold_on(tmp_path: Path) -> None:
+    config = msgspec.convert({"daemon": {"state_dir": str(tmp_path)}, "libvirt": {"incoming": "refuse"}}, Config)
+    (tmp_path / "pools").mkdir()
+    record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none", {0: NodeShare(GIB)}, state="ready")
+    (tmp_path / "pools/dm.json").write_bytes(msgspec.json.encode(record))
+    with pytest.raises(DomainRefused, match="is passed through by VFIO"):
+        incoming.adapt(config, apply(domain(PCI.format("")), pool="dm"))
 
 
 def test_locked_memory_is_refused_for_what_it_is() -> None:
