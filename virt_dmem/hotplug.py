@@ -80,7 +80,7 @@ class Hotplug:
         :raise DomainRefused: When the domain does not run on pool memory or cannot be given more.
         :raise NotEnoughMemory: When the pool has not so much.
         """
-        reservation = self._changes.running(domain)
+        reservation = self._changes.running_named(domain)
 
         async def work(progress: Progress) -> Change:
             async with self._changes.turn(reservation.uuid):
@@ -107,7 +107,7 @@ class Hotplug:
 
         :raise DomainRefused: When that is no memory device, or none of a pool.
         """
-        reservation = self._changes.running(domain)
+        reservation = self._changes.running_named(domain)
         extent = extent_of(reservation, alias)
 
         async def work(_progress: Progress) -> Change:

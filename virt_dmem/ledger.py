@@ -19,8 +19,9 @@ from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
-from virt_dmem.errors import LedgerError, NotEnoughMemory
+from virt_dmem.errors import LedgerError, NotEnoughMemory, UsageError
 from virt_dmem.ledger_file import SCHEMA_VERSION, migrate, open_file, version_of
 from virt_dmem.plan import Plan
 from virt_dmem.records import Extent, ExtentState, Failure, Phase, Reservation, Standing, Step
@@ -247,14 +248,27 @@ class Ledger:
             Phase.RUNNING.value,
         )
 
-    def find(self, domain: str) -> Reservation | None:
-        """Return the reservation of a domain, given by UUID or by name."""
-        with self._explained():
-            row = self._db.execute(
-                "SELECT uuid FROM reservation WHERE uuid = ? OR name = ? ORDER BY uuid = ? DESC",
-                (domain, domain, domain),
-            ).fetchone()
-        return self._reservations("reservation.uuid = ?", row[0])[0] if row else None
+    def find(self, uuid: str) -> Reservation | None:
+        """Return the reservation of a domain; tenants choose names, so only its key counts, in canonical form."""
+        found = self._reservations("reservation.uuid = ?", uuid)
+        return found[0] if found else None
+
+    def find_named(self, typed: str) -> Reservation | None:
+        """Return the reservation of the domain that a person means: by UUID, in any form, else by name.
+
+        :raise UsageError: When several have that name: one of them was renamed or undefined while it runs.
+        """
+        found = self.find(typed) or self.find(_canonical(typed))
+        if found:
+            return found
+        some = self._reservations("reservation.name = ?", typed)
+        if len(some) > 1:
+            raise UsageError(
+                f"{len(some)} domains with memory of a pool are named {typed!r}:"
+                f" {', '.join(held.uuid for held in some)}.",
+                hint="Say which one by its UUID.",
+            )
+        return some[0] if some else None
 
     def quarantined(self) -> list[Extent]:
         """Return extents whose domain is gone and that a process still maps."""
@@ -422,6 +436,14 @@ class Ledger:
         """Return when the last step of each domain was (seconds since the epoch), by UUID."""
         with self._explained():
             return dict(self._db.execute("SELECT uuid, max(at) FROM step GROUP BY uuid").fetchall())
+
+
+def _canonical(typed: str) -> str:
+    """Return a UUID in the form that libvirt prints, and what is none as it is."""
+    try:
+        return str(UUID(typed))
+    except ValueError:
+        return typed
 
 
 def _extents(rows: Iterable[tuple[Any, ...]]) -> list[Extent]:

@@ -14,7 +14,7 @@ from virt_dmem.errors import DomainRefused
 from virt_dmem.memory_xml import all_memory, guest_cells, memory_backends
 from virt_dmem.pinning import obstacles
 from virt_dmem.units import KIB, format_size
-from virt_dmem.xml_fields import find_child, read_number, read_size, text_of
+from virt_dmem.xml_fields import find_child, read_number, read_size, read_uuid_of, text_of
 
 __all__ = [
     "Device",
@@ -74,7 +74,7 @@ def require_room(xml: bytes, model: str, size_bytes: int, cell: int) -> None:
         lacks = "no <maxMemory> with slots" if maximum is None else "no guest NUMA cell"
         raise DomainRefused(
             f"Domain {name!r} cannot be given memory while it runs: it has {lacks}.",
-            hint=f"Shut it down, run 'virt-dmem apply {name} --hotplug-max SIZE', and start it.",
+            hint=f"Shut it down, run 'virt-dmem apply {read_uuid_of(root)} --hotplug-max SIZE', and start it.",
         )
     if cell not in cells:
         raise DomainRefused(

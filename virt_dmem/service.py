@@ -175,17 +175,18 @@ class Service:
         """Return one domain, by UUID or name.
 
         :raise DomainRefused: When it holds nothing.
+        :raise UsageError: When several have that name.
         """
-        reservation = self._ledger.find(domain)
+        reservation = self._ledger.find_named(domain)
         if reservation is None:
             raise DomainRefused(
                 f"Domain {domain} holds no memory of a pool now.", hint="'virt-dmem list' shows those that do."
             )
         return _view(reservation, self._ledger.steps(reservation.uuid))
 
-    async def show_backends(self, domain: str) -> list[BackendView]:
+    async def show_backends(self, uuid: str) -> list[BackendView]:
         """Return what QEMU says of a domain's memory backends; nothing where its monitor does not answer."""
-        reservation = self._ledger.find(domain)
+        reservation = self._ledger.find(uuid)
         found = await self.monitors.backends(reservation.uuid) if reservation else None
         return [
             BackendView(**asdict(backend) | {"host_nodes": list(backend.host_nodes)}) for backend in found or ()

@@ -45,7 +45,7 @@ class VirtioMem:
         :raise DomainRefused: When that is no virtio-mem device of a pool, or no size for it.
         :raise NotEnoughMemory: When what it gave back before has been given to others.
         """
-        reservation = self._changes.running(domain)
+        reservation = self._changes.running_named(domain)
         extent = extent_of(reservation, alias)
 
         async def work(_progress: Progress) -> Change:

@@ -44,7 +44,7 @@ def ledger(tmp_path: Path) -> Ledger:
 def test_a_reservation_is_read_back_as_it_was_written(ledger: Ledger) -> None:
     plan = make_plan(1, (0, 3), (1, 2))
     ledger.reserve(plan, paths_of(plan), {("fast", 0): 3 * PAGE, ("fast", 1): 2 * PAGE})
-    found = ledger.find("guest1")
+    found = ledger.find_named("guest1")
     assert found is not None
     assert found == ledger.find("uuid-1")
     assert (found.phase, found.boot_id, found.size_bytes) == (Phase.RESERVED, "boot-1", 5 * PAGE)

@@ -65,7 +65,7 @@ def copies(path: Path) -> list[Path]:
 def test_a_ledger_of_version_1_is_brought_to_ours_with_every_row(old: Path) -> None:
     before = rows(old)
     ledger = Ledger(old, "boot-1")
-    held = ledger.find("guest1")
+    held = ledger.find_named("guest1")
     assert held is not None
     assert (held.phase, held.since, held.size_bytes) == (Phase.RUNNING, 1700000000.5, 3 * MIB)
     assert list(held.extents[0].shares.items()) == [(1, 2 * MIB), (0, MIB)], "in the order they were written"
@@ -115,7 +115,7 @@ def test_a_migration_that_fails_half_way_leaves_it_as_it_was(old: Path, monkeypa
     monkeypatch.undo()
     assert rows(old) == before
     ledger = Ledger(old, "boot-1")  # and the next one, which can, does
-    assert ledger.find("guest1")
+    assert ledger.find_named("guest1")
     ledger.close()
 
 
