@@ -134,7 +134,7 @@ async def _serve_until(end: asyncio.Event, service: Service, config: Config, lis
     for action in await service.reconcile_host():
         log.warning("reconcile: %s", action)
 
-    async def on_listed(domains: list[DomainInfo], listed_at: float) -> None:
+    async def on_listed(domains: list[DomainInfo], listed_at: int) -> None:
         service.holding.know(domain.memory for domain in domains if domain.memory)
         for action in await service.reconcile_domains(domains, listed_at):
             log.warning("reconcile: %s", action)
@@ -144,6 +144,7 @@ async def _serve_until(end: asyncio.Event, service: Service, config: Config, lis
         config.libvirt,
         auto_apply,
         service.watch,
+        moment=service.moment,
         on_listed=on_listed,
         on_defined=service.holding.learn,
         on_device=service.device,

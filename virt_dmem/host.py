@@ -12,6 +12,7 @@ import os
 import re
 import select
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ __all__ = [
     "set_huge_pages",
     "set_hvo",
     "struct_page_bytes",
+    "uptime",
 ]
 
 ROOT = Path("/")
@@ -270,6 +272,11 @@ def bad_pages_met(*, root: Path = ROOT) -> bool:
 def kernel_release(*, root: Path = ROOT) -> str:
     """Return the running kernel's release, as ``uname -r`` says it."""
     return (root / "proc/sys/kernel/osrelease").read_text().strip()
+
+
+def uptime() -> float:
+    """Return the seconds since this boot, also those that the host slept: nobody sets this clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_id(*, root: Path = ROOT) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from uuid import UUID
 
 from virt_dmem.errors import LedgerError, NotEnoughMemory, UsageError
+from virt_dmem.host import uptime
 from virt_dmem.ledger_file import SCHEMA_VERSION, migrate, open_file, version_of
 from virt_dmem.plan import Plan
 from virt_dmem.records import Extent, ExtentState, Failure, Phase, Reservation, Standing, Step
@@ -64,9 +65,16 @@ class Ledger:
                 )
             migrate(self._db, path)
             self._count_charges()
+            now = uptime()
+            self._moment = 0
             self._standings = {
-                uuid: Standing(Phase(phase), since)
+                uuid: Standing(Phase(phase), since, self._moment, now)
                 for uuid, phase, since in self._db.execute("SELECT uuid, phase, since FROM reservation")
+            }
+            # of another process only the wall clock tells how much is left
+            self._paused = {
+                what: now + until - time.time()
+                for what, until in self._db.execute("SELECT what, CAST(until AS REAL) FROM paused")
             }
 
     def _count_charges(self) -> None:
@@ -112,7 +120,7 @@ class Ledger:
         :param capacity: Bytes that each (pool, node) really has now.
         :raise NotEnoughMemory: When the sum of all reservations would exceed a capacity.
         """
-        standing = Standing(Phase.RESERVED, time.time())
+        standing = self._standing(Phase.RESERVED)
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO reservation VALUES (?, ?, ?, ?, ?)",
@@ -191,7 +199,7 @@ class Ledger:
 
         :param name: The domain's; an extent in state ``QUARANTINED`` has none any more.
         """
-        standing = Standing(Phase.RUNNING, time.time())
+        standing = self._standing(Phase.RUNNING)
         with self._transaction() as db:
             if extent.state is not ExtentState.QUARANTINED:
                 db.execute(
@@ -231,6 +239,17 @@ class Ledger:
         Kept beside the file: what is asked about all domains at once, and often, does not read it.
         """
         return MappingProxyType(self._standings)
+
+    def moment(self) -> int:
+        """Return the number of the last change of a domain's phase: whatever has a larger one came later.
+
+        A clock may be set back between two changes; this only ever grows, until the ledger is closed.
+        """
+        return self._moment
+
+    def _standing(self, phase: Phase) -> Standing:
+        self._moment += 1
+        return Standing(phase, time.time(), self._moment, uptime())
 
     def interrupted(self, boot_id: str) -> list[Reservation]:
         """Return those of this boot that are not in use: being prepared, or stopping."""
@@ -303,7 +322,8 @@ class Ledger:
             )
             for (uuid, name, boot_id, phase, since), of_one in groupby(rows, lambda row: row[:5]):
                 extents = tuple(_extents(row[5:] for row in of_one))
-                yield Reservation(uuid, name, boot_id, Phase(phase), since, extents)
+                moment = self._standings[uuid].moment if uuid in self._standings else 0
+                yield Reservation(uuid, name, boot_id, Phase(phase), since, extents, moment)
 
     def _extents(self, where: str, *values: str) -> list[Extent]:
         with self._explained():
@@ -325,21 +345,24 @@ class Ledger:
         with self._explained():
             return {pool for (pool,) in self._db.execute("SELECT pool FROM drained")}
 
-    def pause(self, what: str, until: float) -> None:
-        """Record that something is not to be done by itself until then (seconds since the epoch, or infinity)."""
+    def pause(self, what: str, seconds: float) -> None:
+        """Record that something is not to be done by itself for so long, maybe infinitely."""
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO paused VALUES (?, ?)", (what, until))
+            db.execute("INSERT OR REPLACE INTO paused VALUES (?, ?)", (what, time.time() + seconds))
+        self._paused[what] = uptime() + seconds
 
     def resume(self, what: str) -> None:
         """Record that it is to be done again."""
         with self._transaction() as db:
             db.execute("DELETE FROM paused WHERE what = ?", (what,))
+        self._paused.pop(what, None)
 
-    def paused_until(self, what: str) -> float | None:
-        """Return until when something is paused, which may be past; ``None`` when it is not."""
-        with self._explained():
-            row = self._db.execute("SELECT until FROM paused WHERE what = ?", (what,)).fetchone()
-        return row[0] if row else None
+    def pause_left(self, what: str) -> float | None:
+        """Return for how many seconds something is still paused, 0 or less when that is over; ``None``: it is not.
+
+        By a clock that nobody sets, for as long as the ledger is open.
+        """
+        return self._paused[what] - uptime() if what in self._paused else None
 
     # Memory that failed
 
@@ -372,7 +395,7 @@ class Ledger:
 
     def set_phase(self, uuid: str, phase: Phase) -> None:
         """Record how far a domain has come."""
-        standing = Standing(phase, time.time())
+        standing = self._standing(phase)
         with self._transaction() as db:
             db.execute(
                 "UPDATE reservation SET phase = ?, since = ? WHERE uuid = ?", (phase.value, standing.since, uuid)
@@ -427,9 +450,9 @@ class Ledger:
             db.execute("DELETE FROM step WHERE rowid <= (SELECT max(rowid) FROM step) - ?", (_KEPT_STEPS,))
 
     def steps(self, uuid: str) -> list[Step]:
-        """Return the steps of a domain's last start, in order."""
+        """Return the steps of a domain's last start, in the order in which they ended."""
         with self._explained():
-            rows = self._db.execute("SELECT step, at, seconds FROM step WHERE uuid = ? ORDER BY at", (uuid,))
+            rows = self._db.execute("SELECT step, at, seconds FROM step WHERE uuid = ? ORDER BY rowid", (uuid,))
             return [Step(*row) for row in rows]
 
     def last_steps(self) -> dict[str, float]:

@@ -173,7 +173,7 @@ class Lifecycle:
             return
         async with self.turn(reservation.uuid):
             current = self._ledger.find(reservation.uuid)
-            if current and current.phase == reservation.phase and current.since == reservation.since:
+            if current and current.moment == reservation.moment:
                 await self._give_back(current)
 
     async def retry_quarantined(self) -> list[Extent]:
@@ -213,8 +213,8 @@ class Lifecycle:
         async with self.turn(uuid):
             self._steps[uuid] = []
             try:
-                if began:
-                    self._steps[uuid].append(Step(f"{operation}: hook", now := time.time(), now - began))
+                if began and (took := time.time() - began) >= 0:  # else the clock was set back in between
+                    self._steps[uuid].append(Step(f"{operation}: hook", began + took, took))
                 with self._timed(uuid, operation):
                     yield
             finally:

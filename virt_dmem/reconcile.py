@@ -71,7 +71,7 @@ async def from_libvirt(
     lifecycle: Lifecycle,
     mender: Mender,
     active: Collection[str],
-    listed_at: float,
+    listed_at: int,
     *,
     dry_run: bool = False,
 ) -> list[str]:
@@ -80,13 +80,13 @@ async def from_libvirt(
     A domain is active for libvirt from before its ``prepare`` hook on (``qemuProcessInit`` gives it its id).
 
     :param active: UUIDs of the domains that libvirt called active.
-    :param listed_at: When libvirt was asked (seconds since the epoch); what changed since then is left alone.
+    :param listed_at: The ledger's moment when libvirt was asked; what changed since then is left alone.
     """
     actions = []
     for reservation in list(ledger.reservations()):
         if reservation.uuid in active:
             actions += await mender.mend(reservation.uuid, dry_run=dry_run)
-        if reservation.uuid in active or reservation.since >= listed_at or lifecycle.is_serving(reservation.uuid):
+        if reservation.uuid in active or reservation.moment > listed_at or lifecycle.is_serving(reservation.uuid):
             continue
         actions.append(f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain does not run")
         if not dry_run:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -261,7 +260,7 @@ class Service:
 
     def pause_apply(self, seconds: float) -> None:
         """Apply no domain without being asked to, for so long (0: until ``resume_apply``)."""
-        self._ledger.pause(APPLY, time.time() + seconds if seconds else math.inf)
+        self._ledger.pause(APPLY, seconds or math.inf)
         self.watch.changed.set()
 
     def resume_apply(self) -> None:
@@ -272,8 +271,8 @@ class Service:
 
     def keep_pause(self) -> None:
         """End a pause whose time is over."""
-        until = self._ledger.paused_until(APPLY)
-        if until is not None and until <= time.time():
+        left = self._ledger.pause_left(APPLY)
+        if left is not None and left <= 0:
             self.resume_apply()
 
     async def reconcile(self, *, dry_run: bool) -> list[str]:
@@ -288,7 +287,7 @@ class Service:
             with Hypervisor(self._config.libvirt.uri) as hypervisor:
                 return hypervisor.domains()
 
-        listed_at = time.time()
+        listed_at = self.moment()
         domains = await asyncio.to_thread(listed)
         actions += await self.reconcile_domains(domains, listed_at, dry_run=dry_run)
         left = (GUEST_OUTSIDE_POOL, EXTENT_QUARANTINED)
@@ -311,15 +310,19 @@ class Service:
         return actions
 
     async def reconcile_domains(
-        self, domains: list[DomainInfo], listed_at: float, *, dry_run: bool = False
+        self, domains: list[DomainInfo], listed_at: int, *, dry_run: bool = False
     ) -> list[str]:
-        """Mend what libvirt's list of domains tells, asked for at ``listed_at`` (seconds since the epoch)."""
+        """Mend what libvirt's list of domains tells, asked for at the moment ``listed_at``."""
         active = {domain.uuid for domain in domains if domain.active}
         actions = await reconcile.from_libvirt(
             self._ledger, self._lifecycle, self._mender, active, listed_at, dry_run=dry_run
         )
         self.metrics.reconciled.labels("libvirt").inc(0 if dry_run else len(actions))
         return actions
+
+    def moment(self) -> int:
+        """Return what to order by whatever happens to domains here; see ``Ledger.moment``."""
+        return self._ledger.moment()
 
     async def close(self) -> None:
         """Give up what goes on, and close the ledger."""

@@ -142,9 +142,9 @@ def test_what_is_drained_or_paused_is_still_so_when_it_is_opened_again(tmp_path:
     ledger.close()
     ledger = Ledger(path, "boot-2")
     assert ledger.drained() == {"fast"}
-    assert ledger.paused_until("apply") == float("inf")
+    assert ledger.pause_left("apply") == float("inf")
     ledger.set_drained("fast", drained=False)
     ledger.resume("apply")
     assert ledger.drained() == set()
-    assert ledger.paused_until("apply") is None
+    assert ledger.pause_left("apply") is None
     ledger.close()
