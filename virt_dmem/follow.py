@@ -136,9 +136,12 @@ class Follower:
 
     @staticmethod
     async def _look(hypervisor: Hypervisor, uuid: str) -> Guest | None:
-        try:
-            xml = await asyncio.to_thread(hypervisor.live_xml, uuid)
+        def look() -> Guest | None:
+            xml = hypervisor.live_xml(uuid)
             return read_guest(xml) if xml else None
+
+        try:
+            return await asyncio.to_thread(look)
         except DmemError as error:
             log.warning("domain %s cannot be looked at: %s", uuid, error)
             return None

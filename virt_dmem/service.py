@@ -41,13 +41,20 @@ from virt_dmem.metrics import Metrics
 from virt_dmem.qmp import Monitors
 from virt_dmem.readying import Readying
 from virt_dmem.records import Phase, Reservation, Step
+from virt_dmem.tasks import aside
+from virt_dmem.text import clipped
 from virt_dmem.virtio_mem import VirtioMem
 from virt_dmem.watch import APPLY, Watch
+from virt_dmem.xml_fields import MAX_BYTES
 
 __all__ = ["Service"]
 
 log = logging.getLogger(__name__)
 
+MOST_SECONDS = 10 * 365 * 86400
+"""How long anything may be asked to last; what is to last for ever has a word of its own."""
+_MOST_NODES = 1023
+"""The kernel's largest CONFIG_NODES_SHIFT is 10; QEMU has fewer cells."""
 _OPERATIONS = ("prepare", "start", "started", "stopped", "release")
 
 
@@ -81,7 +88,7 @@ class Service:
 
         :raise UsageError: When the operation is none that we serve.
         """
-        if not is_managed(xml):
+        if not await aside(is_managed, xml):
             return []
         with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
             return await self._serve(operation, xml, report, began)
@@ -91,20 +98,19 @@ class Service:
     ) -> list[Link]:
         match operation:
             case "prepare":
-                await self._lifecycle.prepare(
-                    read_domain(xml), lambda progress: report(_progress(progress)), began=began
-                )
+                domain = await aside(read_domain, xml)
+                await self._lifecycle.prepare(domain, lambda progress: report(_progress(progress)), began=began)
             case "start":
-                return await self._lifecycle.start(read_domain(xml), began=began)
+                return await self._lifecycle.start(await aside(read_domain, xml), began=began)
             case "started":
-                domain = read_domain(xml)
+                domain = await aside(read_domain, xml)
                 await postcopy.refuse(self._config, self._ledger, self._inventory, domain.uuid)
                 await self._lifecycle.started(domain, began=began)
             # what runs may have become, by hot-add, what would not be started: only who it is counts here
             case "stopped":
-                await self._lifecycle.stopped(read_uuid(xml))
+                await self._lifecycle.stopped(await aside(read_uuid, xml))
             case "release":
-                await self._lifecycle.release(read_uuid(xml))
+                await self._lifecycle.release(await aside(read_uuid, xml))
             case _:
                 raise UsageError(
                     f"The hook operation {operation!r} is not served.",
@@ -112,20 +118,25 @@ class Service:
                 )
         return []
 
-    def filter_xml(self, xml: bytes) -> bytes:
+    async def filter_xml(self, xml: bytes) -> bytes:
         """Return the XML of a domain that comes here, by migration or restore, as it can run here.
 
         :raise DmemError: When it cannot.
         """
-        return incoming.adapt(self._config, xml)
+        return await aside(lambda xml: incoming.adapt(self._config, xml), xml)
 
     async def attach(self, wish: AttachWish, report: Callable[[ChangeReply], None]) -> ChangeView:
         """Give a domain that runs a memory device.
 
-        :raise UsageError: When there is no such model.
+        :raise UsageError: When there is no such model, or a number is none that can be.
         """
         if wish.model not in PLACED_MODELS:
-            raise UsageError(f"There is no model {wish.model!r}.", hint=f"Take {' or '.join(PLACED_MODELS)}.")
+            raise UsageError(
+                f"There is no model {clipped(wish.model, 80)!r}.", hint=f"Take {' or '.join(PLACED_MODELS)}."
+            )
+        _require("size in bytes", wish.size_bytes, 1, MAX_BYTES)
+        _require("guest NUMA cell", wish.cell, 0, _MOST_NODES)
+        _require("host node", wish.node, -1, _MOST_NODES)
         change = await self._hotplug.attach(
             wish.domain,
             wish.size_bytes,
@@ -141,6 +152,7 @@ class Service:
         self, domain: str, alias: str, wait_seconds: float, report: Callable[[ChangeReply], None]
     ) -> ChangeView:
         """Ask a guest to let go of a memory device, and wait so long for it."""
+        _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
         change = await self._hotplug.detach(
             domain, alias, lambda step: report(_step(step)), wait_seconds=wait_seconds
         )
@@ -150,6 +162,8 @@ class Service:
         self, domain: str, alias: str, size_bytes: int, wait_seconds: float, report: Callable[[ChangeReply], None]
     ) -> ChangeView:
         """Have a guest plug or unplug blocks of virtio-mem, and wait so long for it."""
+        _require("size in bytes", size_bytes, 0, MAX_BYTES)
+        _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
         change = await self._virtio_mem.resize(
             domain, alias, size_bytes, lambda step: report(_step(step)), wait_seconds=wait_seconds
         )
@@ -260,6 +274,7 @@ class Service:
 
     def pause_apply(self, seconds: float) -> None:
         """Apply no domain without being asked to, for so long (0: until ``resume_apply``)."""
+        _require("time to pause in seconds", seconds, 0, MOST_SECONDS)
         self._ledger.pause(APPLY, seconds or math.inf)
         self.watch.changed.set()
 
@@ -329,6 +344,18 @@ class Service:
         await self._changes.close()
         await self.monitors.close()
         self._ledger.close()
+
+
+def _require(what: str, number: float, least: int, most: int) -> None:
+    """Refuse a number that came over the socket and is not between these two: JSON has any, and NaN.
+
+    :raise UsageError: When it is not.
+    """
+    if not least <= number <= most:
+        raise UsageError(
+            f"{clipped(f'{number:g}' if abs(number) < 1e300 else 'A number without end', 80)} is no {what}.",
+            hint=f"Give one from {least} to {most}.",
+        )
 
 
 def _view(reservation: Reservation, steps: Sequence[Step]) -> DomainView:
