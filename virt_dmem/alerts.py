@@ -52,7 +52,8 @@ class Alert:
 class Facts:
     """What is known at one moment."""
 
-    now: float
+    uptime: float
+    """By ``host.uptime``: how old things are, nobody's setting of a clock is to change."""
     guests: Iterable[Guest] = ()
     """Those that libvirt says have started and run."""
     standings: Mapping[str, Standing] = field(default_factory=dict)
@@ -79,7 +80,7 @@ class Facts:
     fights: Mapping[str, str] = field(default_factory=dict)
     """What to say of each domain (UUID) whose XML another tool keeps changing back."""
     paused_until: float | None = None
-    """Until when automatic apply is paused, in seconds since the epoch."""
+    """Until when automatic apply is paused, in seconds since the epoch; ``None``: it is not."""
     is_alive: Callable[[Guest], bool] = lambda _: True
     """Whether a guest's QEMU is there: libvirt's word may be a moment old. Asked of suspects only."""
 
@@ -102,7 +103,7 @@ def due(facts: Facts) -> list[Alert]:
 def _guests(facts: Facts) -> Iterable[Alert]:
     for guest in sorted(facts.guests, key=lambda guest: guest.name):
         standing = facts.standings.get(guest.uuid)
-        if guest.managed and _is_outside(standing, facts.now) and facts.is_alive(guest):
+        if guest.managed and _is_outside(standing, facts.uptime) and facts.is_alive(guest):
             knows = f"still holds it {standing.phase.value}" if standing else "knows nothing of its start"
             yield Alert(
                 GUEST_OUTSIDE_POOL,
@@ -138,12 +139,12 @@ def _raw(facts: Facts) -> Iterable[Alert]:
             )
 
 
-def _is_outside(standing: Standing | None, now: float) -> bool:
+def _is_outside(standing: Standing | None, uptime: float) -> bool:
     if standing is None:
         return True
     if standing.phase is Phase.STOPPED:  # libvirt has not said so yet
         return False
-    return standing.phase is not Phase.RUNNING and now - standing.since > START_SECONDS
+    return standing.phase is not Phase.RUNNING and uptime - standing.uptime > START_SECONDS
 
 
 def _quarantined(facts: Facts) -> Iterable[Alert]:
@@ -230,7 +231,7 @@ def _apply(facts: Facts) -> Iterable[Alert]:
     for uuid, message in sorted(facts.fights.items()):
         hint = f"Find the tool that redefines the domain, then run: virt-dmem apply {uuid}"
         yield Alert(APPLY_FIGHT, uuid, message, hint)
-    if facts.paused_until is not None and facts.paused_until > facts.now:
+    if facts.paused_until is not None:
         until = "until it is resumed"
         if math.isfinite(facts.paused_until):
             until = f"until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(facts.paused_until))}"

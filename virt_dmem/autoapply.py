@@ -16,10 +16,11 @@ from pathlib import Path
 from virt_dmem import incoming, pools
 from virt_dmem.backends import backend
 from virt_dmem.config import Config
-from virt_dmem.domain_xml import is_managed, read_domain
+from virt_dmem.domain_xml import DomainMemory, is_managed, read_domain
 from virt_dmem.errors import DmemError
 from virt_dmem.hypervisor import Hypervisor
 from virt_dmem.rewrite import apply
+from virt_dmem.tasks import aside
 from virt_dmem.watch import Watch
 
 __all__ = ["AutoApply"]
@@ -50,11 +51,11 @@ class AutoApply:
             return
         try:
             xml = await asyncio.to_thread(hypervisor.inactive_xml, uuid)
-            if not is_managed(xml) or read_domain(xml).applied:
+            domain = await aside(_managed, xml)
+            if domain is None or domain.applied:
                 self.forget(uuid)
-                await self._follow_what_runs(hypervisor, uuid, xml)
+                await self._follow_what_runs(hypervisor, uuid, domain)
                 return
-            domain = read_domain(xml)
             if self._times_lately(uuid) >= MOST_TIMES:
                 self._watch.set_fight(
                     uuid,
@@ -78,9 +79,9 @@ class AutoApply:
             self._lately.popleft()
         return sum(applied == uuid for _, applied in self._lately)
 
-    async def _follow_what_runs(self, hypervisor: Hypervisor, uuid: str, xml: bytes) -> None:
+    async def _follow_what_runs(self, hypervisor: Hypervisor, uuid: str, domain: DomainMemory | None) -> None:
         """Have persistent XML that came from another host, by migration, fit this one as what runs does."""
-        if not is_managed(xml) or incoming.is_known(self._config, read_domain(xml).pool):
+        if domain is None or incoming.is_known(self._config, domain.pool):
             return
         if live := await asyncio.to_thread(hypervisor.live_xml, uuid):
             before, after = await asyncio.to_thread(
@@ -109,3 +110,8 @@ class AutoApply:
             monitor=self._config.libvirt.monitor or None,
             templates_dir=Path(self._config.templates_dir),
         )
+
+
+def _managed(xml: bytes) -> DomainMemory | None:
+    """Return what a domain that asks for pool memory says; ``None`` of any other."""
+    return read_domain(xml) if is_managed(xml) else None

@@ -105,18 +105,20 @@ class Changes:
         """Give up all that goes on; the next start of virt-dmemd mends what was left half done."""
         await cancelled(self._tasks)
 
-    def running(self, domain: str) -> Reservation:
-        """Return what a domain (name or UUID) that runs holds.
+    def running(self, uuid: str) -> Reservation:
+        """Return what a domain that runs holds.
 
         :raise DomainRefused: When it does not run on memory of a pool.
         """
-        reservation = self.ledger.find(domain)
-        if reservation is None or reservation.phase is not Phase.RUNNING:
-            raise DomainRefused(
-                f"Domain {domain} does not run on memory of a pool.",
-                hint="'virt-dmem list' shows those that do; apply it, and start it.",
-            )
-        return reservation
+        return _require_running(self.ledger.find(uuid), uuid)
+
+    def running_named(self, typed: str) -> Reservation:
+        """Return what the domain that a person means (UUID or name) holds, if it runs.
+
+        :raise DomainRefused: When it does not run on memory of a pool.
+        :raise UsageError: When several have that name.
+        """
+        return _require_running(self.ledger.find_named(typed), typed)
 
     def now(self, extent: Extent) -> Extent | None:
         """Return an extent as the ledger has it now; ``None`` when it is gone."""
@@ -141,6 +143,15 @@ class Changes:
             if now.link:
                 Path(now.link).unlink(missing_ok=True)
             self.ledger.set_state(extent, ExtentState.READY)
+
+
+def _require_running(reservation: Reservation | None, domain: str) -> Reservation:
+    if reservation is None or reservation.phase is not Phase.RUNNING:
+        raise DomainRefused(
+            f"Domain {domain} does not run on memory of a pool.",
+            hint="'virt-dmem list' shows those that do; apply it, and start it.",
+        )
+    return reservation
 
 
 def extent_of(reservation: Reservation, alias: str) -> Extent:

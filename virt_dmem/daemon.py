@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -34,6 +35,7 @@ from virt_dmem.metrics import write_textfile
 from virt_dmem.sdnotify import notify, watchdog_seconds
 from virt_dmem.service import Service
 from virt_dmem.tasks import cancelled
+from virt_dmem.text import clipped, printable
 
 __all__ = ["main", "serve", "in_good_order"]
 
@@ -49,18 +51,32 @@ SETTLE_SECONDS = 0.1
 STOP_SECONDS = 20.0
 """For so long what goes on may take to end, once it was cancelled. Then we end as if killed: less than systemd's
 patience, for the log to say what it was."""
+MOST_LOGGED = 8000
+"""Characters of one message in the log."""
 SWITCH_SECONDS = 0.0005
 """For so long a worker thread may have Python's lock while the event loop wants it: a hook asks for it after each
 system call, and would wait 5 ms every time for a thread that goes through many files."""
 
 
-class _JournalFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Makes one line of a message, and nothing that a terminal would obey: names in it are chosen by others."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's name
+        record.message = clipped(printable(record.message), MOST_LOGGED)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 -- as logging has it
+        return textwrap.indent(printable(super().formatException(ei), keep="\n"), "    ")
+
+
+class _JournalFormatter(_Formatter):
     """Prefixes each line with its syslog level, which journald takes off again (sd-daemon(3))."""
 
     LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}  # noqa: RUF012
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"<{self.LEVELS.get(record.levelno, 5)}>{super().format(record)}"
+        level = f"<{self.LEVELS.get(record.levelno, 5)}>"
+        return level + super().format(record).replace("\n", f"\n{level}")
 
 
 def _set_up_logging(level: str) -> None:
@@ -69,9 +85,10 @@ def _set_up_logging(level: str) -> None:
     handler.setFormatter(
         _JournalFormatter("%(message)s")
         if in_journal
-        else logging.Formatter("%(asctime)s virt-dmemd %(levelname)s: %(message)s")
+        else _Formatter("%(asctime)s virt-dmemd %(levelname)s: %(message)s")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    sys.excepthook = lambda *error: log.critical("virt-dmemd ends by an error of its own", exc_info=error)
 
 
 def _listener(config: Config) -> socket.socket:
@@ -133,7 +150,7 @@ async def serve(config: Config, listener: socket.socket) -> None:
 async def _serve_until(end: asyncio.Event, service: Service, config: Config, listener: socket.socket) -> None:
     await _reconcile_host(service)
 
-    async def on_listed(domains: list[DomainInfo], listed_at: float) -> None:
+    async def on_listed(domains: list[DomainInfo], listed_at: int) -> None:
         service.holding.know(domain.memory for domain in domains if domain.memory)
         for action in await service.reconcile_domains(domains, listed_at):
             log.warning("reconcile: %s", action)
@@ -143,6 +160,7 @@ async def _serve_until(end: asyncio.Event, service: Service, config: Config, lis
         config.libvirt,
         auto_apply,
         service.watch,
+        moment=service.moment,
         on_listed=on_listed,
         on_defined=service.holding.learn,
         on_device=service.device,

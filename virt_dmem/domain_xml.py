@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from lxml import etree
 
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
-from virt_dmem.memory_xml import PLACED_MODELS, Cell, machine_without_name, memory_backends
+from virt_dmem.memory_xml import PLACED_MODELS, Cell, machine_without_name, memory_backends, refuse_too_many
 from virt_dmem.monitor_xml import is_another_domains
 from virt_dmem.pinning import Obstacle, cannot_pin, obstacles
 from virt_dmem.secure_xml import XmlRefused, parse_xml
+from virt_dmem.text import clipped
 from virt_dmem.units import KIB, MIB, round_up
 from virt_dmem.xml_fields import DUMPXML, find_child, read_name, read_number, read_uuid_of
 
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
+
+_MOST_TOLD = 32
+"""So many obstacles at most are kept of a domain: one is enough to refuse it."""
 
 POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
@@ -104,7 +108,7 @@ def read_domain(xml: bytes) -> DomainMemory:
         domain_id=read_number(root.get("id"), "domain id") if root.get("id") else None,
         locked=is_locked(root),
         apparmor_label=_label(root, "apparmor", "label"),
-        obstacles=obstacles(root),
+        obstacles=obstacles(root)[:_MOST_TOLD],
     )
 
 
@@ -252,6 +256,7 @@ def refuse_unsupported(root: etree._Element) -> None:
             f"The domain is of type {root.get('type')!r}, not 'kvm' or 'qemu'.",
             hint="Only QEMU can have its memory from a pool; leave this domain as it is.",
         )
+    refuse_too_many(root)
     security = find_child(root, "launchSecurity")
     if security is not None:
         raise DomainRefused(
@@ -276,7 +281,7 @@ def _pool(request: etree._Element | None) -> str:
     pool = "" if request is None else request.get("pool", "")
     if pool and not POOL_NAME.fullmatch(pool):
         raise DomainRefused(
-            f"The domain asks for memory of a pool {pool!r}, which is no possible name.",
+            f"The domain asks for memory of a pool {clipped(pool, 80)!r}, which is no possible name.",
             hint="Name one that 'virt-dmem pool list' shows, or none for the default pool.",
         )
     return pool

@@ -33,6 +33,8 @@ from __future__ import annotations
 
 import enum
 
+from virt_dmem.text import clipped
+
 TYPE_CHECKING = False  # every command imports this, and typing takes 2 ms
 if TYPE_CHECKING:
     from typing import ClassVar
@@ -76,6 +78,10 @@ class ExitStatus(enum.IntEnum):
     NOT_ENOUGH_MEMORY = 5
 
 
+MOST_TEXT = 4000
+"""Characters of a message, and of a hint: what it repeats of a document may be megabytes, and goes to logs."""
+
+
 class DmemError(Exception):
     """Something a user has to know about: what happened, and what to do about it."""
 
@@ -85,8 +91,8 @@ class DmemError(Exception):
 
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = clipped(message, MOST_TEXT)
+        self.hint = clipped(hint, MOST_TEXT)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message

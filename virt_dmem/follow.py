@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
@@ -36,7 +35,8 @@ _Item = tuple[str, Event, str] | Literal["list", "gone"]
 class Follower:
     """Tells ``auto_apply`` what is defined, ``watch`` what runs.
 
-    :param on_listed: Awaited with all domains, and when libvirt was asked for them, each time they are listed anew.
+    :param moment: Called right before libvirt is asked for all domains.
+    :param on_listed: Awaited with all domains, and what ``moment`` returned, each time they are listed anew.
     :param on_defined: Called with UUID and what an applied domain is defined as; ``None``: there is none now.
     :param on_device: Awaited with UUID, event and alias when something happened to a device.
     """
@@ -47,13 +47,15 @@ class Follower:
         auto_apply: AutoApply,
         watch: Watch,
         *,
-        on_listed: Callable[[list[DomainInfo], float], Awaitable[None]],
+        moment: Callable[[], int],
+        on_listed: Callable[[list[DomainInfo], int], Awaitable[None]],
         on_defined: Callable[[str, DomainMemory | None], None],
         on_device: Callable[[str, Event, str], Awaitable[None]],
     ) -> None:
         self._config = config
         self._auto_apply = auto_apply
         self._watch = watch
+        self._moment = moment
         self._on_listed = on_listed
         self._on_defined = on_defined
         self._on_device = on_device
@@ -105,7 +107,7 @@ class Follower:
         log.info("libvirt is gone; waiting for it")
 
     async def _list(self, hypervisor: Hypervisor) -> None:
-        listed_at = time.time()
+        listed_at = self._moment()
         domains = await asyncio.to_thread(hypervisor.domains)
         log.info("libvirt answers with %d domains", len(domains))
         self._watch.connected = True
@@ -134,9 +136,12 @@ class Follower:
 
     @staticmethod
     async def _look(hypervisor: Hypervisor, uuid: str) -> Guest | None:
-        try:
-            xml = await asyncio.to_thread(hypervisor.live_xml, uuid)
+        def look() -> Guest | None:
+            xml = hypervisor.live_xml(uuid)
             return read_guest(xml) if xml else None
+
+        try:
+            return await asyncio.to_thread(look)
         except DmemError as error:
             log.warning("domain %s cannot be looked at: %s", uuid, error)
             return None

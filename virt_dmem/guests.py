@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from virt_dmem.domain_xml import find_child, find_request, parse_domain, read_uuid
 from virt_dmem.pinning import Obstacle, obstacles
-from virt_dmem.units import KIB
+from virt_dmem.xml_fields import read_size, text_of
 
 __all__ = ["Guest", "MemoryDevice", "read_guest"]
 
@@ -46,7 +46,9 @@ def read_guest(xml: bytes) -> Guest:
         # an nvdimm or virtio-pmem brings its own file, and no RAM
         if device.get("model") in ("dimm", "virtio-mem") and size is not None and alias is not None:
             devices.append(
-                MemoryDevice(alias.get("name", ""), device.get("model", ""), int(size.text or "0") * KIB)
+                MemoryDevice(
+                    alias.get("name", ""), device.get("model", ""), read_size(text_of(size), size.get("unit"))
+                )
             )
     return Guest(
         uuid=read_uuid(xml),

@@ -12,6 +12,7 @@ import os
 import re
 import select
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +50,16 @@ __all__ = [
     "set_huge_pages",
     "set_hvo",
     "struct_page_bytes",
+    "uptime",
 ]
 
 ROOT = Path("/")
 _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
 _TAINT_BAD_PAGE = 1 << 5  # Documentation/admin-guide/tainted-kernels.rst
 _OCTAL = re.compile(r"\\([0-7]{3})")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LONGEST_NAME = 251
+"""libvirt has a file ``NAME.xml`` of each domain, and file names end at 255 bytes."""
 _GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
@@ -269,6 +274,11 @@ def kernel_release(*, root: Path = ROOT) -> str:
     return (root / "proc/sys/kernel/osrelease").read_text().strip()
 
 
+def uptime() -> float:
+    """Return the seconds since this boot, also those that the host slept: nobody sets this clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def boot_id(*, root: Path = ROOT) -> str:
     """Return the identity of this boot: what was taken from the host under another one is gone."""
     return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
@@ -424,11 +434,12 @@ def libvirt_runs(run_dir: Path, *, root: Path = ROOT) -> bool:
 def find_qemu(run_dir: Path, name: str, uuid: str, *, root: Path = ROOT) -> int | None:
     """Return the PID of a domain's QEMU: by libvirt's PID file in ``run_dir``, else by ``-uuid``; or ``None``.
 
-    The PID file counts only when that process says it is this domain: PIDs are used again.
+    The PID file counts only when that process says it is this domain: PIDs are used again. A name that libvirt
+    would not take, found on a command line, leads to no file: it might lead anywhere, also to what never ends.
     """
     try:
-        pid = int((run_dir / f"{name}.pid").read_text())
-    except (OSError, ValueError):
+        pid = 0 if "/" in name else int((run_dir / f"{name}.pid").read_text())
+    except (OSError, ValueError):  # which NUL in the name is, too
         pid = 0
     if pid and _is_qemu_of(pid, uuid, root):
         return pid
@@ -436,14 +447,19 @@ def find_qemu(run_dir: Path, name: str, uuid: str, *, root: Path = ROOT) -> int 
 
 
 def _is_qemu_of(pid: int, uuid: str, root: Path) -> bool:
+    return _options(pid, root).get(b"-uuid", b"").lower() == uuid.lower().encode()
+
+
+def _options(pid: int, root: Path) -> dict[bytes, bytes]:
+    """Return the options of a QEMU with what follows each, the first of each kind: libvirt's own come first.
+
+    What a domain adds with ``<qemu:arg>``, maybe another's UUID, comes last (``qemuBuildCommandLine``).
+    """
     try:
         arguments = (root / f"proc/{pid}/cmdline").read_bytes().split(b"\0")
     except _GONE:
-        return False
-    return any(
-        option == b"-uuid" and value.lower() == uuid.lower().encode()
-        for option, value in itertools.pairwise(arguments)
-    )
+        return {}
+    return dict(reversed([*itertools.pairwise(arguments)]))
 
 
 def waits_for_guest(pid: int, *, root: Path = ROOT) -> bool:
@@ -457,17 +473,15 @@ def waits_for_guest(pid: int, *, root: Path = ROOT) -> bool:
 def qemu_domain(pid: int, *, root: Path = ROOT) -> tuple[str, str] | None:
     """Return UUID and name of the domain that a QEMU runs, from its ``-uuid`` and ``-name guest=…``; else ``None``.
 
-    libvirt writes a comma in a name as two (``qemuBuildNameCommandLine``).
+    libvirt writes a comma in a name as two (``qemuBuildNameCommandLine``). Any process may say anything here: what
+    is no UUID counts as no domain, and of a name only so much is taken as libvirt would.
     """
-    try:
-        arguments = (root / f"proc/{pid}/cmdline").read_bytes().decode("utf-8", "surrogateescape").split("\0")
-    except _GONE:
+    options = _options(pid, root)
+    name = re.match(r"guest=((?:[^,]|,,)*)", options.get(b"-name", b"").decode("utf-8", "replace"))
+    uuid = options.get(b"-uuid", b"").decode("ascii", "replace").lower()
+    if name is None or not _UUID.fullmatch(uuid):
         return None
-    options = dict(itertools.pairwise(arguments))
-    name = re.match(r"guest=((?:[^,]|,,)*)", options.get("-name", ""))
-    if "-uuid" not in options or name is None:
-        return None
-    return options["-uuid"].lower(), name[1].replace(",,", ",")
+    return uuid, name[1].replace(",,", ",")[:_LONGEST_NAME]
 
 
 def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:

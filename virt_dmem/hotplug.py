@@ -21,6 +21,7 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from virt_dmem import extents
@@ -34,6 +35,7 @@ from virt_dmem.lifecycle import Report, Reporter, qemu_user
 from virt_dmem.memory_devices import Device, device_xml, find_device, free_alias, memory_of, require_room
 from virt_dmem.qmp import Monitors
 from virt_dmem.records import Extent, ExtentState, Reservation
+from virt_dmem.tasks import aside
 from virt_dmem.units import MIB, format_size
 from virt_dmem.virtio_mem import VirtioMem
 
@@ -80,7 +82,7 @@ class Hotplug:
         :raise DomainRefused: When the domain does not run on pool memory or cannot be given more.
         :raise NotEnoughMemory: When the pool has not so much.
         """
-        reservation = self._changes.running(domain)
+        reservation = self._changes.running_named(domain)
 
         async def work(progress: Progress) -> Change:
             async with self._changes.turn(reservation.uuid):
@@ -89,9 +91,10 @@ class Hotplug:
                     raise DomainRefused(
                         f"Domain {reservation.name} is transient.", hint="Attach the memory without --persistent."
                     )
-                require_room(live, model, size_bytes, cell)
+                await aside(lambda xml: require_room(xml, model, size_bytes, cell), live)
                 taken = "".join(f"{extent.alias}'" for extent in self._ledger.extents_of(reservation.uuid)).encode()
-                device = Device(free_alias(live, inactive, taken), model, size_bytes, cell, node)
+                alias = await aside(lambda xmls: free_alias(xmls, taken), live + inactive)
+                device = Device(alias, model, size_bytes, cell, node)
                 if model == "virtio-mem":
                     device = replace(device, block_bytes=_BLOCK_BYTES)
                 return await self._attach(
@@ -107,13 +110,14 @@ class Hotplug:
 
         :raise DomainRefused: When that is no memory device, or none of a pool.
         """
-        reservation = self._changes.running(domain)
+        reservation = self._changes.running_named(domain)
         extent = extent_of(reservation, alias)
 
         async def work(_progress: Progress) -> Change:
             async with self._changes.turn(reservation.uuid):
                 _live, inactive = await self._changes.ask(lambda libvirt: _documents(libvirt, reservation.uuid))
-                persistent = find_device(inactive, alias) is not None if inactive else False
+                found = await aside(lambda xml: find_device(xml, alias), inactive) if inactive else None
+                persistent = found is not None
                 self._changes.refused.discard((reservation.uuid, alias))
                 self._ledger.set_state(extent, ExtentState.DETACHING)
                 try:
@@ -155,7 +159,7 @@ class Hotplug:
         progress: Progress,
         persistent: bool,
     ) -> Change:
-        memory = memory_of(live, device)
+        memory = await aside(partial(memory_of, device=device), live)
         async with self._lifecycle.turn(reservation.uuid):
             self._changes.running(reservation.uuid)
             (extent,) = await self._lifecycle.reserve_more(memory)
@@ -172,7 +176,7 @@ class Hotplug:
                     await self._lifecycle.make(extent)
                 else:
                     await self._lifecycle.fill([extent], report, gentle=True)
-                pid = await self._offer(reservation, extent, read_domain(live))
+                pid = await self._offer(reservation, extent, await aside(read_domain, live))
             except BaseException:
                 await asyncio.shield(self._lifecycle.free(extent))
                 raise
@@ -228,7 +232,7 @@ class Hotplug:
         device = None
         try:
             live = await self._changes.ask(lambda libvirt: libvirt.settled_xml(reservation.uuid))
-            device = find_device(live, extent.alias) if live else None
+            device = await aside(lambda xml: find_device(xml, extent.alias), live) if live else None
             if device is not None:
                 link = (self._changes.now(extent) or extent).link
                 self._ledger.set_state(extent, ExtentState.DETACHING, link=link)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import libvirt
 
 from virt_dmem import definitions
 from virt_dmem.domain_xml import DomainMemory, is_managed, read_domain
-from virt_dmem.errors import DmemError, HypervisorError
+from virt_dmem.errors import DmemError, HypervisorError, UsageError
 
 __all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 
@@ -30,6 +31,8 @@ DEFINITIONS_DIR = Path("/etc/libvirt/qemu")
 """Where libvirt writes down the domains of qemu:///system."""
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
+_ID = re.compile(r"[0-9]{1,9}")
+"""What libvirt takes for the id of a domain that runs: a positive int."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def run_event_loop() -> None:
 
 
 class Hypervisor:
-    """A connection; use it as a context manager.
+    """A connection; use it as a context manager. Domains go by their UUID, and ``find`` has that of what was typed.
 
     :raise HypervisorError: From every method, when libvirt refuses; the message repeats its words.
     """
@@ -140,22 +143,44 @@ class Hypervisor:
         with contextlib.suppress(libvirt.libvirtError):
             self._connection.close()
 
-    def _domain(self, domain: str) -> Any:  # noqa: ANN401 -- libvirt-python has no types
-        """Look a domain up as virsh does: by id, then UUID, then name."""
-        lookups: list[Callable[[], Any]] = [
-            lambda: self._connection.lookupByUUIDString(domain),
-            lambda: self._connection.lookupByName(domain),
-        ]
-        if domain.isdecimal():
-            lookups.insert(0, lambda: self._connection.lookupByID(int(domain)))
-        for lookup in lookups:
-            try:
-                return lookup()
-            except libvirt.libvirtError as error:
-                code = error.get_error_code()
-                if code not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
-                    raise self._failed(domain, error) from error
-        raise HypervisorError(
+    def find(self, typed: str) -> str:
+        """Return the UUID of the domain that a person means: by UUID, else by id or name, as virsh takes it.
+
+        :raise UsageError: When it is the id of one domain and the name of another: tenants choose names.
+        """
+        by_uuid = self._looked_up(typed, lambda: self._connection.lookupByUUIDString(typed))
+        if by_uuid is not None:
+            return str(by_uuid.UUIDString())
+        found = {self._looked_up(typed, lambda: self._connection.lookupByName(typed))}
+        if _ID.fullmatch(typed):
+            found.add(self._looked_up(typed, lambda: self._connection.lookupByID(int(typed))))
+        uuids: list[str] = sorted({domain.UUIDString() for domain in found if domain is not None})
+        if not uuids:
+            raise self._unknown(typed)
+        if len(uuids) > 1:
+            raise UsageError(
+                f"2 domains are meant by {typed!r}, one by its id and one by its name: {' and '.join(uuids)}.",
+                hint="Say which one by its UUID.",
+            )
+        return uuids[0]
+
+    def _domain(self, uuid: str) -> Any:  # noqa: ANN401 -- libvirt-python has no types
+        """Look a domain up by its key alone: a name that looks like it is another's."""
+        found = self._looked_up(uuid, lambda: self._connection.lookupByUUIDString(uuid))
+        if found is None:
+            raise self._unknown(uuid)
+        return found
+
+    def _looked_up(self, domain: str, lookup: Callable[[], Any]) -> Any:  # noqa: ANN401
+        try:
+            return lookup()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                return None
+            raise self._failed(domain, error) from error
+
+    def _unknown(self, domain: str) -> HypervisorError:
+        return HypervisorError(
             f"libvirt at {self._uri} knows no domain {domain!r}.", hint="'virsh list --all' shows those it knows."
         )
 

@@ -21,8 +21,10 @@ from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
-from virt_dmem.errors import LedgerError, NotEnoughMemory
+from virt_dmem.errors import LedgerError, NotEnoughMemory, UsageError
+from virt_dmem.host import uptime
 from virt_dmem.ledger_file import (
     SCHEMA_VERSION,
     Damaged,
@@ -69,9 +71,16 @@ class Ledger:
         with self._explained():
             self._db = self._open()
             self._count_charges()
+            now = uptime()
+            self._moment = 0
             self._standings = {
-                uuid: Standing(Phase(phase), since)
+                uuid: Standing(Phase(phase), since, self._moment, now)
                 for uuid, phase, since in self._db.execute("SELECT uuid, phase, since FROM reservation")
+            }
+            # of another process only the wall clock tells how much is left
+            self._paused = {
+                what: now + until - time.time()
+                for what, until in self._db.execute("SELECT what, CAST(until AS REAL) FROM paused")
             }
 
     def _open(self) -> sqlite3.Connection:
@@ -155,7 +164,7 @@ class Ledger:
         :param capacity: Bytes that each (pool, node) really has now.
         :raise NotEnoughMemory: When the sum of all reservations would exceed a capacity.
         """
-        standing = Standing(Phase.RESERVED, time.time())
+        standing = self._standing(Phase.RESERVED)
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO reservation VALUES (?, ?, ?, ?, ?)",
@@ -236,7 +245,7 @@ class Ledger:
         """
         if any(one.alias == extent.alias for one in self.extents_of(extent.uuid) if one.state is not _QUARANTINED):
             extent = replace(extent, state=_QUARANTINED)  # two files of one backend: one is what is left of before
-        standing = Standing(Phase.RUNNING, time.time())
+        standing = self._standing(Phase.RUNNING)
         with self._transaction() as db:
             if extent.state is not ExtentState.QUARANTINED:
                 db.execute(
@@ -277,6 +286,17 @@ class Ledger:
         """
         return MappingProxyType(self._standings)
 
+    def moment(self) -> int:
+        """Return the number of the last change of a domain's phase: whatever has a larger one came later.
+
+        A clock may be set back between two changes; this only ever grows, until the ledger is closed.
+        """
+        return self._moment
+
+    def _standing(self, phase: Phase) -> Standing:
+        self._moment += 1
+        return Standing(phase, time.time(), self._moment, uptime())
+
     def interrupted(self, boot_id: str) -> list[Reservation]:
         """Return those of this boot that are not in use: being prepared, or stopping."""
         phases = (Phase.RESERVED.value, Phase.STOPPED.value)
@@ -293,14 +313,27 @@ class Ledger:
             Phase.RUNNING.value,
         )
 
-    def find(self, domain: str) -> Reservation | None:
-        """Return the reservation of a domain, given by UUID or by name."""
-        with self._explained():
-            row = self._db.execute(
-                "SELECT uuid FROM reservation WHERE uuid = ? OR name = ? ORDER BY uuid = ? DESC",
-                (domain, domain, domain),
-            ).fetchone()
-        return self._reservations("reservation.uuid = ?", row[0])[0] if row else None
+    def find(self, uuid: str) -> Reservation | None:
+        """Return the reservation of a domain; tenants choose names, so only its key counts, in canonical form."""
+        found = self._reservations("reservation.uuid = ?", uuid)
+        return found[0] if found else None
+
+    def find_named(self, typed: str) -> Reservation | None:
+        """Return the reservation of the domain that a person means: by UUID, in any form, else by name.
+
+        :raise UsageError: When several have that name: one of them was renamed or undefined while it runs.
+        """
+        found = self.find(typed) or self.find(_canonical(typed))
+        if found:
+            return found
+        some = self._reservations("reservation.name = ?", typed)
+        if len(some) > 1:
+            raise UsageError(
+                f"{len(some)} domains with memory of a pool are named {typed!r}:"
+                f" {', '.join(held.uuid for held in some)}.",
+                hint="Say which one by its UUID.",
+            )
+        return some[0] if some else None
 
     def quarantined(self) -> list[Extent]:
         """Return extents whose domain is gone and that a process still maps."""
@@ -335,7 +368,8 @@ class Ledger:
             )
             for (uuid, name, boot_id, phase, since), of_one in groupby(rows, lambda row: row[:5]):
                 extents = tuple(_extents(row[5:] for row in of_one))
-                yield Reservation(uuid, name, boot_id, Phase(phase), since, extents)
+                moment = self._standings[uuid].moment if uuid in self._standings else 0
+                yield Reservation(uuid, name, boot_id, Phase(phase), since, extents, moment)
 
     def _extents(self, where: str, *values: str) -> list[Extent]:
         with self._explained():
@@ -357,21 +391,24 @@ class Ledger:
         with self._explained():
             return {pool for (pool,) in self._db.execute("SELECT pool FROM drained")}
 
-    def pause(self, what: str, until: float) -> None:
-        """Record that something is not to be done by itself until then (seconds since the epoch, or infinity)."""
+    def pause(self, what: str, seconds: float) -> None:
+        """Record that something is not to be done by itself for so long, maybe infinitely."""
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO paused VALUES (?, ?)", (what, until))
+            db.execute("INSERT OR REPLACE INTO paused VALUES (?, ?)", (what, time.time() + seconds))
+        self._paused[what] = uptime() + seconds
 
     def resume(self, what: str) -> None:
         """Record that it is to be done again."""
         with self._transaction() as db:
             db.execute("DELETE FROM paused WHERE what = ?", (what,))
+        self._paused.pop(what, None)
 
-    def paused_until(self, what: str) -> float | None:
-        """Return until when something is paused, which may be past; ``None`` when it is not."""
-        with self._explained():
-            row = self._db.execute("SELECT until FROM paused WHERE what = ?", (what,)).fetchone()
-        return row[0] if row else None
+    def pause_left(self, what: str) -> float | None:
+        """Return for how many seconds something is still paused, 0 or less when that is over; ``None``: it is not.
+
+        By a clock that nobody sets, for as long as the ledger is open.
+        """
+        return self._paused[what] - uptime() if what in self._paused else None
 
     # Memory that failed
 
@@ -404,7 +441,7 @@ class Ledger:
 
     def set_phase(self, uuid: str, phase: Phase) -> None:
         """Record how far a domain has come."""
-        standing = Standing(phase, time.time())
+        standing = self._standing(phase)
         with self._transaction() as db:
             db.execute(
                 "UPDATE reservation SET phase = ?, since = ? WHERE uuid = ?", (phase.value, standing.since, uuid)
@@ -459,15 +496,23 @@ class Ledger:
             db.execute("DELETE FROM step WHERE rowid <= (SELECT max(rowid) FROM step) - ?", (_KEPT_STEPS,))
 
     def steps(self, uuid: str) -> list[Step]:
-        """Return the steps of a domain's last start, in order."""
+        """Return the steps of a domain's last start, in the order in which they ended."""
         with self._explained():
-            rows = self._db.execute("SELECT step, at, seconds FROM step WHERE uuid = ? ORDER BY at", (uuid,))
+            rows = self._db.execute("SELECT step, at, seconds FROM step WHERE uuid = ? ORDER BY rowid", (uuid,))
             return [Step(*row) for row in rows]
 
     def last_steps(self) -> dict[str, float]:
         """Return when the last step of each domain was (seconds since the epoch), by UUID."""
         with self._explained():
             return dict(self._db.execute("SELECT uuid, max(at) FROM step GROUP BY uuid").fetchall())
+
+
+def _canonical(typed: str) -> str:
+    """Return a UUID in the form that libvirt prints, and what is none as it is."""
+    try:
+        return str(UUID(typed))
+    except ValueError:
+        return typed
 
 
 def _extents(rows: Iterable[tuple[Any, ...]]) -> list[Extent]:

@@ -19,6 +19,7 @@ import contextlib
 import grp
 import logging
 import pwd
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -56,6 +57,12 @@ from virt_dmem.units import format_size
 __all__ = ["Lifecycle", "Report", "Reporter", "qemu_user"]
 
 log = logging.getLogger(__name__)
+
+_NUMBER = re.compile(r"\+[0-9]{1,10}")
+_LONGEST_HOOK_SECONDS = 3600.0
+"""A hook that says it began longer ago than this was told wrong."""
+_MAX_ID = 2**32 - 2
+"""The largest number of a user or group; the next one means none to chown(2)."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,7 @@ class Lifecycle:
             return
         async with self.turn(reservation.uuid):
             current = self._ledger.find(reservation.uuid)
-            if current and current.phase == reservation.phase and current.since == reservation.since:
+            if current and current.moment == reservation.moment:
                 await self._give_back(current)
 
     async def retry_quarantined(self, tries: Round) -> list[Extent]:
@@ -235,8 +242,9 @@ class Lifecycle:
         async with self.turn(uuid):
             self._steps[uuid] = []
             try:
-                if began:
-                    self._steps[uuid].append(Step(f"{operation}: hook", now := time.time(), now - began))
+                now = time.time()
+                if began and 0 <= now - began < _LONGEST_HOOK_SECONDS:  # else the clock was set in between
+                    self._steps[uuid].append(Step(f"{operation}: hook", now, now - began))
                 with self._timed(uuid, operation):
                     yield
             finally:
@@ -506,11 +514,11 @@ def _number_or(label: str, look_up: Callable[[str], int]) -> int:
 
     :raise ExtentError: When nobody has that name.
     """
-    if label.startswith("+"):
+    if _NUMBER.fullmatch(label) and int(label[1:]) <= _MAX_ID:
         return int(label[1:])
     try:
         return look_up(label)
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         raise ExtentError(
             f"The domain's DAC label names {label!r}, whom this host does not know.",
             hint="Mend <seclabel model='dac'> of the domain, or user and group in qemu.conf.",

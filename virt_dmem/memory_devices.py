@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from lxml import etree
@@ -14,12 +15,13 @@ from virt_dmem.errors import DomainRefused
 from virt_dmem.memory_xml import all_memory, guest_cells, memory_backends
 from virt_dmem.pinning import obstacles
 from virt_dmem.units import KIB, format_size
-from virt_dmem.xml_fields import find_child, read_number, read_size, text_of
+from virt_dmem.xml_fields import find_child, read_nodeset, read_number, read_size, read_uuid_of, text_of
 
 __all__ = [
     "Device",
     "device_xml",
     "find_device",
+    "find_devices",
     "free_alias",
     "is_boot_backend",
     "memory_of",
@@ -74,7 +76,7 @@ def require_room(xml: bytes, model: str, size_bytes: int, cell: int) -> None:
         lacks = "no <maxMemory> with slots" if maximum is None else "no guest NUMA cell"
         raise DomainRefused(
             f"Domain {name!r} cannot be given memory while it runs: it has {lacks}.",
-            hint=f"Shut it down, run 'virt-dmem apply {name} --hotplug-max SIZE', and start it.",
+            hint=f"Shut it down, run 'virt-dmem apply {read_uuid_of(root)} --hotplug-max SIZE', and start it.",
         )
     if cell not in cells:
         raise DomainRefused(
@@ -98,33 +100,40 @@ def require_room(xml: bytes, model: str, size_bytes: int, cell: int) -> None:
 
 def free_alias(*documents: bytes) -> str:
     """Return the first alias ``ua-dmemN`` that none of these XMLs of a domain has; libvirt wants ``ua-``."""
-    found = b"".join(documents)
-    return next(alias for number in itertools.count() if f"{(alias := f'ua-dmem{number}')}'".encode() not in found)
+    found = {alias for xml in documents for alias in re.findall(rb"(ua-dmem[0-9]{1,9})'", xml)}
+    return next(alias for number in itertools.count() if (alias := f"ua-dmem{number}").encode() not in found)
 
 
 def find_device(xml: bytes, alias: str) -> Device | None:
     """Return the memory device with that alias of a live XML, as libvirt printed it."""
+    return find_devices(xml, {alias}).get(alias)
+
+
+def find_devices(xml: bytes, aliases: Collection[str]) -> dict[str, Device]:
+    """Return those of the memory devices with these aliases that a live XML has, as libvirt printed it."""
+    devices = {}
     for device in parse_domain(xml).iterfind("devices/memory"):
         name, target = find_child(device, "alias"), find_child(device, "target")
-        if name is None or target is None or name.get("name") != alias:
+        alias = "" if name is None else name.get("name", "")
+        if target is None or alias not in aliases:
             continue
-        nodemask = text_of(find_child(device, "source", "nodemask"))
+        nodes = read_nodeset(text_of(find_child(device, "source", "nodemask")))
 
         def size(element: str, target: etree._Element = target) -> int:
             found = find_child(target, element)
             return 0 if found is None else read_size(text_of(found), found.get("unit"))
 
-        return Device(
+        devices[alias] = Device(
             alias=alias,
             model=device.get("model", ""),
             size_bytes=size("size"),
             cell=read_number(text_of(find_child(target, "node")) or "0", "node of a memory device"),
-            node=int(nodemask) if nodemask.isdecimal() else None,
+            node=nodes[0] if len(nodes) == 1 else None,
             block_bytes=size("block"),
             requested_bytes=size("requested"),
             current_bytes=size("current"),
         )
-    return None
+    return devices
 
 
 def resized_xml(xml: bytes, alias: str, requested_bytes: int) -> str:

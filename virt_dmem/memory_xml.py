@@ -16,6 +16,7 @@ from virt_dmem.xml_fields import DUMPXML, find_child, read_nodeset, read_number,
 
 __all__ = [
     "memory_backends",
+    "refuse_too_many",
     "machine_without_name",
     "all_memory",
     "boot_memory",
@@ -31,6 +32,10 @@ others have a path of their own (nvdimm, virtio-pmem) or memory of another kind 
 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _SLOTS = 256
+"""Of dimms and nvdimms together (ACPI_MAX_RAM_SLOTS in QEMU's include/hw/acpi/acpi.h). QEMU has no number for the
+devices that take no slot, as virtio-mem: each is a device on a bus, and this is more than any guest is given."""
+_MOST_CELLS = 128
+"""MAX_NODES in QEMU's include/sysemu/numa.h."""
 _POLICIES = ("strict", "preferred", "interleave", "restrictive")
 
 
@@ -52,21 +57,44 @@ class Cell:
     """Of virtio-mem: what it is plugged and unplugged by; 0 for all others."""
 
 
+def refuse_too_many(root: etree._Element) -> None:
+    """Refuse what no QEMU would start with, before anything is worked out for each of them.
+
+    :raise DomainRefused: Says how many there are of what, and how many there may be.
+    """
+    devices, nodes = len(root.findall("devices/memory")), len(root.findall("numatune/memnode"))
+    for count, most, what in (
+        (len(root.findall("cpu/numa/cell")), _MOST_CELLS, "guest NUMA cells"),
+        (nodes, _MOST_CELLS, "<memnode> in its <numatune>"),
+        (devices, _SLOTS, "memory devices"),
+    ):
+        if count > most:
+            raise DomainRefused(
+                f"The domain has {count} {what}, and QEMU knows {most}.",
+                hint="Give it fewer and larger ones, or leave this domain as it is.",
+            )
+
+
 def memory_backends(root: etree._Element) -> tuple[Cell, ...]:
     """Return the memory backends the guest has when it starts: its cells or its boot memory, then its devices.
 
     The alias is empty where it depends on a machine type that is not there, not known, or without a backend.
 
     :raise DomainXmlInvalid: When sizes are missing or unreadable.
+    :raise DomainRefused: When there are more than QEMU can have.
     """
+    refuse_too_many(root)
     align = 256 * MIB if machine_of(root)[0].startswith("ppc64") else MIB  # qemuDomainAlignMemorySizes()
     cells = guest_cells(root)
     if cells:
         sizes = {cell: round_up(read_size(e.get("memory"), e.get("unit")), align) for cell, e in cells.items()}
-        found = [Cell(f"ram-node{cell}", cell, size, *_host_nodes(root, cell)) for cell, size in sizes.items()]
+        of_cells = _host_nodes_of_cells(root)
+        found = [
+            Cell(f"ram-node{cell}", cell, size, *of_cells.get(cell, of_cells[None])) for cell, size in sizes.items()
+        ]
     else:
         size_bytes = round_up(boot_memory(root), align)
-        found = [Cell(_default_ram_id(root) or "", None, size_bytes, *_host_nodes(root, None))]
+        found = [Cell(_default_ram_id(root) or "", None, size_bytes, *_host_nodes_of_cells(root)[None])]
     found += _devices(root, align)
     if any(cell.size_bytes <= 0 for cell in found):
         raise DomainXmlInvalid("The domain XML gives the domain or a part of it no memory.", hint=DUMPXML)
@@ -118,6 +146,7 @@ def _devices(root: etree._Element, align: int) -> list[Cell]:
     found: list[Cell] = []
     ordinal = 0
     free_slots = iter(sorted(set(range(_SLOTS)) - _taken_slots(root)))
+    of_cells = _host_nodes_of_cells(root)
     for device in root.iterfind("devices/memory"):
         model, target = device.get("model", ""), find_child(device, "target")
         slot = _slot(device, free_slots) if model in ("dimm", "nvdimm") else None
@@ -136,7 +165,8 @@ def _devices(root: etree._Element, align: int) -> list[Cell]:
         number = None if cell is None else read_number(text_of(cell), "node of a memory device")
         size_bytes = 0 if size is None else round_up(read_size(text_of(size), size.get("unit")), align)
         block_bytes = 0 if block is None else read_size(text_of(block), block.get("unit"))
-        found.append(Cell(name, number, size_bytes, *_host_nodes_of(root, device, number), block_bytes))
+        nodes, policy = _host_nodes_of(device, of_cells.get(number, of_cells[None]))
+        found.append(Cell(name, number, size_bytes, nodes, policy, block_bytes))
     return found
 
 
@@ -153,12 +183,20 @@ def _slot(device: etree._Element, free_slots: Iterator[int]) -> int:
     return next(free_slots, _SLOTS)
 
 
-def _host_nodes(root: etree._Element, cell: int | None) -> tuple[tuple[int, ...], str]:
+_HostNodes = tuple[tuple[int, ...], str]
+"""Nodes, and policy."""
+
+
+def _host_nodes_of_cells(root: etree._Element) -> dict[int | None, _HostNodes]:
+    """Return the host nodes of each cell that has its own; those of all others are under ``None``."""
     numatune = find_child(root, "numatune")
-    element = find_child(numatune, "memory")
-    for memnode in [] if numatune is None or cell is None else numatune.findall("memnode"):
-        if read_number(memnode.get("cellid"), "memnode cellid") == cell:
-            element = memnode
+    found: dict[int | None, _HostNodes] = {None: _host_nodes(find_child(numatune, "memory"))}
+    for memnode in [] if numatune is None else numatune.findall("memnode"):
+        found[read_number(memnode.get("cellid"), "memnode cellid")] = _host_nodes(memnode)
+    return found
+
+
+def _host_nodes(element: etree._Element | None) -> _HostNodes:
     if element is None:
         return (), ""
     policy = element.get("mode", "strict")
@@ -167,9 +205,9 @@ def _host_nodes(root: etree._Element, cell: int | None) -> tuple[tuple[int, ...]
     return read_nodeset(element.get("nodeset", "")), policy
 
 
-def _host_nodes_of(root: etree._Element, device: etree._Element, cell: int | None) -> tuple[tuple[int, ...], str]:
+def _host_nodes_of(device: etree._Element, of_cell: _HostNodes) -> _HostNodes:
     """Return nodes and policy: a ``<nodemask>`` of its own wins over its cell's nodes, not over their mode."""
-    nodes, policy = _host_nodes(root, cell)
+    nodes, policy = of_cell
     nodemask = find_child(device, "source", "nodemask")
     return (nodes, policy) if nodemask is None else (read_nodeset(text_of(nodemask)), policy or "strict")
 

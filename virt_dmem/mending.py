@@ -11,8 +11,9 @@ import asyncio
 
 from virt_dmem import extents
 from virt_dmem.changes import Changes
-from virt_dmem.memory_devices import find_device, is_boot_backend
+from virt_dmem.memory_devices import find_devices, is_boot_backend
 from virt_dmem.records import Extent, ExtentState, Phase, Reservation
+from virt_dmem.tasks import aside
 from virt_dmem.tries import Round
 from virt_dmem.units import format_size
 from virt_dmem.virtio_mem import VirtioMem
@@ -68,6 +69,8 @@ class Mender:
         live = await self._changes.ask(lambda libvirt: (libvirt.settled_xml if unsure else libvirt.live_xml)(uuid))
         if live is None:
             return []
+        aliases = {extent.alias for extent in reservation.extents}
+        devices = await aside(lambda xml: find_devices(xml, aliases), live)
         actions = []
         for extent in reservation.extents:
             if (
@@ -76,7 +79,7 @@ class Mender:
                 or extent.state is ExtentState.PLANNED
             ):
                 continue
-            device = find_device(live, extent.alias)
+            device = devices.get(extent.alias)
             there = device is not None
             if device and device.model == "virtio-mem" and extent.state in _SETTLED_OR_RESIZING:
                 actions += await self._virtio_mem.follow(reservation, extent, device, dry_run=dry_run)

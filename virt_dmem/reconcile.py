@@ -108,13 +108,13 @@ async def _remove_dangling_links(now: Reality) -> list[str]:
     return actions
 
 
-async def from_libvirt(now: Reality, active: Collection[str], listed_at: float) -> list[str]:
+async def from_libvirt(now: Reality, active: Collection[str], listed_at: int) -> list[str]:
     """Free what is held for domains that do not run; come to an end with what was attached or detached.
 
     A domain is active for libvirt from before its ``prepare`` hook on (``qemuProcessInit`` gives it its id).
 
     :param active: UUIDs of the domains that libvirt called active.
-    :param listed_at: When libvirt was asked (seconds since the epoch); what changed since then is left alone.
+    :param listed_at: The ledger's moment when libvirt was asked; what changed since then is left alone.
     """
     actions = []
     for reservation in list(now.ledger.reservations()):
@@ -122,7 +122,7 @@ async def from_libvirt(now: Reality, active: Collection[str], listed_at: float) 
             if reservation.uuid in active:
                 actions += await now.mender.mend(reservation.uuid, dry_run=now.dry_run)
                 continue
-            if reservation.since >= listed_at or now.lifecycle.is_serving(reservation.uuid):
+            if reservation.moment > listed_at or now.lifecycle.is_serving(reservation.uuid):
                 continue
             if not now.dry_run:
                 await now.lifecycle.abandon(reservation)

@@ -28,10 +28,15 @@ class Phase(enum.Enum):
 
 
 class Standing(NamedTuple):
-    """How far a domain's memory has come, and since when (seconds since the epoch)."""
+    """How far a domain's memory has come, and since when."""
 
     phase: Phase
     since: float
+    """Seconds since the epoch: for people only, as that clock may be set back."""
+    moment: int = 0
+    """Which change of all domains' it was since the ledger was opened (``Ledger.moment``); 0: it was so then."""
+    uptime: float = 0.0
+    """The same as ``since``, by ``host.uptime``; of what was so when the ledger was opened, that time."""
 
 
 class ExtentState(enum.Enum):
@@ -118,7 +123,10 @@ class Reservation:
     boot_id: str
     phase: Phase
     since: float
+    """Seconds since the epoch, for people."""
     extents: tuple[Extent, ...]
+    moment: int = 0
+    """As that of its ``Standing``: what came before what."""
 
     @property
     def size_bytes(self) -> int:

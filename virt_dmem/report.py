@@ -33,6 +33,7 @@ from virt_dmem.domain_xml import NAMESPACE, parse_domain
 from virt_dmem.errors import DmemError, UsageError
 from virt_dmem.hypervisor import Hypervisor
 from virt_dmem.ipc.client import Client
+from virt_dmem.text import printable
 
 __all__ = ["Source", "collect", "reduced", "write"]
 
@@ -151,9 +152,9 @@ def collect(source: Source) -> Iterator[tuple[str, bytes]]:
     for name, part in _PARTS.items():
         try:
             for file, content in part(source).items():
-                yield f"{name}{file}", content.encode("utf-8", "replace")
+                yield f"{name}{file}", printable(content, keep="\n\t").encode()
         except (DmemError, OSError, sqlite3.Error, subprocess.SubprocessError) as error:
-            yield f"{name}{'' if '.' in name else '/'}missing.txt", f"{error}\n".encode()
+            yield f"{name}{'' if '.' in name else '/'}missing.txt", f"{printable(str(error))}\n".encode()
 
 
 def reduced(xml: bytes) -> str:

@@ -27,6 +27,7 @@ before. ``monitor``: QEMU was given one for us, or must not be. ``hotplug`` and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
@@ -306,6 +307,7 @@ def _rewrite_devices(root: etree._Element, record: etree._Element) -> None:
 def _devices(root: etree._Element) -> dict[tuple[str, ...], etree._Element]:
     """Return the memory devices by what tells them apart, also after others came and went."""
     found: dict[tuple[str, ...], etree._Element] = {}
+    count: Counter[tuple[str, ...]] = Counter()
     for device in root.iterfind("devices/memory"):
         size = find_child(device, "target", "size")
         try:
@@ -313,8 +315,8 @@ def _devices(root: etree._Element) -> dict[tuple[str, ...], etree._Element]:
         except DomainXmlInvalid:  # for libvirt to refuse, not for us
             size_bytes = 0
         alike = (device.get("model", ""), str(size_bytes), text_of(find_child(device, "target", "node")).strip())
-        index = sum(other[:-1] == alike for other in found)
-        found[*alike, str(index)] = device
+        found[*alike, str(count[alike])] = device
+        count[alike] += 1
     return found
 
 

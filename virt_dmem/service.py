@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -43,14 +42,21 @@ from virt_dmem.qmp import Monitors
 from virt_dmem.readying import Readying
 from virt_dmem.reconcile import Reality
 from virt_dmem.records import Phase, Reservation, Step
+from virt_dmem.tasks import aside
+from virt_dmem.text import clipped
 from virt_dmem.tries import Round, Tries
 from virt_dmem.virtio_mem import VirtioMem
 from virt_dmem.watch import APPLY, Watch
+from virt_dmem.xml_fields import MAX_BYTES
 
 __all__ = ["Service"]
 
 log = logging.getLogger(__name__)
 
+MOST_SECONDS = 10 * 365 * 86400
+"""How long anything may be asked to last; what is to last for ever has a word of its own."""
+_MOST_NODES = 1023
+"""The kernel's largest CONFIG_NODES_SHIFT is 10; QEMU has fewer cells."""
 _OPERATIONS = ("prepare", "start", "started", "stopped", "release")
 
 
@@ -85,7 +91,7 @@ class Service:
 
         :raise UsageError: When the operation is none that we serve.
         """
-        if not is_managed(xml):
+        if not await aside(is_managed, xml):
             return []
         with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
             return await self._serve(operation, xml, report, began)
@@ -95,22 +101,21 @@ class Service:
     ) -> list[Link]:
         match operation:
             case "prepare":
-                await self._lifecycle.prepare(
-                    read_domain(xml), lambda progress: report(_progress(progress)), began=began
-                )
+                domain = await aside(read_domain, xml)
+                await self._lifecycle.prepare(domain, lambda progress: report(_progress(progress)), began=began)
             case "start":
-                domain = read_domain(xml)
+                domain = await aside(read_domain, xml)
                 passthrough.refuse(self._ledger, self._inventory, domain)
                 return await self._lifecycle.start(domain, began=began)
             case "started":
-                domain = read_domain(xml)
+                domain = await aside(read_domain, xml)
                 await postcopy.refuse(self._config, self._ledger, self._inventory, domain.uuid)
                 await self._lifecycle.started(domain, began=began)
             # what runs may have become, by hot-add, what would not be started: only who it is counts here
             case "stopped":
-                await self._lifecycle.stopped(read_uuid(xml))
+                await self._lifecycle.stopped(await aside(read_uuid, xml))
             case "release":
-                await self._lifecycle.release(read_uuid(xml))
+                await self._lifecycle.release(await aside(read_uuid, xml))
             case _:
                 raise UsageError(
                     f"The hook operation {operation!r} is not served.",
@@ -118,20 +123,25 @@ class Service:
                 )
         return []
 
-    def filter_xml(self, xml: bytes) -> bytes:
+    async def filter_xml(self, xml: bytes) -> bytes:
         """Return the XML of a domain that comes here, by migration or restore, as it can run here.
 
         :raise DmemError: When it cannot.
         """
-        return incoming.adapt(self._config, xml)
+        return await aside(lambda xml: incoming.adapt(self._config, xml), xml)
 
     async def attach(self, wish: AttachWish, report: Callable[[ChangeReply], None]) -> ChangeView:
         """Give a domain that runs a memory device.
 
-        :raise UsageError: When there is no such model.
+        :raise UsageError: When there is no such model, or a number is none that can be.
         """
         if wish.model not in PLACED_MODELS:
-            raise UsageError(f"There is no model {wish.model!r}.", hint=f"Take {' or '.join(PLACED_MODELS)}.")
+            raise UsageError(
+                f"There is no model {clipped(wish.model, 80)!r}.", hint=f"Take {' or '.join(PLACED_MODELS)}."
+            )
+        _require("size in bytes", wish.size_bytes, 1, MAX_BYTES)
+        _require("guest NUMA cell", wish.cell, 0, _MOST_NODES)
+        _require("host node", wish.node, -1, _MOST_NODES)
         change = await self._hotplug.attach(
             wish.domain,
             wish.size_bytes,
@@ -147,6 +157,7 @@ class Service:
         self, domain: str, alias: str, wait_seconds: float, report: Callable[[ChangeReply], None]
     ) -> ChangeView:
         """Ask a guest to let go of a memory device, and wait so long for it."""
+        _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
         change = await self._hotplug.detach(
             domain, alias, lambda step: report(_step(step)), wait_seconds=wait_seconds
         )
@@ -156,6 +167,8 @@ class Service:
         self, domain: str, alias: str, size_bytes: int, wait_seconds: float, report: Callable[[ChangeReply], None]
     ) -> ChangeView:
         """Have a guest plug or unplug blocks of virtio-mem, and wait so long for it."""
+        _require("size in bytes", size_bytes, 0, MAX_BYTES)
+        _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
         change = await self._virtio_mem.resize(
             domain, alias, size_bytes, lambda step: report(_step(step)), wait_seconds=wait_seconds
         )
@@ -180,17 +193,18 @@ class Service:
         """Return one domain, by UUID or name.
 
         :raise DomainRefused: When it holds nothing.
+        :raise UsageError: When several have that name.
         """
-        reservation = self._ledger.find(domain)
+        reservation = self._ledger.find_named(domain)
         if reservation is None:
             raise DomainRefused(
                 f"Domain {domain} holds no memory of a pool now.", hint="'virt-dmem list' shows those that do."
             )
         return _view(reservation, self._ledger.steps(reservation.uuid))
 
-    async def show_backends(self, domain: str) -> list[BackendView]:
+    async def show_backends(self, uuid: str) -> list[BackendView]:
         """Return what QEMU says of a domain's memory backends; nothing where its monitor does not answer."""
-        reservation = self._ledger.find(domain)
+        reservation = self._ledger.find(uuid)
         found = await self.monitors.backends(reservation.uuid) if reservation else None
         return [
             BackendView(**asdict(backend) | {"host_nodes": list(backend.host_nodes)}) for backend in found or ()
@@ -279,7 +293,8 @@ class Service:
 
     def pause_apply(self, seconds: float) -> None:
         """Apply no domain without being asked to, for so long (0: until ``resume_apply``)."""
-        self._ledger.pause(APPLY, time.time() + seconds if seconds else math.inf)
+        _require("time to pause in seconds", seconds, 0, MOST_SECONDS)
+        self._ledger.pause(APPLY, seconds or math.inf)
         self.watch.changed.set()
 
     def resume_apply(self) -> None:
@@ -290,8 +305,8 @@ class Service:
 
     def keep_pause(self) -> None:
         """End a pause whose time is over."""
-        until = self._ledger.paused_until(APPLY)
-        if until is not None and until <= time.time():
+        left = self._ledger.pause_left(APPLY)
+        if left is not None and left <= 0:
             self.resume_apply()
 
     async def reconcile(self, *, dry_run: bool) -> list[str]:
@@ -306,7 +321,7 @@ class Service:
             with Hypervisor(self._config.libvirt.uri) as hypervisor:
                 return hypervisor.domains()
 
-        listed_at = time.time()
+        listed_at = self.moment()
         domains = await asyncio.to_thread(listed)
         actions += await self.reconcile_domains(domains, listed_at, dry_run=dry_run)
         left = (GUEST_OUTSIDE_POOL, EXTENT_QUARANTINED, RECONCILE_FAILED)
@@ -322,9 +337,9 @@ class Service:
         return actions
 
     async def reconcile_domains(
-        self, domains: list[DomainInfo], listed_at: float, *, dry_run: bool = False
+        self, domains: list[DomainInfo], listed_at: int, *, dry_run: bool = False
     ) -> list[str]:
-        """Mend what libvirt's list of domains tells, asked for at ``listed_at`` (seconds since the epoch)."""
+        """Mend what libvirt's list of domains tells, asked for at the moment ``listed_at``."""
         active = {domain.uuid for domain in domains if domain.active}
         with self.tries.round("libvirt") as tries:
             actions = await reconcile.from_libvirt(self._reality(tries, dry_run=dry_run), active, listed_at)
@@ -343,11 +358,27 @@ class Service:
             dry_run=dry_run,
         )
 
+    def moment(self) -> int:
+        """Return what to order by whatever happens to domains here; see ``Ledger.moment``."""
+        return self._ledger.moment()
+
     async def close(self) -> None:
         """Give up what goes on, and close the ledger."""
         await self._changes.close()
         await self.monitors.close()
         self._ledger.close()
+
+
+def _require(what: str, number: float, least: int, most: int) -> None:
+    """Refuse a number that came over the socket and is not between these two: JSON has any, and NaN.
+
+    :raise UsageError: When it is not.
+    """
+    if not least <= number <= most:
+        raise UsageError(
+            f"{clipped(f'{number:g}' if abs(number) < 1e300 else 'A number without end', 80)} is no {what}.",
+            hint=f"Give one from {least} to {most}.",
+        )
 
 
 def _view(reservation: Reservation, steps: Sequence[Step]) -> DomainView:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 from virt_dmem.errors import UsageError
+from virt_dmem.text import clipped
 
 __all__ = ["KIB", "MIB", "GIB", "TIB", "parse_size", "parse_number", "parse_duration", "format_size", "round_up"]
 
@@ -14,19 +15,24 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 
+_MAX_BYTES = 2**63 - 1
+"""What fits in an off_t; no size of ours is larger."""
+_MAX_ADDRESS = 2**64 - 1
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
-_SIZE = r"(?ia)(\d+)\s*([KMGT]?)(?:i?B)?"
+_SIZE = r"(?ia)0*(\d{1,19})\s*([KMGT]?)(?:i?B)?"  # 19 digits are 63 bits, and int() refuses 4300
 
 
 def parse_size(text: str) -> int:
     """Return the bytes that ``text`` means: ``64M``, ``64MiB``, ``1G``, ``4096``; K, M, G, T are powers of 1024.
 
-    :raise UsageError: When it is no size, or zero.
+    :raise UsageError: When it is no size, or zero, or more than a file can have.
     """
     match = re.fullmatch(_SIZE, text.strip())
     size_bytes = int(match[1]) * _FACTORS[match[2].upper()] if match else 0
-    if size_bytes <= 0:
-        raise UsageError(f"{text!r} is not a size.", hint="Write a number and K, M, G or T, such as 512M or 4G.")
+    if not 0 < size_bytes <= _MAX_BYTES:
+        raise UsageError(
+            f"{clipped(text, 80)!r} is not a size.", hint="Write a number and K, M, G or T, such as 512M or 4G."
+        )
     return size_bytes
 
 
@@ -36,13 +42,16 @@ def parse_number(text: str, shown: str = "") -> int:
     :param shown: What it is a part of, for the message.
     :raise UsageError: When it is no such number.
     """
-    match = re.fullmatch(r"(0x[0-9a-f]+|\d+)([KMGT]?)", text.strip(), re.IGNORECASE | re.ASCII)
-    if match is None:
+    match = re.fullmatch(r"(?:0x0*([0-9a-f]{1,16})|0*(\d{1,20}))([KMGT]?)", text.strip(), re.IGNORECASE | re.ASCII)
+    number = -1
+    if match is not None:
+        number = (int(match[1], 16) if match[1] else int(match[2])) * _FACTORS[match[3].upper()]
+    if not 0 <= number <= _MAX_ADDRESS:
         raise UsageError(
-            f"{shown or text!r} cannot be read: {text!r} is no number of bytes.",
+            f"{clipped(shown or text, 80)!r} cannot be read: {clipped(text, 80)!r} is no number of bytes.",
             hint="Write a number, decimal or with 0x, and K, M, G or T, such as 2G.",
         )
-    return int(match[1], 0 if match[1][:2].lower() == "0x" else 10) * _FACTORS[match[2].upper()]
+    return number
 
 
 def parse_duration(text: str) -> int:
@@ -54,7 +63,9 @@ def parse_duration(text: str) -> int:
     factor = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
     seconds = int(match[1]) * factor[match[2].lower()] if match else 0
     if seconds <= 0:
-        raise UsageError(f"{text!r} is not a time.", hint="Write a number and s, m, h or d, such as 30m or 2h.")
+        raise UsageError(
+            f"{clipped(text, 80)!r} is not a time.", hint="Write a number and s, m, h or d, such as 30m or 2h."
+        )
     return seconds
 
 

@@ -22,6 +22,7 @@ from virt_dmem.hypervisor import Hypervisor
 from virt_dmem.lifecycle import Report, Reporter
 from virt_dmem.memory_devices import Device, find_device, resized_xml
 from virt_dmem.records import Extent, ExtentState, Reservation
+from virt_dmem.tasks import aside
 from virt_dmem.units import format_size
 
 __all__ = ["VirtioMem"]
@@ -45,13 +46,13 @@ class VirtioMem:
         :raise DomainRefused: When that is no virtio-mem device of a pool, or no size for it.
         :raise NotEnoughMemory: When what it gave back before has been given to others.
         """
-        reservation = self._changes.running(domain)
+        reservation = self._changes.running_named(domain)
         extent = extent_of(reservation, alias)
 
         async def work(_progress: Progress) -> Change:
             async with self._changes.turn(reservation.uuid):
                 live = await self._changes.ask(lambda libvirt: libvirt.live_xml(reservation.uuid))
-                device = find_device(live or b"<domain/>", alias)
+                device = await aside(lambda xml: find_device(xml, alias), live or b"<domain/>")
                 _require_resizable(reservation, alias, device, requested_bytes)
                 assert device is not None  # noqa: S101 -- it was required
                 self._changes.busy.add(extent.id)
@@ -146,7 +147,7 @@ class VirtioMem:
         last = -1
         while True:
             live = await self._changes.ask(lambda libvirt: libvirt.live_xml(reservation.uuid))
-            device = find_device(live, extent.alias) if live else None
+            device = await aside(lambda xml: find_device(xml, extent.alias), live) if live else None
             if device is None:
                 raise ended(reservation)
             if device.current_bytes != last:  # it moves: wait for more

@@ -76,8 +76,7 @@ class Watch:
 
     def apply_is_paused(self) -> bool:
         """Tell whether no domain is to be applied without being asked to."""
-        until = self._ledger.paused_until(APPLY)
-        return until is not None and until > time.time()
+        return (self._ledger.pause_left(APPLY) or 0) > 0
 
     # What follows
 
@@ -97,7 +96,7 @@ class Watch:
 
     def _facts(self) -> alerts.Facts:
         return alerts.Facts(
-            now=time.time(),
+            uptime=host.uptime(),
             guests=self._guests.values(),
             standings=self._ledger.standings(),
             extents=self._extents(),
@@ -111,7 +110,7 @@ class Watch:
             damaged_ledger=self._ledger.set_aside(),
             failures=self._ledger.failures(),
             fights=self._fights,
-            paused_until=self._ledger.paused_until(APPLY),
+            paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,
             is_alive=self._is_alive,
         )
 

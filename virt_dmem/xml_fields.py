@@ -9,6 +9,7 @@ import uuid
 from lxml import etree
 
 from virt_dmem.errors import DomainXmlInvalid
+from virt_dmem.text import clipped
 from virt_dmem.units import KIB, round_up
 
 __all__ = [
@@ -20,11 +21,20 @@ __all__ = [
     "read_name",
     "read_uuid_of",
     "DUMPXML",
+    "MAX_BYTES",
 ]
 
 DUMPXML = "Give what 'virsh dumpxml --inactive --security-info DOMAIN' prints."
 """The hint for what libvirt would never have printed."""
 
+MAX_BYTES = 2**63 - 1
+"""More memory than this libvirt does not take (``virMemoryMaxValue`` in its virutil.c: off_t)."""
+_MAX_NUMBER = 2**64 - 1
+"""Of libvirt's numbers, at the most (``virStrToLong_ull``)."""
+_LONGEST_NAME = 251
+"""In bytes: libvirt has a file ``NAME.xml`` of each domain, and file names end at 255 bytes."""
+_LONGEST_NODESET = 8192
+"""libvirt prints sets of 1024 nodes in fewer characters than this, whatever is in them."""
 _MAX_NODE = 1023  # the kernel's largest CONFIG_NODES_SHIFT is 10
 
 
@@ -50,13 +60,15 @@ def text_of(element: etree._Element | None) -> str:
 
 
 def read_number(text: str | None, what: str) -> int:
-    """Return ``text`` as a number that is not negative; ``what`` names it in the error.
+    """Return ``text`` as a number that is not negative and has 64 bits; ``what`` names it in the error.
 
     :raise DomainXmlInvalid: When it is none.
     """
-    if text is None or not re.fullmatch(r"0*\d{1,20}", text.strip(), re.ASCII):
-        raise DomainXmlInvalid(f"The domain XML has {text!r} as {what}.", hint=DUMPXML)
-    return int(text)
+    match = None if text is None else re.fullmatch(r"0*(\d{1,20})", text.strip(), re.ASCII)
+    # without its zeros: Python refuses to read more than 4300 digits, whatever they are
+    if match is None or int(match[1]) > _MAX_NUMBER:
+        raise DomainXmlInvalid(f"The domain XML has {_shown(text)} as {what}.", hint=DUMPXML)
+    return int(match[1])
 
 
 def read_size(text: str | None, unit: str | None) -> int:
@@ -70,7 +82,12 @@ def read_size(text: str | None, unit: str | None) -> int:
     elif match := re.fullmatch(r"([kmgtpe])(|b|ib)", suffix):
         factor = (1000 if match[2] == "b" else 1024) ** ("kmgtpe".index(match[1]) + 1)
     else:
-        raise DomainXmlInvalid(f"The domain XML has an unknown unit {unit!r}.", hint=DUMPXML)
+        raise DomainXmlInvalid(f"The domain XML has an unknown unit {_shown(unit)}.", hint=DUMPXML)
+    if value * factor >= MAX_BYTES:
+        raise DomainXmlInvalid(
+            f"The domain XML has a memory size of {value} {unit or 'KiB'}, and libvirt takes {MAX_BYTES} bytes.",
+            hint=DUMPXML,
+        )
     return round_up(value * factor, KIB)
 
 
@@ -79,15 +96,17 @@ def read_nodeset(text: str) -> tuple[int, ...]:
 
     :raise DomainXmlInvalid: When it is none, or names a node that no kernel can have.
     """
-    nodes: set[int] = set()
+    if len(text) > _LONGEST_NODESET:
+        raise DomainXmlInvalid(f"The domain XML has a nodeset of {len(text)} characters.", hint=DUMPXML)
+    nodes = 0  # a bit for each: parts are many, and may all be large
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = re.fullmatch(r"(\^?)\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?", part, re.ASCII)
         first, last = (int(match[2]), int(match[3] or match[2])) if match else (1, 0)
         if match is None or not first <= last <= _MAX_NODE or (match[1] and match[3]):
-            raise DomainXmlInvalid(f"The domain XML has an unreadable nodeset {text!r}.", hint=DUMPXML)
-        named = range(first, last + 1)
-        nodes = nodes.difference(named) if match[1] else nodes.union(named)
-    return tuple(sorted(nodes))
+            raise DomainXmlInvalid(f"The domain XML has an unreadable nodeset {_shown(text)}.", hint=DUMPXML)
+        named = ((1 << (last - first + 1)) - 1) << first
+        nodes = nodes & ~named if match[1] else nodes | named
+    return tuple(node for node in range(nodes.bit_length()) if nodes >> node & 1)
 
 
 def read_name(root: etree._Element) -> str:
@@ -96,8 +115,8 @@ def read_name(root: etree._Element) -> str:
     :raise DomainXmlInvalid: When there is none, or one that libvirt would not take.
     """
     name = text_of(find_child(root, "name"))
-    if not name.strip() or "/" in name or "\n" in name:
-        raise DomainXmlInvalid(f"The domain XML has the impossible name {name!r}.", hint=DUMPXML)
+    if not name.strip() or "/" in name or "\n" in name or len(name.encode()) > _LONGEST_NAME:
+        raise DomainXmlInvalid(f"The domain XML has the impossible name {_shown(name)}.", hint=DUMPXML)
     return name
 
 
@@ -110,4 +129,9 @@ def read_uuid_of(root: etree._Element) -> str:
     try:
         return str(uuid.UUID(text.strip()))
     except ValueError:
-        raise DomainXmlInvalid(f"The domain XML has the UUID {text!r}.", hint=DUMPXML) from None
+        raise DomainXmlInvalid(f"The domain XML has the UUID {_shown(text)}.", hint=DUMPXML) from None
+
+
+def _shown(text: str | None) -> str:
+    """Return what an error says of a text that may be as long as the document."""
+    return "nothing" if text is None else repr(clipped(text, 80))

@@ -227,7 +227,7 @@ def test_a_change_between_our_last_look_and_our_define_is_not_lost(
     titles = iter(["first", "second", "third"])
     tool = Overtaken(lambda: define_with(libvirtd, xml.encode(), next(titles)), times)
     with tool:
-        tool.redefine("overtaken", lambda now: apply(now, pool=tmpfs_pool, monitor=True))
+        tool.redefine(tool.find("overtaken"), lambda now: apply(now, pool=tmpfs_pool, monitor=True))
     found = persistent_xml(libvirtd, "overtaken")
     assert etree.fromstring(found).findtext("title") == ["first", "second"][times - 1]
     assert etree.fromstring(found).find("devices/graphics").get("passwd") == "hunter2"

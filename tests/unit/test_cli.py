@@ -16,9 +16,11 @@ import pytest
 
 from tests.unit.conftest import GOLDEN, canonical
 from virt_dmem.cli.main import LIST_JSON_PARSED, main
-from virt_dmem.cli.output import Output, masked, printable
+from virt_dmem.cli.output import Output, masked
 from virt_dmem.cli.parser import build_parser
+from virt_dmem.cli.progress import progress
 from virt_dmem.errors import DmemError, ExitStatus
+from virt_dmem.text import printable
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -156,7 +158,7 @@ print(sorted({absent!r} & set(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
-        input=(GOLDEN / "plain-in.xml").read_bytes(),
+        input=(GOLDEN / "compact-in.xml").read_bytes(),
         capture_output=True,
         cwd=REPOSITORY,
         check=True,
@@ -185,7 +187,7 @@ def test_what_is_taken_for_parsed_is_what_the_parser_makes_of_it(args: list[str]
 
 
 def test_the_filter_rewrites_and_gives_back() -> None:
-    before = (GOLDEN / "plain-in.xml").read_bytes()
+    before = (GOLDEN / "compact-in.xml").read_bytes()
     there = run("rewrite", stdin=before)
     assert (there.returncode, there.stderr) == (0, b"")
     assert b"dmem:memory" in there.stdout
@@ -223,6 +225,66 @@ def test_passwords_are_masked_whatever_quotes_they_are_in() -> None:
 def test_a_name_cannot_drive_the_terminal() -> None:
     assert printable("plain ünï") == "plain ünï"
     assert printable("\x1b[2J\x9b1m\u202eevil\n") == r"\x1b[2J\x9b1m\u202eevil\n"
+
+
+HOSTILE = "\x9b2J\u202egnp\u2066\u200f\u061c\u2028\u200b\x7f\x1b]0;"
+"""Controls in one byte and in two, overrides of direction, separators of lines, what has no width."""
+
+
+def on_a_terminal(*args: str, stdin: bytes = b"") -> bytes:
+    """What the command writes to a terminal, on stdout and stderr."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "virt_dmem.cli.main", *args]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, cwd=REPOSITORY) as process:
+        os.close(theirs)
+        assert process.stdin is not None
+        process.stdin.write(stdin)
+        process.stdin.close()
+        heard = b""
+        try:
+            while chunk := os.read(ours, 65536):
+                heard += chunk
+        except OSError:  # it is gone
+            pass
+    os.close(ours)
+    return heard
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["rewrite"], ["rewrite", "--print-diff"], ["rewrite", "--json"], ["explain", HOSTILE], [f"--{HOSTILE}"]],
+    ids=["xml", "diff", "json", "error", "usage"],
+)
+def test_nothing_that_others_chose_is_obeyed_by_the_terminal(args: list[str]) -> None:
+    xml = (GOLDEN / "compact-in.xml").read_text()
+    named = xml.replace("<name>", f"<name>{''.join(c for c in HOSTILE if c not in chr(0x1B))}", 1)
+    said = on_a_terminal(*args, stdin=named.encode()).decode()
+    assert [c for c in said if not c.isprintable() and c not in "\r\n\t"] == []
+
+
+def test_for_another_program_the_filter_s_xml_and_json_are_exact() -> None:
+    xml = (GOLDEN / "compact-in.xml").read_text()
+    name = "a\x9bb\u202ec"
+    named = xml.replace("<name>", f"<name>{name}", 1).encode()
+    assert f"<name>{name}".encode() in run("rewrite", stdin=named).stdout
+    answer = run("rewrite", "--json", stdin=named).stdout
+    assert answer.isascii()
+    assert f"<name>{name}" in json.loads(answer)["xml"]
+
+
+def test_progress_cannot_drive_the_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("rich.progress.Progress.update", lambda *_, description, **__: shown.append(description))
+    with progress(Output(as_json=False)) as report:
+        report(f"attaching {HOSTILE}", 1, 2)
+    assert shown[0].isprintable()
+
+
+def test_of_a_document_that_an_error_repeats_no_more_is_told_than_can_be_read() -> None:
+    error = DmemError("x" * 5_000_000, hint="y" * 5_000_000)
+    assert len(str(error)) < 10_000
+    assert error.message.startswith("xxx")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How virt-dmemd ends."""
+"""How virt-dmemd ends, and what it says in its log."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
 from virt_dmem.daemon import in_good_order
 from virt_dmem.ipc.server import Work
 from virt_dmem.tasks import cancelled
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
@@ -59,3 +65,34 @@ def test_what_is_asked_of_one_that_ends_is_never_begun() -> None:
 
     asyncio.run(story())
     assert begun == [True]
+
+
+@pytest.mark.parametrize("journal", [False, True], ids=["terminal", "journal"])
+def test_a_name_cannot_drive_who_reads_the_log_nor_write_lines_of_its_own(journal: bool) -> None:
+    program = f"""
+        import logging, os, sys
+        os.environ.pop("JOURNAL_STREAM", None)
+        if {journal}:
+            os.environ["JOURNAL_STREAM"] = "1:1"
+        from virt_dmem.daemon import _set_up_logging
+        _set_up_logging("info")
+        name = "a\\x9b2J\\u202eb\\n<0>all is lost\\r\\x1b[2Jé" + "n" * 1_000_000
+        logging.getLogger("x").warning("%s: prepared", name)
+        try:
+            raise ValueError(name[:50])
+        except ValueError:
+            logging.getLogger("x").exception("failed")
+        raise ValueError(name[:50])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, check=False, cwd=REPOSITORY
+    )
+    said = done.stderr.decode()
+    assert [c for c in said if not c.isprintable() and c != "\n"] == []
+    assert len(said) < 50_000
+    assert "é" in said
+    lines = said.splitlines()
+    assert "prepared" not in lines[0]  # it is cut
+    if journal:
+        assert {line[:3] for line in lines} == {"<4>", "<3>", "<2>"}
+    assert not any(line.startswith(("<0>", "all is lost")) for line in lines)

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -380,6 +381,28 @@ def test_a_refusal_is_passed_on_with_its_hint_in_one_line(
 ) -> None:
     done = hook("prepare", MANAGED, stand_in([message(continues=True), refusal(**parameters)]))
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"virt-dmem: {said}\n")
+
+
+def test_whatever_has_no_glyph_or_turns_text_around_becomes_blank(hook: Hook, stand_in: StandIn) -> None:
+    unseen = [
+        chr(point)
+        for point in range(1, sys.maxunicode + 1)
+        if unicodedata.category(chr(point)) in ("Cc", "Cf", "Zl", "Zp")
+    ]
+    assert {"\x9b", "\u202e", "\u2066", "\u200f", "\u061c", "\u2028", "\u200b"} <= set(unseen)
+    said = "a" + "é".join(unseen) + "€😀z"
+    answer = message(continues=True) + refusal(message=said, hint="")
+    done = hook("start", MANAGED, stand_in([answer]))
+    assert "".join(done.stderr.split()) == "virt-dmem:a" + "é" * (len(unseen) - 1) + "€😀z"
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.strip("\n").isprintable()
+
+
+def test_bytes_that_are_no_text_become_blank_too(hook: Hook) -> None:
+    for raw in (b"\x9b2J", b"\xc2", b"\xed\xa0\x80", b"\xf5x", b"\xe2\x80", b"\xc0\x8a"):
+        done = hook("start", MANAGED, os.fsdecode(b"/nonexistent/" + raw + b"/sock"))
+        assert done.stderr.strip("\n").isprintable()
+        assert done.stderr.startswith("virt-dmem: virt-dmemd does not answer at /nonexistent/ ")
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 30])

@@ -44,7 +44,7 @@ def ledger(tmp_path: Path) -> Ledger:
 def test_a_reservation_is_read_back_as_it_was_written(ledger: Ledger) -> None:
     plan = make_plan(1, (0, 3), (1, 2))
     ledger.reserve(plan, paths_of(plan), {("fast", 0): 3 * PAGE, ("fast", 1): 2 * PAGE})
-    found = ledger.find("guest1")
+    found = ledger.find_named("guest1")
     assert found is not None
     assert found == ledger.find("uuid-1")
     assert (found.phase, found.boot_id, found.size_bytes) == (Phase.RESERVED, "boot-1", 5 * PAGE)
@@ -87,7 +87,8 @@ def test_reservations_never_exceed_capacity_whatever_comes_and_goes(
                 ledger.forget_extent(extent)
             ledger.forget(held.uuid)
         assert ledger.reserved().get(("fast", 0), 0) <= capacity * PAGE
-        assert ledger.standings() == {held.uuid: (held.phase, held.since) for held in ledger.reservations()}
+        standings = {uuid: standing[:3] for uuid, standing in ledger.standings().items()}
+        assert standings == {held.uuid: (held.phase, held.since, held.moment) for held in ledger.reservations()}
     ledger.close()
 
 
@@ -126,7 +127,9 @@ def test_what_was_committed_is_there_after_a_kill(tmp_path: Path) -> None:
     found = again.find("uuid-1")
     assert found is not None
     assert found.phase is Phase.PREPARED
-    assert again.standings() == {"uuid-1": (Phase.PREPARED, found.since)}
+    assert {uuid: standing[:2] for uuid, standing in again.standings().items()} == {
+        "uuid-1": (Phase.PREPARED, found.since)
+    }
 
 
 def test_steps_are_kept_in_order_and_forgotten_at_the_next_reservation(ledger: Ledger) -> None:

@@ -65,7 +65,7 @@ def copies(path: Path) -> list[Path]:
 def test_a_ledger_of_version_1_is_brought_to_ours_with_every_row(old: Path) -> None:
     before = rows(old)
     ledger = Ledger(old, "boot-1")
-    held = ledger.find("guest1")
+    held = ledger.find_named("guest1")
     assert held is not None
     assert (held.phase, held.since, held.size_bytes) == (Phase.RUNNING, 1700000000.5, 3 * MIB)
     assert list(held.extents[0].shares.items()) == [(1, 2 * MIB), (0, MIB)], "in the order they were written"
@@ -115,7 +115,7 @@ def test_a_migration_that_fails_half_way_leaves_it_as_it_was(old: Path, monkeypa
     monkeypatch.undo()
     assert rows(old) == before
     ledger = Ledger(old, "boot-1")  # and the next one, which can, does
-    assert ledger.find("guest1")
+    assert ledger.find_named("guest1")
     ledger.close()
 
 
@@ -142,9 +142,9 @@ def test_what_is_drained_or_paused_is_still_so_when_it_is_opened_again(tmp_path:
     ledger.close()
     ledger = Ledger(path, "boot-2")
     assert ledger.drained() == {"fast"}
-    assert ledger.paused_until("apply") == float("inf")
+    assert ledger.pause_left("apply") == float("inf")
     ledger.set_drained("fast", drained=False)
     ledger.resume("apply")
     assert ledger.drained() == set()
-    assert ledger.paused_until("apply") is None
+    assert ledger.pause_left("apply") is None
     ledger.close()

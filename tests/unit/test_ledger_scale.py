@@ -53,7 +53,7 @@ def scans(ledger: Ledger, texts: Collection[str]) -> list[str]:
 def test_no_query_for_one_domain_goes_through_all(ledger: Ledger) -> None:
     def one_domain() -> None:
         reserve(ledger, MANY)
-        found = ledger.find(f"guest{MANY}")
+        found = ledger.find_named(f"guest{MANY}")
         assert found is not None
         ledger.extents_of(found.uuid)
         ledger.has_path(found.extents[0].path)
@@ -78,7 +78,7 @@ def test_all_domains_are_read_with_one_query(ledger: Ledger, of_all: str) -> Non
 
 def test_the_sums_of_charges_are_those_of_the_rows(ledger: Ledger) -> None:
     assert ledger.reserved() == {("fast", 0): MANY * PAGE, ("fast", 1): MANY * 2 * PAGE}
-    found = ledger.find("guest7")
+    found = ledger.find_named("guest7")
     assert found is not None
     ledger.recharge(found.extents[1], {0: PAGE, 1: PAGE})
     ledger.quarantine(found.extents[1])
@@ -99,12 +99,12 @@ def test_sums_that_somebody_broke_are_made_anew_when_the_ledger_is_opened(ledger
 
 
 def test_a_domain_with_and_one_without_extents_are_read_alike(ledger: Ledger) -> None:
-    found = ledger.find("guest3")
+    found = ledger.find_named("guest3")
     assert found is not None
     assert found in ledger.reservations()
     ledger.quarantine(found.extents[0])
     ledger.forget_extent(found.extents[1])
-    bare = ledger.find("guest3")
+    bare = ledger.find_named("guest3")
     assert bare is not None
     assert bare.extents == ()
     assert bare in ledger.reservations()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -180,6 +182,25 @@ def test_many_cells_over_many_segments_are_placed_at_once() -> None:
 # Refusals
 
 
+@pytest.mark.parametrize("policy", ["", "strict", "preferred", "interleave"])
+def test_as_many_backends_as_qemu_can_have_are_placed_or_refused_at_once(policy: str) -> None:
+    nodes = (0, 1) if policy else ()
+    domain = memory(*(cell(number, (number % 7 + 1) * PAGE, *nodes, policy=policy) for number in range(384)))
+    for room in (1 << 20, 100, 5):
+        segments = {f"big+{n}": dict.fromkeys(range(8), room * PAGE) for n in range(8)}
+        began = time.process_time()
+        with suppress(NotEnoughMemory):
+            plan_domain(domain, {"big": PoolFree("big", "hugetlbfs", PAGE, segments)}, "")
+        assert time.process_time() - began < 5, "a second at most, where nothing else has the CPU"
+
+
+def test_a_refusal_of_very_many_backends_can_still_be_read() -> None:
+    domain = memory(*(cell(number, PAGE, 0) for number in range(200)))
+    with pytest.raises(NotEnoughMemory, match=r"and 18[0-9] more") as caught:
+        plan_domain(domain, pool({0: 190 * PAGE, 1: 900 * PAGE}), "")
+    assert len(caught.value.message) < 600
+
+
 def test_the_refusal_says_what_was_asked_and_what_is_free_by_node() -> None:
     with pytest.raises(NotEnoughMemory) as caught:
         plan_domain(memory(cell(0, 4 * GIB)), pool({0: 2 * GIB, 1: GIB}), "")
@@ -218,7 +239,8 @@ def test_the_pool_is_the_domains_then_the_default_then_the_only_one() -> None:
 pages = st.integers(1, 40).map(lambda number: number * PAGE)
 nodes = st.lists(st.integers(0, 4), unique=True, max_size=3).map(lambda some: tuple(sorted(some)))
 policies = st.sampled_from(["strict", "preferred", "interleave", "restrictive"])
-domains = st.lists(st.tuples(pages, nodes, policies), min_size=1, max_size=5).map(
+cells = st.tuples(pages, nodes, policies)
+domains = (st.lists(cells, min_size=1, max_size=5) | st.lists(cells, min_size=25, max_size=40)).map(
     lambda cells: memory(
         *(cell(n, size, *where, policy=how if where else "") for n, (size, where, how) in enumerate(cells))
     )
@@ -251,7 +273,7 @@ def test_every_plan_keeps_the_promises(domain: DomainMemory, free: dict[int, int
     assert plan.total_bytes == domain.total_bytes == taken.total()
 
 
-@given(sizes=st.lists(pages, min_size=1, max_size=5), free=frees)
+@given(sizes=st.lists(pages, min_size=1, max_size=5) | st.lists(pages, min_size=25, max_size=40), free=frees)
 def test_a_domain_without_host_nodes_is_refused_only_when_there_is_too_little(
     sizes: list[int], free: dict[int, int]
 ) -> None:

@@ -50,12 +50,13 @@ def _change(
     args: argparse.Namespace, out: Output, config: Config, transform: Callable[[bytes], bytes]
 ) -> ExitStatus:
     with Hypervisor(args.connect or config.libvirt.uri) as hypervisor:
+        uuid = hypervisor.find(args.domain)
         if args.dry_run:
-            before = hypervisor.inactive_xml(args.domain, secure=False)
+            before = hypervisor.inactive_xml(uuid, secure=False)
             after = transform(before)
         else:
-            before, after = hypervisor.redefine(args.domain, transform)
-        active = hypervisor.is_active(args.domain)
+            before, after = hypervisor.redefine(uuid, transform)
+        active = hypervisor.is_active(uuid)
     _report(args, out, read_domain(after), before, after, active=active)
     return ExitStatus.DONE
 

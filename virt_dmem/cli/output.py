@@ -12,6 +12,7 @@ import re
 import sys
 
 from virt_dmem.ipc import SCHEMA_VERSION
+from virt_dmem.text import printable
 from virt_dmem.units import format_size
 
 TYPE_CHECKING = False  # what is imported here costs every command, and typing 2 ms
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-__all__ = ["Output", "Column", "printable", "masked", "unified_diff"]
+__all__ = ["Output", "Column", "masked", "unified_diff"]
 
 _LARGE = 1 << 20
 _GRAPHICS_AUTH = r"""\b(passwd\s*=\s*)("[^"]*"|'[^']*')"""
@@ -83,6 +84,14 @@ class Output:
             )
             self.text("  ".join(padded).rstrip())
 
+    def document(self, text: bytes) -> None:
+        """Print ``text`` (UTF-8) as it is, for another program; a terminal gets what it would obey as escapes."""
+        if sys.stdout.isatty():
+            sys.stdout.write(printable(text.decode(), keep="\n\t"))
+        else:
+            sys.stdout.buffer.write(text)
+            sys.stdout.buffer.flush()
+
     def note(self, text: str) -> None:
         """Tell the person in front of the terminal something that is no part of the answer."""
         sys.stderr.write(f"virt-dmem: {printable(text)}\n")
@@ -96,20 +105,16 @@ class Output:
 
 
 def _indented(answer: object) -> str:
-    """Return an answer as JSON for people, too; of 10 000 domains it has 4 MB."""
+    """Return an answer as JSON for people, too; of 10 000 domains it has 4 MB.
+
+    It is ASCII: what is more stands there escaped, exact and nothing that a terminal would obey.
+    """
     compact = json.dumps(answer)
     if len(compact) < _LARGE:
         return json.dumps(answer, indent=2)  # in Python, for the module has no C for it
     import msgspec  # noqa: PLC0415 -- 40 ms
 
     return msgspec.json.format(compact, indent=2)
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    """Return ``text`` with everything a terminal could obey (but ``keep``) as a backslash escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def masked(xml: bytes) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from virt_dmem.cli.output import Output
+from virt_dmem.text import printable
 
 __all__ = ["progress"]
 
@@ -29,4 +30,6 @@ def progress(out: Output) -> Iterator[Report]:
     )
     with bar:
         task = bar.add_task("", total=None)
-        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total or None)
+        yield lambda text, done, total: bar.update(
+            task, description=printable(text), completed=done, total=total or None
+        )

@@ -48,8 +48,7 @@ def rewrite(args: argparse.Namespace, out: Output) -> ExitStatus:
     elif out.as_json:
         out.result(changed=after != before, xml=rewriting.reprint(after).decode())
     else:
-        sys.stdout.buffer.write(after)
-        sys.stdout.buffer.flush()
+        out.document(after)
     return ExitStatus.DONE
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
 from virt_dmem.cli.output import Output
@@ -34,7 +33,7 @@ def metrics(args: argparse.Namespace, out: Output) -> ExitStatus:
     with Client(load_config(args.config).socket_path) as daemon:
         text = daemon.call("ShowMetrics")["text"]
     if not out.as_json:
-        sys.stdout.write(text)  # as it is: Prometheus escapes what has to be
+        out.document(text.encode())
     out.result(text=text)
     return ExitStatus.DONE
 

@@ -75,7 +75,7 @@ class Handler(Protocol):
     ) -> list[Link]:
         """Serve one hook operation, whose hook began then."""
 
-    def filter_xml(self, xml: bytes, /) -> bytes:
+    async def filter_xml(self, xml: bytes, /) -> bytes:
         """Return the XML of a domain that comes here as it can run here."""
 
     async def attach(self, wish: AttachWish, report: Callable[[ChangeReply], None], /) -> ChangeView:
@@ -227,9 +227,9 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             yield reply
 
     @varlinkmethod(return_parameter="xml")
-    def FilterXml(self, *, xml: str) -> str:  # noqa: N802
+    async def FilterXml(self, *, xml: str) -> str:  # noqa: N802
         """Return the XML of a domain that comes here, by migration or restore, as it can run here."""
-        return self._handler.filter_xml(xml.encode()).decode()
+        return (await _outcome(self._work.begin(self._handler.filter_xml(xml.encode())))).decode()
 
     @varlinkmethod(return_parameter="domains")
     def ListDomains(self) -> list[DomainView]:  # noqa: N802

@@ -56,14 +56,54 @@ static struct {
 
 /* --- the ends --- */
 
-/* Leaves no control character: whatever was said is one line, and nothing that a terminal would obey. */
-static void make_one_line(unsigned char *text)
+/* Reads the UTF-8 character that begins here (RFC 3629); returns how many bytes it has, 0 where there is none. */
+static size_t character(const unsigned char *text, size_t left, uint32_t *point)
 {
-	for (; *text; text++) {
-		if (*text < ' ' || *text == 0x7f)
-			*text = ' ';
-		else if (text[0] == 0xc2 && text[1] >= 0x80 && text[1] < 0xa0) /* U+0080 to U+009F */
-			text[0] = text[1] = ' ';
+	static const uint32_t least[] = {[2] = 0x80, [3] = 0x800, [4] = 0x10000};
+	*point = *text;
+	if (*text < 0x80)
+		return 1;
+	size_t size = *text < 0xe0 ? 2 : *text < 0xf0 ? 3 : 4;
+	if (*text < 0xc0 || *text > 0xf4 || size > left)
+		return 0;
+	*point = *text & (0x7fU >> size);
+	for (size_t i = 1; i < size; i++) {
+		if ((text[i] & 0xc0) != 0x80)
+			return 0;
+		*point = *point << 6 | (text[i] & 0x3f);
+	}
+	bool surrogate = *point >= 0xd800 && *point < 0xe000;
+	return *point < least[size] || *point > 0x10ffff || surrogate ? 0 : size;
+}
+
+/* Whether a character has no glyph, and may be obeyed: Unicode's controls, formats, and separators of lines. */
+static bool unseen(uint32_t point)
+{
+	static const uint32_t ranges[][2] = {
+		{0, 0x1f},	    {0x7f, 0x9f},	{0xad, 0xad},	    {0x600, 0x605},	{0x61c, 0x61c},
+		{0x6dd, 0x6dd},	    {0x70f, 0x70f},	{0x890, 0x891},	    {0x8e2, 0x8e2},	{0x180e, 0x180e},
+		{0x200b, 0x200f},   {0x2028, 0x202e},	{0x2060, 0x206f},   {0xfeff, 0xfeff},	{0xfff9, 0xfffb},
+		{0x110bd, 0x110bd}, {0x110cd, 0x110cd}, {0x13430, 0x1343f}, {0x1bca0, 0x1bca3}, {0x1d173, 0x1d17a},
+		{0xe0000, 0xe0fff},
+	};
+	for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+		if (point >= ranges[i][0] && point <= ranges[i][1])
+			return true;
+	return false;
+}
+
+/* Leaves blanks for what is not to be seen or no UTF-8: one line, and nothing that a terminal would obey. */
+static void make_one_line(char *sentence)
+{
+	unsigned char *text = (unsigned char *)sentence;
+	size_t left = strlen(sentence), size;
+	uint32_t point;
+	for (; left; text += size, left -= size) {
+		size = character(text, left, &point);
+		if (!size || unseen(point)) {
+			size = size ? size : 1;
+			memset(text, ' ', size);
+		}
 	}
 }
 
@@ -76,7 +116,7 @@ __attribute__((format(printf, 1, 2), noreturn)) static void refuse(const char *f
 	va_end(args);
 	if (length < 0)
 		_exit(FAILED);
-	make_one_line((unsigned char *)sentence);
+	make_one_line(sentence);
 	dprintf(STDERR_FILENO, "virt-dmem: %s\n", sentence);
 	free(sentence);
 	exit(FAILED);
@@ -125,30 +165,12 @@ static char *room(struct text *text, const char *whose)
 	return text->at + text->size;
 }
 
-/* How many bytes the UTF-8 character has that begins here (RFC 3629), 0 where there is none. */
-static size_t character(const unsigned char *text, size_t left)
-{
-	static const uint32_t least[] = {[2] = 0x80, [3] = 0x800, [4] = 0x10000};
-	if (*text < 0x80)
-		return 1;
-	size_t size = *text < 0xe0 ? 2 : *text < 0xf0 ? 3 : 4;
-	if (*text < 0xc0 || *text > 0xf4 || size > left)
-		return 0;
-	uint32_t point = *text & (0x7fU >> size);
-	for (size_t i = 1; i < size; i++) {
-		if ((text[i] & 0xc0) != 0x80)
-			return 0;
-		point = point << 6 | (text[i] & 0x3f);
-	}
-	bool surrogate = point >= 0xd800 && point < 0xe000;
-	return point < least[size] || point > 0x10ffff || surrogate ? 0 : size;
-}
-
 /* How many bytes are UTF-8, from the first one on. */
 static size_t utf8(const char *text, size_t size)
 {
 	size_t good = 0, next;
-	while (good < size && (next = character((const unsigned char *)text + good, size - good)))
+	uint32_t point;
+	while (good < size && (next = character((const unsigned char *)text + good, size - good, &point)))
 		good += next;
 	return good;
 }

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The wall clock may be set at any time: what came before what, and how long ago, does not hang on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from virt_dmem import host
+from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
+from virt_dmem.guests import Guest
+from virt_dmem.ledger import Ledger
+from virt_dmem.plan import ExtentPlan, Plan
+from virt_dmem.records import Phase, Step
+from virt_dmem.service import Service
+
+HOUR = 3600.0
+MIB = 1 << 20
+
+
+class Clock:
+    """A stand-in for the wall clock, that somebody sets."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self._real = time.time
+
+    def __call__(self) -> float:
+        return self._real() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    monkeypatch.setattr(host, "find_qemu", lambda *_: 1)
+    service = Service(
+        Config(
+            daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)),
+            libvirt=LibvirtConfig(uri="test:///default"),
+        )
+    )
+    yield service
+    asyncio.run(service.close())
+
+
+def reserve(ledger: Ledger, name: str) -> None:
+    extent = ExtentPlan("ram-node0", "p", MIB, 4096, "none", ((-1, MIB),))
+    ledger.reserve(Plan(name, name, (extent,)), {"ram-node0": Path("/nowhere", name)}, {("p", -1): 1 << 40})
+
+
+@pytest.mark.parametrize("step", [-HOUR, 0, HOUR], ids=["back", "not", "forward"])
+def test_a_domain_that_starts_while_libvirt_lists_is_left_alone_whatever_the_clock_does(
+    service: Service, clock: Clock, step: float
+) -> None:
+    reserve(service._ledger, "before")
+    listed_at = service.moment()
+    clock.ahead += step
+    reserve(service._ledger, "since")
+    service._ledger.set_phase("since", Phase.PREPARED)
+    actions = asyncio.run(service.reconcile_domains([], listed_at, dry_run=True))
+    assert [action.split(":")[0] for action in actions] == ["free 1 MiB of before"]
+
+
+def test_a_domain_that_started_again_meanwhile_is_not_abandoned_at_the_same_time_of_day(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    reserve(service._ledger, "guest")
+    (seen,) = service._ledger.reservations()
+    service._ledger.set_phase("guest", Phase.RESERVED)
+    asyncio.run(service._lifecycle.abandon(seen))
+    assert service._ledger.find("guest")
+
+
+def test_what_was_there_when_the_ledger_was_opened_comes_before_all_else(tmp_path: Path) -> None:
+    before = Ledger(tmp_path / "ledger.sqlite", "boot")
+    for name in ("one", "two"):
+        reserve(before, name)
+    before.close()
+    after = Ledger(tmp_path / "ledger.sqlite", "boot")
+    assert {held.moment for held in after.reservations()} == {after.moment()}
+    after.set_phase("two", Phase.PREPARED)
+    moments = {held.name: held.moment for held in after.reservations()}
+    assert moments["one"] < moments["two"] == after.moment() == after.standings()["two"].moment
+    after.close()
+
+
+@pytest.mark.parametrize("step", [-HOUR, HOUR], ids=["back", "forward"])
+def test_a_pause_lasts_as_long_as_was_said(
+    service: Service, clock: Clock, step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.pause_apply(60)
+    clock.ahead += step
+    service.keep_pause()
+    assert service.watch.apply_is_paused()
+    (alert,) = service.list_alerts()
+    assert alert.code == "apply-paused"
+    later = host.uptime() + 61
+    monkeypatch.setattr("virt_dmem.ledger.uptime", lambda: later)
+    assert not service.watch.apply_is_paused()
+    service.keep_pause()
+    assert service.list_alerts() == []
+    assert service._ledger.pause_left("apply") is None
+
+
+def test_a_guest_that_just_starts_is_not_called_outside_of_its_pool_when_the_clock_is_set(
+    service: Service, clock: Clock
+) -> None:
+    reserve(service._ledger, "guest")
+    service._ledger.set_phase("guest", Phase.LINKED)
+    service.watch.seen(Guest("guest", "guest", managed=True, devices=()))
+    clock.ahead += HOUR
+    assert "guest-outside-pool" not in {alert.code for alert in service.list_alerts()}
+
+
+def test_steps_come_in_their_order_and_none_takes_less_than_no_time(service: Service, clock: Clock) -> None:
+    ledger = service._ledger
+    for name in ("first", "second"):
+        ledger.add_steps("guest", [Step(name, time.time(), 0.1)])
+        clock.ahead -= HOUR
+    assert [step.step for step in ledger.steps("guest")] == ["first", "second"]
+
+    async def story() -> None:
+        async with service._lifecycle._serving("other", "stopped", began=time.time() + HOUR):
+            pass
+
+    asyncio.run(story())
+    assert [step.step for step in ledger.steps("other")] == ["stopped"]

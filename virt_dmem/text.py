@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Text that others chose, made fit to be shown: on a terminal, in a log, in an error."""
+
+from __future__ import annotations
+
+__all__ = ["clipped", "printable"]
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return ``text`` with everything a terminal could obey (but ``keep``) as a backslash escape.
+
+    That is all that Unicode has no glyph for: C0 and C1 controls, what changes the direction of the text around
+    it, what has no width, separators of lines and of paragraphs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def clipped(text: str, most: int) -> str:
+    """Return ``text``, cut to ``most`` characters with an ellipsis where it is longer."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
