@@ -474,14 +474,15 @@ def qemu_domain(pid: int, *, root: Path = ROOT) -> tuple[str, str] | None:
     """Return UUID and name of the domain that a QEMU runs, from its ``-uuid`` and ``-name guest=…``; else ``None``.
 
     libvirt writes a comma in a name as two (``qemuBuildNameCommandLine``). Any process may say anything here: what
-    is no UUID counts as no domain, and of a name only so much is taken as libvirt would.
+    is no UUID counts as no domain, and a name that libvirt would not take is not taken, or cut.
     """
     options = _options(pid, root)
     name = re.match(r"guest=((?:[^,]|,,)*)", options.get(b"-name", b"").decode("utf-8", "replace"))
     uuid = options.get(b"-uuid", b"").decode("ascii", "replace").lower()
     if name is None or not _UUID.fullmatch(uuid):
         return None
-    return uuid, name[1].replace(",,", ",")[:_LONGEST_NAME]
+    said = name[1].replace(",,", ",")
+    return uuid, uuid if "/" in said or "\n" in said else said[:_LONGEST_NAME]
 
 
 def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:

@@ -36,7 +36,9 @@ class Mender:
 
     def kept(self, uuid: str, alias: str) -> None:
         """Take note that a guest refused to let go of a device."""
-        self._changes.refused.add((uuid, alias))
+        reservation = self._ledger.find(uuid)
+        if reservation and any(extent.alias == alias for extent in reservation.extents):  # else it may say anything
+            self._changes.refused.add((uuid, alias))
 
     async def mend_host(self, tries: Round, *, dry_run: bool = False) -> list[str]:
         """Come to an end with what can be told without libvirt; return what was done (``dry_run``: would be)."""

@@ -43,7 +43,7 @@ from virt_dmem.readying import Readying
 from virt_dmem.reconcile import Reality
 from virt_dmem.records import Phase, Reservation, Step
 from virt_dmem.tasks import aside
-from virt_dmem.text import clipped
+from virt_dmem.text import clipped, printable
 from virt_dmem.tries import Round, Tries
 from virt_dmem.virtio_mem import VirtioMem
 from virt_dmem.watch import APPLY, Watch
@@ -217,13 +217,13 @@ class Service:
 
     async def monitor_event(self, uuid: str, event: str, data: Mapping[str, Any]) -> None:
         """Take note of what QEMU says; libvirt says some of it as well, in its own time."""
-        alias = str(data.get("device") or data.get("id") or "")
+        alias = _said(data.get("device") or data.get("id") or "")
         log.debug("domain %s: %s %s", uuid, event, alias)
         if event in ("SHUTDOWN", "RESUME"):
             log.info("domain %s: QEMU says %s", uuid, event)
             self.watch.changed.set()
         elif event == "MEMORY_FAILURE":
-            what = f"{data.get('recipient', 'unknown')} {data.get('action', 'unknown')}"
+            what = f"{_said(data.get('recipient', 'unknown'))} {_said(data.get('action', 'unknown'))}"
             log.error("memory of domain %s failed: %s", self._ledger.add_failure(uuid, what), what)
             self.watch.changed.set()
         elif event in ("MEM_UNPLUG_ERROR", "DEVICE_UNPLUG_GUEST_ERROR") and alias:
@@ -367,6 +367,11 @@ class Service:
         await self._changes.close()
         await self.monitors.close()
         self._ledger.close()
+
+
+def _said(word: object) -> str:
+    """Return a word of QEMU's, which a guest may have taken over, as one that can be kept and shown."""
+    return clipped(printable(str(word)), 128)
 
 
 def _require(what: str, number: float, least: int, most: int) -> None:

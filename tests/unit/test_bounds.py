@@ -24,6 +24,7 @@ from virt_dmem.guests import read_guest
 from virt_dmem.ipc.messages import AttachWish
 from virt_dmem.lifecycle import qemu_user
 from virt_dmem.memory_devices import find_device, find_devices, free_alias, require_room
+from virt_dmem.plan import ExtentPlan, Plan
 from virt_dmem.rewrite import apply, unapply
 from virt_dmem.secure_xml import XmlRefused, parse_xml
 from virt_dmem.service import Service
@@ -407,3 +408,22 @@ def test_an_element_of_very_many_attributes_is_not_even_parsed() -> None:
             parse_xml(f"<d>{padding}{crowded}</d>".encode())
     text = " ".join(f"a{n}='1'" for n in range(5000))
     parse_xml(f"<d>{padding}{text}<!-- {text} --></d>".encode())
+
+
+def test_what_a_qemu_says_of_itself_is_kept_only_as_far_as_it_can_be_true_and_shown(service: Service) -> None:
+    extent = ExtentPlan("dimm0", "p", 4096, 4096, "none", ((-1, 4096),))
+    service._ledger.reserve(Plan(UUID, "a", (extent,)), {"dimm0": Path("/nowhere")}, {("p", -1): 1 << 30})
+
+    async def story() -> None:
+        for number in range(1000):
+            await service.monitor_event(UUID, "MEM_UNPLUG_ERROR", {"device": f"dimm{number}" + "x" * 1000})
+        await service.monitor_event(UUID, "MEM_UNPLUG_ERROR", {"device": "dimm0"})
+        await service.monitor_event(
+            UUID, "MEMORY_FAILURE", {"recipient": "\ud800\x9b" + "x" * 1_000_000, "action": {}}
+        )
+
+    asyncio.run(story())
+    assert service._changes.refused == {(UUID, "dimm0")}
+    (failure,) = service._ledger.failures()
+    assert len(failure.what) < 300
+    assert failure.what.isprintable()

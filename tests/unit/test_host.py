@@ -232,6 +232,8 @@ def test_what_a_process_says_of_itself_is_cut_to_what_a_domain_can_be_called(tmp
     _, name = host.qemu_domain(71, root=tmp_path) or ("", "")
     assert len(name) < 256
     assert host.qemu_domain(72, root=tmp_path) is None
+    fake_process(tmp_path, 74, cmdline=["qemu", "-uuid", UUID, "-name", "guest=a\nall is well"])
+    assert host.qemu_domain(74, root=tmp_path) == (UUID, UUID)
     _, name = host.qemu_domain(73, root=tmp_path) or ("", "")
     assert name.encode().decode() == name
 
