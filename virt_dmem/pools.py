@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from virt_dmem import ballast, host, ready
+from virt_dmem import ballast, beneath, host, ready
 from virt_dmem.backends import backend as backend_named
 from virt_dmem.backends.base import Backend, Job, NodeShare, PoolRecord, Report
 from virt_dmem.config import Config
@@ -104,6 +104,7 @@ def create(
         regions_named=regions is not None,
     )
     with locked(config):
+        _require_roots(config.pools_dir)
         job = job_of(config, record, report, root)
         if any(other.pool == name for other in job.others) or _path(config, name).exists():
             raise PoolExists(f"There is a pool {name} already.", hint="Choose another name, or destroy that one.")
@@ -244,6 +245,20 @@ def _passable(directory: Path) -> None:
         _passable(directory.parent)
         directory.mkdir()
         directory.chmod(0o711)
+
+
+def _require_roots(directory: Path) -> None:
+    """Refuse to make or mount anything where others could have it be somewhere else.
+
+    :raise PoolError: When somebody but root may change the directory, or one above it.
+    """
+    try:
+        beneath.require_roots(directory)
+    except OSError as error:
+        raise PoolError(
+            f"Pools cannot be kept in {directory}: {error.strerror}.",
+            hint="All directories on the way have to be root's, with nobody else writing to them.",
+        ) from error
 
 
 def take_down(config: Config, kind: Backend, job: Job) -> None:
@@ -402,6 +417,7 @@ def _sync(directory: Path) -> None:
 def locked(config: Config) -> Iterator[None]:
     """Let one command at a time change pools; the lock ends with the process, however it ends."""
     directory = config.pool_records_dir
+    _require_roots(directory)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -12,16 +12,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from virt_dmem import extents, host
 from virt_dmem.backends import backend
+from virt_dmem.beneath import shown
 from virt_dmem.config import Config
 from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Ledger
-from virt_dmem.libvirt_dirs import dangling_links, is_dangling
+from virt_dmem.libvirt_dirs import dangling_links, remove_dangling
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.mending import Mender
+from virt_dmem.patience import within
 from virt_dmem.plan import NO_NODE
 from virt_dmem.pools import PoolRecord
 from virt_dmem.records import Extent, ExtentState
@@ -53,11 +56,10 @@ async def from_host(
             await lifecycle.abandon(reservation)
     actions += await mender.mend_host(dry_run=dry_run)
     actions += await _adopt_or_remove_strangers(ledger, inventory, boot_id, dry_run=dry_run)
-    for link in await asyncio.to_thread(dangling_links, config.libvirt, config.pools_dir):
-        if is_dangling(link, config.pools_dir):  # still: a domain may start meanwhile
-            actions.append(f"remove the link {link}: what it leads to is gone")
-            if not dry_run:
-                link.unlink(missing_ok=True)
+    links = await within(lambda: dangling_links(config.libvirt, config.pools_dir), "links in memory_backing_dir")
+    if links and not dry_run:
+        links = await within(lambda: remove_dangling(links, config.pools_dir), "links in memory_backing_dir")
+    actions += [f"remove the link {shown(link)}: what it leads to is gone" for link in links]
     if not dry_run:
         freed = await lifecycle.retry_quarantined()
         actions += [
@@ -127,7 +129,10 @@ async def _adopt_or_remove_strangers(
                 if not dry_run:
                     extents.remove(path)
                 continue
-            extent, domain = _foundling(path, record, boot_id, set(inventory.nodes(name)))
+            nodes = set(inventory.nodes(name))
+            extent, domain = await within(
+                partial(_foundling, path, record, boot_id, nodes), f"the processes that map {path}"
+            )
             holder = f"the running domain {domain}" if domain else "no domain; kept until nobody maps it"
             actions.append(
                 f"charge {format_size(extent.size_bytes)} at {path}, which the ledger had lost, to {holder}"

@@ -18,7 +18,9 @@ HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
 SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
 
 LAYERS = (
-    {"", "errors", "host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
+    {"", "errors"},
+    {"patience", "beneath"},
+    {"host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
     | {"ledger_file", "tasks", "alert_codes", "xml_layout", "ram_ids"},
     {"units", "config_files", "apparmor", "cli.answers", "ipc.connection"},
     {"ranges"},
