@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import re
@@ -112,10 +113,11 @@ def dangling_links(config: LibvirtConfig, pools_dir: Path) -> list[Path]:
 def remove_dangling(links: Iterable[Path], pools_dir: Path) -> list[Path]:
     """Remove those links of ``dangling_links`` that still are such; return those that are gone by that."""
     gone = []
-    for link in links:
-        with contextlib.suppress(OSError), beneath.opened(link.parent) as at:
-            if beneath.remove_link(link.name, at, lambda target: _leads_to_nothing(target, pools_dir)):
-                gone.append(link)
+    for directory, some in itertools.groupby(links, lambda link: link.parent):
+        with contextlib.suppress(OSError), beneath.opened(directory) as at:
+            for link in some:
+                if beneath.remove_link(link.name, at, lambda target: _leads_to_nothing(target, pools_dir)):
+                    gone.append(link)
     return gone
 
 

@@ -423,7 +423,7 @@ class Lifecycle:
         self.holding.look_again()
 
     async def _in_use(self, extent: Extent) -> bool:
-        """Take an extent back to root, and tell whether a process still has it."""
+        """Take an extent back to root, and tell whether a process still has it; whoever delays us has."""
         if not extent.path.exists():
             return False
 
@@ -431,7 +431,11 @@ class Lifecycle:
             extents.take_back(extent.path)
             return extents.in_use(extent.path)
 
-        return await within(look, f"extent {extent.path}")
+        try:
+            return await within(look, f"extent {extent.path}")
+        except Delayed as delay:
+            log.warning("%s", delay)
+            return True
 
     async def _unlink(self, extent: Extent) -> None:
         """Remove the link to an extent; one that cannot be does no harm."""

@@ -10,6 +10,7 @@ appears, with all its active domains listed anew. Each returns a sentence for ev
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Collection
 from functools import partial
@@ -19,6 +20,7 @@ from virt_dmem import extents, host
 from virt_dmem.backends import backend
 from virt_dmem.beneath import shown
 from virt_dmem.config import Config
+from virt_dmem.errors import Delayed
 from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Ledger
 from virt_dmem.libvirt_dirs import dangling_links, remove_dangling
@@ -31,6 +33,12 @@ from virt_dmem.records import Extent, ExtentState
 from virt_dmem.units import format_size
 
 __all__ = ["from_host", "from_libvirt"]
+
+log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 60.0
+_MOST_NAMED = 20
+"""Of links that are removed: whoever plants thousands is not to fill the log."""
 
 
 async def from_host(
@@ -56,10 +64,7 @@ async def from_host(
             await lifecycle.abandon(reservation)
     actions += await mender.mend_host(dry_run=dry_run)
     actions += await _adopt_or_remove_strangers(ledger, inventory, boot_id, dry_run=dry_run)
-    links = await within(lambda: dangling_links(config.libvirt, config.pools_dir), "links in memory_backing_dir")
-    if links and not dry_run:
-        links = await within(lambda: remove_dangling(links, config.pools_dir), "links in memory_backing_dir")
-    actions += [f"remove the link {shown(link)}: what it leads to is gone" for link in links]
+    actions += await _remove_dangling_links(config, dry_run=dry_run)
     if not dry_run:
         freed = await lifecycle.retry_quarantined()
         actions += [
@@ -111,6 +116,22 @@ def _forget_earlier_boots(ledger: Ledger, boot_id: str, *, dry_run: bool) -> lis
                 ledger.forget_extent(extent)
             ledger.forget(reservation.uuid)
     return actions
+
+
+async def _remove_dangling_links(config: Config, *, dry_run: bool) -> list[str]:
+    """Remove links into pools that lead to nothing; what their directories' owner does about it stops nobody."""
+
+    def sweep() -> list[Path]:
+        links = dangling_links(config.libvirt, config.pools_dir)
+        return links if dry_run else remove_dangling(links, config.pools_dir)
+
+    try:
+        links = await within(sweep, "the links in memory_backing_dir", seconds=_SWEEP_SECONDS)
+    except Delayed as delay:
+        log.warning("%s", delay)
+        return []
+    more = [f"remove {len(links) - _MOST_NAMED} links more that lead to nothing"] if links[_MOST_NAMED:] else []
+    return [f"remove the link {shown(link)}: what it leads to is gone" for link in links[:_MOST_NAMED]] + more
 
 
 async def _adopt_or_remove_strangers(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import textwrap
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["USER", "a_leaseholder", "a_process_that_cannot_be_read", "a_swapper"]
+__all__ = ["USER", "a_leaseholder", "a_process_that_cannot_be_read", "a_swapper", "hostile_names"]
 
 USER = 64999
 """Nobody's."""
@@ -141,3 +142,16 @@ def a_process_that_cannot_be_read(mount_point: Path, *more: str) -> Iterator[int
     with _running(_SILENT_FUSE, mount_point, str(USER), unreadable, json.dumps(more), user=None) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
+
+
+def hostile_names(directory: Path) -> None:
+    """Make what nobody expects in a directory of links: none of it is a link into a pool."""
+    (directory / "a-directory").mkdir()
+    os.mkfifo(directory / "fifo")
+    (directory / "file").touch()
+    (directory / "loop").symlink_to("loop")
+    (directory / "new\nline\x1b[31m\u202e").symlink_to("/nowhere")
+    (directory / os.fsdecode(b"\xff\xfe")).symlink_to(os.fsdecode(b"/nowhere/\xff\xfe"))
+    (directory / ("n" * 255)).symlink_to("/" + "m" * 300)
+    (directory / "long").symlink_to("/" + "d/" * 2000)
+    (directory / "self").symlink_to(".")

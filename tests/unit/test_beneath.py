@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig.hostile_user import USER, a_swapper
+from tests.rig.hostile_user import USER, a_swapper, hostile_names
 from virt_dmem import beneath, extents, libvirt_dirs
 from virt_dmem.config import LibvirtConfig
 from virt_dmem.errors import ExtentError
@@ -287,18 +287,6 @@ def test_a_socket_under_another_name_or_a_third_users_is_left_alone(domain: Path
     os.chown(domain / name, USER, USER)
     extents.close_socket(domain / name)
     assert (domain / name).stat().st_uid == 0
-
-
-def hostile_names(directory: Path) -> None:
-    (directory / "a-directory").mkdir()
-    os.mkfifo(directory / "fifo")
-    (directory / "file").touch()
-    (directory / "loop").symlink_to("loop")
-    (directory / "new\nline\x1b[31m\u202e").symlink_to("/nowhere")
-    (directory / os.fsdecode(b"\xff\xfe")).symlink_to(os.fsdecode(b"/nowhere/\xff\xfe"))
-    (directory / ("n" * 255)).symlink_to("/" + "m" * 300)
-    (directory / "long").symlink_to("/" + "d/" * 2000)
-    (directory / "self").symlink_to(".")
 
 
 def test_whatever_stands_in_a_domains_directory_only_links_to_nothing_of_ours_go(
