@@ -142,7 +142,8 @@ def _judged(fd: int, parent: _Place) -> _Place:
         return _Place(fd, _Trust.OTHERS, parent.owner)
     found = os.fstat(fd)
     roots = found.st_uid in {0, os.geteuid()}
-    if roots and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    group = 0 if found.st_gid == 0 else stat.S_IWGRP
+    if roots and not found.st_mode & (group | stat.S_IWOTH):
         return _Place(fd, _Trust.ROOTS)
     if roots and found.st_mode & stat.S_ISVTX:
         return _Place(fd, _Trust.STICKY, found.st_uid)

@@ -103,8 +103,9 @@ def create(
         regions={node: list(ranges) for node, ranges in (regions or {}).items()},
         regions_named=regions is not None,
     )
+    for directory in (config.pool_records_dir, config.pools_dir):
+        _require_roots(directory)
     with locked(config):
-        _require_roots(config.pools_dir)
         job = job_of(config, record, report, root)
         if any(other.pool == name for other in job.others) or _path(config, name).exists():
             raise PoolExists(f"There is a pool {name} already.", hint="Choose another name, or destroy that one.")
@@ -417,7 +418,6 @@ def _sync(directory: Path) -> None:
 def locked(config: Config) -> Iterator[None]:
     """Let one command at a time change pools; the lock ends with the process, however it ends."""
     directory = config.pool_records_dir
-    _require_roots(directory)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -26,7 +26,7 @@ from virt_dmem.ledger import Ledger
 from virt_dmem.libvirt_dirs import dangling_links, remove_dangling
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.mending import Mender
-from virt_dmem.patience import within
+from virt_dmem.patience import each, within
 from virt_dmem.plan import NO_NODE
 from virt_dmem.pools import PoolRecord
 from virt_dmem.records import Extent, ExtentState
@@ -151,9 +151,12 @@ async def _adopt_or_remove_strangers(
                     extents.remove(path)
                 continue
             nodes = set(inventory.nodes(name))
-            extent, domain = await within(
-                partial(_foundling, path, record, boot_id, nodes), f"the processes that map {path}"
-            )
+            find = partial(_foundling, path, record, boot_id, nodes)
+            try:
+                extent, domain = await within(find, f"the processes that map {path}")
+            except Delayed as delay:  # it is charged all the same
+                log.warning("%s", delay)
+                extent, domain = find(mappers=())
             holder = f"the running domain {domain}" if domain else "no domain; kept until nobody maps it"
             actions.append(
                 f"charge {format_size(extent.size_bytes)} at {path}, which the ledger had lost, to {holder}"
@@ -180,13 +183,18 @@ def _names_in(directory: str) -> list[str]:
         return []
 
 
-def _foundling(path: Path, record: PoolRecord, boot_id: str, nodes: set[int]) -> tuple[Extent, str]:
-    """Return what a file in use must have been, and the name of its domain (empty: its QEMU is not there)."""
+def _foundling(
+    path: Path, record: PoolRecord, boot_id: str, nodes: set[int], *, mappers: tuple[int, ...] | None = None
+) -> tuple[Extent, str]:
+    """Return what a file in use must have been, and the name of its domain (empty: its QEMU is not there).
+
+    ``mappers``: the processes (PIDs) to ask about it; ``None``: all that map it. For worker threads, unless empty.
+    """
     file = extents.file_id(path)
     size_bytes = path.stat().st_size
     uuid = path.parent.name.removeprefix("libvirt-")
-    pids = host.processes_mapping(file.device, file.inode)
-    domains = dict(filter(None, map(host.qemu_domain, pids)))
+    pids = host.processes_mapping(file.device, file.inode) if mappers is None else mappers
+    domains = dict(domain for _, domain in each(host.qemu_domain, pids) if domain)
     shares = dict.fromkeys(sorted(nodes), 0)
     known = backend(record.backend).bytes_by_node(path, pids)
     shares |= {node: size for node, size in known.items() if node in nodes}

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.rig.hostile_user import USER, a_swapper, hostile_names
-from virt_dmem import beneath, extents, libvirt_dirs
-from virt_dmem.config import LibvirtConfig
-from virt_dmem.errors import ExtentError
+from virt_dmem import beneath, extents, libvirt_dirs, pools
+from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
+from virt_dmem.errors import ExtentError, PoolError
 from virt_dmem.metrics import write_textfile
 
 UUID = "b31b41e6-66e0-4abb-873d-d1c0bfc91fb4"
@@ -114,6 +114,7 @@ def test_who_may_write_to_a_directory_of_roots_is_not_followed(
     top: Path, outside: Path, mode: int, follows: bool
 ) -> None:
     (top / "roots").mkdir()
+    os.chown(top / "roots", 0, USER)
     (top / "roots").chmod(mode)
     (top / "roots" / "link").symlink_to(outside)
     (outside / "deeper").mkdir()
@@ -147,6 +148,19 @@ def test_a_loop_of_links_a_file_and_names_that_can_be_none_are_errors_of_the_ker
     for name in ("a", "file", "x" * 300, "a\0b", "missing"):
         assert not is_opened(top / name)
     assert not is_opened(Path("relative"))
+
+
+def test_a_group_of_roots_is_root(top: Path, outside: Path) -> None:
+    (top / "link").symlink_to(outside)
+    top.chmod(0o775)
+    assert is_opened(top / "link", roots=True)
+
+
+def test_no_pool_is_kept_where_others_may_move_it(backing: Path) -> None:
+    config = Config(daemon=DaemonConfig(run_dir=str(backing / "run"), state_dir=str(backing / "state")))
+    with pytest.raises(PoolError, match="cannot be kept"):
+        pools.create(config, "small", sizes=1 << 20, backend="tmpfs")
+    assert not [*backing.iterdir()]
 
 
 def test_roots_own_place_is_told_from_one_that_others_may_change(top: Path, backing: Path) -> None:
