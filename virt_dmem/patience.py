@@ -84,24 +84,23 @@ async def within(call: Callable[[], T], about: str, *, seconds: float = PATIENCE
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, result, error)
 
+    def give_up() -> None:
+        if not outcome.done():
+            _overdue.add(about, thread)
+            outcome.set_exception(_delayed(about, f"for {seconds:.0f} s"))
+
     context = contextvars.copy_context()
-    thread = threading.Thread(target=lambda: context.run(work), name=about, daemon=True)
+    thread = threading.Thread(target=context.run, args=(work,), name=about, daemon=True)
     thread.start()
-    waiting = asyncio.ensure_future(asyncio.wait([outcome], timeout=seconds))
+    timer = loop.call_later(seconds, give_up)
     try:
-        await asyncio.shield(waiting)
+        return await asyncio.shield(outcome)
     except asyncio.CancelledError:
-        await waiting
+        await asyncio.wait([outcome])
+        outcome.exception()  # nobody else looks at it
         raise
     finally:
-        if not outcome.done():
-            outcome.cancel()
-            _overdue.add(about, thread)
-        elif not outcome.cancelled():
-            outcome.exception()  # looked at, also where the caller was cancelled
-    if outcome.cancelled():
-        raise _delayed(about, f"for {seconds:.0f} s")
-    return outcome.result()
+        timer.cancel()
 
 
 def _delayed(about: str, how_long: str) -> Delayed:
