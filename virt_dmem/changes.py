@@ -23,6 +23,7 @@ from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Ledger
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.memory_devices import is_boot_backend
+from virt_dmem.patience import within
 from virt_dmem.records import Extent, ExtentState, Phase, Reservation
 from virt_dmem.tasks import cancelled
 
@@ -139,9 +140,14 @@ class Changes:
             now = self.now(extent)
             if now is None:
                 raise ended(reservation)
-            extents.take_back(extent.path)
-            if now.link:
-                Path(now.link).unlink(missing_ok=True)
+            link = now.link
+
+            def close() -> None:
+                extents.take_back(extent.path)
+                if link:
+                    extents.unlink(Path(link), extent.path)
+
+            await within(close, f"extent {extent.path}")
             self.ledger.set_state(extent, ExtentState.READY)
 
 

@@ -21,6 +21,7 @@ import textwrap
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from virt_dmem.follow import Follower
 from virt_dmem.hypervisor import DomainInfo
 from virt_dmem.ipc.server import ControlServer
 from virt_dmem.metrics import write_textfile
+from virt_dmem.patience import within
 from virt_dmem.sdnotify import notify, watchdog_seconds
 from virt_dmem.service import Service
 from virt_dmem.tasks import cancelled
@@ -300,7 +302,8 @@ async def _keep_textfile(config: MetricsConfig, service: Service) -> None:
     path, complaint = Path(config.textfile), ""
     while True:
         try:
-            write_textfile(path, service.metrics.exposition())
+            text = service.metrics.exposition()
+            await within(partial(write_textfile, path, text), f"textfile {path}")
             now = ""
         except (DmemError, OSError) as error:
             now = f"the metrics cannot be written to {path}: {error}"

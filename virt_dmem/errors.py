@@ -23,6 +23,7 @@
      │    ├── PrefaultFailed     prefault              1
      │    ├── NotPermitted       not-permitted         1
      │    └── NotMapped          not-mapped            1
+     ├── Delayed                 delayed               1
      └── LedgerError             ledger                1
 
 The second column is the stable code (``virt-dmem explain CODE``), the third the exit status. A message is
@@ -61,6 +62,7 @@ __all__ = [
     "PrefaultFailed",
     "NotPermitted",
     "NotMapped",
+    "Delayed",
     "LedgerError",
     "error_from_code",
     "explain",
@@ -253,6 +255,16 @@ class NotMapped(ExtentError):
     explanation = (
         "After QEMU started, its memory was looked up in /proc/PID/maps by device and inode, and was not "
         "wholly the memory that was prepared for it, so the start was failed."
+    )
+
+
+class Delayed(DmemError):
+    """The kernel does not answer in time, for somebody keeps it from that."""
+
+    code = "delayed"
+    explanation = (
+        "A call about a file or a process that others have a say in took too long: somebody may hold a lease on "
+        "the file, or keep the process from being read. Nothing else waits for it; try again once that is over."
     )
 
 

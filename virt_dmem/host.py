@@ -3,6 +3,9 @@
 
 Every function takes ``root``, the directory that stands for ``/``, so that a tree copied from another machine
 can be read as well. Sizes are bytes, except where a name says pages. Only the two setters at the end write.
+
+A process can keep its ``cmdline``, ``maps`` and ``numa_maps`` from being read, for ever. What looks at all
+processes leaves such a one out; what looks at one is for worker threads.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from virt_dmem.patience import each
 
 __all__ = [
     "ROOT",
@@ -385,20 +390,20 @@ def mappings(pid: int, *, root: Path = ROOT) -> Iterator[Mapping]:
 
 def processes_mapping(device: int, inode: int, *, root: Path = ROOT) -> tuple[int, ...]:
     """Return the PIDs of the processes that map a file, in whatever mount namespace and under whatever path."""
-    return tuple(
-        pid
-        for pid in processes(root=root)
-        if any((area.device, area.inode) == (device, inode) for area in mappings(pid, root=root))
-    )
+
+    def maps(pid: int) -> bool:
+        return any((area.device, area.inode) == (device, inode) for area in mappings(pid, root=root))
+
+    return tuple(pid for pid, found in each(maps, processes(root=root)) if found)
 
 
 def processes_using(device: int, *, root: Path = ROOT) -> tuple[int, ...]:
     """Return the PIDs of the processes that keep a file system busy: by a mapping, an open file or their cwd."""
-    return tuple(
-        pid
-        for pid in processes(root=root)
-        if _opens_on(pid, device, root) or any(area.device == device for area in mappings(pid, root=root))
-    )
+
+    def uses(pid: int) -> bool:
+        return _opens_on(pid, device, root) or any(area.device == device for area in mappings(pid, root=root))
+
+    return tuple(pid for pid, found in each(uses, processes(root=root)) if found)
 
 
 def _opens_on(pid: int, device: int, root: Path) -> bool:
@@ -443,7 +448,11 @@ def find_qemu(run_dir: Path, name: str, uuid: str, *, root: Path = ROOT) -> int 
         pid = 0
     if pid and _is_qemu_of(pid, uuid, root):
         return pid
-    return next((pid for pid in processes(root=root) if _is_qemu_of(pid, uuid, root)), None)
+
+    def is_it(pid: int) -> bool:
+        return _is_qemu_of(pid, uuid, root)
+
+    return next((pid for pid, found in each(is_it, processes(root=root)) if found), None)
 
 
 def _is_qemu_of(pid: int, uuid: str, root: Path) -> bool:

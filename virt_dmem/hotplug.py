@@ -30,9 +30,9 @@ from virt_dmem.domain_xml import DomainMemory, read_domain, require_whole_pages
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, HypervisorError, NotMapped
 from virt_dmem.host import find_qemu
 from virt_dmem.hypervisor import Hypervisor
-from virt_dmem.libvirt_dirs import domain_directory
-from virt_dmem.lifecycle import Report, Reporter, qemu_user
+from virt_dmem.lifecycle import Report, Reporter, placed
 from virt_dmem.memory_devices import Device, device_xml, find_device, free_alias, memory_of, require_room
+from virt_dmem.patience import within
 from virt_dmem.qmp import Monitors
 from virt_dmem.records import Extent, ExtentState, Reservation
 from virt_dmem.tasks import aside
@@ -186,7 +186,8 @@ class Hotplug:
                 await self._changes.ask(
                     lambda libvirt: libvirt.attach(reservation.uuid, device_xml(device), persistent=persistent)
                 )
-                extents.check_mapped(pid, [(extent.alias, extent.path, extent.size_bytes)])
+                wanted = [(extent.alias, extent.path, extent.size_bytes)]
+                await within(partial(extents.check_mapped, pid, wanted), f"QEMU {pid} of {reservation.name}")
                 await self._check_backend(extent)
                 change = change_of(reservation, extent, "attached")
                 if device.block_bytes:
@@ -210,19 +211,23 @@ class Hotplug:
 
     async def _offer(self, reservation: Reservation, extent: Extent, running: DomainMemory) -> int:
         """Let QEMU, whose PID is returned, open the extent where libvirt will tell it to."""
-        pid = find_qemu(Path(self._changes.config.libvirt.run_dir), reservation.name, reservation.uuid)
+        config, name, uuid = self._changes.config, reservation.name, reservation.uuid
+        pid = await within(partial(find_qemu, Path(config.libvirt.run_dir), name, uuid), f"QEMU of {name}")
         async with self._lifecycle.turn(reservation.uuid):
             if pid is None or extent.id not in {
                 held.id for held in self._changes.running(reservation.uuid).extents
             }:
                 raise ended(reservation)
-            directory = domain_directory(self._changes.config.libvirt, running.name, running.domain_id)
+            directory, (uid, gid) = await within(partial(placed, config, running), f"the directory of {name}")
             link = directory / extent.alias
-            uid, gid = qemu_user(running, directory)
             self._ledger.set_state(extent, ExtentState.ATTACHING, link=str(link))
-            extents.hand_over(extent.path, uid, gid)
-            extents.link(extent.path, link)
-            extents.check_visible(pid, extent.path)
+
+            def offer() -> None:
+                extents.hand_over(extent.path, uid, gid)
+                extents.link(extent.path, link, users=(uid,))
+                extents.check_visible(pid, extent.path)
+
+            await within(offer, f"QEMU {pid} of {name}")
         return pid
 
     async def _undone(

@@ -1,20 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""libvirt's directories for memory files: where QEMU will open its memory backends."""
+"""libvirt's directories for memory files: where QEMU will open its memory backends.
+
+They are its user's, who may put there whatever and however much it likes: see ``virt_dmem.beneath``. What is looked
+at is bounded, and no name there stops anything.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
+import logging
 import os
 import re
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 
+from virt_dmem import beneath
 from virt_dmem.config import LibvirtConfig
 from virt_dmem.errors import ExtentError
 
-__all__ = ["dangling_links", "domain_directory", "is_dangling", "memory_backing_dir"]
+__all__ = ["dangling_links", "domain_directory", "memory_backing_dir", "owner_of", "remove_dangling"]
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MEMORY_BACKING_DIR = "/var/lib/libvirt/qemu/ram"
 _SHORT_NAME = 20
+_MOST_DIRECTORIES = 50_000
+_MOST_NAMES = 4_096
+"""In a domain's directory: one for each of its memory backends, of which QEMU has some hundreds."""
+_MOST_LOOKED_AT = 200_000
+"""In all; a second's work."""
 _SETTING = re.compile(r'^\s*memory_backing_dir\s*=\s*(["\'])(?P<path>.*?)\1', re.MULTILINE)
 
 
@@ -40,57 +57,126 @@ def domain_directory(config: LibvirtConfig, name: str, domain_id: int | None) ->
     """
     backing = memory_backing_dir(config)
     for base in _bases(backing):
-        path = base / f"{domain_id}-{name[:_SHORT_NAME]}"
-        if path.is_dir() and not path.is_symlink():
-            return path
-    found = _domain_directories(backing, f"{domain_id}-")
+        with contextlib.suppress(OSError), beneath.opened(base) as at:
+            if _is_directory(path := f"{domain_id}-{name[:_SHORT_NAME]}", at):
+                return base / path
+    found = []
+    for base in _bases(backing):
+        with contextlib.suppress(OSError), beneath.opened(base) as at:
+            for path in _names_of_domains(base, at, f"{domain_id}-"):
+                status = beneath.status(path, at)
+                if status is not None and stat.S_ISDIR(status.st_mode):
+                    found.append((status.st_ctime_ns, base / path))
     if domain_id is None or not found:
         raise ExtentError(
             f"libvirt made no directory {domain_id}-* for the domain's memory under {backing}.",
             hint="Look at memory_backing_dir in qemu.conf and at [libvirt] config_file in virt-dmem.toml.",
         )
-    return max(found, key=lambda path: path.stat().st_ctime_ns)
+    return max(found)[1]
+
+
+def owner_of(directory: Path) -> tuple[int, int]:
+    """Return the user and group that a domain's directory belongs to.
+
+    :raise ExtentError: When it is gone, or is no directory that can be trusted to be libvirt's.
+    """
+    try:
+        with beneath.opened(directory) as at:
+            found = os.fstat(at)
+    except OSError as error:
+        raise ExtentError(
+            f"libvirt's directory {beneath.shown(directory)} is none any more: {error.strerror}.",
+            hint="Start the domain again, and look who changes memory_backing_dir.",
+        ) from error
+    return found.st_uid, found.st_gid
 
 
 def dangling_links(config: LibvirtConfig, pools_dir: Path) -> list[Path]:
     """Return the links into a pool that lead to nothing, in all of libvirt's directories for memory files."""
-    return sorted(
-        directory / name
-        for directory in _domain_directories(memory_backing_dir(config))
-        for name in _names_in(directory)
-        if is_dangling(directory / name, pools_dir)
-    )
+    found: list[Path] = []
+    left = _MOST_LOOKED_AT
+    backing = memory_backing_dir(config)
+    for base in _bases(backing):
+        with contextlib.suppress(OSError), beneath.opened(base) as at:
+            for directory in _names_of_domains(base, at):
+                with contextlib.suppress(OSError), beneath.inside(directory, at) as there:
+                    names, more = beneath.names(there, _MOST_NAMES)
+                    _crowded.say(base / directory, more=more)
+                    left -= len(names)
+                    found += [base / directory / name for name in names if _is_dangling(name, there, pools_dir)]
+                if left < 0:
+                    break
+    _crowded.say(backing / "…", more=left < 0)
+    return sorted(found)
 
 
-def is_dangling(path: Path, pools_dir: Path) -> bool:
-    """Tell whether a path is a link into a pool that leads to nothing."""
+def remove_dangling(links: Iterable[Path], pools_dir: Path) -> list[Path]:
+    """Remove those links of ``dangling_links`` that still are such; return those that are gone by that."""
+    gone = []
+    for directory, some in itertools.groupby(links, lambda link: link.parent):
+        with contextlib.suppress(OSError), beneath.opened(directory) as at:
+            for link in some:
+                if beneath.remove_link(link.name, at, lambda target: _leads_to_nothing(target, pools_dir)):
+                    gone.append(link)
+    return gone
+
+
+def _is_dangling(name: str, at: int, pools_dir: Path) -> bool:
     try:
-        return path.is_symlink() and pools_dir in path.readlink().parents and not path.exists()
-    except FileNotFoundError:
+        return _leads_to_nothing(os.readlink(name, dir_fd=at), pools_dir)
+    except OSError:  # it is no link
         return False
 
 
-def _domain_directories(backing: Path, start: str = "") -> list[Path]:
-    """Return the directories of all domains. ``start``: only of those whose names begin so."""
-    found = []
-    for base in _bases(backing):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(base) as entries:
-            found += [
-                Path(entry.path)
-                for entry in entries
-                if entry.name.startswith(start) and entry.name[:1].isdecimal() and "-" in entry.name
-                if entry.is_dir(follow_symlinks=False)
-            ]
-    return found
+def _leads_to_nothing(target: str, pools_dir: Path) -> bool:
+    """Tell whether a path is one in a pool, by its words alone, and nothing is there."""
+    path = Path(target)
+    if ".." in path.parts or not {pools_dir, pools_dir.resolve()} & {*path.parents}:
+        return False
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
+
+
+class _Crowded:
+    """Says once of each directory that there is more in it than is looked at."""
+
+    def __init__(self) -> None:
+        self._said: set[Path] = set()
+
+    def say(self, directory: Path, *, more: bool) -> None:
+        """Take note of how it is now."""
+        if more and directory not in self._said and len(self._said) < _MOST_NAMES:
+            self._said.add(directory)
+            log.warning(
+                "there is more in %s than libvirt puts there; not all is looked at", beneath.shown(directory)
+            )
+        elif not more:
+            self._said.discard(directory)
+
+
+_crowded = _Crowded()
+
+
+def _names_of_domains(base: Path, at: int, start: str = "") -> list[str]:
+    """Return the names of domains' directories in ``base``, open ``at``. ``start``: only those that begin so.
+
+    :raise OSError: When it cannot be read.
+    """
+    names, more = beneath.names(at, _MOST_DIRECTORIES)
+    _crowded.say(base, more=more)
+    return [name for name in names if name.startswith(start) and name[:1].isdecimal() and "-" in name]
+
+
+def _is_directory(name: str, at: int) -> bool:
+    status = beneath.status(name, at) if "/" not in name else None
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def _bases(backing: Path) -> tuple[Path, Path]:
     """Return where domains may have theirs: without the driver's name in libvirt's default directory."""
     return backing / "libvirt" / "qemu", backing
-
-
-def _names_in(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)  # noqa: PTH208 -- no path for each name: there are many, and few are wanted
-    except (FileNotFoundError, NotADirectoryError):
-        return []

@@ -24,6 +24,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -33,6 +34,7 @@ from virt_dmem.accounts import Accounts
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import DomainMemory
 from virt_dmem.errors import (
+    Delayed,
     DmemError,
     ExtentError,
     NotEnoughMemory,
@@ -46,15 +48,16 @@ from virt_dmem.host import find_qemu
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import Link
 from virt_dmem.ledger import Ledger
-from virt_dmem.libvirt_dirs import domain_directory
+from virt_dmem.libvirt_dirs import domain_directory, owner_of
 from virt_dmem.monitor_xml import socket_of
+from virt_dmem.patience import within
 from virt_dmem.plan import Plan, plan_domain
 from virt_dmem.prefault import Mode, Progress, prefault
 from virt_dmem.records import Extent, Part, Phase, Reservation, Step
 from virt_dmem.tries import Round
 from virt_dmem.units import format_size
 
-__all__ = ["Lifecycle", "Report", "Reporter", "qemu_user"]
+__all__ = ["Lifecycle", "Report", "Reporter", "placed"]
 
 log = logging.getLogger(__name__)
 
@@ -130,18 +133,22 @@ class Lifecycle:
             reservation = self._require(domain, Phase.PREPARED)
             self._check_sizes(domain, reservation)
             self._check_apparmor(domain)
-            directory = domain_directory(self._config.libvirt, domain.name, domain.domain_id)
-            uid, gid = qemu_user(domain, directory)
+            find = partial(placed, self._config, domain)
+            directory, (uid, gid) = await within(find, f"the directory of {domain.name}")
             self._ledger.set_links({extent.id: str(directory / extent.alias) for extent in reservation.extents})
             self._ledger.set_phase(domain.uuid, Phase.LINKED)
-            links = []
-            with self._timed(domain.uuid, "start: link"):
+
+            def offer() -> list[Link]:
+                links = []
                 for extent in reservation.extents:
                     extents.hand_over(extent.path, uid, gid)
-                    extents.link(extent.path, directory / extent.alias)
+                    extents.link(extent.path, directory / extent.alias, users=(uid,))
                     file = extents.file_id(extent.path)
                     links.append(Link(str(directory / extent.alias), file.device, file.inode))
-            return links
+                return links
+
+            with self._timed(domain.uuid, "start: link"):
+                return await within(offer, f"links in {directory}")
 
     async def started(self, domain: DomainMemory, *, began: float | None = None) -> None:
         """Check that QEMU maps the whole of every extent, shared; then no path leads to them any more.
@@ -150,7 +157,9 @@ class Lifecycle:
         """
         async with self._serving(domain.uuid, "started", began):
             reservation = self._require(domain, Phase.LINKED)
-            pid = find_qemu(Path(self._config.libvirt.run_dir), domain.name, domain.uuid)
+            run_dir = Path(self._config.libvirt.run_dir)
+            find = partial(find_qemu, run_dir, domain.name, domain.uuid)
+            pid = await within(find, f"QEMU of {domain.name}")
             if pid is None:
                 raise NotMapped(
                     f"No QEMU process of domain {domain.name} was found.",
@@ -158,12 +167,16 @@ class Lifecycle:
                 )
             with self._timed(domain.uuid, "started: verify"):
                 wanted = [(item.alias, item.path, item.size_bytes) for item in reservation.extents]
-                extents.check_mapped(pid, wanted)
-            for extent in reservation.extents:
-                extents.take_back(extent.path)
-                Path(extent.link).unlink(missing_ok=True)
+                await within(partial(extents.check_mapped, pid, wanted), f"QEMU {pid} of {domain.name}")
+
+            def close() -> None:
+                for extent in reservation.extents:
+                    extents.take_back(extent.path)
+                    extents.unlink(Path(extent.link), extent.path)
+                extents.close_socket(socket_of(domain.uuid))
+
+            await within(close, f"extents and links of {domain.name}")
             await self.accounts.hold_to_size(reservation.extents)
-            extents.close_socket(socket_of(domain.uuid))
             self._ledger.set_links({extent.id: "" for extent in reservation.extents})
             self._ledger.set_phase(domain.uuid, Phase.RUNNING)
             log.info("%s: QEMU %d runs on %s of ours", domain.name, pid, format_size(reservation.size_bytes))
@@ -230,8 +243,7 @@ class Lifecycle:
 
     async def free(self, extent: Extent) -> bool:
         """Remove an extent and its charge, unless a process still has it; return whether it is gone."""
-        if extent.link and Path(extent.link).is_symlink():
-            Path(extent.link).unlink(missing_ok=True)
+        await self._unlink(extent)
         return not await self._in_use(extent) and await self._remove(extent)
 
     # Steps
@@ -460,11 +472,27 @@ class Lifecycle:
         self.holding.look_again()
 
     async def _in_use(self, extent: Extent) -> bool:
-        """Take an extent back to root, and tell whether a process still has it."""
+        """Take an extent back to root, and tell whether a process still has it; whoever delays us has."""
         if not extent.path.exists():
             return False
-        extents.take_back(extent.path)
-        return await asyncio.to_thread(extents.in_use, extent.path)
+
+        def look() -> bool:
+            extents.take_back(extent.path)
+            return extents.in_use(extent.path)
+
+        try:
+            return await within(look, f"extent {extent.path}")
+        except Delayed as delay:
+            log.warning("%s", delay)
+            return True
+
+    async def _unlink(self, extent: Extent) -> None:
+        """Remove the link to an extent; one that cannot be does no harm."""
+        if extent.link:
+            try:
+                await within(lambda: extents.unlink(Path(extent.link), extent.path), f"link {extent.link}")
+            except Delayed as delay:
+                log.warning("%s", delay)
 
     async def _remove(self, extent: Extent) -> bool:
         """Give an extent's memory back to the kernel, then let go of its file and of its charge.
@@ -494,19 +522,21 @@ class Lifecycle:
         return True
 
 
-def qemu_user(domain: DomainMemory, directory: Path) -> tuple[int, int]:
-    """Return the user and group that QEMU will run as.
+def placed(config: Config, domain: DomainMemory) -> tuple[Path, tuple[int, int]]:
+    """Return libvirt's directory for a domain's memory files, and the user and group that QEMU runs as.
 
     From the DAC label of the XML; a host without the DAC driver has none there, and then QEMU's user is the
-    owner of the directory that libvirt made for it.
+    owner of that directory. For worker threads.
+
+    :raise ExtentError: When there is no such directory, or no such user.
     """
-    owner = directory.stat()
-    uid, gid = owner.st_uid, owner.st_gid
+    directory = domain_directory(config.libvirt, domain.name, domain.domain_id)
+    uid, gid = owner_of(directory)
     if domain.dac_user:
         uid = _number_or(domain.dac_user, lambda name: pwd.getpwnam(name).pw_uid)
     if domain.dac_group:
         gid = _number_or(domain.dac_group, lambda name: grp.getgrnam(name).gr_gid)
-    return uid, gid
+    return directory, (uid, gid)
 
 
 def _number_or(label: str, look_up: Callable[[str], int]) -> int:

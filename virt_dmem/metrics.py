@@ -7,6 +7,7 @@ described in ``docs/metrics.md``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter as Count
@@ -18,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from virt_dmem import __version__
+from virt_dmem import __version__, beneath
 from virt_dmem.alert_codes import EXPLANATIONS
 from virt_dmem.config import Config
 from virt_dmem.errors import DmemError
@@ -195,11 +196,17 @@ def _gauge(name: str, help_text: str, value: float | dict[tuple[str, ...], _Valu
 def write_textfile(path: Path, text: bytes) -> None:
     """Replace a file that the node exporter may be reading, and may read (0644); it reads none but ``*.prom``.
 
+    Its directory may be the exporter's, which then may as well put there what it likes, but not have us write
+    anywhere else. For worker threads.
+
     :raise OSError: When its directory is missing or not to be written.
     """
-    fresh = path.with_name(f".{path.name}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, 0o644)
-        file.write(text)
-    fresh.replace(path)
+    fresh = f".{path.name}.new"
+    with beneath.opened(path.parent) as at:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh, dir_fd=at)  # left by one that was killed, or put there for us to write to
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=at)
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, 0o644)
+            file.write(text)
+        os.replace(fresh, path.name, src_dir_fd=at, dst_dir_fd=at)

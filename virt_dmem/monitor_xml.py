@@ -8,13 +8,13 @@ QEMU that was killed QEMU takes the place (``unix_listen_saddr`` in QEMU's util/
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from lxml import etree
 
+from virt_dmem import beneath
 from virt_dmem.errors import DomainXmlInvalid
 from virt_dmem.xml_fields import find_child, read_uuid_of
 from virt_dmem.xml_layout import insert, lay_out, remove
@@ -32,6 +32,7 @@ __all__ = [
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _COMMANDLINE, _ARG = f"{{{_QEMU}}}commandline", f"{{{_QEMU}}}arg"
 _DIRECTORY = "/var/lib/libvirt/qemu"
+_MOST_NAMES = 50_000
 _CHARDEV = "socket,id=virt-dmem,path={},server=on,wait=off"
 _OURS = re.compile(re.escape(_CHARDEV).replace(r"\{\}", rf"(?P<path>{_DIRECTORY}/libvirt-[0-9a-f-]{{36}}\.qmp)"))
 
@@ -47,11 +48,16 @@ def socket_name(uuid: str) -> str:
 
 
 def sockets() -> set[str]:
-    """Return the names of all files where the sockets are; none where there is no such directory."""
+    """Return the names of all that may be sockets where they are; none where there is no such directory.
+
+    It is QEMU's user's, who may put there more than is ever looked at.
+    """
     try:
-        return set(os.listdir(_DIRECTORY))  # noqa: PTH208 -- names alone
+        with beneath.opened(Path(_DIRECTORY)) as at:
+            found, _ = beneath.names(at, _MOST_NAMES)
     except OSError:
         return set()
+    return {name for name in found if name.endswith(".qmp")}
 
 
 def has_monitor(xml: bytes) -> bool:

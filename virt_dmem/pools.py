@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from virt_dmem import ballast, host, ready
+from virt_dmem import ballast, beneath, host, ready
 from virt_dmem.backends import backend as backend_named
 from virt_dmem.backends.base import Backend, Job, NodeShare, PoolRecord, Report
 from virt_dmem.config import Config
@@ -104,6 +104,8 @@ def create(
         regions={node: list(ranges) for node, ranges in (regions or {}).items()},
         regions_named=regions is not None,
     )
+    for directory in (config.pool_records_dir, config.pools_dir):
+        _require_roots(directory)
     with locked(config):
         job = job_of(config, record, report, root)
         if any(other.pool == name for other in job.others) or _path(config, name).exists():
@@ -245,6 +247,20 @@ def _passable(directory: Path) -> None:
         _passable(directory.parent)
         directory.mkdir()
         directory.chmod(0o711)
+
+
+def _require_roots(directory: Path) -> None:
+    """Refuse to make or mount anything where others could have it be somewhere else.
+
+    :raise PoolError: When somebody but root may change the directory, or one above it.
+    """
+    try:
+        beneath.require_roots(directory)
+    except OSError as error:
+        raise PoolError(
+            f"Pools cannot be kept in {directory}: {error.strerror}.",
+            hint="All directories on the way have to be root's, with nobody else writing to them.",
+        ) from error
 
 
 def take_down(config: Config, kind: Backend, job: Job) -> None:

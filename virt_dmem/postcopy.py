@@ -17,6 +17,7 @@ from virt_dmem.errors import DomainRefused
 from virt_dmem.host import find_qemu, waits_for_guest
 from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Ledger
+from virt_dmem.patience import within
 from virt_dmem.qmp import migration_capabilities
 
 __all__ = ["refuse"]
@@ -35,8 +36,14 @@ async def refuse(config: Config, ledger: Ledger, inventory: Inventory, uuid: str
     if reservation is None:
         return
     pools = {extent.pool for extent in reservation.extents if not inventory.has_struct_pages(extent.pool)}
-    pid = find_qemu(Path(config.libvirt.run_dir), reservation.name, uuid) if pools else None
-    if pid is None or not waits_for_guest(pid):
+    if not pools:
+        return
+
+    def waits() -> bool:
+        pid = find_qemu(Path(config.libvirt.run_dir), reservation.name, uuid)
+        return pid is not None and waits_for_guest(pid)
+
+    if not await within(waits, f"QEMU of {reservation.name}"):
         return
     what = (
         f"the memory of pool {min(pools).partition('+')[0]} has no struct pages, and cannot do post-copy migration"

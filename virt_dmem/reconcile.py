@@ -10,18 +10,23 @@ appears, with all its active domains listed anew. Each returns a sentence for ev
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from virt_dmem import extents, host, segment_files
 from virt_dmem.backends import backend
+from virt_dmem.beneath import shown
 from virt_dmem.config import Config
+from virt_dmem.errors import Delayed
 from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Ledger
-from virt_dmem.libvirt_dirs import dangling_links, is_dangling
+from virt_dmem.libvirt_dirs import dangling_links, remove_dangling
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.mending import Mender
+from virt_dmem.patience import each, within
 from virt_dmem.plan import NO_NODE
 from virt_dmem.pools import PoolRecord
 from virt_dmem.records import Extent, ExtentState
@@ -29,6 +34,12 @@ from virt_dmem.tries import Round
 from virt_dmem.units import format_size
 
 __all__ = ["Reality", "from_host", "from_libvirt"]
+
+log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 60.0
+_MOST_NAMED = 20
+"""Of links that are removed: whoever plants thousands is not to fill the log."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +109,16 @@ async def _free_interrupted(now: Reality) -> list[str]:
 
 
 async def _remove_dangling_links(now: Reality) -> list[str]:
-    actions = []
-    for link in await asyncio.to_thread(dangling_links, now.config.libvirt, now.config.pools_dir):
-        with now.tries.trying(str(link)):
-            if is_dangling(link, now.config.pools_dir):  # still: a domain may start meanwhile
-                if not now.dry_run:
-                    link.unlink(missing_ok=True)
-                actions.append(f"remove the link {link}: what it leads to is gone")
-    return actions
+    """Remove links into pools that lead to nothing; what their directories' owner does about it stops nobody."""
+    config = now.config
+
+    def sweep() -> list[Path]:
+        links = dangling_links(config.libvirt, config.pools_dir)
+        return links if now.dry_run else remove_dangling(links, config.pools_dir)
+
+    links = await within(sweep, "the links in memory_backing_dir", seconds=_SWEEP_SECONDS)
+    more = [f"remove {len(links) - _MOST_NAMED} links more that lead to nothing"] if links[_MOST_NAMED:] else []
+    return [f"remove the link {shown(link)}: what it leads to is gone" for link in links[:_MOST_NAMED]] + more
 
 
 async def from_libvirt(now: Reality, active: Collection[str], listed_at: int) -> list[str]:
@@ -175,25 +188,35 @@ async def _stranger(now: Reality, record: PoolRecord, path: Path) -> list[str]:
     """Charge a file that no row of the ledger knows and a process maps; remove one that nobody has open."""
     if path.is_symlink() or not path.is_file():
         return []
-    if not await asyncio.to_thread(extents.in_use, path):
+    if not await within(partial(extents.in_use, path), f"extent {path}"):
         if not now.dry_run:
             await asyncio.to_thread(extents.remove, path)
         return [f"remove {path}: no reservation knows it"]
     nodes = set(now.inventory.nodes(record.name))
-    extent, domain = await asyncio.to_thread(_foundling, path, record, now.boot_id, nodes)
+    find = partial(_foundling, path, record, now.boot_id, nodes)
+    try:
+        extent, domain = await within(find, f"the processes that map {path}")
+    except Delayed as delay:  # it is charged all the same
+        log.warning("%s", delay)
+        extent, domain = find(mappers=())
     holder = f"the running domain {domain}" if domain else "no domain; kept until nobody maps it"
     if not now.dry_run:
         now.ledger.adopt(extent, domain)
     return [f"charge {format_size(extent.size_bytes)} at {path}, which the ledger had lost, to {holder}"]
 
 
-def _foundling(path: Path, record: PoolRecord, boot_id: str, nodes: set[int]) -> tuple[Extent, str]:
-    """Return what a file in use must have been, and the name of its domain (empty: its QEMU is not there)."""
+def _foundling(
+    path: Path, record: PoolRecord, boot_id: str, nodes: set[int], *, mappers: tuple[int, ...] | None = None
+) -> tuple[Extent, str]:
+    """Return what a file in use must have been, and the name of its domain (empty: its QEMU is not there).
+
+    ``mappers``: the processes (PIDs) to ask about it; ``None``: all that map it. For worker threads, unless empty.
+    """
     file = extents.file_id(path)
     size_bytes = path.stat().st_size
     uuid = path.parent.name.removeprefix("libvirt-")
-    pids = host.processes_mapping(file.device, file.inode)
-    domains = dict(filter(None, map(host.qemu_domain, pids)))
+    pids = host.processes_mapping(file.device, file.inode) if mappers is None else mappers
+    domains = dict(domain for _, domain in each(host.qemu_domain, pids) if domain)
     shares = dict.fromkeys(sorted(nodes), 0)
     known = backend(record.backend).bytes_by_node(path, pids)
     shares |= {node: size for node, size in known.items() if node in nodes}

@@ -20,7 +20,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import IO
@@ -123,16 +123,27 @@ def write(source: Source, path: Path) -> list[str]:
     found = re.fullmatch(r"(.+)\.tar\.(gz|xz)", path.name)
     if found is None:
         raise UsageError(f"{path.name} is no .tar.gz or .tar.xz.", hint="Give the file one of these endings.")
+    at = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # as named; and then that very one
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=at)
+        with os.fdopen(fd, "w+b") as file:
+            try:
+                return _pack(source, file, found[1], found[2])
+            except BaseException:
+                _remove(path.name, at, os.fstat(fd))  # half a report looks like a whole one
+                raise
     except FileExistsError as error:
         raise UsageError(f"{path} exists already.", hint="Name a new file with -o.") from error
-    try:
-        with os.fdopen(fd, "w+b") as file:
-            return _pack(source, file, found[1], found[2])
-    except BaseException:
-        path.unlink(missing_ok=True)  # half a report looks like a whole one
-        raise
+    finally:
+        os.close(at)
+
+
+def _remove(name: str, at: int, ours: os.stat_result) -> None:
+    """Remove our own file from a directory that may be somebody else's."""
+    with suppress(OSError):
+        found = os.stat(name, dir_fd=at, follow_symlinks=False)
+        if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
+            os.unlink(name, dir_fd=at)
 
 
 def _pack(source: Source, file: IO[bytes], directory: str, compression: str) -> list[str]:

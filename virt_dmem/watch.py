@@ -7,15 +7,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from virt_dmem import alerts, host, passthrough
 from virt_dmem.accounts import Accounts
 from virt_dmem.config import Config
+from virt_dmem.errors import Delayed
 from virt_dmem.guests import Guest
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import AlertView
 from virt_dmem.ledger import Ledger
+from virt_dmem.patience import within
 from virt_dmem.tries import Tries
 
 __all__ = ["APPLY", "Watch"]
@@ -44,6 +47,9 @@ class Watch:
         self._guests: dict[str, Guest] = {}
         self._active: dict[tuple[str, str], AlertView] = {}
         self._fights: dict[str, str] = {}
+        self._alive: set[str] = set()
+        """Of the guests that seem to run outside of any pool, those whose QEMU was found."""
+        self._looking: dict[str, asyncio.Task[None]] = {}
         self.connected = False
         """libvirt answers, and what is known of guests is of now."""
         self.changed = asyncio.Event()
@@ -54,6 +60,7 @@ class Watch:
     def listed(self, guests: Iterable[Guest]) -> None:
         """Take these for all the guests there are."""
         self._guests = {guest.uuid: guest for guest in guests}
+        self._alive &= self._guests.keys()
         self.changed.set()
 
     def seen(self, guest: Guest) -> None:
@@ -64,6 +71,7 @@ class Watch:
     def gone(self, uuid: str) -> None:
         """Take note that a guest does not run any more."""
         self._guests.pop(uuid, None)
+        self._alive.discard(uuid)
         self.changed.set()
 
     def set_fight(self, uuid: str, message: str | None) -> None:
@@ -127,4 +135,21 @@ class Watch:
         return {uuid: {extent.alias for extent in one.extents} for uuid, one in held.items() if one}
 
     def _is_alive(self, guest: Guest) -> bool:
-        return host.find_qemu(Path(self._config.libvirt.run_dir), guest.name, guest.uuid) is not None
+        """Tell whether a guest's QEMU was there when we asked last, and ask again: it may let us wait for that."""
+        if guest.uuid not in self._looking:
+            self._looking[guest.uuid] = asyncio.create_task(self._look_for(guest))
+        return guest.uuid in self._alive
+
+    async def _look_for(self, guest: Guest) -> None:
+        find = partial(host.find_qemu, Path(self._config.libvirt.run_dir), guest.name, guest.uuid)
+        try:
+            alive = await within(find, f"QEMU of {guest.name}") is not None
+        except Delayed:  # whatever keeps it from answering is there
+            alive = True
+        finally:
+            del self._looking[guest.uuid]
+        if alive and guest.uuid in self._guests and guest.uuid not in self._alive:
+            self._alive.add(guest.uuid)
+            self.changed.set()
+        elif not alive:
+            self._alive.discard(guest.uuid)

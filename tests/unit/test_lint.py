@@ -18,9 +18,11 @@ HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
 SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
 
 LAYERS = (
-    {"", "host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
-    | {"tasks", "alert_codes", "xml_layout", "ram_ids", "text"},
+    {"", "text"},
     {"errors"},
+    {"patience", "beneath"},
+    {"host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
+    | {"tasks", "alert_codes", "xml_layout", "ram_ids"},
     {"tries", "units", "config_files", "apparmor", "cli.answers", "ipc.connection"},
     {"ranges"},
     {"config", "secure_xml", "prefault", "placement", "ipc.client", "cli.output"},

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Processes of another user, as QEMU's is, who do what that user may do to be in our way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import textwrap
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["USER", "a_leaseholder", "a_process_that_cannot_be_read", "a_swapper", "hostile_names"]
+
+USER = 64999
+"""Nobody's."""
+
+_SWAP = """
+    import ctypes, os, sys
+    RENAME_EXCHANGE, AT_FDCWD = 2, -100
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    one, other = map(os.fsencode, sys.argv[1:])
+    print("ready", flush=True)
+    while not renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE):
+        pass
+    sys.exit(os.strerror(ctypes.get_errno()))
+"""
+
+_LEASE = """
+    import fcntl, os, signal, sys
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fd = os.open(sys.argv[1], os.O_RDONLY if sys.argv[2] == "read" else os.O_RDWR)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK if sys.argv[2] == "read" else fcntl.F_WRLCK)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+_SILENT_FUSE = """
+    import ctypes, json, os, select, struct, sys
+    mount_point, user, program, more = sys.argv[1:]
+    user, libc = int(user), ctypes.CDLL(None, use_errno=True)
+    def must(failed):
+        if failed:
+            sys.exit(os.strerror(ctypes.get_errno()))
+    must(libc.unshare(0x00020000))  # CLONE_NEWNS
+    must(libc.mount(None, b"/", None, 0x44000, None))  # MS_REC | MS_PRIVATE
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK)
+    options = f"fd={fuse},rootmode=40000,user_id={user},group_id={user}".encode()
+    must(libc.mount(b"fuse", mount_point.encode(), b"fuse", 6, options))  # MS_NOSUID | MS_NODEV
+    def attributes(node, mode):
+        return struct.pack("<6Q10I", node, 4096, 8, 0, 0, 0, 0, 0, 0, mode, 1, user, user, 0, 4096, 0)
+    root, file = attributes(1, 0o40755), attributes(2, 0o100644)
+    child = os.fork()
+    if not child:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        os.execv(sys.executable, [sys.executable, "-I", "-c", program, mount_point, *json.loads(more)])
+    while True:
+        select.select([fuse], [], [])
+        try:
+            request = os.read(fuse, 1 << 20)
+        except BlockingIOError:  # it was taken back
+            continue
+        _, opcode, unique, node = struct.unpack_from("<IIQQ", request)
+        if opcode in (2, 15, 36, 42):  # FUSE_FORGET, FUSE_READ, FUSE_INTERRUPT, FUSE_BATCH_FORGET
+            continue
+        body = {
+            26: struct.pack("<4I2HIIHHI28x", 7, 31, 1 << 16, 0, 12, 9, 1 << 16, 1, 0, 0, 0),
+            1: struct.pack("<4Q2I", 2, 0, 3600, 3600, 0, 0) + file,
+            3: struct.pack("<Q2I", 3600, 0, 0) + (root if node == 1 else file),
+            14: struct.pack("<QII", 1, 0, 0),
+        }.get(opcode, b"")
+        os.write(fuse, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
+"""
+
+# It reads, through /proc/self/mem, a page that it mapped from a file of FUSE, which is never answered: the kernel
+# holds the lock of its memory meanwhile. Whoever would change it waits, and then also who would look.
+_UNREADABLE = """
+    import ctypes, mmap, os, sys, threading, time
+    page = mmap.mmap(os.open(f"{sys.argv[1]}/file", os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
+    address = next(int(line.split("-")[0], 16) for line in open("/proc/self/maps") if line.endswith("/file\\n"))
+    memory, libc = os.open("/proc/self/mem", os.O_RDONLY), ctypes.CDLL(None)
+    libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    def change():
+        time.sleep(0.5)
+        libc.mlock(address, 1)  # lets go of Python's lock before it waits
+    for call in (change, lambda: os.pread(memory, 1, address)):
+        threading.Thread(target=call, daemon=True).start()
+    answer = f"{os.getpid()}\\n".encode()
+    time.sleep(1)
+    os.write(1, answer)
+    os.read(0, 1)
+    os._exit(0)
+"""
+
+
+@contextmanager
+def _running(program: str, *args: str | Path, user: int | None = USER) -> Iterator[subprocess.Popen[bytes]]:
+    command = ["/usr/bin/python3", "-I", "-c", textwrap.dedent(program), *map(str, args)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, user=user, group=user, extra_groups=[]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+
+
+@contextmanager
+def a_swapper(one: Path, other: Path, *, user: int = USER) -> Iterator[None]:
+    """Have two names exchanged in a tight loop."""
+    with _running(_SWAP, one, other, user=user) as process:
+        _wait(process)
+        yield
+        assert process.poll() is None, "it had to give up"
+
+
+@contextmanager
+def a_leaseholder(path: Path, kind: str, *, user: int = USER) -> Iterator[int]:
+    """Have a lease ("read" or "write") held on a file of that user's, by a process that never lets go; its PID."""
+    with _running(_LEASE, path, kind, user=user) as process:
+        _wait(process)
+        yield process.pid
+
+
+@contextmanager
+def a_process_that_cannot_be_read(mount_point: Path, *more: str) -> Iterator[int]:
+    """Have a process whose ``/proc/PID/cmdline`` is not to be read while it lives; its PID.
+
+    ``more``: of its command line. It has the mount in a namespace of its own, as who makes one in a user namespace.
+    """
+    unreadable = textwrap.dedent(_UNREADABLE)
+    with _running(_SILENT_FUSE, mount_point, str(USER), unreadable, json.dumps(more), user=None) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+
+
+def hostile_names(directory: Path) -> None:
+    """Make what nobody expects in a directory of links: none of it is a link into a pool."""
+    (directory / "a-directory").mkdir()
+    os.mkfifo(directory / "fifo")
+    (directory / "file").touch()
+    (directory / "loop").symlink_to("loop")
+    (directory / "new\nline\x1b[31m\u202e").symlink_to("/nowhere")
+    (directory / os.fsdecode(b"\xff\xfe")).symlink_to(os.fsdecode(b"/nowhere/\xff\xfe"))
+    (directory / ("n" * 255)).symlink_to("/" + "m" * 300)
+    (directory / "long").symlink_to("/" + "d/" * 2000)
+    (directory / "self").symlink_to(".")

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Work in directories that others may change at any moment: by descriptors alone, never by a path that was checked.
+
+A path is opened once, component by component, and then only ``dir_fd`` operations follow. How far a component is
+trusted depends on who could put another one in its place:
+
+* From ``/`` on, as long as each directory is root's and nobody else may write to it, what stands in it is root's
+  doing: its symbolic links are followed. So the administrator may have ``memory_backing_dir`` lead anywhere.
+* In a directory of root's with the sticky bit that others may write to (``/tmp``, ``/dev/shm``), a directory of
+  root's stays trusted, for nobody else can move it; everything else is another's, and no link is followed.
+* From the first directory on that another owns, or may write to, all below is that other's. No link is followed;
+  nothing is entered but real directories, and no mount of FUSE, which its owner may keep from ever answering
+  (``fusermount3`` mounts for whoever owns the mount point). Where it matters whose they are, each has to be root's,
+  or the user's to whom the first of them belongs (root let that one in), or a user's who was named.
+
+Whoever owns a directory may still change a name in it between our look and our act: what can be lost then is an
+entry of that directory, never anything elsewhere. *Root* is also whoever runs this: tests need not be root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["inside", "names", "opened", "remove_link", "require_roots", "shown", "status"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYS_OPENAT2 = 437  # the same on all architectures (include/uapi/asm-generic/unistd.h)
+_RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40  # as the kernel itself (MAXSYMLINKS in include/linux/namei.h)
+
+
+class _How(ctypes.Structure):
+    """``struct open_how`` of openat2(2)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _Trust(enum.Enum):
+    """Whose doing it is what stands in a directory."""
+
+    ROOTS = "root's"
+    STICKY = "everybody's, but nobody moves what is root's"
+    OTHERS = "another's"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A directory that is open."""
+
+    fd: int
+    trust: _Trust
+    owner: int = 0
+    """Of the first directory that is not root's alone."""
+
+
+@contextmanager
+def opened(path: Path, *, users: Collection[int] | None = None, roots: bool = False) -> Iterator[int]:
+    """Open a directory for operations by ``dir_fd``, as the rules above allow.
+
+    :param users: Users beside root and the first one met to whom directories on the way may belong; ``None``: they
+        may belong to anybody.
+    :param roots: Accept only a directory that nobody but root may write to, or move.
+    :raise OSError: When it is not there, or not to be trusted: ELOOP or ENOTDIR where a link or a file is in the
+        way, EXDEV where a FUSE mount is, EPERM where it is a wrong user's.
+    """
+    place = _walk(path, users)
+    try:
+        if roots and place.trust is not _Trust.ROOTS:
+            raise PermissionError(errno.EPERM, "Others may write there", shown(path))
+        yield place.fd
+    finally:
+        os.close(place.fd)
+
+
+def require_roots(path: Path) -> None:
+    """Check that a directory, or the nearest above it that is there, is root's alone, and so is its place.
+
+    :raise OSError: When it is not, or is no directory.
+    """
+    while True:
+        try:
+            with opened(path, roots=True):
+                return
+        except FileNotFoundError:
+            path = path.parent
+
+
+def _walk(path: Path, users: Collection[int] | None) -> _Place:
+    if not path.is_absolute() or "\0" in str(path):
+        raise OSError(errno.EINVAL, "It is no absolute path", shown(path))
+    place = _root()
+    todo, links = [*reversed(path.parts[1:])], 0
+    try:
+        while todo:
+            name = todo.pop()
+            found = _entered(place, name)
+            if isinstance(found, str):  # where a link leads to
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), shown(path))
+                target = Path(found)
+                todo += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+                if target.is_absolute():
+                    place = _instead(place, _root())
+                continue
+            place = _instead(place, found)
+            owner = os.fstat(place.fd).st_uid
+            if users is None or place.trust is not _Trust.OTHERS:
+                continue
+            if owner not in {0, os.geteuid(), place.owner, *users}:
+                raise PermissionError(errno.EPERM, f"{shown(name)} belongs to user {owner}", shown(path))
+    except BaseException as error:
+        os.close(place.fd)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, shown(path)) from error
+        raise
+    return place
+
+
+def _instead(before: _Place, after: _Place) -> _Place:
+    os.close(before.fd)
+    return after
+
+
+def _root() -> _Place:
+    return _judged(os.open("/", _DIRECTORY), _Place(-1, _Trust.ROOTS))
+
+
+def _judged(fd: int, parent: _Place) -> _Place:
+    """Return a directory that was entered from ``parent`` with how far it is trusted."""
+    if parent.trust is _Trust.OTHERS:
+        return _Place(fd, _Trust.OTHERS, parent.owner)
+    found = os.fstat(fd)
+    roots = found.st_uid in {0, os.geteuid()}
+    group = 0 if found.st_gid == 0 else stat.S_IWGRP
+    if roots and not found.st_mode & (group | stat.S_IWOTH):
+        return _Place(fd, _Trust.ROOTS)
+    if roots and found.st_mode & stat.S_ISVTX:
+        return _Place(fd, _Trust.STICKY, found.st_uid)
+    return _Place(fd, _Trust.OTHERS, found.st_uid)
+
+
+def _entered(place: _Place, name: str) -> _Place | str:
+    """Return the directory of that name; of a link that may be followed, where it leads to."""
+    if name == "..":
+        if place.trust is _Trust.OTHERS:
+            raise OSError(errno.EXDEV, "'..' is not followed in a directory of others")
+        # what is above one that is trusted is trusted
+        return _judged(os.open("..", _DIRECTORY, dir_fd=place.fd), _Place(-1, _Trust.ROOTS))
+    try:
+        return _judged(_openat2(place.fd, name, _RESOLVE_NO_XDEV), place)
+    except OSError as error:
+        if error.errno == errno.ELOOP and place.trust is _Trust.ROOTS:
+            return os.readlink(name, dir_fd=place.fd)
+        if error.errno != errno.EXDEV:
+            raise
+    return _judged(_mounted(place.fd, name), place)
+
+
+def _mounted(at: int, name: str) -> int:
+    """Open the root of what is mounted at a name. FUSE is not even asked for its owner: it may never answer."""
+    fd = _openat2(at, name, 0)
+    if _file_system(fd).startswith("fuse"):
+        os.close(fd)
+        raise OSError(errno.EXDEV, f"FUSE is mounted at {shown(name)}")
+    return fd
+
+
+def _openat2(at: int, name: str, resolve: int) -> int:
+    """Open a directory beneath another, and nothing else: ELOOP says that it is a link."""
+    how = _How(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, resolve | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
+    while True:
+        fd: int = _libc.syscall(_SYS_OPENAT2, at, os.fsencode(name), ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0:
+            return fd
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+
+
+def _file_system(fd: int) -> str:
+    """Return the type of the file system that an open file is on; the kernel knows it without asking it."""
+    about = Path(f"/proc/self/fdinfo/{fd}").read_bytes().split()
+    mount = about[about.index(b"mnt_id:") + 1]
+    for line in Path("/proc/thread-self/mountinfo").read_bytes().splitlines():
+        if line.startswith(mount + b" "):
+            return os.fsdecode(line.partition(b" - ")[2].split(b" ")[0])
+    return "fuse"  # gone again: whatever it was
+
+
+# In a directory that is open
+
+
+@contextmanager
+def inside(name: str, at: int) -> Iterator[int]:
+    """Open a directory in a directory: a real one, whoever's it is, and no mount of FUSE.
+
+    :raise OSError: When it is none; as ``opened``.
+    """
+    place = _entered(_Place(at, _Trust.OTHERS), name)
+    assert isinstance(place, _Place)  # noqa: S101 -- no link is followed in a directory of others
+    try:
+        yield place.fd
+    finally:
+        os.close(place.fd)
+
+
+def status(name: str, at: int) -> os.stat_result | None:
+    """Return what stands under a name, a link as itself; ``None`` where nothing does, or the name can be none."""
+    try:
+        return os.stat(name, dir_fd=at, follow_symlinks=False)
+    except (OSError, ValueError):
+        return None
+
+
+def names(at: int, most: int) -> tuple[list[str], bool]:
+    """Return so many names in a directory at most, and whether there are more.
+
+    :raise OSError: When it cannot be read.
+    """
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+    try:
+        with os.scandir(fd) as entries:
+            found = [entry.name for entry in itertools.islice(entries, most + 1)]
+    finally:
+        os.close(fd)
+    return found[:most], len(found) > most
+
+
+def remove_link(name: str, at: int, may_go: Callable[[str], bool]) -> bool:
+    """Remove a symbolic link, if it may go by where it leads to, and nothing else; return whether that was done.
+
+    It is compared by inode right before: another of that name stays.
+    """
+    before = status(name, at)
+    if before is None or not stat.S_ISLNK(before.st_mode):
+        return False
+    try:
+        if not may_go(os.readlink(name, dir_fd=at)):
+            return False
+        now = status(name, at)
+        if now is None or _identity(now) != _identity(before):
+            return False
+        os.unlink(name, dir_fd=at)
+    except OSError:
+        return False
+    return True
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_dev, found.st_ino, found.st_ctime_ns  # inodes are used again
+
+
+def shown(path: Path | str) -> str:
+    """Return a path with all that is not printable escaped: one line, valid UTF-8, and no order to a terminal."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in os.fspath(path)
+    )
