@@ -41,7 +41,7 @@ async def refuse(config: Config, ledger: Ledger, inventory: Inventory, uuid: str
     what = (
         f"the memory of pool {min(pools).partition('+')[0]} has no struct pages, and cannot do post-copy migration"
     )
-    capabilities = await migration_capabilities(uuid)
+    capabilities = await migration_capabilities(uuid, pid)
     if capabilities is None:
         raise DomainRefused(
             f"Domain {reservation.name} comes by a migration of which QEMU does not say how, and {what}.",

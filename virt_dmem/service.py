@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from virt_dmem import incoming, postcopy, reconcile
@@ -17,7 +18,7 @@ from virt_dmem.changes import Changes
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import is_managed, read_domain, read_uuid
 from virt_dmem.errors import DmemError, DomainRefused, UsageError
-from virt_dmem.host import boot_id
+from virt_dmem.host import boot_id, qemu_pid
 from virt_dmem.hotplug import Hotplug
 from virt_dmem.hypervisor import DomainInfo, Event, Hypervisor
 from virt_dmem.inventory import Inventory
@@ -42,12 +43,14 @@ from virt_dmem.metrics import Metrics
 from virt_dmem.qmp import Monitors
 from virt_dmem.readying import Readying
 from virt_dmem.records import Phase, Reservation, Step
+from virt_dmem.seldom import Seldom
 from virt_dmem.virtio_mem import VirtioMem
 from virt_dmem.watch import APPLY, Watch
 
 __all__ = ["Service"]
 
 log = logging.getLogger(__name__)
+say = Seldom(log)
 
 _OPERATIONS = ("prepare", "start", "started", "stopped", "release")
 
@@ -63,7 +66,7 @@ class Service:
         self._lifecycle = Lifecycle(config, self._ledger, self._inventory)
         self.holding = self._lifecycle.holding
         self._readying = Readying(config, self._inventory, self.holding)
-        self.monitors = Monitors(self.monitor_event)
+        self.monitors = Monitors(self.monitor_event, self._qemu_of)
         self._changes = Changes(config, self._ledger, self._inventory, self._lifecycle)
         self._virtio_mem = VirtioMem(self._changes)
         self._hotplug = Hotplug(self._changes, self._virtio_mem, self.monitors)
@@ -157,15 +160,17 @@ class Service:
         return ChangeView(**asdict(change))
 
     async def device(self, uuid: str, event: Event, alias: str) -> None:
-        """Take note of what libvirt says of a device."""
+        """Take note of what libvirt, or QEMU, says of a device; of one that is not ours nothing follows."""
         try:
+            if alias not in {extent.alias for extent in self._ledger.extents_of(uuid)}:
+                return
             if event is Event.KEPT:
                 self._mender.kept(uuid, alias)
                 return
             for action in await self._mender.mend(uuid, f"libvirt says that {alias} is {event.value}"):
                 log.info("domain %s: %s", uuid, action)
         except DmemError as error:
-            log.warning("%s of domain %s: %s", alias, uuid, error)
+            say(logging.WARNING, uuid, "%s of domain %s: %s", alias, uuid, error)
 
     def list_domains(self) -> list[DomainView]:
         """Return every domain that holds memory, by name; without steps, of which there are ten times as many."""
@@ -197,20 +202,34 @@ class Service:
         self.monitors.follow({uuid for uuid, standing in standings if standing.phase is Phase.RUNNING})
 
     async def monitor_event(self, uuid: str, event: str, data: Mapping[str, Any]) -> None:
-        """Take note of what QEMU says; libvirt says some of it as well, in its own time."""
+        """Take note of what QEMU says; libvirt says some of it as well, in its own time.
+
+        It may say anything, and again and again: what it said before is not written down once more.
+        """
         alias = str(data.get("device") or data.get("id") or "")
-        log.debug("domain %s: %s %s", uuid, event, alias)
         if event in ("SHUTDOWN", "RESUME"):
-            log.info("domain %s: QEMU says %s", uuid, event)
+            say(logging.INFO, uuid, "domain %s: QEMU says %s", uuid, event)
             self.watch.changed.set()
         elif event == "MEMORY_FAILURE":
-            what = f"{data.get('recipient', 'unknown')} {data.get('action', 'unknown')}"
-            log.error("memory of domain %s failed: %s", self._ledger.add_failure(uuid, what), what)
-            self.watch.changed.set()
+            self._memory_failed(uuid, f"{_known(data.get('recipient'))} {_known(data.get('action'))}")
         elif event in ("MEM_UNPLUG_ERROR", "DEVICE_UNPLUG_GUEST_ERROR") and alias:
             await self.device(uuid, Event.KEPT, alias)
         elif event in ("MEMORY_DEVICE_SIZE_CHANGE", "DEVICE_DELETED") and alias:
             await self.device(uuid, Event.RESIZED if event.startswith("MEMORY") else Event.REMOVED, alias)
+
+    def _memory_failed(self, uuid: str, what: str) -> None:
+        try:
+            if all(map(self._ledger.has_failed, self._ledger.extents_of(uuid))):
+                return
+            say(logging.ERROR, uuid, "memory of domain %s failed: %s", self._ledger.add_failure(uuid, what), what)
+        except DmemError as error:
+            say(logging.ERROR, uuid, "memory of domain %s failed (%s): %s", uuid, what, error)
+        self.watch.changed.set()
+
+    def _qemu_of(self, uuid: str) -> int | None:
+        """Return the PID of a domain's QEMU, by what libvirt wrote down."""
+        held = self._ledger.find(uuid)
+        return qemu_pid(Path(self._config.libvirt.run_dir), held.name) if held and held.uuid == uuid else None
 
     def list_pools(self) -> list[PoolView]:
         """Return every pool, by name."""
@@ -325,6 +344,11 @@ class Service:
         await self._changes.close()
         await self.monitors.close()
         self._ledger.close()
+
+
+def _known(word: object) -> str:
+    """Return a word of ``MEMORY_FAILURE`` (QEMU's qapi/run-state.json), if it is one."""
+    return str(word) if word in ("hypervisor", "guest", "ignore", "inject", "fatal", "reset") else "unknown"
 
 
 def _view(reservation: Reservation, steps: Sequence[Step]) -> DomainView:

@@ -19,7 +19,7 @@ SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".c
 
 LAYERS = (
     {"", "errors", "host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
-    | {"ledger_file", "tasks", "alert_codes", "xml_layout", "ram_ids"},
+    | {"ledger_file", "tasks", "alert_codes", "xml_layout", "ram_ids", "seldom", "peer"},
     {"units", "config_files", "apparmor", "cli.answers", "ipc.connection"},
     {"ranges"},
     {"config", "secure_xml", "prefault", "placement", "ipc.client", "cli.output"},
