@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,19 @@ from virt_dmem.ipc.messages import (
     ChangeReply,
     ChangeView,
     DomainView,
-    ExtentView,
     HookReply,
     Link,
     PoolView,
-    StepView,
 )
 from virt_dmem.ledger import Ledger
 from virt_dmem.lifecycle import Lifecycle, Report
+from virt_dmem.listing import Listing, view
 from virt_dmem.memory_xml import PLACED_MODELS
 from virt_dmem.mending import Mender
 from virt_dmem.metrics import Metrics
 from virt_dmem.qmp import Monitors
 from virt_dmem.readying import Readying
-from virt_dmem.records import Phase, Reservation, Step
+from virt_dmem.records import Phase
 from virt_dmem.seldom import Seldom
 from virt_dmem.virtio_mem import VirtioMem
 from virt_dmem.watch import APPLY, Watch
@@ -62,6 +61,7 @@ class Service:
         self._config = config
         self._boot_id = boot_id()
         self._ledger = Ledger(config.ledger_path, self._boot_id)
+        self._listing = Listing(self._ledger)
         self._inventory = Inventory(config, self._ledger)
         self._lifecycle = Lifecycle(config, self._ledger, self._inventory)
         self.holding = self._lifecycle.holding
@@ -172,9 +172,13 @@ class Service:
         except DmemError as error:
             say(logging.WARNING, uuid, "%s of domain %s: %s", alias, uuid, error)
 
-    def list_domains(self) -> list[DomainView]:
-        """Return every domain that holds memory, by name; without steps, of which there are ten times as many."""
-        return [_view(held, ()) for held in self._ledger.reservations()]
+    async def list_domains(self) -> bytes:
+        """Return every domain that holds memory, by name, as JSON; without steps."""
+        return await self._listing.json()
+
+    def keep_listing(self) -> bool:
+        """Bring a part of the list up to date before it is asked for; return whether there is more to do."""
+        return self._listing.refresh()
 
     def show_domain(self, domain: str) -> DomainView:
         """Return one domain, by UUID or name.
@@ -186,7 +190,7 @@ class Service:
             raise DomainRefused(
                 f"Domain {domain} holds no memory of a pool now.", hint="'virt-dmem list' shows those that do."
             )
-        return _view(reservation, self._ledger.steps(reservation.uuid))
+        return view(reservation, self._ledger.steps(reservation.uuid))
 
     async def show_backends(self, domain: str) -> list[BackendView]:
         """Return what QEMU says of a domain's memory backends; nothing where its monitor does not answer."""
@@ -349,30 +353,6 @@ class Service:
 def _known(word: object) -> str:
     """Return a word of ``MEMORY_FAILURE`` (QEMU's qapi/run-state.json), if it is one."""
     return str(word) if word in ("hypervisor", "guest", "ignore", "inject", "fatal", "reset") else "unknown"
-
-
-def _view(reservation: Reservation, steps: Sequence[Step]) -> DomainView:
-    return DomainView(
-        uuid=reservation.uuid,
-        name=reservation.name,
-        phase=reservation.phase.value,
-        since=reservation.since,
-        reserved_bytes=reservation.size_bytes,
-        extents=[
-            ExtentView(
-                alias=extent.alias,
-                pool=extent.pool.partition("+")[0],
-                path=str(extent.path),
-                size_bytes=extent.size_bytes,
-                page_size=extent.page_size,
-                policy=extent.policy,
-                nodes=list(extent.nodes),
-                state=extent.state.value,
-            )
-            for extent in reservation.extents
-        ],
-        steps=[StepView(step.step, step.at, step.seconds) for step in steps],
-    )
 
 
 def _step(report: Report) -> ChangeReply:

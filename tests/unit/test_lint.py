@@ -19,9 +19,9 @@ SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".c
 
 LAYERS = (
     {"", "errors", "host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
-    | {"ledger_file", "tasks", "alert_codes", "xml_layout", "ram_ids", "seldom", "peer"},
+    | {"ledger_file", "tasks", "alert_codes", "xml_layout", "ram_ids", "seldom", "turns", "peer"},
     {"units", "config_files", "apparmor", "cli.answers", "ipc.connection"},
-    {"ranges"},
+    {"ranges", "ipc.readers"},
     {"config", "secure_xml", "prefault", "placement", "ipc.client", "cli.output"},
     {"xml_fields", "memory_map", "dmem_parameter", "definitions"},
     {"memory_xml", "monitor_xml", "pinning", "boot_reserve"},
@@ -33,6 +33,7 @@ LAYERS = (
     {"backends.dmemfs"},
     {"records", "backends", "pool_records"},
     {"ledger"},
+    {"listing"},
     {"ballast", "ready"},
     {"pools", "alerts", "checks_dmemfs"},
     {"incoming", "inventory", "savings", "checks", "resize", "plan_host"},
