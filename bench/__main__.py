@@ -29,6 +29,7 @@ BENCHMARKS = {
     "attach": "bench.attach",
     "memory-lost": "bench.memory_lost",
     "scale": "bench.scale",
+    "crowd": "bench.crowd",
     "fragmentation": "bench.fragmentation",
 }
 """By the name that BENCH= takes, in the order in which they run."""

@@ -75,7 +75,7 @@ MOST_MIB = 100
 # The host that is not there
 
 
-def _set_up(scratch: Path) -> None:
+def set_up(scratch: Path) -> None:
     """Lay a fake sysfs over the real one, and mount the pool.
 
     The nodes say that they have no memory: where they have, the daemon holds all that is free on its node.
@@ -99,7 +99,7 @@ def _set_up(scratch: Path) -> None:
     (scratch / "config").write_text(f'[prefault]\nhelper = "{helper}"\n[daemon]\ngroup = "root"\n')
 
 
-def _populate(count: int, chance: random.Random) -> None:
+def populate(count: int, chance: random.Random) -> None:
     """Write so many domains that run into a new ledger, with the files that they would have."""
     ledger = Ledger(STATE / "ledger.sqlite", host.boot_id())
     left = {(name, node): size // NODES for name, size in SEGMENTS.items() for node in range(NODES)}
@@ -132,7 +132,7 @@ def _uuid(chance: random.Random) -> str:
     return str(uuids.UUID(int=chance.getrandbits(128), version=4))
 
 
-def _empty() -> None:
+def empty() -> None:
     for file in STATE.glob("ledger.sqlite*"):
         file.unlink()
     for name in SEGMENTS:
@@ -263,7 +263,7 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _peak_mib(pid: int) -> float:
+def peak_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
@@ -299,8 +299,8 @@ def _at_size(results: Results, daemon: Daemon, scratch: Path, domains: int, opti
     """Measure with so many domains that run."""
     figures = _Figures(results, domains)
     daemon.stop()
-    _empty()
-    _populate(domains, random.Random(options.seed))
+    empty()
+    populate(domains, random.Random(options.seed))
     began = time.perf_counter()
     daemon.start()
     with Client(SOCKET) as client:
@@ -334,7 +334,7 @@ def _at_size(results: Results, daemon: Daemon, scratch: Path, domains: int, opti
             subprocess.run(command, stdout=out, check=True)
         figures.add_seconds(f"{LIST}, {MEDIAN}", time.perf_counter() - began)
     assert len(json.loads((scratch / "list").read_text())["domains"]) == domains
-    figures.add(MEMORY, _peak_mib(daemon.pid), "MiB")
+    figures.add(MEMORY, peak_mib(daemon.pid), "MiB")
     figures.add("ledger", sum(file.stat().st_size for file in STATE.glob("ledger.sqlite*")) / MIB, "MiB")
 
 
@@ -344,7 +344,7 @@ def measure(results: Results, arguments: argparse.Namespace) -> None:
     enter_private_namespace()
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
-        _set_up(scratch)
+        set_up(scratch)
         daemon = Daemon((scratch / "config").read_text(), env={"MALLOC_ARENA_MAX": "1"})  # as its unit has it
         try:
             for domains in sizes:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 import msgspec
 
-from virt_dmem.config_files import DEFAULT_FILE, DEFAULT_RUN_DIR, SOCKET_NAME, read_files
+from virt_dmem.config_files import DEFAULT_FILE, DEFAULT_RUN_DIR, READERS_SOCKET_NAME, SOCKET_NAME, read_files
 from virt_dmem.errors import ConfigError
 
 __all__ = [
@@ -104,8 +104,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def socket_path(self) -> Path:
-        """The control socket."""
+        """The control socket, root's own."""
         return Path(self.daemon.run_dir) / SOCKET_NAME
+
+    @property
+    def readers_socket_path(self) -> Path:
+        """The socket of those who may only look: what waits there keeps nobody out of the other one."""
+        return Path(self.daemon.run_dir) / READERS_SOCKET_NAME
 
     @property
     def pools_dir(self) -> Path:

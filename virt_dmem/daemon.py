@@ -100,7 +100,24 @@ def _listener(config: Config) -> socket.socket:
     """
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
         return socket.socket(fileno=FIRST_SYSTEMD_FD)
-    path = config.socket_path
+    return _make_socket(config.socket_path)
+
+
+def _readers_listener(config: Config) -> socket.socket:
+    """Return the socket of those who may only look, made anew.
+
+    :raise ConfigError: When it cannot be made.
+    """
+    with suppress(KeyError):
+        return _make_socket(config.readers_socket_path, grp.getgrnam(config.daemon.group).gr_gid)
+    return _make_socket(config.readers_socket_path)
+
+
+def _make_socket(path: Path, group: int | None = None) -> socket.socket:
+    """Return a socket that listens, root's and perhaps a group's.
+
+    :raise ConfigError: When it cannot be made.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -110,8 +127,8 @@ def _listener(config: Config) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(old_umask)
-        with suppress(KeyError):
-            os.chown(path, 0, grp.getgrnam(config.daemon.group).gr_gid)
+        if group is not None:
+            os.chown(path, 0, group)
             path.chmod(0o660)
         listener.listen(socket.SOMAXCONN)
     except OSError as error:
@@ -139,17 +156,19 @@ def _only_one(config: Config) -> None:
         ) from error
 
 
-async def serve(config: Config, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; running guests are not touched by either."""
+async def serve(config: Config, listener: socket.socket, readers: socket.socket) -> None:
+    """Serve root on one socket and readers on another, until SIGTERM or SIGINT; no guest is touched by either."""
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
     service = Service(config)
     with udev.watched(service.read_nodes_again):
-        await _serve_until(end, service, config, listener)
+        await _serve_until(end, service, config, listener, readers)
 
 
-async def _serve_until(end: asyncio.Event, service: Service, config: Config, listener: socket.socket) -> None:
+async def _serve_until(
+    end: asyncio.Event, service: Service, config: Config, listener: socket.socket, readers: socket.socket
+) -> None:
     await _reconcile_host(service)
 
     async def on_listed(domains: list[DomainInfo], listed_at: int) -> None:
@@ -168,10 +187,11 @@ async def _serve_until(end: asyncio.Event, service: Service, config: Config, lis
         on_device=service.device,
     )
     service.on_resume = follower.list_anew
-    server = ControlServer(listener, service, config.daemon.group)
+    server = ControlServer(listener, readers, service, config.daemon.group)
     server.start()
     work = [
         _keep_house(service),
+        _keep_listing(service),
         _keep_monitors(service),
         _keep_ready(service),
         _keep_settled(service),
@@ -251,6 +271,17 @@ async def _keep_settled(service: Service) -> None:
             log.warning("memory that was given back cannot be looked for: %s", error)
         pause = max(min(2 * pause, HOUSEKEEPING_SECONDS), (time.monotonic() - began) / HOUSEKEEPING_SHARE)
         await asyncio.sleep(pause)
+
+
+async def _keep_listing(service: Service) -> None:
+    """Have the list of domains at hand when it is asked for; a hook that comes meanwhile waits for some of it."""
+    while True:
+        try:
+            more = service.keep_listing()
+        except DmemError as error:
+            log.debug("the list of domains: %s", error)  # who asks for it is told
+            more = False
+        await asyncio.sleep(SETTLE_SECONDS / 10 if more else HOUSEKEEPING_SECONDS)
 
 
 async def _keep_monitors(service: Service) -> None:
@@ -340,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(arguments.config)
         _only_one(config)
-        asyncio.Runner().run(serve(config, _listener(config)))
+        asyncio.Runner().run(serve(config, _listener(config), _readers_listener(config)))
     except DmemError as error:
         log.error("%s %s", error.message, error.hint)  # noqa: TRY400 -- no traceback for a user's mistake
         return error.exit_status

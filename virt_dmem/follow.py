@@ -32,6 +32,32 @@ SYSTEM_URI = "qemu:///system"
 _Item = tuple[str, Event, str] | Literal["list", "gone"]
 
 
+class _Queue:
+    """What happened and was not acted on yet, in order, of all that is the same the last one.
+
+    A guest can have libvirt say the same for ever, and faster than we ask how things are.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[_Item, None] = {}
+        self._some = asyncio.Event()
+
+    def put(self, item: _Item) -> None:
+        """Add one."""
+        self._items.pop(item, None)
+        self._items[item] = None
+        self._some.set()
+
+    async def get(self) -> _Item:
+        """Wait for the first one, and take it."""
+        while not self._items:
+            self._some.clear()
+            await self._some.wait()
+        item = next(iter(self._items))
+        del self._items[item]
+        return item
+
+
 class Follower:
     """Tells ``auto_apply`` what is defined, ``watch`` what runs.
 
@@ -59,11 +85,11 @@ class Follower:
         self._on_listed = on_listed
         self._on_defined = on_defined
         self._on_device = on_device
-        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._queue = _Queue()
 
     def list_anew(self) -> None:
         """Look at all domains again, as if libvirt had just appeared."""
-        self._queue.put_nowait("list")
+        self._queue.put("list")
 
     async def run(self) -> None:
         """Follow libvirt for ever."""
@@ -91,11 +117,10 @@ class Follower:
 
     async def _follow(self, hypervisor: Hypervisor) -> None:
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[_Item] = asyncio.Queue()
-        self._queue = queue
+        self._queue = queue = _Queue()
 
         def put(item: _Item) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, item)
+            loop.call_soon_threadsafe(queue.put, item)
 
         await asyncio.to_thread(hypervisor.watch, lambda *happened: put(happened), lambda: put("gone"))
         await self._list(hypervisor)

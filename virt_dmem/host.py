@@ -52,6 +52,7 @@ __all__ = [
     "processes",
     "processes_mapping",
     "processes_using",
+    "qemu_pid",
     "set_huge_pages",
     "set_hvo",
     "struct_page_bytes",
@@ -453,6 +454,17 @@ def find_qemu(run_dir: Path, name: str, uuid: str, *, root: Path = ROOT) -> int 
         return _is_qemu_of(pid, uuid, root)
 
     return next((pid for pid, found in each(is_it, processes(root=root)) if found), None)
+
+
+def qemu_pid(run_dir: Path, name: str) -> int | None:
+    """Return the PID that libvirt wrote down for a domain's QEMU; what that process says of itself is not asked.
+
+    :param run_dir: libvirt's for QEMU, root's own.
+    """
+    try:
+        return int((run_dir / f"{name}.pid").read_text("ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 def _is_qemu_of(pid: int, uuid: str, root: Path) -> bool:

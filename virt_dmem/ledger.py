@@ -55,6 +55,20 @@ LEFT JOIN extent ON extent.uuid = reservation.uuid AND state != 'quarantined'
 LEFT JOIN share ON share.extent = extent.id
 """  # noqa: S608 -- of literals, as above
 _QUARANTINED = ExtentState.QUARANTINED
+_NOTE = """
+CREATE TEMP TRIGGER {table}_{event} AFTER {event} ON main.{table} BEGIN
+    INSERT OR IGNORE INTO touched SELECT {uuid};
+END;"""
+_TOUCHED = "CREATE TEMP TABLE touched (uuid TEXT PRIMARY KEY) WITHOUT ROWID;" + "".join(
+    _NOTE.format(table=table, event=event, uuid=uuid.format(row))
+    for table, uuid in (
+        ("reservation", "{}.uuid"),
+        ("extent", "{}.uuid"),
+        ("share", "uuid FROM extent WHERE id = {}.extent"),
+    )
+    for event, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD"))
+)
+"""Notes, in memory and with each transaction, of which domain something is written, whoever writes it here."""
 _KEPT_STEPS = 100_000
 """So many steps, the newest, are remembered: those of some 10 000 starts."""
 
@@ -71,6 +85,7 @@ class Ledger:
         with self._explained():
             self._db = self._open()
             self._count_charges()
+            self._db.executescript(f"PRAGMA temp_store = MEMORY;{_TOUCHED}")
             now = uptime()
             self._moment = 0
             self._standings = {
@@ -296,6 +311,18 @@ class Ledger:
     def _standing(self, phase: Phase) -> Standing:
         self._moment += 1
         return Standing(phase, time.time(), self._moment, uptime())
+
+    def reservations_of(self, uuids: Collection[str]) -> list[Reservation]:
+        """Return those of these domains, as far as they hold anything: one question for all of them."""
+        return self._reservations(f"reservation.uuid IN ({', '.join('?' * len(uuids))})", *uuids)
+
+    def touched(self) -> set[str]:
+        """Return the domains (UUIDs) of which something was written since this was asked last."""
+        with self._explained():
+            found = {uuid for (uuid,) in self._db.execute("SELECT uuid FROM touched")}
+            if found:
+                self._db.execute("DELETE FROM touched")
+        return found
 
     def interrupted(self, boot_id: str) -> list[Reservation]:
         """Return those of this boot that are not in use: being prepared, or stopping."""

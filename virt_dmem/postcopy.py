@@ -39,16 +39,17 @@ async def refuse(config: Config, ledger: Ledger, inventory: Inventory, uuid: str
     if not pools:
         return
 
-    def waits() -> bool:
+    def waiting() -> int | None:
         pid = find_qemu(Path(config.libvirt.run_dir), reservation.name, uuid)
-        return pid is not None and waits_for_guest(pid)
+        return pid if pid is not None and waits_for_guest(pid) else None
 
-    if not await within(waits, f"QEMU of {reservation.name}"):
+    pid = await within(waiting, f"QEMU of {reservation.name}")
+    if pid is None:
         return
     what = (
         f"the memory of pool {min(pools).partition('+')[0]} has no struct pages, and cannot do post-copy migration"
     )
-    capabilities = await migration_capabilities(uuid)
+    capabilities = await migration_capabilities(uuid, pid)
     if capabilities is None:
         raise DomainRefused(
             f"Domain {reservation.name} comes by a migration of which QEMU does not say how, and {what}.",

@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from virt_dmem import incoming, passthrough, postcopy, reconcile
@@ -16,7 +17,7 @@ from virt_dmem.changes import Changes
 from virt_dmem.config import Config
 from virt_dmem.domain_xml import is_managed, read_domain, read_uuid
 from virt_dmem.errors import DmemError, DomainRefused, UsageError
-from virt_dmem.host import boot_id
+from virt_dmem.host import boot_id, qemu_pid
 from virt_dmem.hotplug import Hotplug
 from virt_dmem.hypervisor import DomainInfo, Event, Hypervisor
 from virt_dmem.inventory import Inventory
@@ -27,21 +28,21 @@ from virt_dmem.ipc.messages import (
     ChangeReply,
     ChangeView,
     DomainView,
-    ExtentView,
     HookReply,
     Link,
     PoolView,
-    StepView,
 )
 from virt_dmem.ledger import Ledger
 from virt_dmem.lifecycle import Lifecycle, Report
+from virt_dmem.listing import Listing, view
 from virt_dmem.memory_xml import PLACED_MODELS
 from virt_dmem.mending import Mender
 from virt_dmem.metrics import Metrics
 from virt_dmem.qmp import Monitors
 from virt_dmem.readying import Readying
 from virt_dmem.reconcile import Reality
-from virt_dmem.records import Phase, Reservation, Step
+from virt_dmem.records import Phase
+from virt_dmem.seldom import Seldom
 from virt_dmem.tasks import aside
 from virt_dmem.text import clipped, printable
 from virt_dmem.tries import Round, Tries
@@ -52,6 +53,7 @@ from virt_dmem.xml_fields import MAX_BYTES
 __all__ = ["Service"]
 
 log = logging.getLogger(__name__)
+say = Seldom(log)
 
 MOST_SECONDS = 10 * 365 * 86400
 """How long anything may be asked to last; what is to last for ever has a word of its own."""
@@ -67,11 +69,12 @@ class Service:
         self._config = config
         self._boot_id = boot_id()
         self._ledger = Ledger(config.ledger_path, self._boot_id)
+        self._listing = Listing(self._ledger)
         self._inventory = Inventory(config, self._ledger)
         self._lifecycle = Lifecycle(config, self._ledger, self._inventory)
         self.holding = self._lifecycle.holding
         self._readying = Readying(config, self._inventory, self.holding)
-        self.monitors = Monitors(self.monitor_event)
+        self.monitors = Monitors(self.monitor_event, self._qemu_of)
         self._changes = Changes(config, self._ledger, self._inventory, self._lifecycle)
         self._virtio_mem = VirtioMem(self._changes)
         self._hotplug = Hotplug(self._changes, self._virtio_mem, self.monitors)
@@ -175,19 +178,25 @@ class Service:
         return ChangeView(**asdict(change))
 
     async def device(self, uuid: str, event: Event, alias: str) -> None:
-        """Take note of what libvirt says of a device."""
+        """Take note of what libvirt, or QEMU, says of a device; of one that is not ours nothing follows."""
         try:
+            if alias not in {extent.alias for extent in self._ledger.extents_of(uuid)}:
+                return
             if event is Event.KEPT:
                 self._mender.kept(uuid, alias)
                 return
             for action in await self._mender.mend(uuid, f"libvirt says that {alias} is {event.value}"):
                 log.info("domain %s: %s", uuid, action)
         except DmemError as error:
-            log.warning("%s of domain %s: %s", alias, uuid, error)
+            say(logging.WARNING, uuid, "%s of domain %s: %s", alias, uuid, error)
 
-    def list_domains(self) -> list[DomainView]:
-        """Return every domain that holds memory, by name; without steps, of which there are ten times as many."""
-        return [_view(held, ()) for held in self._ledger.reservations()]
+    async def list_domains(self) -> bytes:
+        """Return every domain that holds memory, by name, as JSON; without steps."""
+        return await self._listing.json()
+
+    def keep_listing(self) -> bool:
+        """Bring a part of the list up to date before it is asked for; return whether there is more to do."""
+        return self._listing.refresh()
 
     def show_domain(self, domain: str) -> DomainView:
         """Return one domain, by UUID or name.
@@ -200,7 +209,7 @@ class Service:
             raise DomainRefused(
                 f"Domain {domain} holds no memory of a pool now.", hint="'virt-dmem list' shows those that do."
             )
-        return _view(reservation, self._ledger.steps(reservation.uuid))
+        return view(reservation, self._ledger.steps(reservation.uuid))
 
     async def show_backends(self, uuid: str) -> list[BackendView]:
         """Return what QEMU says of a domain's memory backends; nothing where its monitor does not answer."""
@@ -216,20 +225,34 @@ class Service:
         self.monitors.follow({uuid for uuid, standing in standings if standing.phase is Phase.RUNNING})
 
     async def monitor_event(self, uuid: str, event: str, data: Mapping[str, Any]) -> None:
-        """Take note of what QEMU says; libvirt says some of it as well, in its own time."""
+        """Take note of what QEMU says; libvirt says some of it as well, in its own time.
+
+        It may say anything, and again and again: what it said before is not written down once more.
+        """
         alias = _said(data.get("device") or data.get("id") or "")
-        log.debug("domain %s: %s %s", uuid, event, alias)
         if event in ("SHUTDOWN", "RESUME"):
-            log.info("domain %s: QEMU says %s", uuid, event)
+            say(logging.INFO, uuid, "domain %s: QEMU says %s", uuid, event)
             self.watch.changed.set()
         elif event == "MEMORY_FAILURE":
-            what = f"{_said(data.get('recipient', 'unknown'))} {_said(data.get('action', 'unknown'))}"
-            log.error("memory of domain %s failed: %s", self._ledger.add_failure(uuid, what), what)
-            self.watch.changed.set()
+            self._memory_failed(uuid, f"{_known(data.get('recipient'))} {_known(data.get('action'))}")
         elif event in ("MEM_UNPLUG_ERROR", "DEVICE_UNPLUG_GUEST_ERROR") and alias:
             await self.device(uuid, Event.KEPT, alias)
         elif event in ("MEMORY_DEVICE_SIZE_CHANGE", "DEVICE_DELETED") and alias:
             await self.device(uuid, Event.RESIZED if event.startswith("MEMORY") else Event.REMOVED, alias)
+
+    def _memory_failed(self, uuid: str, what: str) -> None:
+        try:
+            if all(map(self._ledger.has_failed, self._ledger.extents_of(uuid))):
+                return
+            say(logging.ERROR, uuid, "memory of domain %s failed: %s", self._ledger.add_failure(uuid, what), what)
+        except DmemError as error:
+            say(logging.ERROR, uuid, "memory of domain %s failed (%s): %s", uuid, what, error)
+        self.watch.changed.set()
+
+    def _qemu_of(self, uuid: str) -> int | None:
+        """Return the PID of a domain's QEMU, by what libvirt wrote down."""
+        held = self._ledger.find(uuid)
+        return qemu_pid(Path(self._config.libvirt.run_dir), held.name) if held and held.uuid == uuid else None
 
     def list_pools(self) -> list[PoolView]:
         """Return every pool, by name."""
@@ -386,28 +409,9 @@ def _require(what: str, number: float, least: int, most: int) -> None:
         )
 
 
-def _view(reservation: Reservation, steps: Sequence[Step]) -> DomainView:
-    return DomainView(
-        uuid=reservation.uuid,
-        name=reservation.name,
-        phase=reservation.phase.value,
-        since=reservation.since,
-        reserved_bytes=reservation.size_bytes,
-        extents=[
-            ExtentView(
-                alias=extent.alias,
-                pool=extent.pool.partition("+")[0],
-                path=str(extent.path),
-                size_bytes=extent.size_bytes,
-                page_size=extent.page_size,
-                policy=extent.policy,
-                nodes=list(extent.nodes),
-                state=extent.state.value,
-            )
-            for extent in reservation.extents
-        ],
-        steps=[StepView(step.step, step.at, step.seconds) for step in steps],
-    )
+def _known(word: object) -> str:
+    """Return a word of ``MEMORY_FAILURE`` (QEMU's qapi/run-state.json), if it is one."""
+    return str(word) if word in ("hypervisor", "guest", "ignore", "inject", "fatal", "reset") else "unknown"
 
 
 def _step(report: Report) -> ChangeReply:

@@ -24,7 +24,7 @@ GROUP = "games"  # any group that Debian has and that root is not in
 _ASK = """
 import json, socket, sys
 with socket.socket(socket.AF_UNIX) as daemon:
-    daemon.connect("/run/virt-dmem/sock")
+    daemon.connect("/run/virt-dmem/sock-ro")
     daemon.sendall(json.dumps(json.loads(sys.argv[1])).encode() + b"\\0")
     print(daemon.recv(65536).rstrip(b"\\0").decode())
 """
@@ -69,7 +69,7 @@ def test_it_hears_that_the_hosts_processors_changed(rawdaemon: Daemon) -> None:
 
 def test_a_stranger_gets_no_answer(rawdaemon: Daemon) -> None:
     assert "PermissionError" in ask_as("nobody", "nogroup", "ListPools")
-    SOCKET.chmod(0o666)  # even where the file would let everybody in
+    Path(f"{SOCKET}-ro").chmod(0o666)  # even where the file would let everybody in
     assert "pools" not in ask_as("nobody", "nogroup", "ListPools")
 
 
@@ -94,7 +94,7 @@ import socket, sys
 crowd = []
 for _ in range(150):
     crowd.append(socket.socket(socket.AF_UNIX))
-    crowd[-1].connect("/run/virt-dmem/sock")
+    crowd[-1].connect("/run/virt-dmem/sock-ro")
 try:
     for _ in range(100):
         crowd[0].sendall(b"x" * 4096)

@@ -106,7 +106,7 @@ def test_what_qemu_calls_something_else_is_taken_away_again(
     """A fake monitor says so: the real QEMU has it right."""
     uuid = start(libvirtd, roomy_pool, grower_image, "--no-monitor")
     before = has_mib(libvirtd)
-    with FakeMonitor(socket_of(uuid), backend_of("memory-backend-ram", "ua-dmem0", 128 * MIB)):
+    with FakeMonitor(socket_of(uuid), "grower", backend_of("memory-backend-ram", "ua-dmem0", 128 * MIB)):
         said = virt_dmem_fails("attach", "grower", "--size", "128M", status=1)
         assert "QEMU calls ua-dmem0 a memory-backend-ram" in said
         wait_for("it to be taken away", lambda: list(extents()) == ["ram-node0"])

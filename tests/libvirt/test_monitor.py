@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.rig.command import virt_dmem, virt_dmem_json
 from tests.rig.daemon import Daemon
@@ -74,11 +77,45 @@ def test_a_monitor_that_hangs_up_is_connected_to_again(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
-    with FakeMonitor(socket_of(uuid)) as monitor:
+    with FakeMonitor(socket_of(uuid), "talks") as monitor:
         monitor.hang_up()
         wait_for("another connection", lambda: monitor.connections == 2)
         report_failure(monitor)
         wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
+
+
+def test_a_neighbour_that_stands_in_for_a_monitor_is_not_listened_to(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    """All QEMUs have one user: any of them may take another's socket away, and put its own there."""
+    uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_of(uuid)))
+        listener.listen()
+        wait_for("word of it", lambda: "listens there, and its QEMU is process" in daemon.log.read_text())
+        listener.settimeout(10)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(10)
+            assert peer.recv(1) == b"", "nothing is asked there"
+    socket_of(uuid).unlink()
+    assert virt_dmem_json("alerts")["alerts"] == []
+
+
+def test_a_qemu_that_says_too_much_is_hung_up_on_and_nobody_waits(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
+    before = daemon.log.stat().st_size
+    with FakeMonitor(socket_of(uuid), "talks") as monitor:
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            while True:
+                report_failure(monitor)
+        (alert,) = wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
+        assert alert["code"] == "memory-failed"
+        wait_for("another connection", lambda: monitor.connections == 2)
+    assert daemon.log.read_text().count("memory of domain talks failed") == 1
+    assert daemon.log.stat().st_size - before < 10_000
 
 
 def test_a_domain_without_a_monitor_is_shown_without_it(
@@ -116,7 +153,7 @@ def test_memory_that_failed_is_told_of_by_name_and_read_before_it_is_given_away(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
-    with FakeMonitor(socket_of(uuid)) as monitor:
+    with FakeMonitor(socket_of(uuid), "talks") as monitor:
         report_failure(monitor)
         alerts = wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
     assert [alert["code"] for alert in alerts] == ["memory-failed"]
@@ -137,7 +174,7 @@ def test_memory_that_failed_and_cannot_be_read_stays_quarantined(
     helper.chmod(0o755)
     daemon.config = f'[prefault]\nhelper = "{helper}"\n'
     daemon.restart()
-    with FakeMonitor(socket_of(uuid)) as monitor:
+    with FakeMonitor(socket_of(uuid), "talks") as monitor:
         report_failure(monitor)
         wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
     libvirtd.virsh("destroy", "talks")

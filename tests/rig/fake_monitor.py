@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,11 +23,14 @@ _GREETING = {"QMP": {"version": {"qemu": {}, "package": ""}, "capabilities": []}
 class FakeMonitor:
     """Listens where a domain's monitor would; as a context, from when virt-dmemd is connected.
 
+    It is listened to for what libvirt wrote down of the domain's QEMU: meanwhile that is this process.
+
     ``answers``: what it returns, by command; ``{}`` to all others.
     """
 
-    def __init__(self, path: Path, answers: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, name: str, answers: Mapping[str, Any] | None = None) -> None:
         self._path = path
+        self._pid_file = Path(f"/run/libvirt/qemu/{name}.pid")
         self._answers = dict(answers or {})
         self._listener = socket.socket(socket.AF_UNIX)
         self._peer: socket.socket | None = None
@@ -36,6 +40,8 @@ class FakeMonitor:
     def __enter__(self) -> FakeMonitor:
         self._listener.bind(str(self._path))
         self._listener.listen()
+        self._qemu = self._pid_file.read_text()
+        self._pid_file.write_text(str(os.getpid()))
         threading.Thread(target=self._serve, daemon=True).start()
         wait_for("virt-dmemd to connect", lambda: self.connections)
         return self
@@ -43,6 +49,8 @@ class FakeMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._pid_file.exists():
+            self._pid_file.write_text(self._qemu)
         self._path.unlink()
         self.hang_up()
         with contextlib.suppress(OSError):
@@ -64,7 +72,7 @@ class FakeMonitor:
         with contextlib.suppress(OSError):  # it is over
             while True:
                 peer, _ = self._listener.accept()
-                with peer:
+                with peer, contextlib.suppress(OSError):  # it was hung up on
                     self._peer = peer
                     self.send(_GREETING)
                     for command in _commands(peer):

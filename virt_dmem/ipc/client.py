@@ -32,7 +32,10 @@ class Client:
         self._socket.settimeout(ANSWER_TIMEOUT_SECONDS)
         self._buffer = b""
         try:
-            self._socket.connect(str(path))
+            try:
+                self._socket.connect(str(path))
+            except PermissionError:  # who is not root has a socket of its own: READERS_SOCKET_NAME
+                self._socket.connect(f"{path}-ro")
         except OSError as error:
             self._socket.close()
             raise self._unreachable_by(error) from error

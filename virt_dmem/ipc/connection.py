@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One caller on the control socket: its rights, and how much of the daemon it may take.
+"""One caller on the control socket: what it is answered, and how much of the daemon it may take.
 
 asyncvarlink knows no limits: it would keep an endless message, and read calls faster than they are served. So
-whoever sends too much is hung up on. Nobody else notices.
+whoever sends too much is hung up on. Nobody else notices. ``Connection`` is root's; what others may do,
+``ipc.readers`` says.
 """
 
 import asyncio
@@ -12,23 +13,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from typing import Any, cast
 
+import msgspec
 from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkInterfaceServerProtocol
 from asyncvarlink.message import VarlinkMethodCall
 from asyncvarlink.types import FileDescriptorArray, JSONObject
 
-from virt_dmem.errors import DmemError, PermissionRefused, UsageError
+from virt_dmem.errors import DmemError, UsageError
 from virt_dmem.ipc.messages import INTERFACE
 
-__all__ = ["Connection", "Failed", "caller"]
+__all__ = ["CALLS_WAITING", "Caller", "Connection", "Failed", "caller", "failed"]
 
 log = logging.getLogger(__name__)
 
 ROOT_MESSAGE_BYTES = 8 << 20
 """The hook sends a domain's XML: 4 MiB at most (REMOTE_STRING_MAX of libvirt), and more with JSON's escapes."""
-OTHERS_MESSAGE_BYTES = 64 << 10
 CALLS_WAITING = 32
 """Calls that may have been sent before the first one is answered; ours send one at a time."""
+
+_ENCODER = msgspec.json.Encoder()
 
 caller: ContextVar["Connection"] = ContextVar("caller")
 """Who is asking: set for each call, and inherited by the task that serves it."""
@@ -45,23 +49,37 @@ class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
         hint: str
 
 
-class Connection(VarlinkInterfaceServerProtocol):
-    """One caller: root may call everything, others ``readable`` methods; ``on_end`` is called when it is gone."""
+class Caller(VarlinkInterfaceServerProtocol):
+    """Whoever is answered: with JSON that msgspec makes, and errors of ours as what they are."""
+
+    def send_message(
+        self, obj: JSONObject, fds: list[int] | None = None, autoclose: bool = True
+    ) -> "asyncio.Future[None]":
+        """Send a message; of one that is sent in many parts none is copied."""
+        if self._transport is None:
+            return super().send_message({}, fds, autoclose)  # and fails
+        return self._transport.send_message(cast("bytes", memoryview(encoded(obj))), fds)
+
+    def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
+        """Send an error of ours as what it is.
+
+        :raise Failed: To be sent.
+        """
+        if isinstance(exc, DmemError):
+            raise failed(exc)
+        if isinstance(exc, UnicodeEncodeError):
+            raise failed(UsageError("The call holds text that is no Unicode.", hint="Mend what sent it."))
+        super().handle_call_exception(exc, oneway)
+
+
+class Connection(Caller):
+    """Root, who may call everything; ``on_end`` is called when the connection is gone."""
 
     def __init__(
-        self,
-        registry: VarlinkInterfaceRegistry,
-        connected: socket.socket,
-        *,
-        root: bool,
-        readable: frozenset[str],
-        on_end: Callable[[], None],
+        self, registry: VarlinkInterfaceRegistry, connected: socket.socket, *, on_end: Callable[[], None]
     ) -> None:
         super().__init__(registry)
-        self._root = root
-        self._readable = readable
         self._on_end = on_end
-        self._message_limit = ROOT_MESSAGE_BYTES if root else OTHERS_MESSAGE_BYTES
         self._parts: list[bytes] = []
         self._size = 0
         self._waiting = 0
@@ -90,8 +108,8 @@ class Connection(VarlinkInterfaceServerProtocol):
             return
         self._parts.append(data)
         self._size += len(data)
-        if self._size > self._message_limit:
-            self._hang_up(f"it sent a call of more than {self._message_limit} bytes")
+        if self._size > ROOT_MESSAGE_BYTES:
+            self._hang_up(f"it sent a call of more than {ROOT_MESSAGE_BYTES} bytes")
         if b"\0" not in data:
             return
         # here, and not in asyncvarlink, which copies all there is for each few KiB that come
@@ -153,26 +171,10 @@ class Connection(VarlinkInterfaceServerProtocol):
     def call_received(
         self, call: VarlinkMethodCall, fds: FileDescriptorArray | None
     ) -> "asyncio.Future[None] | None":
-        """Call the method, if the caller may.
-
-        :raise Failed: When it may not.
-        """
-        if not self._root and call.method_name not in self._readable:
-            raise _failed(PermissionRefused(f"{call.method_name} is for root.", hint="Run the command with sudo."))
+        """Call the method."""
         caller.set(self)
         answer: asyncio.Future[None] | None = super().call_received(call, fds)
         return answer
-
-    def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
-        """Send an error of ours as what it is.
-
-        :raise Failed: To be sent.
-        """
-        if isinstance(exc, DmemError):
-            raise _failed(exc)
-        if isinstance(exc, UnicodeEncodeError):
-            raise _failed(UsageError("The call holds text that is no Unicode.", hint="Mend what sent it."))
-        super().handle_call_exception(exc, oneway)
 
 
 def _finish(served: "asyncio.Future[None]", _sent: "asyncio.Future[None]") -> None:
@@ -180,5 +182,25 @@ def _finish(served: "asyncio.Future[None]", _sent: "asyncio.Future[None]") -> No
         served.set_result(None)
 
 
-def _failed(error: DmemError) -> Failed:
+def failed(error: DmemError) -> Failed:
+    """Return an error as it is sent."""
     return Failed(code=error.code, message=error.message, hint=error.hint)
+
+
+def encoded(message: object) -> bytearray:
+    """Return a message as it goes over the socket; what is JSON already is copied once."""
+    found = bytearray()
+    try:
+        _ENCODER.encode_into(message, found)
+    except UnicodeEncodeError:  # it repeats what the caller sent, and that is no Unicode
+        _ENCODER.encode_into(_replaced(msgspec.to_builtins(message)), found)
+    found.append(0)
+    return found
+
+
+def _replaced(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_replaced(key): _replaced(item) for key, item in value.items()}
+    return [_replaced(item) for item in value] if isinstance(value, list) else value

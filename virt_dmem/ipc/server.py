@@ -12,8 +12,9 @@ import logging
 import pwd
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 from asyncvarlink import (
@@ -41,24 +42,24 @@ from virt_dmem.ipc.messages import (
     Link,
     PoolView,
 )
+from virt_dmem.ipc.readers import REST, Readers
+from virt_dmem.seldom import Seldom
 from virt_dmem.tasks import cancelled
 
 __all__ = ["ControlServer", "Work"]
 
 log = logging.getLogger(__name__)
+say = Seldom(log)
 
 T = TypeVar("T")
 
-READ_METHODS = frozenset(
-    {"ListDomains", "ShowDomain", "ShowBackends", "ListPools", "ListAlerts", "ShowMetrics"}
-    | {"GetInfo", "GetInterfaceDescription"}
-)
 _PEERCRED = struct.Struct("3i")
 
 CONNECTIONS = 256
 """Of root at a time. Each takes two file descriptors, of the 1024 that a service has."""
-CONNECTIONS_OF_OTHERS = 64
-"""Of those that may only look: they must not keep the hook out."""
+ACCEPT_AT_ONCE = 64
+READERS_AT_ONCE = 16
+"""So many callers are let in or turned away before others have their turn."""
 HEARTBEAT_SECONDS = 5.0
 """How often who waits for a change hears that it still goes on; clients give up after 30 s of silence."""
 GOODBYE_SECONDS = 1.0
@@ -97,8 +98,8 @@ class Handler(Protocol):
     ) -> ChangeView:
         """Have a guest plug or unplug blocks of virtio-mem."""
 
-    def list_domains(self) -> list[DomainView]:
-        """Return every domain that holds memory."""
+    async def list_domains(self) -> bytes:
+        """Return every domain that holds memory, as the JSON of a list of ``DomainView``."""
 
     def show_domain(self, domain: str, /) -> DomainView:
         """Return one domain, by name or UUID."""
@@ -232,9 +233,9 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         return (await _outcome(self._work.begin(self._handler.filter_xml(xml.encode())))).decode()
 
     @varlinkmethod(return_parameter="domains")
-    def ListDomains(self) -> list[DomainView]:  # noqa: N802
+    async def ListDomains(self) -> list[DomainView]:  # noqa: N802
         """Every domain that holds memory, without steps."""
-        return self._handler.list_domains()
+        return cast("list[DomainView]", msgspec.Raw(await self._handler.list_domains()))
 
     @varlinkmethod(return_parameter="domain")
     def ShowDomain(self, *, domain: str) -> DomainView:  # noqa: N802
@@ -314,10 +315,10 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
 
 
 def _reply_by_msgspec(interface: type[VarlinkInterface]) -> None:
-    """Have msgspec make JSON of what the methods return: ten times as fast as asyncvarlink, field by field."""
+    """Leave it to msgspec (``ipc.connection.encoded``) to make JSON of what the methods return, all at once."""
     for method in vars(interface).values():
         if (signature := varlinksignature(method)) is not None:
-            signature.return_type.tojson = lambda reply, _=None: msgspec.to_builtins(reply)
+            signature.return_type.tojson = lambda reply, _=None: reply
 
 
 _reply_by_msgspec(ControlInterface)
@@ -329,67 +330,108 @@ class _Caller(socket.socket):
     __repr__ = object.__repr__
 
 
-class ControlServer:
-    """Accepts callers on a listening unix socket."""
+class _Door:
+    """A socket that listens, and who is let in there.
 
-    def __init__(self, listener: socket.socket, handler: Handler, group: str) -> None:
+    :param at_once: So many are let in before others have their turn; when there are more, ``rest`` times as long as
+        that took passes before the next.
+    """
+
+    def __init__(
+        self, listener: socket.socket, let_in: Callable[[socket.socket], None], at_once: int, rest: float
+    ) -> None:
         self._listener = listener
+        self._let_in = let_in
+        self._at_once = at_once
+        self._rest = rest
+        self._closed = False
+
+    def open(self) -> None:
+        """Let callers in from now on."""
+        if not self._closed:
+            self._listener.setblocking(False)
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._closed = True
+        self._pause()
+
+    def _pause(self, seconds: float | None = None) -> None:
+        asyncio.get_running_loop().remove_reader(self._listener)
+        if seconds is not None:
+            asyncio.get_running_loop().call_later(seconds, self.open)
+
+    def _accept(self) -> None:
+        began = time.perf_counter()
+        try:
+            for _ in range(self._at_once):
+                self._let_in(_Caller(fileno=self._listener.accept()[0].detach()))
+        except (BlockingIOError, ConnectionAbortedError):
+            pass
+        except OSError as error:  # out of file descriptors or memory: it would be told again at once, for ever
+            log.warning("nobody is let in for a while: %s", error.strerror)
+            self._pause(PAUSE_SECONDS)
+        else:
+            if self._rest:
+                self._pause(self._rest * (time.perf_counter() - began))
+
+
+class ControlServer:
+    """Accepts callers on two listening unix sockets: root's, and that of those who may only look."""
+
+    def __init__(self, listener: socket.socket, readers: socket.socket, handler: Handler, group: str) -> None:
         self._group = group
-        self._connections = {True: 0, False: 0}
+        self._connections = 0
         self._registry = VarlinkInterfaceRegistry()
         self._registry.register_interface(
             VarlinkServiceInterface("virt-dmem", "virt-dmemd", __version__, "https://virt-dmem.dev", self._registry)
         )
         self._work = Work()
         self._registry.register_interface(ControlInterface(handler, self._work))
+        self._readers = Readers(self._registry, self._in_group)
+        self._doors = (
+            _Door(listener, self._let_in, ACCEPT_AT_ONCE, rest=0),
+            _Door(readers, self._let_in, READERS_AT_ONCE, rest=REST),
+        )
 
     def start(self) -> None:
         """Answer from now on."""
-        self._listener.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        for door in self._doors:
+            door.open()
 
     async def stop(self) -> None:
         """Accept nobody any more, and give up what goes on: those who wait for it hear so."""
-        self._pause()
+        for door in self._doors:
+            door.close()
         await self._work.give_up()
+        await self._readers.close()
 
-    def _pause(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._listener)
-
-    def _accept(self) -> None:
-        try:
-            connected = _Caller(fileno=self._listener.accept()[0].detach())
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:  # out of file descriptors or memory: it would be told again at once, for ever
-            log.warning("nobody is let in for a while: %s", error.strerror)
-            self._pause()
-            asyncio.get_running_loop().call_later(PAUSE_SECONDS, self.start)
-            return
+    def _let_in(self, connected: socket.socket) -> None:
         uid, gid = _credentials(connected)
-        if uid != 0 and not self._in_group(uid, gid):
-            log.warning("a process of user %d was refused: it is not in group %s", uid, self._group)
-            connected.close()
-            return
-        self._serve(connected, root=uid == 0)
+        if uid == 0:
+            self._serve(connected)
+        else:
+            self._readers.welcome(connected, uid, gid)
 
-    def _serve(self, connected: socket.socket, *, root: bool) -> None:
-        if self._connections[root] >= (CONNECTIONS if root else CONNECTIONS_OF_OTHERS):
-            log.warning("a caller was turned away: %d are there already", self._connections[root])
+    def _serve(self, connected: socket.socket) -> None:
+        """Serve root, or turn it away."""
+        if self._connections >= CONNECTIONS:
+            say(logging.WARNING, 0, "a caller was turned away: %d are there already", self._connections)
             connected.close()
             return
 
         def ended() -> None:
-            self._connections[root] -= 1
+            self._connections -= 1
 
         connected.setblocking(False)
         try:
-            connection = Connection(self._registry, connected, root=root, readable=READ_METHODS, on_end=ended)
+            connection = Connection(self._registry, connected, on_end=ended)
         except OSError as error:
             log.warning("a caller was turned away: %s", error.strerror)
             connected.close()
             return
-        self._connections[root] += 1
+        self._connections += 1
         VarlinkTransport(asyncio.get_running_loop(), connected, connected, connection)
 
     def _in_group(self, uid: int, gid: int) -> bool:
