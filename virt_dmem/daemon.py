@@ -19,7 +19,8 @@ import socket
 import sys
 import textwrap
 import time
-from collections.abc import Coroutine
+import traceback
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -35,13 +36,15 @@ from virt_dmem.ipc.server import ControlServer
 from virt_dmem.metrics import write_textfile
 from virt_dmem.patience import within
 from virt_dmem.sdnotify import notify, watchdog_seconds
+from virt_dmem.seldom import Seldom
 from virt_dmem.service import Service
 from virt_dmem.tasks import cancelled
 from virt_dmem.text import clipped, printable
 
-__all__ = ["main", "serve", "in_good_order"]
+__all__ = ["for_ever", "main", "serve", "in_good_order"]
 
 log = logging.getLogger(__name__)
+say = Seldom(log)
 
 FIRST_SYSTEMD_FD = 3
 HOUSEKEEPING_SECONDS = 5.0
@@ -50,6 +53,8 @@ HOUSEKEEPING_SHARE = 0.02
 HOUSEKEEPING_MOST_SECONDS = 10.0
 SETTLE_SECONDS = 0.1
 """What changed is looked at so much later: domains that start and stop in a row come first."""
+AGAIN_SECONDS = 1.0
+"""Until work that ended by a fault of ours is begun again."""
 STOP_SECONDS = 20.0
 """For so long what goes on may take to end, once it was cancelled. Then we end as if killed: less than systemd's
 patience, for the log to say what it was."""
@@ -189,29 +194,39 @@ async def _serve_until(
     service.on_resume = follower.list_anew
     server = ControlServer(listener, readers, service, config.daemon.group)
     server.start()
-    work = [
-        _keep_house(service),
-        _keep_listing(service),
-        _keep_monitors(service),
-        _keep_ready(service),
-        _keep_settled(service),
-        _keep_watch(service),
-        _keep_watchdog_quiet(),
-        follower.run(),
+    work: list[Callable[[], Coroutine[Any, Any, None]]] = [
+        *(
+            partial(keep, service)
+            for keep in (_keep_house, _keep_listing, _keep_monitors, _keep_ready, _keep_settled, _keep_watch)
+        ),
+        _keep_watchdog_quiet,
+        follower.run,
     ]
     if config.metrics.textfile:
-        work.append(_keep_textfile(config.metrics, service))
-    tasks = [asyncio.create_task(task) for task in work]  # none ends by itself, but for a fault of ours
+        work.append(partial(_keep_textfile, config.metrics, service))
+    tasks = [asyncio.create_task(for_ever(each)) for each in work]
     notify("READY=1")
     log.info("ready with %d pools", len(service.list_pools()))
 
     stopping = asyncio.create_task(end.wait())
-    done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
     # an interrupted prepare rolls back, so the ledger is closed after it
     await in_good_order(server.stop(), cancelled([stopping, *tasks]), service.close())
-    for task in done - {stopping}:
-        task.result()  # a task that ended by itself did so by an error: end with it
+
+
+async def for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do work that has no end, and begin it again after each fault of ours: hooks must find a daemon."""
+    while True:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 -- whatever it is
+            say(logging.ERROR, work, "a fault of virt-dmemd, which goes on: %s", _traceback(error))
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
+def _traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 async def in_good_order(*ends: Coroutine[Any, Any, None], seconds: float = STOP_SECONDS) -> None:

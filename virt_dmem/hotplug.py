@@ -30,9 +30,10 @@ from virt_dmem.domain_xml import DomainMemory, read_domain, require_whole_pages
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, HypervisorError, NotMapped
 from virt_dmem.host import find_qemu
 from virt_dmem.hypervisor import Hypervisor
-from virt_dmem.lifecycle import Report, Reporter, placed
+from virt_dmem.lifecycle import Report, Reporter
 from virt_dmem.memory_devices import Device, device_xml, find_device, free_alias, memory_of, require_room
 from virt_dmem.patience import within
+from virt_dmem.qemu_user import placed
 from virt_dmem.qmp import Monitors
 from virt_dmem.records import Extent, ExtentState, Reservation
 from virt_dmem.tasks import aside

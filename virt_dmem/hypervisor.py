@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -91,10 +92,11 @@ def _silent(_context: object, _error: object) -> None:
 libvirt.registerErrorHandler(_silent, None)
 
 
+@cache
 def run_event_loop() -> None:
     """Serve libvirt's events in a thread of its own, for the life of the process.
 
-    To be called once, before any connection is opened that wants events.
+    To be called before any connection is opened that wants events.
     """
     libvirt.virEventRegisterDefaultImpl()
 

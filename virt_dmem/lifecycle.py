@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
 import logging
-import pwd
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -48,24 +45,21 @@ from virt_dmem.host import find_qemu
 from virt_dmem.inventory import Inventory
 from virt_dmem.ipc.messages import Link
 from virt_dmem.ledger import Ledger
-from virt_dmem.libvirt_dirs import domain_directory, owner_of
 from virt_dmem.monitor_xml import socket_of
 from virt_dmem.patience import within
 from virt_dmem.plan import Plan, plan_domain
 from virt_dmem.prefault import Mode, Progress, prefault
+from virt_dmem.qemu_user import placed
 from virt_dmem.records import Extent, Part, Phase, Reservation, Step
 from virt_dmem.tries import Round
 from virt_dmem.units import format_size
 
-__all__ = ["Lifecycle", "Report", "Reporter", "placed"]
+__all__ = ["Lifecycle", "Report", "Reporter"]
 
 log = logging.getLogger(__name__)
 
-_NUMBER = re.compile(r"\+[0-9]{1,10}")
 _LONGEST_HOOK_SECONDS = 3600.0
 """A hook that says it began longer ago than this was told wrong."""
-_MAX_ID = 2**32 - 2
-"""The largest number of a user or group; the next one means none to chown(2)."""
 
 
 @dataclass(frozen=True)
@@ -520,36 +514,3 @@ class Lifecycle:
         if not suspect:
             self.holding.given_back(extent)
         return True
-
-
-def placed(config: Config, domain: DomainMemory) -> tuple[Path, tuple[int, int]]:
-    """Return libvirt's directory for a domain's memory files, and the user and group that QEMU runs as.
-
-    From the DAC label of the XML; a host without the DAC driver has none there, and then QEMU's user is the
-    owner of that directory. For worker threads.
-
-    :raise ExtentError: When there is no such directory, or no such user.
-    """
-    directory = domain_directory(config.libvirt, domain.name, domain.domain_id)
-    uid, gid = owner_of(directory)
-    if domain.dac_user:
-        uid = _number_or(domain.dac_user, lambda name: pwd.getpwnam(name).pw_uid)
-    if domain.dac_group:
-        gid = _number_or(domain.dac_group, lambda name: grp.getgrnam(name).gr_gid)
-    return directory, (uid, gid)
-
-
-def _number_or(label: str, look_up: Callable[[str], int]) -> int:
-    """Return the number of one half of a DAC label: ``+64055`` is one, anything else a name.
-
-    :raise ExtentError: When nobody has that name.
-    """
-    if _NUMBER.fullmatch(label) and int(label[1:]) <= _MAX_ID:
-        return int(label[1:])
-    try:
-        return look_up(label)
-    except (KeyError, ValueError) as error:
-        raise ExtentError(
-            f"The domain's DAC label names {label!r}, whom this host does not know.",
-            hint="Mend <seclabel model='dac'> of the domain, or user and group in qemu.conf.",
-        ) from error

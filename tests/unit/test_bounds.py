@@ -22,9 +22,9 @@ from virt_dmem.domain_xml import DomainMemory, is_managed, read_domain
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, UsageError
 from virt_dmem.guests import read_guest
 from virt_dmem.ipc.messages import AttachWish
-from virt_dmem.lifecycle import qemu_user
 from virt_dmem.memory_devices import find_device, find_devices, free_alias, require_room
 from virt_dmem.plan import ExtentPlan, Plan
+from virt_dmem.qemu_user import placed
 from virt_dmem.rewrite import apply, unapply
 from virt_dmem.secure_xml import XmlRefused, parse_xml
 from virt_dmem.service import Service
@@ -391,10 +391,15 @@ def test_a_hook_that_says_nonsense_of_its_beginning_is_served(service: Service, 
 
 @pytest.mark.parametrize("label", ["+" + DIGITS, "+4294967295", "+-1", "+", "+٣", "n\0"])
 def test_a_label_that_names_no_user_is_refused(label: str, tmp_path: Path) -> None:
-    memory = replace(read_domain(domain()), dac_user=label, dac_group=label)
+    memory = replace(read_domain(domain()), dac_user=label, dac_group=label, domain_id=7)
+    (tmp_path / "qemu.conf").write_text(f'memory_backing_dir = "{tmp_path}"\n')
+    config = Config(libvirt=LibvirtConfig(config_file=str(tmp_path / "qemu.conf")))
+    directory = tmp_path / f"7-{memory.name[:20]}"
+    directory.mkdir()
     with pytest.raises(ExtentError, match="DAC label"):
-        qemu_user(memory, tmp_path)
-    assert qemu_user(replace(memory, dac_user="+4294967294", dac_group="+0"), tmp_path) == (2**32 - 2, 0)
+        placed(config, memory)
+    whom = placed(config, replace(memory, dac_user="+4294967294", dac_group="+0"))
+    assert whom == (directory, (2**32 - 2, 0))
 
 
 def test_an_element_of_very_many_attributes_is_not_even_parsed() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem.daemon import in_good_order
+from virt_dmem import daemon
+from virt_dmem.daemon import for_ever, in_good_order
 from virt_dmem.ipc.server import Work
 from virt_dmem.tasks import cancelled
 
@@ -48,6 +49,33 @@ def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: p
     asyncio.run(story())
     (said,) = [record.message for record in caplog.records if "mended" in record.message]
     assert "stubborn" in said
+
+
+def test_work_that_ends_by_a_fault_of_ours_is_begun_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "AGAIN_SECONDS", 0.01)
+    begun = 0
+
+    async def story() -> None:
+        all_well = asyncio.Event()
+
+        async def faulty() -> None:
+            nonlocal begun
+            begun += 1
+            if begun < 3:
+                raise ValueError("nobody foresaw this")
+            all_well.set()
+            await asyncio.sleep(3600)
+
+        task = asyncio.create_task(for_ever(faulty))
+        async with asyncio.timeout(20):
+            await all_well.wait()
+        await cancelled([task])
+
+    asyncio.run(story())
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert "nobody foresaw this" in caplog.text
 
 
 def test_what_is_asked_of_one_that_ends_is_never_begun() -> None:

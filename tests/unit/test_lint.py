@@ -30,7 +30,7 @@ LAYERS = (
     {"memory_xml", "monitor_xml", "pinning", "boot_reserve"},
     {"qmp"},
     {"domain_xml", "templates", "libvirt_dirs", "extents", "backends.base", "cli.columns", "cli.progress"},
-    {"hotplug_xml", "memory_devices"},
+    {"hotplug_xml", "memory_devices", "qemu_user"},
     {"rewrite", "plan", "hypervisor", "guests", "backends.hugetlbfs", "backends.tmpfs", "cli.parser"}
     | {"backends.dmemfs_original"},
     {"backends.dmemfs"},
