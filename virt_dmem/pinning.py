@@ -25,8 +25,12 @@ _COPYING_HOSTDEVS = ("usb", "scsi")
 _ARGUMENTS = (
     "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/{http://libvirt.org/schemas/domain/qemu/1.0}arg"
 )
-_VFIO_ARGUMENT = re.compile(r"""\bvfio|\biommufd\b|\bnvme://|\bdriver["']?\s*[=:]\s*["']?nvme\b""", re.IGNORECASE)
-_VDPA_ARGUMENT = re.compile(r"\bvhost-vdpa", re.IGNORECASE)
+_VFIO_ARGUMENT = re.compile(
+    r"""^(?:vfio-|iommufd\b)|\b(?:driver|qom-type)["']?\s*[=:]\s*["']?(?:vfio-|iommufd\b)|\bnvme://"""
+    r"""|^(?=.*\bdevice["']?\s*[=:]).*\bdriver["']?\s*[=:]\s*["']?nvme\b"""
+)
+"""Of ``-device``, ``-object``, ``-drive`` and ``-blockdev``; a controller that QEMU emulates is named nvme, too."""
+_VDPA_ARGUMENT = re.compile(r"\bvhost-vdpa")
 
 
 @dataclass(frozen=True)

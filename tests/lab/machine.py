@@ -113,7 +113,8 @@ class Machine:
 
     ``node_gib``: memory of each node, which has one CPU. ``hole_mib``: how much at the end of each node the kernel
     leaves alone, as a host does that keeps memory outside its memory map; ``holes`` has them as address and size
-    in bytes. ``cmdline``: what the kernel is given beside the lab's own. It writes to a layer above ``image``,
+    in bytes. ``cmdline``: what the kernel is given beside the lab's own. ``machine``, ``devices``: QEMU's machine,
+    and devices beside the lab's own, as ``-M`` and ``-device`` take them. It writes to a layer above ``image``,
     which goes away with it.
     """
 
@@ -124,11 +125,14 @@ class Machine:
         node_gib: Sequence[int] = (3, 3),
         hole_mib: int = 0,
         cmdline: str = "",
+        machine: str = "pc",
+        devices: Sequence[str] = (),
         name: str = "lab",
     ) -> None:
         self.image = image
         self.node_gib = tuple(node_gib)
         self.holes = tuple((end - hole_mib * _MIB, hole_mib * _MIB) for end in _ends(self.node_gib) if hole_mib)
+        self.machine, self.devices = machine, tuple(devices)
         self.cmdline = " ".join([*(f"memmap={size:#x}${start:#x}" for start, size in self.holes), cmdline])
         self._scratch = tempfile.TemporaryDirectory(prefix=f"virt-dmem-{name}-")
         self.directory = Path(self._scratch.name)
@@ -181,7 +185,8 @@ class Machine:
         agent = self.directory / "agent.sock"
         agent.unlink(missing_ok=True)
         self._process = subprocess.Popen(self._command(agent, serial), start_new_session=not serial)
-        self._agent = self._wait_for_agent(agent, started + _BOOT_SECONDS * PATIENCE)
+        patience = PATIENCE if self.machine == "pc" else 3 * PATIENCE  # with an IOMMU each interrupt costs more
+        self._agent = self._wait_for_agent(agent, started + _BOOT_SECONDS * patience)
         self.boot_seconds.append(time.monotonic() - started)
 
     def reboot(self, cmdline: str | None = None) -> None:
@@ -222,8 +227,10 @@ class Machine:
         self._agent = None
 
     def _command(self, agent: Path, serial: str) -> list[str]:
-        command = [*_qemu_of(self.image.emulator), "-M", "pc", "-accel", "tcg,thread=multi"]
+        command = [*_qemu_of(self.image.emulator), "-M", self.machine, "-accel", "tcg,thread=multi"]
         command += ["-cpu", _CPU, "-nodefaults"]
+        for device in self.devices:
+            command += ["-device", device]
         command += ["-no-reboot", "-display", "none", "-serial", serial or f"file:{self.console}"]
         command += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd)]
         command += ["-append", f"{_CMDLINE} {self.cmdline}".strip()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The dmemfs module and its test program, built for the lab's kernel by the lab's compiler, but on this machine.
+"""The dmemfs module and its test programs, built for the lab's kernel by the lab's compiler, but on this machine.
 
 In the emulated host that would take minutes. The build runs in a chroot in the image's root, which stays as it is.
 """
@@ -42,6 +42,7 @@ class Built:
 
     module: bytes
     program: bytes
+    vfio_program: bytes
     said: str
 
 
@@ -59,4 +60,5 @@ def build(image: Image) -> Built:
         if done.returncode:
             raise RigError(f"The dmemfs module does not build for {image.suite}:\n{done.stdout}")
         subprocess.run(["strip", "--strip-debug", source / "dmemfs.ko"], check=True)  # most of it
-        return Built((source / "dmemfs.ko").read_bytes(), (source / "tests/dmemtest").read_bytes(), done.stdout)
+        programs = [(source / "tests" / name).read_bytes() for name in ("dmemtest", "vfiotest")]
+        return Built((source / "dmemfs.ko").read_bytes(), *programs, done.stdout)

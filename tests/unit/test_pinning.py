@@ -126,13 +126,17 @@ def test_what_copies_is_not_refused(devices: str) -> None:
     [
         ("vfio-pci,host=3b:00.1", True),
         ('{"driver":"vfio-pci","host":"3b:00.1"}', True),
+        ("driver=vfio-pci,host=3b:00.1", True),
         ("iommufd,id=i", True),
+        ('{"qom-type": "iommufd", "id": "i"}', True),
         ("driver=nvme,device=0000:3b:00.0,namespace=1,node-name=n", True),
         ('{"driver": "nvme", "device": "0000:3b:00.0"}', True),
         ("file=nvme://0000:3b:00.0/1,if=none", True),
         ("type=vhost-vdpa,vhostdev=/dev/vhost-vdpa-0,id=n", True),
         ("nvme,drive=d,serial=1", False),
+        ('{"driver": "nvme", "drive": "d"}', False),
         ("virtio-net-pci,netdev=n", False),
+        ("file=/images/no-vfio-here.img,if=none", False),
     ],
 )
 def test_devices_that_are_given_to_qemu_past_libvirt_count_too(argument: str, *, refused: bool) -> None:
