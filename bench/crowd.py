@@ -202,7 +202,9 @@ def measure(results: Results, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         scale.set_up(scratch)
-        daemon = Daemon((scratch / "config").read_text(), env={"MALLOC_ARENA_MAX": "1"})
+        daemon = Daemon(
+            (scratch / "config").read_text(), env={"MALLOC_ARENA_MAX": "1"}, module="bench.scale_daemon"
+        )
         try:
             for domains in sizes:
                 _at_size(results, daemon, domains, arguments)

@@ -3,8 +3,9 @@
 
 The real ``virt-dmemd`` with its socket, planner and ledger, in the private namespace. Not real are: the nodes (a
 fake sysfs tree over the real one), the memory (mounts of hugetlbfs without pages behind them, in which extents are
-files without pages), the helper (a stand-in that touches nothing and says so) and QEMU (there is none: domains that
-run stand in the ledger as a daemon before this one left them). Nothing is said here of how fast memory is.
+files without pages that give back what they would have), the helper (a stand-in that touches nothing and says so)
+and QEMU (there is none: domains that run stand in the ledger as a daemon before this one left them). Nothing is said
+here of how fast memory is.
 
 One start is the hook's ``prepare`` and ``start``, one stop its ``stopped`` and ``release``. Of ``prepare`` the time
 of the stand-in is taken off: what is left is to read the XML, plan, reserve and make the files. CPU time is the
@@ -345,7 +346,9 @@ def measure(results: Results, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         set_up(scratch)
-        daemon = Daemon((scratch / "config").read_text(), env={"MALLOC_ARENA_MAX": "1"})  # as its unit has it
+        daemon = Daemon(
+            (scratch / "config").read_text(), env={"MALLOC_ARENA_MAX": "1"}, module="bench.scale_daemon"
+        )  # as its unit has it
         try:
             for domains in sizes:
                 _at_size(results, daemon, scratch, domains, arguments)
