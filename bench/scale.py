@@ -3,9 +3,9 @@
 
 The real ``virt-dmemd`` with its socket, planner and ledger, in the private namespace. Not real are: the nodes (a
 fake sysfs tree over the real one), the memory (mounts of hugetlbfs without pages behind them, in which extents are
-files without pages that give back what they would have), the helper (a stand-in that touches nothing and says so)
-and QEMU (there is none: domains that run stand in the ledger as a daemon before this one left them). Nothing is said
-here of how fast memory is.
+files without pages that give back what they would have), the helper (a stand-in that touches nothing) and QEMU
+(there is none: domains that run stand in the ledger as a daemon before this one left them). Nothing is said here of
+how fast memory is.
 
 One start is the hook's ``prepare`` and ``start``, one stop its ``stopped`` and ``release``. Of ``prepare`` the time
 of the stand-in is taken off: what is left is to read the XML, plan, reserve and make the files. CPU time is the
