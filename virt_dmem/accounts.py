@@ -23,6 +23,7 @@ from virt_dmem import segment_files
 from virt_dmem.backends import backend
 from virt_dmem.holding import Holding
 from virt_dmem.inventory import Inventory
+from virt_dmem.ledger import Ledger
 from virt_dmem.records import Extent
 from virt_dmem.segment_files import SegmentUse
 from virt_dmem.tasks import finished
@@ -40,7 +41,8 @@ _PAUSE_SECONDS = 0.01
 class Accounts:
     """What of each segment has come back, and what has not."""
 
-    def __init__(self, inventory: Inventory, holding: Holding) -> None:
+    def __init__(self, ledger: Ledger, inventory: Inventory, holding: Holding) -> None:
+        self._ledger = ledger
         self._inventory = inventory
         self._holding = holding
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -67,12 +69,15 @@ class Accounts:
         :raise OSError: When the file cannot be opened.
         """
         segment = extent.pool
-        async with self._locks[segment], self._holding.at_rest_in(segment):
-            came_back = await finished(asyncio.to_thread(segment_files.empty, extent.path))
-            self._moves[segment] += 1
-            if self._counts_used(segment) and came_back < extent.size_bytes:
+        async with self._holding.at_rest_in(segment):
+            async with self._locks[segment]:
+                came_back = await finished(asyncio.to_thread(segment_files.empty, extent.path))
+                self._moves[segment] += 1
+                if not self._counts_used(segment) or came_back >= extent.size_bytes:
+                    return
                 self._inventory.withhold(segment, extent.shares)
                 self.unsettled.set()
+            await self.audit(segment)
 
     def doubt(self, extent: Extent, given_back_bytes: int) -> None:
         """Withhold what a running guest gave back of an extent by itself, until it is known to have come back."""
@@ -89,7 +94,7 @@ class Accounts:
         actions = []
         for path, size_bytes in held.items():
             found = use.files.get(path)
-            if found and max(found) > size_bytes:
+            if found and max(found) > size_bytes and self.enlarged.get(path) != max(found) - size_bytes:
                 with tries.trying(path):
                     await asyncio.to_thread(segment_files.cut_surplus, Path(path), size_bytes)
                     self._moves[segment] += 1
@@ -134,8 +139,6 @@ class Accounts:
 
         :param use: What was found there just now.
         """
-        if not self._counts_used(segment):
-            return
         moves = self._moves_of(segment)
         missing = await self._missing(segment, use)
         if self._locks[segment].locked():  # what is given back just now is withheld by who does it
@@ -153,6 +156,8 @@ class Accounts:
 
     async def _missing(self, segment: str, use: SegmentUse | None) -> int:
         """Return the least that is found missing: a guest may give something back, or take it, while we add up."""
+        if not self._counts_used(segment):
+            return await self._kept_by_files(segment, use)
         missing = use.missing_bytes if use else sys.maxsize
         for _ in range(_SAMPLES):
             if not missing:
@@ -161,6 +166,12 @@ class Accounts:
             missing = min(missing, found.missing_bytes)
             await asyncio.sleep(_PAUSE_SECONDS)
         return missing
+
+    async def _kept_by_files(self, segment: str, use: SegmentUse | None) -> int:
+        """Return what files hold beyond their size: dmemfs keeps for a file what was cut off it, until it goes."""
+        use = use or await asyncio.to_thread(segment_files.look, str(self._inventory.mount(segment)))
+        sizes = self._ledger.sizes_in(segment)
+        return sum(max(0, found.held_bytes - sizes[path]) for path, found in use.files.items() if path in sizes)
 
     def _moves_of(self, segment: str) -> tuple[int, int] | None:
         """Return what changes with all that we do to files of a segment; ``None`` while something goes on."""

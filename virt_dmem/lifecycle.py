@@ -83,7 +83,7 @@ class Lifecycle:
         self._ledger = ledger
         self._inventory = inventory
         self.holding = Holding(config, ledger, inventory)
-        self.accounts = Accounts(inventory, self.holding)
+        self.accounts = Accounts(ledger, inventory, self.holding)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._broken: set[int] = set()
         self._steps: dict[str, list[Step]] = {}

@@ -49,7 +49,7 @@ def metrics(tmp_path: Path, ledger: Ledger) -> Metrics:
     config = Config(daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)))
     inventory = Inventory(config, ledger)
     holding = Holding(config, ledger, inventory)
-    watch = Watch(config, ledger, inventory, Accounts(inventory, holding), Tries())
+    watch = Watch(config, ledger, inventory, Accounts(ledger, inventory, holding), Tries())
     return Metrics(config, ledger, holding, watch)
 
 
