@@ -94,7 +94,9 @@ class Accounts:
         actions = []
         for path, size_bytes in held.items():
             found = use.files.get(path)
-            if found and max(found) > size_bytes and self.enlarged.get(path) != max(found) - size_bytes:
+            if found is None or max(found) <= size_bytes:
+                continue
+            if path not in self.enlarged or found.size_bytes > size_bytes or self._counts_used(segment):
                 with tries.trying(path):
                     await asyncio.to_thread(segment_files.cut_surplus, Path(path), size_bytes)
                     self._moves[segment] += 1
@@ -112,9 +114,7 @@ class Accounts:
             for extent in some:
                 size_bytes = max(segment_files.use_of(extent.path))
                 if size_bytes > extent.size_bytes:
-                    with contextlib.suppress(
-                        BlockingIOError
-                    ):  # its lease is broken in a while: housekeeping cuts it
+                    with contextlib.suppress(BlockingIOError):  # a lease, which the kernel breaks: cut later
                         segment_files.cut_surplus(extent.path, extent.size_bytes)
                     too_much[str(extent.path)] = size_bytes - extent.size_bytes
             return too_much
@@ -169,9 +169,10 @@ class Accounts:
 
     async def _kept_by_files(self, segment: str, use: SegmentUse | None) -> int:
         """Return what files hold beyond their size: dmemfs keeps for a file what was cut off it, until it goes."""
-        use = use or await asyncio.to_thread(segment_files.look, str(self._inventory.mount(segment)))
+        if use is None:
+            use = await asyncio.to_thread(segment_files.look, str(self._inventory.mount(segment)))
         sizes = self._ledger.sizes_in(segment)
-        return sum(max(0, found.held_bytes - sizes[path]) for path, found in use.files.items() if path in sizes)
+        return sum(max(0, found.held_bytes - sizes.get(path, sys.maxsize)) for path, found in use.files.items())
 
     def _moves_of(self, segment: str) -> tuple[int, int] | None:
         """Return what changes with all that we do to files of a segment; ``None`` while something goes on."""
