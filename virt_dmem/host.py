@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from virt_dmem.patience import each
+from virt_dmem.overdue import each
 
 __all__ = [
     "ROOT",

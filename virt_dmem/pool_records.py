@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from virt_dmem.backends import BACKENDS
 from virt_dmem.backends.base import PoolRecord
 from virt_dmem.config import Config
 from virt_dmem.errors import PoolError, PoolNotFound
@@ -112,8 +111,6 @@ def _wrong(record: PoolRecord, stem: str) -> str:
     page = record.page_size
     if record.name != stem or not _SEGMENT.fullmatch(record.name):
         return f"it is of {record.name!r}"
-    if record.backend not in BACKENDS:
-        return f"there is no backend {record.backend!r}"
     if page <= 0 or page & (page - 1):
         return f"there are no pages of {page} bytes"
     if not record.nodes or any(

@@ -15,12 +15,13 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
 from virt_dmem import ballast, beneath, host, ready
 from virt_dmem.backends import backend as backend_named
-from virt_dmem.backends.base import Backend, Job, NodeShare, PoolRecord, Report
+from virt_dmem.backends.base import Backend, BackendName, Job, NodeShare, PoolRecord, Report
 from virt_dmem.config import Config
 from virt_dmem.errors import (
     DmemError,
@@ -95,7 +96,7 @@ def create(
         sizes = kind.default_sizes(page_size, records(config), root=root)
     record = PoolRecord(
         name=name,
-        backend=backend,
+        backend=cast(BackendName, kind.name),
         page_size=page_size,
         mount=str(config.pools_dir.resolve() / name),
         nodes={node: NodeShare(size) for node, size in shares_of(kind, page_size, sizes, root).items()},

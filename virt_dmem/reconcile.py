@@ -26,7 +26,8 @@ from virt_dmem.ledger import Ledger
 from virt_dmem.libvirt_dirs import dangling_links, remove_dangling
 from virt_dmem.lifecycle import Lifecycle
 from virt_dmem.mending import Mender
-from virt_dmem.patience import each, within
+from virt_dmem.overdue import each
+from virt_dmem.patience import within
 from virt_dmem.plan import NO_NODE
 from virt_dmem.pools import PoolRecord
 from virt_dmem.records import Extent, ExtentState

@@ -20,6 +20,7 @@ SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".c
 LAYERS = (
     {"", "text"},
     {"errors"},
+    {"overdue"},
     {"patience", "beneath"},
     {"host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
     | {"tasks", "alert_codes", "xml_layout", "ram_ids", "seldom", "turns", "peer"},

@@ -55,8 +55,8 @@ def service(tmp_path: Path) -> Iterator[Service]:
 def test_the_end_of_a_domain_is_nothing_to_one_that_is_named_as_its_uuid(service: Service, operation: str) -> None:
     reserve(service._ledger, OURS, THEIRS, Phase.PREPARED)
     asyncio.run(service.hook(operation, xml(THEIRS, "theirs"), lambda _: None))
-    (held,) = service.list_domains()
-    assert (held.uuid, held.phase) == (OURS, "prepared")
+    (held,) = service._ledger.reservations()
+    assert (held.uuid, held.phase) == (OURS, Phase.PREPARED)
 
 
 def test_what_qemu_and_libvirt_say_of_a_domain_is_not_taken_for_another_s(service: Service) -> None:

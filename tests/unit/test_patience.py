@@ -20,7 +20,8 @@ import pytest
 from tests.rig.hostile_user import USER, a_leaseholder, a_process_that_cannot_be_read
 from virt_dmem import extents, host
 from virt_dmem.errors import Delayed, NotMapped
-from virt_dmem.patience import each, within
+from virt_dmem.overdue import each
+from virt_dmem.patience import within
 
 T = TypeVar("T")
 UUID = "b31b41e6-66e0-4abb-873d-d1c0bfc91fb4"

@@ -27,6 +27,7 @@ __all__ = [
     "BASE_PAGE",
     "NO_NODE",
     "Backend",
+    "BackendName",
     "Job",
     "NodeShare",
     "PoolRecord",
@@ -50,6 +51,10 @@ Report = Callable[[str, int, int], None]
 def struct_pages_of(size_bytes: int) -> int:
     """Return the bytes of struct pages that an ordinary host keeps for so much memory."""
     return size_bytes // BASE_PAGE * _STRUCT_PAGE
+
+
+BackendName = Literal["hugetlbfs", "dmemfs", "tmpfs"]
+"""What a record may name: any other word is a fault of the record."""
 
 
 class NodeShare(msgspec.Struct):
@@ -77,7 +82,7 @@ class PoolRecord(msgspec.Struct):
 
     name: str
     """The segment's: that of the pool for the first one, ``POOL+1`` and so on for those that were added."""
-    backend: str
+    backend: BackendName
     page_size: int
     mount: str
     nodes: dict[int, NodeShare]
