@@ -287,12 +287,13 @@ def error_from_code(code: str, message: str, hint: str) -> DmemError:
     return _tree(DmemError).get(code, DmemError)(message, hint=hint)
 
 
-def explain(code: str) -> str:
+def explain(code: str, others: dict[str, str]) -> str:
     """Return what ``code`` means in a few sentences.
 
+    :param others: Codes that are not of errors, and what they mean.
     :raise UsageError: When there is no such code.
     """
-    known = _tree(DmemError)
+    known = {name: kind.explanation for name, kind in _tree(DmemError).items()} | others
     if code not in known:
-        raise UsageError(f"There is no error code {code!r}.", hint=f"The codes are: {', '.join(sorted(known))}.")
-    return known[code].explanation
+        raise UsageError(f"There is no code {code!r}.", hint=f"The codes are: {', '.join(sorted(known))}.")
+    return known[code]
