@@ -128,8 +128,9 @@ class DaemonUnreachable(DmemError):
     code = "daemon-unreachable"
     exit_status = ExitStatus.DAEMON_UNREACHABLE
     explanation = (
-        "virt-dmemd did not answer on its control socket. Running guests are not affected; guests that take "
-        "their memory from a pool cannot be started until it answers."
+        "virt-dmemd did not answer on its control socket, or answers only root and members of its group, as the "
+        "message then says. Running guests are not affected; where it does not run, guests that take their memory "
+        "from a pool cannot be started until it does."
     )
 
 
