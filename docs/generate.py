@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -203,6 +203,8 @@ def _keys() -> str:
 
 def _kind(kind: object) -> str:
     names: dict[object, str] = {str: "String", int: "Whole number", float: "Number", bool: "true or false"}
+    if choices := get_args(kind):
+        return "One of " + ", ".join(_roff(f'"{choice}"').replace('"', "\\(dq") for choice in choices)
     return names.get(kind, str(kind))
 
 

@@ -148,7 +148,7 @@ class Accounts:
         self._inventory.set_withheld(segment, missing if still else min(missing, before))
         after = self._withheld_bytes(segment)
         if after > before:
-            log.warning("pool %s: %s are in no file of a domain and not free", segment, format_size(after))
+            log.warning("pool %s: %s belong to no domain and are not free", segment, format_size(after))
         elif before and not after:
             log.info("pool %s: all memory has come back", segment)
         if after:

@@ -54,12 +54,13 @@ EXPLANATIONS = {
     EXTENT_ENLARGED: (
         "A process that has the memory file of a domain open, its QEMU or who QEMU passed it to, made it larger "
         "than the domain reserved, or took memory beyond its end. It was cut to its size. QEMU never does that by "
-        "itself, so look what runs as QEMU's user."
+        "itself, so look what runs as QEMU's user. The alert ends with the domain."
     ),
     MEMORY_PINNED: (
         "Guests gave memory back, and some of it is pinned by a process or a device: io_uring, direct I/O or RDMA "
         "that has not ended. The kernel keeps these pages until the pin is gone, and the pool is so much smaller "
-        "for so long. Nobody else gets them, and they are free by themselves afterwards."
+        "for so long. Nobody else gets them, and they are free by themselves afterwards. 'virt-dmem pool show' "
+        "says how much it is."
     ),
     MEMORY_FAILED: (
         "QEMU reported that memory of a domain failed in hardware. The domain goes on if the failure hit nothing "

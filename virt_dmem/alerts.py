@@ -152,8 +152,8 @@ def _quarantined(facts: Facts) -> Iterable[Alert]:
         yield Alert(
             EXTENT_QUARANTINED,
             str(extent.path),
-            f"{format_size(extent.size_bytes)} of pool {extent.pool} are held by a process, and their domain"
-            f" {extent.uuid} is gone.",
+            f"A process still has {format_size(extent.size_bytes)} of pool {extent.pool} that domain {extent.uuid}"
+            " had before it ended.",
             f"'fuser -v {extent.path}' names the process; end it, and the memory is free some seconds later.",
         )
 
@@ -163,8 +163,10 @@ def _enlarged(facts: Facts) -> Iterable[Alert]:
         yield Alert(
             EXTENT_ENLARGED,
             path,
-            f"The file {path} of a domain was {format_size(size)} larger than what the domain holds; it was cut.",
-            f"'fuser -v {path}' names who has it open; QEMU does not do that by itself.",
+            f"The memory file {path} of a domain was made {format_size(size)} larger than what the domain reserved;"
+            " it was cut back.",
+            f"'fuser -v {path}' names who has it open; QEMU does not do that by itself. The alert ends with the"
+            " domain.",
         )
 
 
@@ -173,9 +175,9 @@ def _pinned(facts: Facts) -> Iterable[Alert]:
         yield Alert(
             MEMORY_PINNED,
             segment,
-            f"{format_size(size)} of pool {segment} are in no file of a domain and not free: guests gave them back,"
-            " and a process or a device keeps them pinned.",
-            "They are free by themselves when the pin is gone; look for processes of QEMU's user that outlive their"
+            f"{format_size(size)} of pool {segment} belong to no domain and are not free: most likely guests gave"
+            " them back, and a process or a device keeps them pinned.",
+            "They are free by themselves when the pin is gone: look for processes of QEMU's user that outlive their"
             " guest, for direct I/O or RDMA that does not end, and for files in the pool that are not virt-dmem's.",
         )
 

@@ -173,14 +173,16 @@ def pools_mounted(machine: Host) -> Result:
         return _fail(failure.message, failure.hint)
     if not recorded:
         return _warn("There is no pool yet.", "Make one: virt-dmem pool create NAME --size SIZE")
-    wrong = []
+    wrong, commands = [], dict[str, None]()
     for pool in recorded:
         has = sum(pools.capacity(pool, root=machine.root).values())
         if pool.state != "ready" or has < pool.wanted_bytes:
             has_of = f"{format_size(has)} of {format_size(pool.wanted_bytes)}"
             wrong.append(f"{pool.name} is {pool.state} and has {has_of}")
+            verb = "destroy" if pool.state == "destroying" else "mount"
+            commands[f"'virt-dmem pool {verb} {pool.pool}'"] = None
     if wrong:
-        return _fail(f"Pool {'; '.join(wrong)}.", "Run 'virt-dmem pool mount NAME', and read what it says.")
+        return _fail(f"Pool {'; '.join(wrong)}.", f"Run {' and '.join(commands)}, and read what it says.")
     return _pass(f"{len(recorded)} as recorded: {', '.join(pool.name for pool in recorded)}.")
 
 

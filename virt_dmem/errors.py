@@ -128,8 +128,9 @@ class DaemonUnreachable(DmemError):
     code = "daemon-unreachable"
     exit_status = ExitStatus.DAEMON_UNREACHABLE
     explanation = (
-        "virt-dmemd did not answer on its control socket. Running guests are not affected; guests that take "
-        "their memory from a pool cannot be started until it answers."
+        "virt-dmemd did not answer on its control socket, or answers only root and members of its group, as the "
+        "message then says. Running guests are not affected; where it does not run, guests that take their memory "
+        "from a pool cannot be started until it does."
     )
 
 
@@ -287,12 +288,13 @@ def error_from_code(code: str, message: str, hint: str) -> DmemError:
     return _tree(DmemError).get(code, DmemError)(message, hint=hint)
 
 
-def explain(code: str) -> str:
+def explain(code: str, others: dict[str, str]) -> str:
     """Return what ``code`` means in a few sentences.
 
+    :param others: Codes that are not of errors, and what they mean.
     :raise UsageError: When there is no such code.
     """
-    known = _tree(DmemError)
+    known = {name: kind.explanation for name, kind in _tree(DmemError).items()} | others
     if code not in known:
-        raise UsageError(f"There is no error code {code!r}.", hint=f"The codes are: {', '.join(sorted(known))}.")
-    return known[code].explanation
+        raise UsageError(f"There is no code {code!r}.", hint=f"The codes are: {', '.join(sorted(known))}.")
+    return known[code]

@@ -239,8 +239,8 @@ class Inventory:
             domains = {reservation.uuid: reservation.name for reservation in self._ledger.reservations()}
             holders = sorted({domains.get(extent.uuid, extent.uuid) for extent in held})
             raise PoolBusy(
-                f"Pool {name} holds {format_size(sum(extent.size_bytes for extent in held))} of"
-                f" {len(holders)} domains: {', '.join(holders)}.",
+                f"Domains hold {format_size(sum(extent.size_bytes for extent in held))} of pool {name}:"
+                f" {', '.join(holders)}.",
                 hint="Stop these domains first; 'virt-dmem show DOMAIN' tells what each holds.",
             )
         self._retiring.update(names)

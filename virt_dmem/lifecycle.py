@@ -173,7 +173,7 @@ class Lifecycle:
             await self.accounts.hold_to_size(reservation.extents)
             self._ledger.set_links({extent.id: "" for extent in reservation.extents})
             self._ledger.set_phase(domain.uuid, Phase.RUNNING)
-            log.info("%s: QEMU %d runs on %s of ours", domain.name, pid, format_size(reservation.size_bytes))
+            log.info("%s: QEMU %d runs on %s of pool memory", domain.name, pid, format_size(reservation.size_bytes))
 
     async def stopped(self, uuid: str) -> None:
         """Note that the domain stops; QEMU may still live, so nothing is freed."""

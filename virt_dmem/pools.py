@@ -289,8 +289,10 @@ def take_down(config: Config, kind: Backend, job: Job) -> None:
     if left:
         raise PoolError(
             f"Pool {record.name} is unmounted, but {format_size(left)} of {format_size(in_all)} would not go"
-            " back to the host: other processes use these pages, or memory for their struct pages is missing.",
-            hint=f"Free memory, then run 'virt-dmem pool destroy {record.name}' again.",
+            " back to the host: a process or a device has pages of it (one pinned page keeps all of them), or"
+            " memory for their struct pages is missing.",
+            hint=f"End what has them or free memory, then run 'virt-dmem pool destroy {record.name}' again;"
+            " 'virt-dmem explain memory-pinned' says what may pin pages.",
         )
     _path(config, record.name).unlink(missing_ok=True)
     _sync(config.pool_records_dir)

@@ -231,8 +231,10 @@ class _Work:
         if left:
             raise PoolError(
                 f"Pool {name} has the size that was asked for, but {format_size(left)} would not go back to the"
-                " host: other processes use these pages, or memory for their struct pages is missing.",
-                hint="Free memory, then ask for the same size again.",
+                " host: a process or a device has pages of it (one pinned page keeps all of a segment), or memory"
+                " for their struct pages is missing.",
+                hint="End what has them or free memory, then ask for the same size again; 'virt-dmem explain"
+                " memory-pinned' says what may pin pages.",
             )
 
     def grow(self, first: PoolRecord, change: Change) -> None:

@@ -30,10 +30,10 @@ with socket.socket(socket.AF_UNIX) as daemon:
 """
 
 
-def ask_as(user: str, group: str, method: str, **parameters: object) -> str:
-    """What another user gets to hear."""
+def ask_as(user: str, group: str, method: str, *, groups: str = "", **parameters: object) -> str:
+    """What another user gets to hear; ``groups``: those it has besides, as of systemd's SupplementaryGroups=."""
     call = json.dumps({"method": f"dev.virt-dmem.{method}", "parameters": parameters})
-    who = ["setpriv", "--reuid", user, "--regid", group, "--clear-groups"]
+    who = ["setpriv", "--reuid", user, "--regid", group, *(["--groups", groups] if groups else ["--clear-groups"])]
     done = subprocess.run(
         [*who, "/usr/bin/python3", "-IS", "-c", _ASK, call], capture_output=True, text=True, check=False
     )
@@ -77,6 +77,7 @@ def test_a_member_of_the_group_may_read_and_not_change(rawdaemon: Daemon) -> Non
     assert json.loads(ask_as("nobody", GROUP, "ListPools")) == {"parameters": {"pools": []}}
     assert json.loads(ask_as("nobody", GROUP, "ListAlerts")) == {"parameters": {"alerts": []}}
     assert "virt_dmem_build_info" in ask_as("nobody", GROUP, "ShowMetrics")
+    assert "virt_dmem_build_info" in ask_as("nobody", "nogroup", "ShowMetrics", groups=f"tty,{GROUP}")
     for method, parameters in {
         "RefreshPools": {},
         "RetirePool": {"name": "x"},

@@ -95,8 +95,8 @@ def test_a_pause_is_an_alert_as_long_as_it_lasts() -> None:
 
 def test_no_alert_has_the_code_of_an_error() -> None:
     for code in EXPLANATIONS:
-        with pytest.raises(Exception, match="no error code"):
-            explain(code)
+        with pytest.raises(Exception, match="no code"):
+            explain(code, {})
 
 
 def test_memory_devices_are_read_from_live_xml_by_their_alias() -> None:

@@ -138,6 +138,12 @@ def test_a_pool_that_is_not_mounted_or_not_ready_is_a_fault(machine: Host) -> No
     assert checks.pools_mounted(machine).status is Status.PASS
     pool(machine, "q", state="creating")
     assert "q is creating" in checks.pools_mounted(machine).message
+    assert "'virt-dmem pool mount q'" in checks.pools_mounted(machine).hint
+
+
+def test_a_pool_that_was_not_given_back_whole_is_to_be_destroyed_again(machine: Host) -> None:
+    pool(machine, "half", state="destroying")
+    assert "'virt-dmem pool destroy half'" in checks.pools_mounted(machine).hint
 
 
 def test_a_pool_must_not_be_the_first_hugetlbfs_mount_of_its_page_size(machine: Host) -> None:

@@ -56,7 +56,8 @@ def test_a_failure_is_what_happened_and_below_it_what_to_do(capsys: pytest.Captu
     assert main(["explain", "nonsense"]) == ExitStatus.USAGE
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("virt-dmem: There is no error code 'nonsense'.\n  The codes are: ")
+    assert said.err.startswith("virt-dmem: There is no code 'nonsense'.\n  The codes are: ")
+    assert "memory-pinned" in said.err, "those of alerts as well"
 
 
 @pytest.mark.parametrize("args", [["--json", "explain", "nonsense"], ["explain", "nonsense", "--json"]])
@@ -66,7 +67,7 @@ def test_with_json_a_failure_is_an_object_too(args: list[str], capsys: pytest.Ca
     answer = json.loads(said.out)
     assert answer["schema"] == 1
     assert answer["error"]["code"] == "usage"
-    assert answer["error"]["message"] == "There is no error code 'nonsense'."
+    assert answer["error"]["message"] == "There is no code 'nonsense'."
     assert answer["error"]["hint"] in said.err
 
 

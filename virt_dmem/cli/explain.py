@@ -15,7 +15,7 @@ __all__ = ["explain"]
 
 def explain(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Print what the code of an error or an alert means."""
-    explanation = EXPLANATIONS.get(args.code) or errors.explain(args.code)
+    explanation = errors.explain(args.code, EXPLANATIONS)
     out.text(explanation)
     out.result(code=args.code, explanation=explanation)
     return ExitStatus.DONE

@@ -86,7 +86,8 @@ def _run(arguments: list[str]) -> ExitStatus:
     except PermissionError as error:
         failure = PermissionRefused(
             _sentence(error),
-            hint="Run it as root, or look with a member of the group virt-dmem.",
+            hint="Run it as root; members of the group virt-dmem may use list, show, pool list, pool show, alerts"
+            " and metrics.",
         )
     except OSError as error:
         failure = DmemError(_sentence(error), hint="'virt-dmem check' looks around.")

@@ -188,7 +188,8 @@ def show(args: argparse.Namespace, out: Output) -> ExitStatus:
     row = next((row for row in _rows(config, out) if row["name"] == args.name), None)
     if row is None:
         row = _row_of(pools.segments(config, args.name))
-    shown = ("NAME", "BACKEND", "PAGES", "READY", "TO-BE-READY", "READY-MOST", "READY-FOR", "STATE", "MOUNT")
+    ready = ("READY", "TO-BE-READY", "READY-MOST", "READY-FOR")
+    shown = ("NAME", "BACKEND", "PAGES", *ready, "PINNED", "STATE", "MOUNT")
     out.table([columns.POOLS[name] for name in shown], [row])
     out.text("")
     out.table(list(columns.NODES.values()), row["nodes"])

@@ -104,9 +104,10 @@ unplugs is the pool's again when it has unplugged all that was asked, unless the
 device lies on several nodes. Needs root.""",
     "alerts": """\
 What no command has failed to tell: a domain of ours that runs outside of any
-pool, memory attached past us, an extent whose domain is gone, a pool smaller
-than its reservations, a fight over a domain's XML, automatic apply that is
-paused. What to do stands below each.""",
+pool, memory or a device attached past us, an extent whose domain is gone or
+that somebody enlarged, memory that is pinned or failed, a pool smaller than its
+reservations, a damaged ledger, what could not be reconciled, a fight over a
+domain's XML, automatic apply that is paused. What to do stands below each.""",
     "pause-apply": """\
 Over restarts of virt-dmemd, for so long or until --resume, which also applies
 what was defined meanwhile. apply works all the time. Needs root.""",

@@ -19,6 +19,8 @@ __all__ = ["Client"]
 
 ANSWER_TIMEOUT_SECONDS = 30.0
 
+_HUNG_UP = "'journalctl -u virt-dmemd' says why it hung up."
+
 
 class Client:
     """A connection to ``virt-dmemd``; use it as a context manager.
@@ -35,7 +37,8 @@ class Client:
             try:
                 self._socket.connect(str(path))
             except PermissionError:  # who is not root has a socket of its own: READERS_SOCKET_NAME
-                self._socket.connect(f"{path}-ro")
+                self._path = f"{path}-ro"
+                self._socket.connect(self._path)
         except OSError as error:
             self._socket.close()
             raise self._unreachable_by(error) from error
@@ -52,6 +55,13 @@ class Client:
                 f"timed out after {self._socket.gettimeout():g} s without a word",
                 "Restart it with 'systemctl restart virt-dmemd.service': guests that run keep running.",
             )
+        if isinstance(error, PermissionError):
+            return self._unreachable(
+                "only root and members of its group may connect",
+                "Run it as root, or as a member of the group that 'ls -l' shows of that socket.",
+            )
+        if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
+            return self._unreachable("it closed the connection", _HUNG_UP)
         return self._unreachable(error.strerror or error)
 
     def _unreachable(
@@ -94,7 +104,7 @@ class Client:
         while b"\0" not in chunks[-1]:
             chunks.append(self._socket.recv(65536))
             if not chunks[-1]:
-                raise self._unreachable("it closed the connection")
+                raise self._unreachable("it closed the connection", _HUNG_UP)
         message, _, self._buffer = b"".join(chunks).partition(b"\0")
         return message
 

@@ -92,7 +92,11 @@ class _Desk(Caller):
         :raise Failed: When it does not.
         """
         if call.method_name not in READ_METHODS:
-            raise failed(PermissionRefused(f"{call.method_name} is for root.", hint="Run the command with sudo."))
+            raise failed(
+                PermissionRefused(
+                    f"Only root may call {call.method_name} of virt-dmemd.", hint="Run the command with sudo."
+                )
+            )
         answer: asyncio.Future[None] | None = super().call_received(call, fds)
         return answer
 

@@ -54,6 +54,8 @@ say = Seldom(log)
 T = TypeVar("T")
 
 _PEERCRED = struct.Struct("3i")
+_SO_PEERGROUPS = 59
+"""<asm-generic/socket.h>, since Linux 4.13; Python has no name for it."""
 
 CONNECTIONS = 256
 """Of root at a time. Each takes two file descriptors, of the 1024 that a service has."""
@@ -382,6 +384,10 @@ class ControlServer:
 
     def __init__(self, listener: socket.socket, readers: socket.socket, handler: Handler, group: str) -> None:
         self._group = group
+        try:
+            self._gid = grp.getgrnam(group).gr_gid
+        except KeyError:
+            self._gid = -1
         self._connections = 0
         self._registry = VarlinkInterfaceRegistry()
         self._registry.register_interface(
@@ -412,7 +418,7 @@ class ControlServer:
         if uid == 0:
             self._serve(connected)
         else:
-            self._readers.welcome(connected, uid, gid)
+            self._readers.welcome(connected, uid, self._gid if self._gid in _more_groups(connected) else gid)
 
     def _serve(self, connected: socket.socket) -> None:
         """Serve root, or turn it away."""
@@ -446,3 +452,12 @@ def _credentials(connected: socket.socket) -> tuple[int, int]:
     """Return user and group that the caller had when it connected."""
     _pid, uid, gid = _PEERCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
     return uid, gid
+
+
+def _more_groups(connected: socket.socket) -> tuple[int, ...]:
+    """Return the supplementary groups that the caller had when it connected; none if there are more than 256."""
+    try:
+        found = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    except OSError:  # ERANGE
+        return ()
+    return struct.unpack(f"{len(found) // 4}I", found)
