@@ -69,11 +69,17 @@ class Inventory:
         names = {Path(path).stem for path in self._damaged}
         kept = {name: record for name, record in self._records.items() if name in names}
         self._records = kept | {record.name: record for record in found}
-        self._withheld = {name: one for name, one in self._withheld.items() if name in self._records}
+        self._withheld = {name: one for name, one in self._withheld.items() if name in self.ready()}
         there = {record.pool for record in self._records.values()} | {name.partition("+")[0] for name in names}
         for gone in self._ledger.drained() - there:
             self._ledger.set_drained(gone, drained=False)
         self._draining = self._ledger.drained()
+
+    def look_for_damage(self) -> None:
+        """Read the records again if one cannot be read any more, or can be again."""
+        _, damaged = pools.readable(self._config)
+        if damaged.keys() != self._damaged.keys():
+            self.read_records()
 
     def damaged(self) -> Mapping[str, DmemError]:
         """Return why records of pools (by path) cannot be read."""

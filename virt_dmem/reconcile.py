@@ -63,7 +63,7 @@ async def from_host(now: Reality) -> list[str]:
     with now.tries.trying("the ledger's rows of earlier boots"):
         actions += _forget_earlier_boots(now)
     with now.tries.trying("records of pools"):
-        _read_damaged_again(now)
+        _look_for_damage(now)
     with now.tries.trying("interrupted preparations"):
         actions += await _free_interrupted(now)
     with now.tries.trying("memory devices"):
@@ -85,10 +85,8 @@ async def from_host(now: Reality) -> list[str]:
     return actions
 
 
-def _read_damaged_again(now: Reality) -> None:
-    if not now.inventory.damaged():
-        return
-    now.inventory.read_records()
+def _look_for_damage(now: Reality) -> None:
+    now.inventory.look_for_damage()
     for path, why in now.inventory.damaged().items():
         with now.tries.trying(path):
             raise why

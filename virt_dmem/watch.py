@@ -111,7 +111,7 @@ class Watch:
             on_raw_memory=passthrough.on_raw_memory(self._ledger, self._inventory, self._guests.values()),
             quarantined=self._ledger.quarantined(),
             capacity=self._inventory.capacity(),
-            reserved=self._ledger.reserved(),
+            reserved=self._reserved(),
             pinned=self._pinned(),
             enlarged=self._accounts.enlarged,
             failed=self._tries.failed(),
@@ -121,6 +121,11 @@ class Watch:
             paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,
             is_alive=self._is_alive,
         )
+
+    def _reserved(self) -> dict[tuple[str, int], int]:
+        """Return what domains hold, but for segments whose record cannot be read: that is an alert of its own."""
+        unknown = {Path(path).stem for path in self._inventory.damaged()}
+        return {where: size for where, size in self._ledger.reserved().items() if where[0] not in unknown}
 
     def _pinned(self) -> dict[str, int]:
         """Return what has been withheld for longer than a process takes to end."""
