@@ -9,6 +9,7 @@ overdue is left behind; what it waits for is not asked again before it came back
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import threading
@@ -39,7 +40,6 @@ async def within(call: Callable[[], T], about: str, *, seconds: float = PATIENCE
     """
     if _overdue.forbids(about):
         raise _delayed(about, "still")
-    import asyncio  # noqa: PLC0415 -- takes long, and no command waits so
 
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
