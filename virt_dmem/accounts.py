@@ -17,12 +17,15 @@ import logging
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from virt_dmem import segment_files
 from virt_dmem.backends import backend
+from virt_dmem.errors import Delayed
 from virt_dmem.holding import Holding
 from virt_dmem.inventory import Inventory
+from virt_dmem.patience import within
 from virt_dmem.records import Extent
 from virt_dmem.segment_files import SegmentUse
 from virt_dmem.tasks import finished
@@ -91,7 +94,7 @@ class Accounts:
             found = use.files.get(path)
             if found and max(found) > size_bytes:
                 with tries.trying(path):
-                    await asyncio.to_thread(segment_files.cut_surplus, Path(path), size_bytes)
+                    await self._cut(Path(path), size_bytes)
                     self._moves[segment] += 1
                     self.enlarged[path] = max(found) - size_bytes
                     actions.append(
@@ -102,21 +105,25 @@ class Accounts:
     async def hold_to_size(self, some: Sequence[Extent]) -> None:
         """Cut extents that QEMU's user, who owned them for a moment, made larger."""
 
-        def cut() -> dict[str, int]:
-            too_much = {}
-            for extent in some:
-                size_bytes = max(segment_files.use_of(extent.path))
-                if size_bytes > extent.size_bytes:
-                    with contextlib.suppress(
-                        BlockingIOError
-                    ):  # its lease is broken in a while: housekeeping cuts it
-                        segment_files.cut_surplus(extent.path, extent.size_bytes)
-                    too_much[str(extent.path)] = size_bytes - extent.size_bytes
-            return too_much
+        def too_much() -> list[tuple[Extent, int]]:
+            found = [(extent, max(segment_files.use_of(extent.path)) - extent.size_bytes) for extent in some]
+            return [(extent, size_bytes) for extent, size_bytes in found if size_bytes > 0]
 
-        for path, size_bytes in (await asyncio.to_thread(cut)).items():
-            log.warning("%s was %s larger than what its domain holds; it was cut", path, format_size(size_bytes))
-            self.enlarged[path] = size_bytes
+        for extent, size_bytes in await asyncio.to_thread(too_much):
+            with contextlib.suppress(BlockingIOError, Delayed):  # a lease, or a write: housekeeping cuts it
+                await self._cut(extent.path, extent.size_bytes)
+            log.warning(
+                "%s was %s larger than what its domain holds; it is cut", extent.path, format_size(size_bytes)
+            )
+            self.enlarged[str(extent.path)] = size_bytes
+
+    @staticmethod
+    async def _cut(path: Path, size_bytes: int) -> None:
+        """Cut a file; who writes to it meanwhile, from a page that never comes, has the lock of its inode.
+
+        :raise Delayed: When that takes too long.
+        """
+        await within(partial(segment_files.cut_surplus, path, size_bytes), f"the size of {path}")
 
     def forget_enlarged(self, held: Collection[str]) -> None:
         """Forget the files that are in no row of the ledger any more."""
