@@ -123,7 +123,9 @@ class Accounts:
 
         :raise Delayed: When that takes too long.
         """
-        await within(partial(segment_files.cut_surplus, path, size_bytes), f"the size of {path}")
+        await within(
+            partial(segment_files.cut_surplus, path, size_bytes), f"the size of {path}", of=path.parent.name
+        )
 
     def forget_enlarged(self, held: Collection[str]) -> None:
         """Forget the files that are in no row of the ledger any more."""

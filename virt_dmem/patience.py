@@ -30,39 +30,42 @@ _EACH_SECONDS = 0.5
 
 
 class _Overdue:
-    """The threads that were left behind, by what they wait for; never more than so many."""
+    """The threads that were left behind, by what they wait for; never more than so many, in all and of one."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_of_one: int) -> None:
         self._most = most
+        self._most_of_one = most_of_one
         self._lock = threading.Lock()
-        self._threads: dict[Hashable, threading.Thread] = {}
+        self._threads: dict[Hashable, tuple[threading.Thread, str]] = {}
 
-    def add(self, about: Hashable, thread: threading.Thread) -> None:
+    def add(self, about: Hashable, thread: threading.Thread, of: str = "") -> None:
         """Take note of one."""
         with self._lock:
-            self._threads[about] = thread
+            self._threads[about] = thread, of
 
-    def forbids(self, about: Hashable) -> bool:
+    def forbids(self, about: Hashable, of: str = "") -> bool:
         """Tell whether one waits for this already, or there are too many."""
         with self._lock:
-            self._threads = {key: thread for key, thread in self._threads.items() if thread.is_alive()}
-            return about in self._threads or len(self._threads) >= self._most
+            self._threads = {key: one for key, one in self._threads.items() if one[0].is_alive()}
+            of_one = sum(owner == of for _, owner in self._threads.values()) if of else 0
+            return about in self._threads or len(self._threads) >= self._most or of_one >= self._most_of_one
 
 
-_overdue = _Overdue(256)
-_overdue_items = _Overdue(64)
+_overdue = _Overdue(256, 8)
+_overdue_items = _Overdue(64, 64)
 """Of ``each``: many processes may be hostile, and no domain is to fail for that."""
 
 
-async def within(call: Callable[[], T], about: str, *, seconds: float = PATIENCE_SECONDS) -> T:
+async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: float = PATIENCE_SECONDS) -> T:
     """Call something from the event loop, which goes on turning, and wait so long for its end.
 
     Who is cancelled meanwhile is so when the call has ended, or is overdue: a change of files is made or not made.
 
     :param about: What may be slow, for the message; while a call about it is overdue, others fail at once.
+    :param of: The domain (UUID) that has many such things: few of them may be overdue, lest none is left for others.
     :raise Delayed: When it takes longer; it may come to its end later all the same.
     """
-    if _overdue.forbids(about):
+    if _overdue.forbids(about, of):
         raise _delayed(about, "still")
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
@@ -86,7 +89,7 @@ async def within(call: Callable[[], T], about: str, *, seconds: float = PATIENCE
 
     def give_up() -> None:
         if not outcome.done():
-            _overdue.add(about, thread)
+            _overdue.add(about, thread, of)
             outcome.set_exception(_delayed(about, f"for {seconds:.0f} s"))
 
     context = contextvars.copy_context()

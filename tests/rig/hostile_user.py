@@ -109,10 +109,13 @@ _UNREADABLE = """
 # answered: the kernel holds the lock of the file's inode meanwhile.
 _ENDLESS_WRITE = """
     import mmap, os, sys, threading, time
-    size = int(sys.argv[2])
+    size, owner = map(int, sys.argv[2].split())
     page = mmap.mmap(os.open(f"{sys.argv[1]}/file", os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
-    for path in sys.argv[3:]:
-        file = os.open(path, os.O_RDWR)
+    files = [os.open(path, os.O_RDWR) for path in sys.argv[3:]]
+    os.write(1, b"ready\\n")
+    for file in files:
+        while os.fstat(file).st_uid != owner:
+            time.sleep(0.01)
         if size:
             os.ftruncate(file, size)
         threading.Thread(target=os.write, args=(file, page), daemon=True).start()
@@ -169,10 +172,20 @@ def a_process_that_cannot_be_read(mount_point: Path, *more: str) -> Iterator[int
 
 
 @contextmanager
-def a_writer_that_never_ends(mount_point: Path, *paths: Path, size_bytes: int = 0) -> Iterator[None]:
-    """Have files of that user's written to without end, and before that made larger: who changes them, waits."""
-    more = json.dumps([str(size_bytes), *map(str, paths)])
-    with _running(_SILENT_FUSE, mount_point, str(USER), textwrap.dedent(_ENDLESS_WRITE), more, user=None) as process:
+def a_writer_that_never_ends(
+    mount_point: Path, *paths: Path, size_bytes: int = 0, owner: int = USER
+) -> Iterator[None]:
+    """Have files of that user's written to without end, and before that made larger: who changes them, waits.
+
+    ``owner``: whose they are once the user has them open.
+    """
+    more = json.dumps([f"{size_bytes} {owner}", *map(str, paths)])
+    with _running(
+        _SILENT_FUSE, mount_point, str(USER), textwrap.dedent(_ENDLESS_WRITE), more, user=None
+    ) as process:
+        _wait(process)
+        for path in paths:
+            os.chown(path, owner, owner)
         _wait(process)
         yield
 
