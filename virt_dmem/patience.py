@@ -62,7 +62,7 @@ async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: fl
     Who is cancelled meanwhile is so when the call has ended, or is overdue: a change of files is made or not made.
 
     :param about: What may be slow, for the message; while a call about it is overdue, others fail at once.
-    :param of: The domain (UUID) that has many such things: few of them may be overdue, lest none is left for others.
+    :param of: The domain (UUID) that has many such things: few of them may be overdue, so that others' may be.
     :raise Delayed: When it takes longer; it may come to its end later all the same.
     """
     if _overdue.forbids(about, of):

@@ -173,6 +173,12 @@ CHANGES = {
     "a size below zero": "UPDATE extent SET size_bytes = -1 WHERE uuid = ?",
     "a policy that is none": "UPDATE extent SET policy = 'binc' WHERE uuid = ?",
     "a path that is none": "UPDATE extent SET path = 'x' WHERE uuid = ?",
+    "a path outside all pools": "UPDATE extent SET path = '/etc/shadow' WHERE uuid = ?",
+    "a path of another domain": "UPDATE extent SET path = replace(path, '1809/', '1808/') WHERE uuid = ?",
+    "a path of another backend": "UPDATE extent SET path = path || 's' WHERE uuid = ?",
+    "a pool in which its file is not": "UPDATE extent SET pool = 'q' WHERE uuid = ?",
+    "a size that is of no pages": "UPDATE extent SET size_bytes = size_bytes + 1 WHERE uuid = ?",
+    "a size below its shares": "INSERT INTO share SELECT id, 7, 4096 FROM extent WHERE uuid = ?",
     "a share that is too large": (
         "UPDATE share SET bytes = 1 << 60 WHERE extent = (SELECT id FROM extent WHERE uuid = ?)"
     ),
