@@ -16,7 +16,7 @@ import pytest
 from tests.namespace import in_own_mount_namespace
 from tests.rig.pinner import pinned
 from tests.unit.real_pools import HUGE, SIZE, real_config
-from virt_dmem import host, pools, reconcile
+from virt_dmem import host, pools, reconcile, segment_files
 from virt_dmem.config import Config, PrefaultConfig
 from virt_dmem.domain_xml import Cell, DomainMemory
 from virt_dmem.errors import NotEnoughMemory
@@ -285,6 +285,32 @@ def test_what_qemu_takes_of_a_device_beyond_its_charge_is_charged_and_promised_t
         assert not await rig.reconciled()
 
     story(backend, test)
+
+
+@HUGE_PAGES
+@in_own_mount_namespace
+def test_what_another_guest_gives_back_at_that_moment_is_not_taken_for_what_is_pinned() -> None:
+    async def test(rig: Rig) -> None:
+        other = await rig.ran(TWO, SIZE // 2)
+        extent = await rig.ran(ONE, SIZE // 2)
+        used, looks = segment_files._used, 0
+
+        def and_the_other_punches(path: str | int) -> int:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                os.truncate(other.path, SIZE // 2 - HUGE)
+                os.truncate(other.path, SIZE // 2)
+            return used(path)
+
+        with pinned(extent.path, [0]), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(segment_files, "_used", and_the_other_punches)
+            await rig.lifecycle.release(ONE)
+            assert rig.free() <= SIZE // 2 - HUGE
+            await rig.lifecycle.accounts.settle("p")
+            assert rig.free() == SIZE // 2 - HUGE
+
+    story("hugetlbfs", test)
 
 
 @HUGE_PAGES
