@@ -280,3 +280,22 @@ def test_a_process_that_writes_to_its_file_without_end_keeps_nobody_from_serving
     wait_for("the end of the writer", lambda: not extents.in_use(paths[0]))
     reconciled(service)
     assert paths[0].stat().st_size == MIB
+
+
+@in_own_mount_namespace
+def test_a_pool_record_that_leads_to_another_directory_has_nothing_removed_there(
+    config: Config, tmp_path: Path
+) -> None:
+    some_domains(config, Phase.RUNNING)
+    pools.create(config, "q", sizes=64 * MIB, backend="tmpfs")
+    starting = config.pools_dir / "q" / "libvirt-x" / "pc.ram"
+    starting.parent.mkdir()
+    starting.write_bytes(b"x")
+    record = config.pool_records_dir / "p.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole.replace(b'/pools/p"', b'/pools/q"'))
+    assert record.read_bytes() != whole
+    service = Service(config)
+    assert [pool.name for pool in service.list_pools()] == ["q"]
+    reconciled(service)
+    assert alerts(service)[str(record)] == RECONCILE_FAILED
