@@ -17,13 +17,16 @@ import logging
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from virt_dmem import segment_files
 from virt_dmem.backends import backend
+from virt_dmem.errors import Delayed
 from virt_dmem.holding import Holding
 from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Ledger
+from virt_dmem.patience import within
 from virt_dmem.records import Extent
 from virt_dmem.segment_files import SegmentUse
 from virt_dmem.tasks import finished
@@ -34,6 +37,8 @@ __all__ = ["Accounts"]
 
 log = logging.getLogger(__name__)
 
+_FEW = 500
+"""Domains whose files are added up in some milliseconds: then at each release, else soon after it."""
 _SAMPLES = 3
 _PAUSE_SECONDS = 0.01
 
@@ -50,8 +55,9 @@ class Accounts:
         self._moves: Counter[str] = Counter()
         self.enlarged: dict[str, int] = {}
         """Files of domains (by path) that were larger than what their domain holds, and by how much, in bytes."""
+        self._doubtful: set[str] = set()
         self.unsettled = asyncio.Event()
-        """Something is withheld, and it may be less by now."""
+        """Something is withheld and may be less by now, or may have to be."""
 
     @contextlib.contextmanager
     def growing(self, segment: str) -> Iterator[None]:
@@ -73,11 +79,16 @@ class Accounts:
             async with self._locks[segment]:
                 came_back = await finished(asyncio.to_thread(segment_files.empty, extent.path))
                 self._moves[segment] += 1
-                if not self._counts_used(segment) or came_back >= extent.size_bytes:
+                if not self._counts_used(segment):
                     return
-                self._inventory.withhold(segment, extent.shares)
+                if came_back < extent.size_bytes:
+                    self._inventory.withhold(segment, extent.shares)
+            # another guest that gives something back just then makes it seem that all came back
+            if came_back >= extent.size_bytes and len(self._ledger.standings()) > _FEW:
+                self._doubtful.add(segment)
                 self.unsettled.set()
-            await self.audit(segment)
+            else:
+                await self.audit(segment)
 
     def doubt(self, extent: Extent, given_back_bytes: int) -> None:
         """Withhold what a running guest gave back of an extent by itself, until it is known to have come back."""
@@ -98,7 +109,7 @@ class Accounts:
                 continue
             if path not in self.enlarged or found.size_bytes > size_bytes or self._counts_used(segment):
                 with tries.trying(path):
-                    await asyncio.to_thread(segment_files.cut_surplus, Path(path), size_bytes)
+                    await self._cut(Path(path), size_bytes)
                     self._moves[segment] += 1
                     self.enlarged[path] = max(found) - size_bytes
                     actions.append(
@@ -109,23 +120,37 @@ class Accounts:
     async def hold_to_size(self, some: Sequence[Extent]) -> None:
         """Cut extents that QEMU's user, who owned them for a moment, made larger."""
 
-        def cut() -> dict[str, int]:
-            too_much = {}
-            for extent in some:
-                size_bytes = max(segment_files.use_of(extent.path))
-                if size_bytes > extent.size_bytes:
-                    with contextlib.suppress(BlockingIOError):  # a lease, which the kernel breaks: cut later
-                        segment_files.cut_surplus(extent.path, extent.size_bytes)
-                    too_much[str(extent.path)] = size_bytes - extent.size_bytes
-            return too_much
+        def too_much() -> list[tuple[Extent, int]]:
+            found = [(extent, max(segment_files.use_of(extent.path)) - extent.size_bytes) for extent in some]
+            return [(extent, size_bytes) for extent, size_bytes in found if size_bytes > 0]
 
-        for path, size_bytes in (await asyncio.to_thread(cut)).items():
-            log.warning("%s was %s larger than what its domain holds; it was cut", path, format_size(size_bytes))
-            self.enlarged[path] = size_bytes
+        for extent, size_bytes in await asyncio.to_thread(too_much):
+            with contextlib.suppress(BlockingIOError, Delayed):  # a lease, or a write: housekeeping cuts it
+                await self._cut(extent.path, extent.size_bytes)
+            log.warning(
+                "%s was %s larger than what its domain holds; it is cut", extent.path, format_size(size_bytes)
+            )
+            self.enlarged[str(extent.path)] = size_bytes
+
+    @staticmethod
+    async def _cut(path: Path, size_bytes: int) -> None:
+        """Cut a file; who writes to it meanwhile, from a page that never comes, has the lock of its inode.
+
+        :raise Delayed: When that takes too long.
+        """
+        await within(
+            partial(segment_files.cut_surplus, path, size_bytes), f"the size of {path}", of=path.parent.name
+        )
 
     def forget_enlarged(self, held: Collection[str]) -> None:
         """Forget the files that are in no row of the ledger any more."""
         self.enlarged = {path: size for path, size in self.enlarged.items() if path in held}
+
+    def to_settle(self) -> set[str]:
+        """Return the segments of which it is not known what is missing, and take them for known from now on."""
+        segments = {*self._inventory.withheld(), *self._doubtful}
+        self._doubtful.clear()
+        return segments
 
     async def settle(self, segment: str) -> None:
         """Find out what is still missing of a segment, at the cost of what is made ready there just now."""
@@ -146,6 +171,9 @@ class Accounts:
         before = self._withheld_bytes(segment)
         still = moves is not None and moves == self._moves_of(segment)
         self._inventory.set_withheld(segment, missing if still else min(missing, before))
+        if missing > before and not still:
+            self._doubtful.add(segment)
+            self.unsettled.set()
         after = self._withheld_bytes(segment)
         if after > before:
             log.warning("pool %s: %s belong to no domain and are not free", segment, format_size(after))

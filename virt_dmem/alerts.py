@@ -33,6 +33,8 @@ from virt_dmem.units import format_size
 
 __all__ = ["Alert", "Facts", "due"]
 
+_MOST = 100
+"""So many alerts of a kind whose number others choose."""
 START_SECONDS = 30.0
 """A guest that libvirt calls started is expected to be RUNNING in the ledger within so long."""
 
@@ -148,7 +150,8 @@ def _is_outside(standing: Standing | None, uptime: float) -> bool:
 
 
 def _quarantined(facts: Facts) -> Iterable[Alert]:
-    for extent in facts.quarantined:
+    quarantined = list(facts.quarantined)
+    for extent in quarantined[:_MOST]:
         yield Alert(
             EXTENT_QUARANTINED,
             str(extent.path),
@@ -156,10 +159,22 @@ def _quarantined(facts: Facts) -> Iterable[Alert]:
             " had before it ended.",
             f"'fuser -v {extent.path}' names the process; end it, and the memory is free some seconds later.",
         )
+    yield from _more(EXTENT_QUARANTINED, len(quarantined))
+
+
+def _more(code: str, number: int) -> Iterable[Alert]:
+    """Say how many there are beyond those that are named: others can cause any number, and each costs time."""
+    if number > _MOST:
+        yield Alert(
+            code,
+            "more",
+            f"There are {number - _MOST} more of this kind than those {_MOST} that are named.",
+            "Mend what is named, and see what is left.",
+        )
 
 
 def _enlarged(facts: Facts) -> Iterable[Alert]:
-    for path, size in facts.enlarged.items():
+    for path, size in [*facts.enlarged.items()][:_MOST]:
         yield Alert(
             EXTENT_ENLARGED,
             path,
@@ -168,6 +183,7 @@ def _enlarged(facts: Facts) -> Iterable[Alert]:
             f"'fuser -v {path}' names who has it open; QEMU does not do that by itself. The alert ends with the"
             " domain.",
         )
+    yield from _more(EXTENT_ENLARGED, len(facts.enlarged))
 
 
 def _pinned(facts: Facts) -> Iterable[Alert]:
@@ -190,13 +206,14 @@ def _reconcile(facts: Facts) -> Iterable[Alert]:
             f"The ledger was damaged and is now {facts.damaged_ledger}; running domains were found again.",
             "Look for a failing disk; remove that file when you do not need it any more.",
         )
-    for item, why in sorted(facts.failed.items()):
+    for item, why in sorted(facts.failed.items())[:_MOST]:
         yield Alert(
             RECONCILE_FAILED,
             item,
             f"{item} could not be reconciled: {why}",
             "It is tried again every few seconds; all others were reconciled.",
         )
+    yield from _more(RECONCILE_FAILED, len(facts.failed))
 
 
 def _failed(facts: Facts) -> Iterable[Alert]:

@@ -171,6 +171,8 @@ def _own(path: Path, uid: int, gid: int) -> None:
         with _seen(path) as (file, found):
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file")
+            if (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (uid, gid, 0o600):
+                return  # who writes to it without end would have us wait
             os.chown(file, uid, gid)
             os.chmod(file, 0o600)  # noqa: PTH101 -- after it is no longer its owner's to change
     except OSError as error:

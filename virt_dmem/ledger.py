@@ -370,6 +370,11 @@ class Ledger:
         """Return every extent of a pool, in every state."""
         return self._extents("pool = ?", pool)
 
+    def charged_in_part(self, pool: str) -> list[Extent]:
+        """Return the extents of a pool that are charged with less than their size."""
+        charged = "(SELECT total(bytes) FROM share WHERE share.extent = extent.id)"
+        return self._extents(f"pool = ? AND size_bytes > {charged}", pool)
+
     def extents_of(self, uuid: str) -> list[Extent]:
         """Return every extent of a domain, in every state."""
         return self._extents("uuid = ?", uuid)

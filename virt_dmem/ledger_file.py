@@ -76,12 +76,17 @@ SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 _PHASES, _STATES = (", ".join(f"'{kind.value}'" for kind in of) for of in (Phase, ExtentState))
+_END = "('/' || pool || '/libvirt-' || uuid || '/' || alias)"
+"""Of a path, but for the number of one that was not the first. A file is emptied by its path: it must be this."""
 _IS_SOUND = {
     "reservation": f"""typeof(uuid) = 'text' AND typeof(name) = 'text' AND typeof(boot_id) = 'text'
         AND typeof(since) = 'real' AND phase IN ({_PHASES})""",
     "extent": f"""typeof(uuid) = 'text' AND typeof(alias) = 'text' AND typeof(pool) = 'text'
         AND typeof(boot_id) = 'text' AND typeof(path) = 'text' AND path LIKE '/%' AND typeof(link) = 'text'
+        AND substr(path || '+', instr(path, {_END}) + length({_END}), 1) = '+' AND instr(path, {_END}) > 0
         AND typeof(size_bytes) = 'integer' AND size_bytes > 0 AND typeof(page_size) = 'integer' AND page_size > 0
+        AND size_bytes % page_size = 0
+        AND (SELECT total(bytes) FROM share WHERE extent = extent.id) <= size_bytes
         AND policy IN ('none', 'bind', 'preferred', 'interleave')
         AND state IN ({_STATES})
         AND (state = 'quarantined' OR uuid IN (SELECT uuid FROM reservation))""",  # noqa: S608 -- of literals

@@ -475,7 +475,7 @@ class Lifecycle:
             return extents.in_use(extent.path)
 
         try:
-            return await within(look, f"extent {extent.path}")
+            return await within(look, f"extent {extent.path}", of=extent.uuid)
         except Delayed as delay:
             log.warning("%s", delay)
             return True
@@ -484,7 +484,9 @@ class Lifecycle:
         """Remove the link to an extent; one that cannot be does no harm."""
         if extent.link:
             try:
-                await within(lambda: extents.unlink(Path(extent.link), extent.path), f"link {extent.link}")
+                await within(
+                    lambda: extents.unlink(Path(extent.link), extent.path), f"link {extent.link}", of=extent.uuid
+                )
             except Delayed as delay:
                 log.warning("%s", delay)
 

@@ -20,26 +20,28 @@ _EACH_SECONDS = 0.5
 
 
 class Overdue:
-    """The threads that were left behind, by what they wait for; never more than so many."""
+    """The threads that were left behind, by what they wait for; never more than so many, in all and of one."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_of_one: int) -> None:
         self._most = most
+        self._most_of_one = most_of_one
         self._lock = threading.Lock()
-        self._threads: dict[Hashable, threading.Thread] = {}
+        self._threads: dict[Hashable, tuple[threading.Thread, str]] = {}
 
-    def add(self, about: Hashable, thread: threading.Thread) -> None:
+    def add(self, about: Hashable, thread: threading.Thread, of: str = "") -> None:
         """Take note of one."""
         with self._lock:
-            self._threads[about] = thread
+            self._threads[about] = thread, of
 
-    def forbids(self, about: Hashable) -> bool:
+    def forbids(self, about: Hashable, of: str = "") -> bool:
         """Tell whether one waits for this already, or there are too many."""
         with self._lock:
-            self._threads = {key: thread for key, thread in self._threads.items() if thread.is_alive()}
-            return about in self._threads or len(self._threads) >= self._most
+            self._threads = {key: one for key, one in self._threads.items() if one[0].is_alive()}
+            of_one = sum(owner == of for _, owner in self._threads.values()) if of else 0
+            return about in self._threads or len(self._threads) >= self._most or of_one >= self._most_of_one
 
 
-_overdue_items = Overdue(64)
+_overdue_items = Overdue(64, 64)
 """Many processes may be hostile, and no domain is to fail for that."""
 
 

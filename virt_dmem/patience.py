@@ -27,18 +27,19 @@ PATIENCE_SECONDS = 5.0
 """Less than the hook waits for a word. What is not delayed on purpose takes milliseconds."""
 
 
-_overdue = Overdue(256)
+_overdue = Overdue(256, 8)
 
 
-async def within(call: Callable[[], T], about: str, *, seconds: float = PATIENCE_SECONDS) -> T:
+async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: float = PATIENCE_SECONDS) -> T:
     """Call something from the event loop, which goes on turning, and wait so long for its end.
 
     Who is cancelled meanwhile is so when the call has ended, or is overdue: a change of files is made or not made.
 
     :param about: What may be slow, for the message; while a call about it is overdue, others fail at once.
+    :param of: The domain (UUID) that has many such things: few of them may be overdue, so that others' may be.
     :raise Delayed: When it takes longer; it may come to its end later all the same.
     """
-    if _overdue.forbids(about):
+    if _overdue.forbids(about, of):
         raise _delayed(about, "still")
 
     loop = asyncio.get_running_loop()
@@ -63,7 +64,7 @@ async def within(call: Callable[[], T], about: str, *, seconds: float = PATIENCE
 
     def give_up() -> None:
         if not outcome.done():
-            _overdue.add(about, thread)
+            _overdue.add(about, thread, of)
             outcome.set_exception(_delayed(about, f"for {seconds:.0f} s"))
 
     context = contextvars.copy_context()

@@ -119,6 +119,7 @@ def _wrong(record: PoolRecord, stem: str) -> str:
         for size in (share.wanted_bytes, share.got_bytes)
     ):
         return "its sizes cannot be"
-    if not Path(record.mount).is_absolute():
+    mount = Path(record.mount)
+    if not mount.is_absolute() or mount.name != record.name or ".." in mount.parts:
         return f"{record.mount!r} is no place to mount it"
     return ""

@@ -10,6 +10,7 @@ appears, with all its active domains listed anew. Each returns a sentence for ev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -174,7 +175,30 @@ async def _segment(now: Reality, name: str) -> list[str]:
             actions += await _stranger(now, record, Path(path))
     if not now.dry_run:
         actions += await now.lifecycle.accounts.cut_surplus(name, use, held, now.tries)
-        await now.lifecycle.accounts.audit(name, use)
+        # what was removed or cut may be pinned, and was in a file when they were looked at
+        await now.lifecycle.accounts.audit(name, None if actions else use)
+    return actions + await _charge_what_is_had(now, name)
+
+
+async def _charge_what_is_had(now: Reality, segment: str) -> list[str]:
+    """Charge what a QEMU has of a memory device beyond its charge: the file is large enough for all it may get.
+
+    That is not given to others any more, whatever libvirt and the guest say that it has.
+    """
+    actions = []
+    for extent in now.ledger.charged_in_part(segment):
+        with now.tries.trying(str(extent.path)), contextlib.suppress(FileNotFoundError):
+            had_bytes = min(extent.size_bytes, segment_files.use_of(extent.path).held_bytes)
+            more_bytes = had_bytes - extent.charged_bytes
+            if more_bytes <= 0:
+                continue
+            if not now.dry_run:
+                shares = dict(extent.shares)
+                first = next(iter(shares), min(now.inventory.nodes(segment)))
+                now.ledger.recharge(extent, shares | {first: shares.get(first, 0) + more_bytes})
+            actions.append(f"charge {format_size(more_bytes)} more at {extent.path}: its QEMU has it")
+    if actions and not now.dry_run:
+        await now.lifecycle.holding.make_room(segment)
     return actions
 
 

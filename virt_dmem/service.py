@@ -297,7 +297,7 @@ class Service:
         accounts = self._lifecycle.accounts
         accounts.unsettled.clear()
         with self.tries.round("settle") as tries:
-            for segment in list(self._inventory.withheld()):
+            for segment in accounts.to_settle():
                 with tries.trying(f"pool {segment}"):
                     await accounts.settle(segment)
         self.watch.changed.set()

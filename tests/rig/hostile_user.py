@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["USER", "a_leaseholder", "a_process_that_cannot_be_read", "a_swapper", "hostile_names"]
+__all__ = [
+    "USER",
+    "a_leaseholder",
+    "a_process_that_cannot_be_read",
+    "a_swapper",
+    "a_writer_that_never_ends",
+    "hostile_names",
+]
 
 USER = 64999
 """Nobody's."""
@@ -98,6 +105,26 @@ _UNREADABLE = """
     os._exit(0)
 """
 
+# It makes a file larger, if it is told to, and writes to it what it mapped from a file of FUSE, which is never
+# answered: the kernel holds the lock of the file's inode meanwhile.
+_ENDLESS_WRITE = """
+    import mmap, os, sys, threading, time
+    size, owner = map(int, sys.argv[2].split())
+    page = mmap.mmap(os.open(f"{sys.argv[1]}/file", os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
+    files = [os.open(path, os.O_RDWR) for path in sys.argv[3:]]
+    os.write(1, b"ready\\n")
+    for file in files:
+        while os.fstat(file).st_uid != owner:
+            time.sleep(0.01)
+        if size:
+            os.ftruncate(file, size)
+        threading.Thread(target=os.write, args=(file, page), daemon=True).start()
+    time.sleep(1)
+    os.write(1, b"ready\\n")
+    os.read(0, 1)
+    os._exit(0)
+"""
+
 
 @contextmanager
 def _running(program: str, *args: str | Path, user: int | None = USER) -> Iterator[subprocess.Popen[bytes]]:
@@ -142,6 +169,25 @@ def a_process_that_cannot_be_read(mount_point: Path, *more: str) -> Iterator[int
     with _running(_SILENT_FUSE, mount_point, str(USER), unreadable, json.dumps(more), user=None) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
+
+
+@contextmanager
+def a_writer_that_never_ends(
+    mount_point: Path, *paths: Path, size_bytes: int = 0, owner: int = USER
+) -> Iterator[None]:
+    """Have files of that user's written to without end, and before that made larger: who changes them, waits.
+
+    ``owner``: whose they are once the user has them open.
+    """
+    more = json.dumps([f"{size_bytes} {owner}", *map(str, paths)])
+    with _running(
+        _SILENT_FUSE, mount_point, str(USER), textwrap.dedent(_ENDLESS_WRITE), more, user=None
+    ) as process:
+        _wait(process)
+        for path in paths:
+            os.chown(path, owner, owner)
+        _wait(process)
+        yield
 
 
 def hostile_names(directory: Path) -> None:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from virt_dmem.alert_codes import EXPLANATIONS
 from virt_dmem.alerts import Facts, due
 from virt_dmem.errors import explain
 from virt_dmem.guests import Guest, MemoryDevice, read_guest
-from virt_dmem.records import Phase, Standing
+from virt_dmem.records import Extent, ExtentState, Phase, Standing
 
 NOW = 1000.0
 """Of the clock that nobody sets."""
@@ -110,3 +113,20 @@ def test_memory_devices_are_read_from_live_xml_by_their_alias() -> None:
     )
     assert found.managed
     assert found.devices == (MemoryDevice("dimm0", "dimm", MIB), MemoryDevice("ua-grow", "virtio-mem", 2 * MIB))
+
+
+def test_of_what_others_can_cause_in_any_number_some_are_named_and_the_rest_is_counted() -> None:
+    extent = Extent(
+        1, UUID, "pc.ram", "p", Path("/p"), MIB, 4096, "none", ExtentState.QUARANTINED, "boot", "", {0: MIB}
+    )
+    many = [replace(extent, path=Path(f"/p/{number}")) for number in range(5000)]
+    paths = {str(one.path): MIB for one in many}
+    for facts in (
+        Facts(NOW, quarantined=many),
+        Facts(NOW, enlarged=paths),
+        Facts(NOW, failed=dict.fromkeys(paths, "no")),
+    ):
+        *named, rest = due(facts)
+        assert len(named) == 100
+        assert rest.code == named[0].code
+        assert "4900 more" in rest.message

@@ -55,7 +55,11 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
 
 def reserve(ledger: Ledger, name: str) -> None:
     extent = ExtentPlan("ram-node0", "p", MIB, 4096, "none", ((-1, MIB),))
-    ledger.reserve(Plan(name, name, (extent,)), {"ram-node0": Path("/nowhere", name)}, {("p", -1): 1 << 40})
+    ledger.reserve(
+        Plan(name, name, (extent,)),
+        {"ram-node0": Path("/nowhere/p", f"libvirt-{name}", "ram-node0")},
+        {("p", -1): 1 << 40},
+    )
 
 
 @pytest.mark.parametrize("step", [-HOUR, 0, HOUR], ids=["back", "not", "forward"])

@@ -33,7 +33,9 @@ def make_plan(number: int, *pages: tuple[int, int]) -> Plan:
 
 
 def paths_of(plan: Plan) -> dict[str, Path]:
-    return {extent.alias: Path("/pool", plan.uuid, extent.alias) for extent in plan.extents}
+    return {
+        extent.alias: Path("/pools", extent.pool, f"libvirt-{plan.uuid}", extent.alias) for extent in plan.extents
+    }
 
 
 @pytest.fixture
@@ -116,8 +118,9 @@ def test_what_was_committed_is_there_after_a_kill(tmp_path: Path) -> None:
         from virt_dmem.ledger import Ledger, Phase
         from virt_dmem.plan import ExtentPlan, Plan
         ledger = Ledger(Path({str(path)!r}), "boot-1")
+        path = Path("/pools/fast/libvirt-uuid-1/pc.ram")
         extent = ExtentPlan("pc.ram", "fast", {PAGE}, {PAGE}, "bind", ((0, {PAGE}),))
-        ledger.reserve(Plan("uuid-1", "guest1", (extent,)), {{"pc.ram": Path("/x")}}, {{("fast", 0): {PAGE}}})
+        ledger.reserve(Plan("uuid-1", "guest1", (extent,)), {{"pc.ram": path}}, {{("fast", 0): {PAGE}}})
         ledger.set_phase("uuid-1", Phase.PREPARED)
         os.kill(os.getpid(), signal.SIGKILL)
     """

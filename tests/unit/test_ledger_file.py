@@ -33,8 +33,12 @@ CREATE TABLE step (uuid TEXT NOT NULL, step TEXT NOT NULL, at REAL NOT NULL, sec
     PRIMARY KEY (uuid, step));
 PRAGMA user_version = 1;
 INSERT INTO reservation VALUES ('uuid-1', 'guest1', 'boot-1', 'running', 1700000000.5);
-INSERT INTO extent VALUES (7, 'uuid-1', 'ram-node0', 'fast', '/a', 3145728, 4096, 'bind', 'ready', 'boot-1', '');
-INSERT INTO extent VALUES (9, 'uuid-0', 'ram', 'fast', '/b', 1048576, 4096, 'none', 'quarantined', 'boot-1', '');
+INSERT INTO extent VALUES (
+    7, 'uuid-1', 'ram-node0', 'fast', '/fast/libvirt-uuid-1/ram-node0', 3145728, 4096, 'bind', 'ready', 'boot-1', ''
+);
+INSERT INTO extent VALUES (
+    9, 'uuid-0', 'ram', 'fast', '/fast/libvirt-uuid-0/ram+2', 1048576, 4096, 'none', 'quarantined', 'boot-1', ''
+);
 INSERT INTO share VALUES (7, 1, 2097152), (7, 0, 1048576), (9, -1, 1048576);
 INSERT INTO step VALUES ('uuid-1', 'prepare', 1700000000.25, 1.5);
 """

@@ -41,7 +41,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def metrics(tmp_path: Path, ledger: Ledger) -> Metrics:
     """Of a daemon that has just begun, on a host with one pool that is recorded and not mounted."""
     record = (
-        '{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/nowhere", "state": "ready",'
+        '{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/nowhere/p", "state": "ready",'
         ' "nodes": {"-1": {"wanted_bytes": 4096, "got_bytes": 4096}}}'
     )
     (tmp_path / "pools").mkdir()

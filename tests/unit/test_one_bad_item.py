@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.namespace import in_own_mount_namespace
-from virt_dmem import host, pools
+from tests.rig.hostile_user import USER, a_writer_that_never_ends
+from tests.rig.processes import wait_for
+from virt_dmem import extents, host, pools
 from virt_dmem.alert_codes import EXTENT_ENLARGED, LEDGER_DAMAGED, RECONCILE_FAILED
 from virt_dmem.config import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
 from virt_dmem.ledger import Ledger
+from virt_dmem.patience import PATIENCE_SECONDS
 from virt_dmem.plan import ExtentPlan, Plan
 from virt_dmem.records import Phase
 from virt_dmem.service import Service
@@ -173,6 +176,12 @@ CHANGES = {
     "a size below zero": "UPDATE extent SET size_bytes = -1 WHERE uuid = ?",
     "a policy that is none": "UPDATE extent SET policy = 'binc' WHERE uuid = ?",
     "a path that is none": "UPDATE extent SET path = 'x' WHERE uuid = ?",
+    "a path outside all pools": "UPDATE extent SET path = '/etc/shadow' WHERE uuid = ?",
+    "a path of another domain": "UPDATE extent SET path = replace(path, '1809/', '1808/') WHERE uuid = ?",
+    "a path of another backend": "UPDATE extent SET path = path || 's' WHERE uuid = ?",
+    "a pool in which its file is not": "UPDATE extent SET pool = 'q' WHERE uuid = ?",
+    "a size that is of no pages": "UPDATE extent SET size_bytes = size_bytes + 1 WHERE uuid = ?",
+    "a size below its shares": "INSERT INTO share SELECT id, 7, 4096 FROM extent WHERE uuid = ?",
     "a share that is too large": (
         "UPDATE share SET bytes = 1 << 60 WHERE extent = (SELECT id FROM extent WHERE uuid = ?)"
     ),
@@ -248,3 +257,48 @@ def fallocate(path: Path, size_bytes: int) -> None:
     keep_size = 1
     assert libc.fallocate(fd, keep_size, ctypes.c_long(0), ctypes.c_long(size_bytes)) == 0
     os.close(fd)
+
+
+@in_own_mount_namespace
+def test_a_process_that_writes_to_its_file_without_end_keeps_nobody_from_serving_the_others(
+    config: Config, tmp_path: Path
+) -> None:
+    paths = some_domains(config, Phase.RUNNING)
+    fuse = tmp_path / "fuse"
+    fuse.mkdir()
+    for above in (tmp_path, *tmp_path.parents):
+        above.chmod(above.stat().st_mode | 0o011)
+    os.chown(paths[0], USER, USER)
+    with a_writer_that_never_ends(fuse, paths[0], size_bytes=2 * MIB):
+        os.truncate(paths[1], 2 * MIB)
+        service = Service(config)
+
+        async def story() -> None:
+            async with asyncio.timeout(PATIENCE_SECONDS + 20):
+                await service.reconcile_host()
+
+        asyncio.run(story())
+        assert paths[1].stat().st_size == MIB
+        assert alerts(service)[str(paths[0])] == RECONCILE_FAILED
+    wait_for("the end of the writer", lambda: not extents.in_use(paths[0]))
+    reconciled(service)
+    assert paths[0].stat().st_size == MIB
+
+
+@in_own_mount_namespace
+def test_a_pool_record_that_leads_to_another_directory_has_nothing_removed_there(
+    config: Config, tmp_path: Path
+) -> None:
+    some_domains(config, Phase.RUNNING)
+    pools.create(config, "q", sizes=64 * MIB, backend="tmpfs")
+    starting = config.pools_dir / "q" / "libvirt-x" / "pc.ram"
+    starting.parent.mkdir()
+    starting.write_bytes(b"x")
+    record = config.pool_records_dir / "p.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole.replace(b'/pools/p"', b'/pools/q"'))
+    assert record.read_bytes() != whole
+    service = Service(config)
+    assert [pool.name for pool in service.list_pools()] == ["q"]
+    reconciled(service)
+    assert alerts(service)[str(record)] == RECONCILE_FAILED

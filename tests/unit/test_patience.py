@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.rig.hostile_user import USER, a_leaseholder, a_process_that_cannot_be_read
+from tests.rig.hostile_user import USER, a_leaseholder, a_process_that_cannot_be_read, a_writer_that_never_ends
 from virt_dmem import extents, host
 from virt_dmem.errors import Delayed, NotMapped
 from virt_dmem.overdue import each
@@ -196,3 +196,30 @@ def test_a_process_that_cannot_be_read_is_left_out_and_the_loop_turns(owned: Pat
         (tmp_path / "guest.pid").write_text(str(hostile))
         with pytest.raises(Delayed):
             turning(lambda: host.find_qemu(tmp_path, "guest", UUID))
+
+
+@needs_root
+def test_an_extent_that_is_roots_already_is_not_waited_for_whoever_writes_to_it(owned: Path) -> None:
+    owned.chmod(0o600)
+    place = owned.with_name("mount")
+    place.mkdir()
+    with a_writer_that_never_ends(place, owned, owner=0):
+
+        def look() -> bool:
+            extents.take_back(owned)
+            return extents.in_use(owned)
+
+        assert turning(look)
+        with pytest.raises(Delayed):
+            turning(lambda: extents.hand_over(owned, USER, USER))
+
+
+def test_a_domain_with_much_that_is_overdue_keeps_no_other_waiting(held: threading.Event) -> None:
+    async def run() -> None:
+        for number in range(300):
+            with pytest.raises(Delayed):
+                await within(held.wait, f"extent {number}", of="hostile", seconds=0.01)
+        assert await within(lambda: 7, "another extent", of="another") == 7
+        assert await within(lambda: 7, "something") == 7
+
+    asyncio.run(run())

@@ -16,7 +16,7 @@ import pytest
 from tests.namespace import in_own_mount_namespace
 from tests.rig.pinner import pinned
 from tests.unit.real_pools import HUGE, SIZE, real_config
-from virt_dmem import host, pools
+from virt_dmem import host, pools, reconcile, segment_files
 from virt_dmem.config import Config, PrefaultConfig
 from virt_dmem.domain_xml import Cell, DomainMemory
 from virt_dmem.errors import NotEnoughMemory
@@ -24,7 +24,9 @@ from virt_dmem.inventory import Inventory
 from virt_dmem.ledger import Ledger
 from virt_dmem.lifecycle import Lifecycle, Report
 from virt_dmem.readying import Readying
+from virt_dmem.reconcile import Reality
 from virt_dmem.records import Extent, Phase
+from virt_dmem.tries import Round
 
 ONE, TWO = "c7a5fdbd-edaf-9455-926a-d65c16db1809", "11111111-edaf-9455-926a-d65c16db1809"
 SECRET = b"the first guest's secret"
@@ -67,6 +69,19 @@ class Rig:
         self.ledger.set_phase(uuid, Phase.RUNNING)
         write(extent.path, SECRET)
         return extent
+
+    async def reconciled(self) -> list[str]:
+        """Let a round of housekeeping look at the pool."""
+        now = Reality(
+            self.config,
+            self.ledger,
+            self.inventory,
+            self.lifecycle,
+            None,
+            host.boot_id(),
+            Round(),  # type: ignore[arg-type]
+        )
+        return await reconcile._segment(now, "p")
 
     def free(self) -> int:
         return sum(self.inventory.free_in("p").values())
@@ -248,3 +263,66 @@ def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: st
         assert await rig.prepared(ONE, SIZE)
 
     story(backend, test)
+
+
+@BACKENDS
+@in_own_mount_namespace
+def test_what_qemu_takes_of_a_device_beyond_its_charge_is_charged_and_promised_to_nobody(backend: str) -> None:
+    """A file of virtio-mem has the size that the device can have, and is charged for what it has."""
+
+    async def test(rig: Rig) -> None:
+        extent = await rig.ran(ONE, SIZE // 2)
+        node = next(iter(extent.shares))
+        with extent.path.open("r+b") as file:
+            file.truncate(0)
+            file.truncate(SIZE // 2)
+        rig.ledger.recharge(extent, {node: 0})
+        assert rig.free() == SIZE
+        write(extent.path, SECRET)  # all of it
+        actions = await rig.reconciled()
+        assert [action for action in actions if "charge" in action]
+        assert rig.free() == SIZE // 2
+        assert not await rig.reconciled()
+
+    story(backend, test)
+
+
+@HUGE_PAGES
+@in_own_mount_namespace
+def test_what_another_guest_gives_back_at_that_moment_is_not_taken_for_what_is_pinned() -> None:
+    async def test(rig: Rig) -> None:
+        other = await rig.ran(TWO, SIZE // 2)
+        extent = await rig.ran(ONE, SIZE // 2)
+        used, looks = segment_files._used, 0
+
+        def and_the_other_punches(path: str | int) -> int:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                os.truncate(other.path, SIZE // 2 - HUGE)
+                os.truncate(other.path, SIZE // 2)
+            return used(path)
+
+        with pinned(extent.path, [0]), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(segment_files, "_used", and_the_other_punches)
+            await rig.lifecycle.release(ONE)
+            assert rig.free() <= SIZE // 2 - HUGE
+            await rig.lifecycle.accounts.settle("p")
+            assert rig.free() == SIZE // 2 - HUGE
+
+    story("hugetlbfs", test)
+
+
+@HUGE_PAGES
+@in_own_mount_namespace
+def test_what_is_pinned_of_a_file_of_no_row_is_withheld_in_the_same_round() -> None:
+    async def test(rig: Rig) -> None:
+        extent = await rig.ran(ONE, SIZE)
+        with pinned(extent.path, [0]):
+            rig.ledger.forget_extent(extent)
+            rig.ledger.forget(ONE)
+            await rig.reconciled()
+            assert not extent.path.exists()
+            assert rig.free() == SIZE - HUGE
+
+    story("hugetlbfs", test)

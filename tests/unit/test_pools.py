@@ -64,12 +64,13 @@ def test_records_are_read_back_by_name(config: Config) -> None:
 
 DAMAGED = (
     b"", b"{", b"{}", b'{"name": 1}', b"\xff",
-    b'{"name": "q", "backend": "tmpfs", "page_size": 4096, "mount": "/m", "nodes": {"-1": {"wanted_bytes": 1}}}',
-    b'{"name": "p", "backend": "tmpgs", "page_size": 4096, "mount": "/m", "nodes": {"-1": {"wanted_bytes": 1}}}',
-    b'{"name": "p", "backend": "tmpfs", "page_size": 0, "mount": "/m", "nodes": {"-1": {"wanted_bytes": 1}}}',
+    b'{"name": "q", "backend": "tmpfs", "page_size": 4096, "mount": "/m/p", "nodes": {"-1": {"wanted_bytes": 1}}}',
+    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m/q", "nodes": {"-1": {"wanted_bytes": 1}}}',
+    b'{"name": "p", "backend": "tmpgs", "page_size": 4096, "mount": "/m/p", "nodes": {"-1": {"wanted_bytes": 1}}}',
+    b'{"name": "p", "backend": "tmpfs", "page_size": 0, "mount": "/m/p", "nodes": {"-1": {"wanted_bytes": 1}}}',
     b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "m", "nodes": {"-1": {"wanted_bytes": 1}}}',
-    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m", "nodes": {"-1": {"wanted_bytes": -1}}}',
-    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m", "nodes": {}}',
+    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m/p", "nodes": {"-1": {"wanted_bytes": -1}}}',
+    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m/p", "nodes": {}}',
 )  # fmt: skip
 
 
