@@ -82,7 +82,7 @@ class Accounts:
                 if not self._counts_used(segment):
                     return
                 if came_back < extent.size_bytes:
-                    self._inventory.withhold(segment, extent.shares)
+                    self._inventory.withhold(segment, extent.size_bytes)
             # another guest that gives something back just then makes it seem that all came back
             if came_back >= extent.size_bytes and len(self._ledger.standings()) > _FEW:
                 self._doubtful.add(segment)
@@ -93,8 +93,7 @@ class Accounts:
     def doubt(self, extent: Extent, given_back_bytes: int) -> None:
         """Withhold what a running guest gave back of an extent by itself, until it is known to have come back."""
         if given_back_bytes > 0 and self._counts_used(extent.pool):
-            some = {node: min(size, given_back_bytes) for node, size in extent.shares.items()}
-            self._inventory.withhold(extent.pool, some)
+            self._inventory.withhold(extent.pool, given_back_bytes)
             self.unsettled.set()
 
     async def cut_surplus(self, segment: str, use: SegmentUse, held: Mapping[str, int], tries: Round) -> list[str]:

@@ -31,14 +31,8 @@ class Withheld:
     """Memory of a segment that was given back and is not known to have come back."""
 
     size_bytes: int
-    nodes: Mapping[int, int]
-    """The most that may be missing of each node."""
     since: float
     """By the monotonic clock."""
-
-    def on(self, node: int) -> int:
-        """Return what is withheld of a node, in bytes."""
-        return min(self.size_bytes, self.nodes.get(node, 0))
 
 
 class Inventory:
@@ -165,27 +159,23 @@ class Inventory:
         }
 
     def _capacity(self, record: PoolRecord) -> dict[int, int]:
+        """Return capacity less what is withheld, of each node: nobody says on which a page is that is pinned."""
         withheld = self._withheld.get(record.name)
         has = pools.capacity(record)
-        return {node: max(0, size - withheld.on(node)) for node, size in has.items()} if withheld else has
+        return {node: max(0, size - withheld.size_bytes) for node, size in has.items()} if withheld else has
 
     # What was given back and has not come back
 
-    def withhold(self, segment: str, shares: Mapping[int, int]) -> None:
-        """Give no memory in place of that which was given back (bytes by node) and may not have come back."""
-        before = self._withheld.get(segment) or Withheld(0, {}, time.monotonic())
-        nodes = Counter(before.nodes)
-        nodes.update(shares)
-        self._withheld[segment] = Withheld(before.size_bytes + sum(shares.values()), nodes, before.since)
+    def withhold(self, segment: str, size_bytes: int) -> None:
+        """Give no memory in place of so much that was given back and may not have come back."""
+        before = self._withheld.get(segment) or Withheld(0, time.monotonic())
+        self._withheld[segment] = Withheld(before.size_bytes + size_bytes, before.since)
 
     def set_withheld(self, segment: str, size_bytes: int) -> None:
-        """Withhold so much of a segment. What nobody said the node of may be on any: it is withheld on each."""
+        """Withhold so much of a segment, and no more."""
         before = self._withheld.pop(segment, None)
         if size_bytes:
-            known = before is not None and size_bytes <= before.size_bytes
-            nodes = before.nodes if before and known else dict.fromkeys(self.nodes(segment), size_bytes)
-            since = before.since if before else time.monotonic()
-            self._withheld[segment] = Withheld(size_bytes, nodes, since)
+            self._withheld[segment] = Withheld(size_bytes, before.since if before else time.monotonic())
 
     def withheld(self) -> Mapping[str, Withheld]:
         """Return what is withheld of each segment."""

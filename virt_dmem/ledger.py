@@ -26,6 +26,7 @@ from uuid import UUID
 from virt_dmem.errors import LedgerError, NotEnoughMemory, UsageError
 from virt_dmem.host import uptime
 from virt_dmem.ledger_file import (
+    COMPANIONS,
     SCHEMA_VERSION,
     Damaged,
     damage_told,
@@ -134,7 +135,8 @@ class Ledger:
 
     def set_aside(self) -> str:
         """Return the path of the last damaged ledger that was set aside and not been removed yet; empty: none."""
-        return str(max(self._path.parent.glob(f"{self._path.name}.damaged-*"), default=""))
+        found = self._path.parent.glob(f"{self._path.name}.damaged-*")
+        return str(max((path for path in found if not path.name.endswith(COMPANIONS)), default=""))
 
     def _count_charges(self) -> None:
         """Sum up anew what the triggers of the schema keep up to date, for others may have touched the file."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from virt_dmem.records import ExtentState, Phase
 
 __all__ = [
+    "COMPANIONS",
     "SCHEMA_VERSION",
     "Damaged",
     "damage_told",
@@ -104,6 +105,10 @@ _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 """Errors that are about what is in the file (https://sqlite.org/rescode.html)."""
 
 
+COMPANIONS = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a file, by the ends of their names."""
+
+
 class Damaged(Exception):
     """The file is no database, or no ledger of ours that can be trusted."""
 
@@ -181,8 +186,12 @@ def salvage(aside: Path, database: sqlite3.Connection) -> None:
 
 def set_aside(path: Path) -> Path:
     """Rename a file that is damaged, with what SQLite keeps beside it; return its new path."""
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
-    for companion in ("-wal", "-shm", "-journal"):
+    now = time.strftime("%Y%m%dT%H%M%S")
+    names = (
+        path.with_name(f"{path.name}.damaged-{now}{more}") for more in ("", *(f".{n}" for n in range(1, 1000)))
+    )
+    aside = next(name for name in names if not name.exists())
+    for companion in COMPANIONS:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + companion).replace(aside.with_name(aside.name + companion))
     path.replace(aside)

@@ -143,7 +143,7 @@ def test_a_page_that_outlives_its_guest_in_somebodys_hands_goes_to_no_other(host
     host.wait_for("grep -q pinned /run/pinned")
     host.run("virsh -q destroy two-cells")
     host.wait_for(f"virt-dmem pool show guests --json | grep -q '\"pinned_bytes\": {4 * MIB}'")
-    assert guests.pool(host)["free_bytes"] == 1020 * MIB
+    assert guests.pool(host)["free_bytes"] == 1016 * MIB, "it may be on either node"
     host.wait_for("virt-dmem alerts --json | grep -q memory-pinned")
     host.run("virsh -q start two-cells --paused")
     assert host.run(f"tr -d '\\0' <{extent} | wc -c", check=False).stdout.strip() in {"0", ""}
