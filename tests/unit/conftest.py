@@ -11,12 +11,16 @@ CPU model. ``VIRT_DMEM_REGENERATE=1 pytest tests/libvirt/test_golden.py`` record
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from lxml import etree
+
+from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
+from virt_dmem.service import Service
 
 GOLDEN = Path(__file__).parent / "golden"
 DOMAIN_RNG = Path("/usr/share/libvirt/schemas/domain.rng")
@@ -42,6 +46,19 @@ def as_libvirt_reads_it(xml: bytes) -> bytes:
     for parent in (*root.iterfind("memoryBacking"), *root.iterfind("devices/memory/source")):
         parent[:] = sorted(parent, key=lambda element: element.tag)
     return etree.tostring(root, method="c14n")
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """The daemon's parts on a host without pools."""
+    service = Service(
+        Config(
+            daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)),
+            libvirt=LibvirtConfig(uri="test:///default"),
+        )
+    )
+    yield service
+    asyncio.run(service.close())
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
+from virt_dmem.config import Config, LibvirtConfig
 from virt_dmem.domain_xml import DomainMemory, is_managed, read_domain
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, UsageError
 from virt_dmem.guests import read_guest
@@ -307,18 +307,6 @@ def test_the_hint_to_a_command_holds_no_words_of_a_tenant() -> None:
 
 
 # In the daemon
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(
-        Config(
-            daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)),
-            libvirt=LibvirtConfig(uri="test:///default"),
-        )
-    )
-    yield service
-    asyncio.run(service.close())
 
 
 def test_a_large_document_is_read_beside_the_event_loop_and_a_small_one_at_once() -> None:

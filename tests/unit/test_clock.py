@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from virt_dmem import host
-from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
 from virt_dmem.guests import Guest
 from virt_dmem.ledger import Ledger
 from virt_dmem.plan import ExtentPlan, Plan
@@ -40,17 +38,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@pytest.fixture
-def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+@pytest.fixture(autouse=True)
+def _there_is_a_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "find_qemu", lambda *_: 1)
-    service = Service(
-        Config(
-            daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)),
-            libvirt=LibvirtConfig(uri="test:///default"),
-        )
-    )
-    yield service
-    asyncio.run(service.close())
 
 
 def reserve(ledger: Ledger, name: str) -> None:

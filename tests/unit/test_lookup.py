@@ -10,7 +10,6 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
 from virt_dmem.errors import DomainRefused, HypervisorError, UsageError
 from virt_dmem.hypervisor import Hypervisor
 from virt_dmem.ledger import Ledger
@@ -37,18 +36,6 @@ def xml(uuid: str, name: str) -> bytes:
         f"<domain type='kvm'><name>{name}</name><uuid>{uuid}</uuid>"
         f"<metadata><d:memory xmlns:d='{NAMESPACE}'/></metadata></domain>"
     ).encode()
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(
-        Config(
-            daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)),
-            libvirt=LibvirtConfig(uri="test:///default"),
-        )
-    )
-    yield service
-    asyncio.run(service.close())
 
 
 @pytest.mark.parametrize("operation", ["stopped", "release"])
