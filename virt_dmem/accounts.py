@@ -75,19 +75,25 @@ class Accounts:
         :raise OSError: When the file cannot be opened.
         """
         segment = extent.pool
+        # another guest that gives something back just then makes it seem that all came back
+        is_small = self._counts_used(segment) and len(self._ledger.standings()) <= _FEW
+
+        def empty() -> tuple[int, bool]:
+            came_back = segment_files.empty(extent.path)
+            return came_back, is_small and not segment_files.look(str(self._inventory.mount(segment))).missing_bytes
+
         async with self._holding.at_rest_in(segment):
             async with self._locks[segment]:
-                came_back = await finished(asyncio.to_thread(segment_files.empty, extent.path))
+                came_back, is_whole = await finished(asyncio.to_thread(empty))
                 self._moves[segment] += 1
-                if not self._counts_used(segment):
+                if is_whole or not self._counts_used(segment):
                     return
                 if came_back < extent.size_bytes:
                     self._inventory.withhold(segment, extent.size_bytes)
-            # another guest that gives something back just then makes it seem that all came back
-            if came_back >= extent.size_bytes and len(self._ledger.standings()) > _FEW:
-                self._doubtful.add(segment)
+                else:
+                    self._doubtful.add(segment)
                 self.unsettled.set()
-            else:
+            if is_small or came_back < extent.size_bytes:
                 await self.audit(segment)
 
     def doubt(self, extent: Extent, given_back_bytes: int) -> None:
@@ -191,7 +197,8 @@ class Accounts:
                 break
             found = await asyncio.to_thread(segment_files.look, str(self._inventory.mount(segment)))
             missing = min(missing, found.missing_bytes)
-            await asyncio.sleep(_PAUSE_SECONDS)
+            if missing:
+                await asyncio.sleep(_PAUSE_SECONDS)
         return missing
 
     async def _kept_by_files(self, segment: str, use: SegmentUse | None) -> int:
