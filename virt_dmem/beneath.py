@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Work in directories that others may change at any moment: by descriptors alone, never by a path that was checked.
 
-A path is opened once, component by component, and then only ``dir_fd`` operations follow. How far a component is
-trusted depends on who could put another one in its place:
+A path is opened once, component by component, and then only ``dir_fd`` operations follow. (openat2(2) would do it
+in one call, but systemd's RestrictSUIDSGID= forbids that one: seccomp cannot see the mode that it is asked for.) How
+far a component is trusted depends on who could put another one in its place:
 
 * From ``/`` on, as long as each directory is root's and nobody else may write to it, what stands in it is root's
   doing: its symbolic links are followed. So the administrator may have ``memory_backing_dir`` lead anywhere.
@@ -19,30 +20,20 @@ entry of that directory, never anything elsewhere. *Root* is also whoever runs t
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import errno
 import itertools
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["inside", "names", "opened", "remove_link", "require_roots", "shown", "status"]
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_SYS_OPENAT2 = 437  # the same on all architectures (include/uapi/asm-generic/unistd.h)
-_RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40  # as the kernel itself (MAXSYMLINKS in include/linux/namei.h)
-
-
-class _How(ctypes.Structure):
-    """``struct open_how`` of openat2(2)."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 class _Trust(enum.Enum):
@@ -158,40 +149,28 @@ def _entered(place: _Place, name: str) -> _Place | str:
         # what is above one that is trusted is trusted
         return _judged(os.open("..", _DIRECTORY, dir_fd=place.fd), _Place(-1, _Trust.ROOTS))
     try:
-        return _judged(_openat2(place.fd, name, _RESOLVE_NO_XDEV), place)
+        fd = os.open(name, _DIRECTORY, dir_fd=place.fd)
     except OSError as error:
-        if error.errno == errno.ELOOP and place.trust is _Trust.ROOTS:
-            return os.readlink(name, dir_fd=place.fd)
-        if error.errno != errno.EXDEV:
-            raise
-    return _judged(_mounted(place.fd, name), place)
-
-
-def _mounted(at: int, name: str) -> int:
-    """Open the root of what is mounted at a name. FUSE is not even asked for its owner: it may never answer."""
-    fd = _openat2(at, name, 0)
-    if _file_system(fd).startswith("fuse"):
+        if place.trust is _Trust.ROOTS and error.errno in (errno.ELOOP, errno.ENOTDIR):
+            with suppress(OSError):  # then it is no link
+                return os.readlink(name, dir_fd=place.fd)
+        raise
+    # FUSE is not even asked for its owner: it may never answer
+    if _mount_of(fd) != _mount_of(place.fd) and _file_system(fd).startswith("fuse"):
         os.close(fd)
         raise OSError(errno.EXDEV, f"FUSE is mounted at {shown(name)}")
-    return fd
+    return _judged(fd, place)
 
 
-def _openat2(at: int, name: str, resolve: int) -> int:
-    """Open a directory beneath another, and nothing else: ELOOP says that it is a link."""
-    how = _How(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, resolve | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
-    while True:
-        fd: int = _libc.syscall(_SYS_OPENAT2, at, os.fsencode(name), ctypes.byref(how), ctypes.sizeof(how))
-        if fd >= 0:
-            return fd
-        number = ctypes.get_errno()
-        if number != errno.EINTR:
-            raise OSError(number, os.strerror(number))
+def _mount_of(fd: int) -> bytes:
+    """Return the number of the mount that an open file is on; the kernel knows it without asking."""
+    about = Path(f"/proc/self/fdinfo/{fd}").read_bytes().split()
+    return about[about.index(b"mnt_id:") + 1]
 
 
 def _file_system(fd: int) -> str:
-    """Return the type of the file system that an open file is on; the kernel knows it without asking it."""
-    about = Path(f"/proc/self/fdinfo/{fd}").read_bytes().split()
-    mount = about[about.index(b"mnt_id:") + 1]
+    """Return the type of the file system that an open file is on, likewise."""
+    mount = _mount_of(fd)
     for line in Path("/proc/thread-self/mountinfo").read_bytes().splitlines():
         if line.startswith(mount + b" "):
             return os.fsdecode(line.partition(b" - ")[2].split(b" ")[0])
