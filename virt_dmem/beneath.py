@@ -2,8 +2,8 @@
 """Work in directories that others may change at any moment: by descriptors alone, never by a path that was checked.
 
 A path is opened once, component by component, and then only ``dir_fd`` operations follow. (openat2(2) would do it
-in one call, but systemd's RestrictSUIDSGID= forbids that one: seccomp cannot see the mode that it is asked for.) How
-far a component is trusted depends on who could put another one in its place:
+in one call; systemd's RestrictSUIDSGID= forbids it, as seccomp cannot see the mode that it is asked for.) How far a
+component is trusted depends on who could put another one in its place:
 
 * From ``/`` on, as long as each directory is root's and nobody else may write to it, what stands in it is root's
   doing: its symbolic links are followed. So the administrator may have ``memory_backing_dir`` lead anywhere.
