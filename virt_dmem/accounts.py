@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from virt_dmem import segment_files
+from virt_dmem import extents, segment_files
 from virt_dmem.backends import backend
 from virt_dmem.errors import Delayed
 from virt_dmem.holding import Holding
@@ -72,7 +72,10 @@ class Accounts:
     async def give_back(self, extent: Extent) -> None:
         """Give the memory of an extent's file back to the kernel, and withhold what has not surely come back.
 
-        :raise OSError: When the file cannot be opened.
+        The file goes, too.
+
+        :raise OSError: When it cannot be opened.
+        :raise ExtentError: When it cannot be removed.
         """
         segment = extent.pool
         # another guest that gives something back just then makes it seem that all came back
@@ -80,6 +83,7 @@ class Accounts:
 
         def empty() -> tuple[int, bool]:
             came_back = segment_files.empty(extent.path)
+            extents.remove(extent.path)
             return came_back, is_small and not segment_files.look(str(self._inventory.mount(segment))).missing_bytes
 
         async with self._holding.at_rest_in(segment):

@@ -511,7 +511,8 @@ class Lifecycle:
                 return False
         if extent.path.exists():
             await self.accounts.give_back(extent)
-        await asyncio.to_thread(extents.remove, extent.path)
+        else:
+            await asyncio.to_thread(extents.remove, extent.path)
         self._ledger.forget_extent(extent)
         if not suspect:
             self.holding.given_back(extent)
