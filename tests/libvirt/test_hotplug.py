@@ -203,12 +203,12 @@ def test_virtio_mem_is_refused_where_memory_has_no_struct_pages(
 def test_a_domain_that_was_not_prepared_is_refused_with_what_is_missing(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str
 ) -> None:
-    libvirtd.define(domain_xml("grower"))
+    uuid = libvirtd.define(domain_xml("grower"))
     virt_dmem("apply", "grower", "--pool", roomy_pool)
     libvirtd.virsh("start", "--paused", "grower")
     said = virt_dmem_fails("attach", "grower", "--size", "64M", status=1)
     assert "no <maxMemory> with slots" in said
-    assert "apply grower --hotplug-max SIZE" in said
+    assert f"apply {uuid} --hotplug-max SIZE" in said
 
 
 def test_a_resize_that_was_pending_is_settled_when_the_guest_has_done_it(
