@@ -82,6 +82,9 @@ class Accounts:
         is_small = self._counts_used(segment) and len(self._ledger.standings()) <= _FEW
 
         def empty() -> tuple[int, bool]:
+            grown = max(segment_files.use_of(extent.path)) - extent.size_bytes
+            if grown > 0:
+                log.warning("%s was %s larger than what its domain held", extent.path, format_size(grown))
             came_back = segment_files.empty(extent.path)
             extents.remove(extent.path)
             return came_back, is_small and not segment_files.look(str(self._inventory.mount(segment))).missing_bytes

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -326,3 +327,36 @@ def test_what_is_pinned_of_a_file_of_no_row_is_withheld_in_the_same_round() -> N
             assert rig.free() == SIZE - HUGE
 
     story("hugetlbfs", test)
+
+
+@BACKENDS
+@in_own_mount_namespace
+def test_a_file_that_was_enlarged_when_its_guest_ends_is_said_and_all_of_it_comes_back(backend: str) -> None:
+    async def test(rig: Rig) -> None:
+        extent = await rig.ran(ONE, SIZE // 2)
+        os.truncate(extent.path, SIZE // 2 + HUGE)
+        write(extent.path, SECRET)
+        with said("virt_dmem.accounts") as lines:
+            await rig.lifecycle.release(ONE)
+        assert "2 MiB larger" in lines[0]
+        assert rig.free() == SIZE
+        assert await rig.prepared(TWO, SIZE)
+
+    story(backend, test)
+
+
+@contextmanager
+def said(logger: str) -> Iterator[list[str]]:
+    """What is logged in this context: a child process has no caplog."""
+    lines: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Kept()
+    logging.getLogger(logger).addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logging.getLogger(logger).removeHandler(handler)
