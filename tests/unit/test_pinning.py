@@ -163,7 +163,7 @@ def test_memory_attached_to_a_guest_that_has_a_host_device_is_refused() -> None:
 def test_a_domain_with_a_host_device_does_not_come_in_to_memory_that_vfio_keeps_no_hold_on(tmp_path: Path) -> None:
     config = msgspec.convert({"daemon": {"state_dir": str(tmp_path)}, "libvirt": {"incoming": "refuse"}}, Config)
     (tmp_path / "pools").mkdir()
-    record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none", {0: NodeShare(GIB)}, state="ready")
+    record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none/dm", {0: NodeShare(GIB)}, state="ready")
     (tmp_path / "pools/dm.json").write_bytes(msgspec.json.encode(record))
     with pytest.raises(DomainRefused, match="is passed through by VFIO"):
         incoming.adapt(config, apply(domain(PCI.format("")), pool="dm"))
@@ -186,8 +186,8 @@ def test_a_domain_that_was_changed_after_apply_is_refused_when_it_starts() -> No
 
 
 def test_check_finds_domains_that_cannot_work() -> None:
-    record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none", {0: NodeShare(GIB)})
-    other = PoolRecord("hp", "hugetlbfs", 2 * MIB, "/none", {0: NodeShare(GIB)})
+    record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none/dm", {0: NodeShare(GIB)})
+    other = PoolRecord("hp", "hugetlbfs", 2 * MIB, "/none/hp", {0: NodeShare(GIB)})
     memory = read_domain(domain(DISK.format("cache='none'")))
     (refusal,) = checks_dmemfs.impossible([(memory, record), (memory, other), (read_domain(domain()), record)])
     assert "'g' cannot work on pool 'dm'" in refusal.message
@@ -205,7 +205,7 @@ def test_the_filter_knows_pools_whose_records_it_can_read(
     config.write_text(f'[daemon]\nstate_dir = "{tmp_path}"\n')
     (tmp_path / "pools").mkdir()
     for name, backend in (("dm", "dmemfs"), ("hp", "hugetlbfs")):
-        record = PoolRecord(name, backend, 2 * MIB, "/none", {0: NodeShare(GIB)}, state="ready")
+        record = PoolRecord(name, backend, 2 * MIB, f"/none/{name}", {0: NodeShare(GIB)}, state="ready")
         (tmp_path / f"pools/{name}.json").write_bytes(msgspec.json.encode(record))
     xml = domain(DISK.format("cache='none'"), "<memoryBacking><locked/></memoryBacking>")
     assert rewrite(monkeypatch, config, xml, "dm") == ExitStatus.FAILED
