@@ -31,7 +31,7 @@ export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /run
+mount -t tmpfs -o mode=755 tmp /run
 cd /project && PYTHONPATH=/project:/site {python} -B /script.py
 echo "exit status $?"
 poweroff -f

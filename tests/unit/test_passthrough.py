@@ -35,7 +35,7 @@ def known(tmp_path: Path) -> tuple[Ledger, Inventory]:
     (tmp_path / "pools").mkdir()
     ledger = Ledger(tmp_path / "ledger.sqlite", "boot-1")
     for uuid, pool, backend in ((RAW, "dm", "dmemfs"), (PAGES, "hp", "hugetlbfs")):
-        record = PoolRecord(pool, backend, 2 * MIB, "/none", {0: NodeShare(GIB)}, state="ready")
+        record = PoolRecord(pool, backend, 2 * MIB, f"/none/{pool}", {0: NodeShare(GIB)}, state="ready")
         (tmp_path / f"pools/{pool}.json").write_bytes(msgspec.json.encode(record))
         extent = ExtentPlan("pc.ram", pool, 64 * MIB, 2 * MIB, "bind", ((0, 64 * MIB),))
         ledger.reserve(Plan(uuid, uuid, (extent,)), {"pc.ram": Path(f"/{pool}")}, {(pool, 0): GIB})
