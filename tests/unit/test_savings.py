@@ -32,7 +32,7 @@ def test_without_pools_there_is_nothing_to_tell(config: Config) -> None:
 
 def test_a_pool_that_is_not_mounted_saves_nothing(config: Config) -> None:
     nodes = {0: NodeShare(GIB, GIB)}
-    write(config, PoolRecord("p", "hugetlbfs", 2 * MIB, "/nowhere", nodes, saved_bytes=14 * MIB))
+    write(config, PoolRecord("p", "hugetlbfs", 2 * MIB, "/nowhere/p", nodes, saved_bytes=14 * MIB))
     assert savings(config) == [PoolSavings("p", "hugetlbfs", 2 * MIB, 0, 0, 0, 0, measured=True)]
 
 
