@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.rig import Daemon, PrivateLibvirt, domain_xml
 from tests.rig.command import virt_dmem, virt_dmem_json
@@ -48,18 +52,26 @@ def test_a_lease_on_an_extent_keeps_nobody_waiting_and_the_extent_from_the_next_
     wait_for("it to be free", lambda: reserved(tmpfs_pool) == 0)
 
 
-def test_whatever_qemus_user_puts_in_its_directories_the_daemon_starts_and_guests_do(
-    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
-) -> None:
-    owner = pwd.getpwnam("libvirt-qemu").pw_uid
+@pytest.fixture
+def crowded(libvirtd: PrivateLibvirt, tmpfs_pool: str) -> Iterator[Path]:
+    """Fill QEMU's directories, for one test, with what its user may put there."""
     ours = Path("/var/lib/libvirt/qemu")
     evil = ours / "ram" / "99-evil"
     evil.mkdir()
-    os.chown(evil, owner, -1)
-    for directory in (ours, ours / "ram", evil):
-        hostile_names(directory)
+    os.chown(evil, pwd.getpwnam("libvirt-qemu").pw_uid, -1)
+    made = [path for directory in (ours, ours / "ram") for path in hostile_names(directory)]
+    hostile_names(evil)
     for number in range(10_000):
         (evil / str(number)).symlink_to(f"/run/virt-dmem/pools/{tmpfs_pool}/libvirt-gone/{number}")
+    yield ours
+    shutil.rmtree(evil)
+    for path in made:
+        path.rmdir() if path.name == "a-directory" else path.unlink()
+
+
+def test_whatever_qemus_user_puts_in_its_directories_the_daemon_starts_and_guests_do(
+    libvirtd: PrivateLibvirt, daemon: Daemon, crowded: Path, tmpfs_pool: str
+) -> None:
     daemon.restart()
     libvirtd.define(domain_xml("among", memory="64MiB"))
     virt_dmem("apply", "among", "--pool", tmpfs_pool)
@@ -68,5 +80,5 @@ def test_whatever_qemus_user_puts_in_its_directories_the_daemon_starts_and_guest
     assert isinstance(virt_dmem_json("reconcile")["actions"], list)
     libvirtd.virsh("destroy", "among")
     assert reserved(tmpfs_pool) == 0
-    assert (ours / "ram" / "loop").is_symlink()
+    assert (crowded / "ram" / "loop").is_symlink()
     assert "not all is looked at" in daemon.log.read_text()

@@ -109,13 +109,12 @@ _UNREADABLE = """
 # answered: the kernel holds the lock of the file's inode meanwhile.
 _ENDLESS_WRITE = """
     import mmap, os, sys, threading, time
-    size, owner = map(int, sys.argv[2].split())
+    size = int(sys.argv[2])
     page = mmap.mmap(os.open(f"{sys.argv[1]}/file", os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
     files = [os.open(path, os.O_RDWR) for path in sys.argv[3:]]
     os.write(1, b"ready\\n")
+    os.read(0, 1)
     for file in files:
-        while os.fstat(file).st_uid != owner:
-            time.sleep(0.01)
         if size:
             os.ftruncate(file, size)
         threading.Thread(target=os.write, args=(file, page), daemon=True).start()
@@ -179,25 +178,33 @@ def a_writer_that_never_ends(
 
     ``owner``: whose they are once the user has them open.
     """
-    more = json.dumps([f"{size_bytes} {owner}", *map(str, paths)])
+    more = json.dumps([str(size_bytes), *map(str, paths)])
     with _running(
         _SILENT_FUSE, mount_point, str(USER), textwrap.dedent(_ENDLESS_WRITE), more, user=None
     ) as process:
         _wait(process)
         for path in paths:
-            os.chown(path, owner, owner)
+            os.chown(path, owner, owner)  # before it writes: it would wait as well
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
         _wait(process)
         yield
 
 
-def hostile_names(directory: Path) -> None:
-    """Make what nobody expects in a directory of links: none of it is a link into a pool."""
+def hostile_names(directory: Path) -> list[Path]:
+    """Make what nobody expects in a directory of links, and return it: none of it is a link into a pool."""
+    links = {
+        "loop": "loop",
+        "new\nline\x1b[31m\u202e": "/nowhere",
+        os.fsdecode(b"\xff\xfe"): os.fsdecode(b"/nowhere/\xff\xfe"),
+        "n" * 255: "/" + "m" * 300,
+        "long": "/" + "d/" * 2000,
+        "self": ".",
+    }
     (directory / "a-directory").mkdir()
     os.mkfifo(directory / "fifo")
     (directory / "file").touch()
-    (directory / "loop").symlink_to("loop")
-    (directory / "new\nline\x1b[31m\u202e").symlink_to("/nowhere")
-    (directory / os.fsdecode(b"\xff\xfe")).symlink_to(os.fsdecode(b"/nowhere/\xff\xfe"))
-    (directory / ("n" * 255)).symlink_to("/" + "m" * 300)
-    (directory / "long").symlink_to("/" + "d/" * 2000)
-    (directory / "self").symlink_to(".")
+    for name, target in links.items():
+        (directory / name).symlink_to(target)
+    return [directory / name for name in ("a-directory", "fifo", "file", *links)]
