@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from virt_dmem.cli.answers import ANSWERS, Failure
+from virt_dmem.cli.json_schema import ANSWERS, Failure
 from virt_dmem.cli.parser import build_parser
 
 __all__ = ["command_of", "require_documented"]

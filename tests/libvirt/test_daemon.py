@@ -151,7 +151,10 @@ def test_noise_on_the_socket_harms_nobody(rawdaemon: Daemon, noise: bytes) -> No
 
 def test_a_second_daemon_is_refused_and_the_first_goes_on(rawdaemon: Daemon) -> None:
     second = subprocess.run(
-        [sys.executable, "-m", "virt_dmem.daemon", "--config", CONFIG], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "virt_dmem.daemon.main", "--config", CONFIG],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert second.returncode == 1
     assert "Another virt-dmemd" in second.stderr
@@ -184,7 +187,7 @@ def test_it_takes_the_socket_that_systemd_gives_it(rig: None) -> None:
     assert activate is not None, "comes with Debian's systemd"
     program = Program(
         "virt-dmemd-activated",
-        [activate, "-l", SOCKET, sys.executable, "-m", "virt_dmem.daemon"],
+        [activate, "-l", SOCKET, sys.executable, "-m", "virt_dmem.daemon.main"],
         log=Path("/var/log/libvirt/activated.log"),
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])},
     )

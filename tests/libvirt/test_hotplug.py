@@ -190,7 +190,7 @@ def test_virtio_mem_is_refused_where_memory_has_no_struct_pages(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str
 ) -> None:
     start(libvirtd, roomy_pool, None)
-    daemon.program.command[daemon.program.command.index("virt_dmem.daemon")] = "tests.rig.no_struct_pages"
+    daemon.program.command[daemon.program.command.index("virt_dmem.daemon.main")] = "tests.rig.no_struct_pages"
     daemon.restart()
     said = virt_dmem_fails("attach", "grower", "--size", "64M", "--type", "virtio-mem", status=1)
     assert "no struct pages" in said

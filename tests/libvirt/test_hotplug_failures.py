@@ -20,7 +20,7 @@ from tests.rig.grower import MIB, extents, has_mib, links, reserved, start, wait
 from tests.rig.guest import GuestImage
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for
-from virt_dmem.monitor_xml import socket_of
+from virt_dmem.domain_xml.monitor import socket_of
 
 VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
 

@@ -20,7 +20,7 @@ from tests.rig.pools import ALIKE, create_pool, without_pool
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
 from tests.rig.second_host import SecondHost
-from virt_dmem.domain_xml import is_managed, read_domain
+from virt_dmem.domain_xml.reader import is_managed, read_domain
 
 MIB = 1 << 20
 

@@ -23,11 +23,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from virt_dmem import daemon, ready
-from virt_dmem.hypervisor import Hypervisor
-from virt_dmem.ledger import Ledger
-from virt_dmem.readying import Readying
-from virt_dmem.service import Service
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.prezero.worker import Readying
+from virt_dmem.daemon.main import main as run_daemon
+from virt_dmem.daemon.service import Service
+from virt_dmem.hypervisor.connection import Hypervisor
+from virt_dmem.pools import prezeroed_files
 
 _EVENTS = {"open", "os.mkdir", "os.rmdir", "os.remove", "os.symlink", "os.chmod", "os.chown", "os.truncate",
            "os.rename", "subprocess.Popen"}  # fmt: skip
@@ -128,7 +129,7 @@ def main() -> int:
         finally:
             killer.step("a chunk is done")
 
-    def beginning(*args: Any) -> ready.ReadyExtent | None:
+    def beginning(*args: Any) -> prezeroed_files.ReadyExtent | None:
         killer.arm(background=True)
         return begin(*args)
 
@@ -146,15 +147,15 @@ def main() -> int:
         setattr(Service, name, watched(name))
     for name in ("attach", "detach", "update"):
         setattr(Hypervisor, name, around(name))
-    serve, begin = Service.hook, ready.begin
+    serve, begin = Service.hook, prezeroed_files.begin
     clean_more, outcome = Readying._clean_more, Readying._outcome
     Ledger._transaction = counted  # type: ignore[assignment,method-assign]
     Service.hook = hook  # type: ignore[assignment,method-assign]
     Readying._clean_more = chunk  # type: ignore[method-assign]
     Readying._outcome = chunk_is_done  # type: ignore[method-assign]
-    ready.begin = beginning
+    prezeroed_files.begin = beginning
     sys.addaudithook(killer.audit)
-    return daemon.main(sys.argv[2:])
+    return run_daemon(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 
-from virt_dmem import daemon
-from virt_dmem.backends.tmpfs import Tmpfs
+from virt_dmem.daemon import main
+from virt_dmem.pools.backends.tmpfs import Tmpfs
 
 if __name__ == "__main__":
     Tmpfs.has_struct_pages = False
-    sys.exit(daemon.main())
+    sys.exit(main.main())

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
-from virt_dmem.service import Service
+from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig
+from virt_dmem.daemon.service import Service
 
 GOLDEN = Path(__file__).parent / "golden"
 DOMAIN_RNG = Path("/usr/share/libvirt/schemas/domain.rng")

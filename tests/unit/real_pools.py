@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.hugepages_lock import hugepages_lock
-from virt_dmem import host, pools
-from virt_dmem.config import Config, DaemonConfig
+from virt_dmem.config.schema import Config, DaemonConfig
+from virt_dmem.host import huge_pages, kernel, numa
+from virt_dmem.pools import manage
 
 __all__ = ["HUGE", "HVO", "MIB", "SIZE", "kill_at", "killed", "real_config", "reboot", "taken"]
 
@@ -24,7 +25,7 @@ HVO = Path("/proc/sys/vm/hugetlb_optimize_vmemmap")
 
 
 def taken() -> int:
-    return sum(host.huge_pages(HUGE, node.node).persistent for node in host.nodes())
+    return sum(huge_pages.huge_pages(HUGE, node.node).persistent for node in numa.nodes())
 
 
 @contextmanager
@@ -45,8 +46,8 @@ def _host_left_as_found(config: Config) -> Iterator[None]:
         HVO.write_text("0\n")
         try:
             yield
-            for pool in {record.pool for record in pools.records(config)}:  # of a test that failed
-                pools.destroy(config, pool)
+            for pool in {record.pool for record in manage.records(config)}:  # of a test that failed
+                manage.destroy(config, pool)
             for _ in range(100):  # others on this machine may not know of the lock
                 if taken() == before:
                     break
@@ -81,8 +82,8 @@ def kill_at(report: int) -> Callable[[str, int, int], None]:
 
 def reboot(config: Config, name: str) -> None:
     """Leave of a pool what a reboot leaves: its record."""
-    now = host.boot_id()
+    now = kernel.boot_id()
     kept = {path: path.read_text() for path in config.pool_records_dir.glob(f"{name}*.json")}
-    pools.destroy(config, name)
+    manage.destroy(config, name)
     for path, text in kept.items():
         path.write_text(text.replace(now, "an earlier boot"))

@@ -9,9 +9,9 @@ import re
 from lxml import etree
 
 from tests.unit.conftest import canonical
-from virt_dmem.domain_xml import is_managed, read_domain
+from virt_dmem.domain_xml.reader import is_managed, read_domain
+from virt_dmem.domain_xml.rewrite import apply, reprint, unapply
 from virt_dmem.errors import DmemError, DomainRefused
-from virt_dmem.rewrite import apply, reprint, unapply
 
 __all__ = ["Failure", "examine"]
 

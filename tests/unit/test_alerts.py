@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem.alert_codes import EXPLANATIONS
-from virt_dmem.alerts import Facts, due
+from virt_dmem.allocation.models import Extent, ExtentState, Phase, Standing
+from virt_dmem.domain_xml.live import Guest, MemoryDevice, read_guest
 from virt_dmem.errors import explain
-from virt_dmem.guests import Guest, MemoryDevice, read_guest
-from virt_dmem.records import Extent, ExtentState, Phase, Standing
+from virt_dmem.monitoring.alert_codes import EXPLANATIONS
+from virt_dmem.monitoring.alert_rules import Facts, due
 
 NOW = 1000.0
 """Of the clock that nobody sets."""

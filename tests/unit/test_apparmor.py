@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem.apparmor import lets_qemu_in, rule
+from virt_dmem.host.apparmor import lets_qemu_in, rule
 
 POOLS = "/run/virt-dmem/pools"
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.rig.hostile_user import USER, a_swapper, hostile_names
-from virt_dmem import beneath, extents, libvirt_dirs, pools
-from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
+from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig
 from virt_dmem.errors import ExtentError, PoolError
-from virt_dmem.metrics import write_textfile
+from virt_dmem.host import dirfd
+from virt_dmem.hypervisor import paths
+from virt_dmem.monitoring.metrics import write_textfile
+from virt_dmem.pools import extent_files, manage
 
 UUID = "b31b41e6-66e0-4abb-873d-d1c0bfc91fb4"
 OTHER_USER = USER + 1
@@ -82,7 +84,7 @@ def made(path: Path, owner: int) -> Path:
 
 def is_opened(path: Path, **how: object) -> bool:
     try:
-        with beneath.opened(path, **how):  # type: ignore[arg-type]
+        with dirfd.opened(path, **how):  # type: ignore[arg-type]
             return True
     except OSError:
         return False
@@ -93,12 +95,12 @@ def is_opened(path: Path, **how: object) -> bool:
 
 def test_links_are_followed_where_only_root_can_have_made_them(top: Path, domain: Path) -> None:
     (top / "elsewhere").symlink_to("qemu/../qemu/ram")
-    with pytest.raises(OSError, match=r"'\.\.'"), beneath.opened(top / "elsewhere"):
+    with pytest.raises(OSError, match=r"'\.\.'"), dirfd.opened(top / "elsewhere"):
         pass
     (top / "memory").symlink_to(top / "qemu/ram")
     (top / "again").symlink_to("memory")
     for path in (top / "memory", top / "again"):
-        with beneath.opened(path / "3-vm") as at:
+        with dirfd.opened(path / "3-vm") as at:
             assert os.fstat(at).st_ino == domain.stat().st_ino
 
 
@@ -159,14 +161,14 @@ def test_a_group_of_roots_is_root(top: Path, outside: Path) -> None:
 def test_no_pool_is_kept_where_others_may_move_it(backing: Path) -> None:
     config = Config(daemon=DaemonConfig(run_dir=str(backing / "run"), state_dir=str(backing / "state")))
     with pytest.raises(PoolError, match="cannot be kept"):
-        pools.create(config, "small", sizes=1 << 20, backend="tmpfs")
+        manage.create(config, "small", sizes=1 << 20, backend="tmpfs")
     assert not [*backing.iterdir()]
 
 
 def test_roots_own_place_is_told_from_one_that_others_may_change(top: Path, backing: Path) -> None:
-    beneath.require_roots(top / "not" / "yet" / "there")
+    dirfd.require_roots(top / "not" / "yet" / "there")
     with pytest.raises(PermissionError):
-        beneath.require_roots(backing / "not" / "there")
+        dirfd.require_roots(backing / "not" / "there")
 
 
 # The race
@@ -188,7 +190,7 @@ def test_a_link_is_made_in_the_domains_directory_or_nowhere(outside: Path, domai
 
     def make() -> bool:
         try:
-            extents.link(extent, domain / "pc.ram")
+            extent_files.link(extent, domain / "pc.ram")
         except ExtentError:
             return False
         return True
@@ -210,7 +212,7 @@ def test_removing_a_link_removes_nothing_elsewhere(outside: Path, domain: Path, 
     def remove() -> bool:
         if not os.path.lexists(f"/proc/self/fd/{there}/pc.ram"):
             os.symlink(extent, "pc.ram", dir_fd=there)
-        extents.unlink(domain / "pc.ram", extent)
+        extent_files.unlink(domain / "pc.ram", extent)
         return not os.path.lexists(f"/proc/self/fd/{there}/pc.ram")
 
     def check() -> None:
@@ -233,8 +235,8 @@ def test_the_sweep_of_dangling_links_removes_nothing_elsewhere(
     def sweep() -> bool:
         if not os.path.lexists(f"/proc/self/fd/{there}/pc.ram"):
             os.symlink(nothing, "pc.ram", dir_fd=there)
-        links = libvirt_dirs.dangling_links(config, top / "pools")
-        return domain / "pc.ram" in libvirt_dirs.remove_dangling({*links, domain / "pc.ram"}, top / "pools")
+        links = paths.dangling_links(config, top / "pools")
+        return domain / "pc.ram" in paths.remove_dangling({*links, domain / "pc.ram"}, top / "pools")
 
     def check() -> None:
         assert victim.is_symlink()
@@ -255,7 +257,7 @@ def test_the_socket_of_somebody_else_stays_somebody_elses(outside: Path, domain:
     there = os.open(domain, os.O_RDONLY)
 
     def close() -> bool:
-        extents.close_socket(domain / name)
+        extent_files.close_socket(domain / name)
         closed = os.stat(name, dir_fd=there).st_uid == 0
         os.chown(name, USER, USER, dir_fd=there)
         return closed
@@ -274,7 +276,7 @@ def test_the_owner_of_a_directory_is_never_that_of_another_one(outside: Path, do
 
     def ask() -> bool:
         try:
-            assert libvirt_dirs.owner_of(domain) == (USER, USER)
+            assert paths.owner_of(domain) == (USER, USER)
         except ExtentError:
             return False
         return True
@@ -292,14 +294,14 @@ def test_a_socket_under_another_name_or_a_third_users_is_left_alone(domain: Path
         one.bind(str(outside / "victim"))
     os.chown(outside / "victim", USER, USER)
     os.link(outside / "victim", domain / name)
-    extents.close_socket(domain / name)
+    extent_files.close_socket(domain / name)
     assert (outside / "victim").stat().st_uid == USER, "it has two names"
     (outside / "victim").unlink()
     os.chown(domain / name, OTHER_USER, OTHER_USER)
-    extents.close_socket(domain / name)
+    extent_files.close_socket(domain / name)
     assert (domain / name).stat().st_uid == OTHER_USER
     os.chown(domain / name, USER, USER)
-    extents.close_socket(domain / name)
+    extent_files.close_socket(domain / name)
     assert (domain / name).stat().st_uid == 0
 
 
@@ -317,11 +319,11 @@ def test_whatever_stands_in_a_domains_directory_only_links_to_nothing_of_ours_go
     (domain / "bytes").symlink_to(pools / os.fsdecode(b"p/\xff\n"))
     (domain / "through-a-file").symlink_to(f"{top}/qemu.conf/x")
     before = {*domain.iterdir()}
-    links = libvirt_dirs.dangling_links(config, pools)
+    links = paths.dangling_links(config, pools)
     assert links == [domain / "bytes", domain / "name"]
-    assert libvirt_dirs.remove_dangling(links, pools) == links
+    assert paths.remove_dangling(links, pools) == links
     assert {*domain.iterdir()} == before - {*links}
-    assert libvirt_dirs.remove_dangling([*before, domain / ("x" * 300), Path("/"), Path("a\0b")], pools) == []
+    assert paths.remove_dangling([*before, domain / ("x" * 300), Path("/"), Path("a\0b")], pools) == []
 
 
 def test_a_link_is_not_removed_for_what_stands_in_its_place(
@@ -330,16 +332,16 @@ def test_a_link_is_not_removed_for_what_stands_in_its_place(
     hostile_names(domain)
     before = {*domain.iterdir()}
     for name in before:
-        extents.unlink(name, extent)
+        extent_files.unlink(name, extent)
     assert {*domain.iterdir()} == before
     assert len(caplog.messages) == len(before)
     assert all(message.isprintable() for message in caplog.messages)
     caplog.clear()
-    extents.unlink(domain / ("x" * 300), extent)
-    extents.unlink(domain / "missing", extent)
-    extents.unlink(domain / "missing" / "missing", extent)
+    extent_files.unlink(domain / ("x" * 300), extent)
+    extent_files.unlink(domain / "missing", extent)
+    extent_files.unlink(domain / "missing" / "missing", extent)
     (domain / "loop").unlink()
-    extents.unlink(domain / "self" / "x", extent)
+    extent_files.unlink(domain / "self" / "x", extent)
     assert len(caplog.messages) == 1, "of what could not be looked at"
 
 
@@ -347,9 +349,9 @@ def test_a_link_is_not_made_where_something_else_stands(domain: Path, extent: Pa
     hostile_names(domain)
     for name in ("a-directory", "fifo", "file", "x" * 300, "loop/x", "missing/x"):
         with pytest.raises(ExtentError):
-            extents.link(extent, domain / name)
+            extent_files.link(extent, domain / name)
     for name in ("loop", "new\nline\x1b[31m\u202e", "n" * 255, "self"):
-        extents.link(extent, domain / name)
+        extent_files.link(extent, domain / name)
         assert (domain / name).resolve() == extent
 
 
@@ -359,14 +361,12 @@ def test_more_names_than_libvirt_makes_are_not_all_looked_at_and_that_is_said_on
     for number in range(5000):
         (domain / str(number)).symlink_to(top / "pools/p/gone")
     with caplog.at_level(logging.WARNING):
-        found = [libvirt_dirs.dangling_links(config, top / "pools") for _ in range(3)]
+        found = [paths.dangling_links(config, top / "pools") for _ in range(3)]
     assert {len(links) for links in found} == {4096}
     assert len(caplog.messages) == 1
     assert "not all is looked at" in caplog.text
-    while links := libvirt_dirs.dangling_links(
-        config, top / "pools"
-    ):  # they go all the same, one lot after another
-        assert libvirt_dirs.remove_dangling(links, top / "pools") == links
+    while links := paths.dangling_links(config, top / "pools"):  # they go all the same, one lot after another
+        assert paths.remove_dangling(links, top / "pools") == links
     assert not [*domain.iterdir()]
 
 

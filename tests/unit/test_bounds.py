@@ -17,20 +17,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virt_dmem.config import Config, LibvirtConfig
-from virt_dmem.domain_xml import DomainMemory, is_managed, read_domain
+from virt_dmem.aio import aside
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.config.schema import Config, LibvirtConfig
+from virt_dmem.daemon.service import Service
+from virt_dmem.domain_xml.devices import find_device, find_devices, free_alias, require_room
+from virt_dmem.domain_xml.fields import read_nodeset, read_number, read_size
+from virt_dmem.domain_xml.live import read_guest
+from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
+from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
+from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, UsageError
-from virt_dmem.guests import read_guest
+from virt_dmem.hypervisor.qemu_user import placed
 from virt_dmem.ipc.messages import AttachWish
-from virt_dmem.memory_devices import find_device, find_devices, free_alias, require_room
-from virt_dmem.plan import ExtentPlan, Plan
-from virt_dmem.qemu_user import placed
-from virt_dmem.rewrite import apply, unapply
-from virt_dmem.secure_xml import XmlRefused, parse_xml
-from virt_dmem.service import Service
-from virt_dmem.tasks import aside
 from virt_dmem.units import parse_duration, parse_number, parse_size
-from virt_dmem.xml_fields import read_nodeset, read_number, read_size
 
 NS = "https://virt-dmem.dev/xmlns/domain/1.0"
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"

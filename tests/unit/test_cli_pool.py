@@ -17,7 +17,7 @@ from tests.answers import require_documented
 from tests.namespace import in_own_mount_namespace
 from virt_dmem.cli.main import main
 from virt_dmem.errors import DaemonUnreachable, ExitStatus
-from virt_dmem.host import mount_at
+from virt_dmem.host.mounts import mount_at
 from virt_dmem.ipc.client import Client
 from virt_dmem.units import MIB
 
@@ -51,7 +51,7 @@ class Command:
     @contextmanager
     def daemon(self) -> Iterator[None]:
         """A virt-dmemd runs meanwhile."""
-        arguments = [sys.executable, "-m", "virt_dmem.daemon", "--config", str(self._config)]
+        arguments = [sys.executable, "-m", "virt_dmem.daemon.main", "--config", str(self._config)]
         log = self.directory / "log"
         with log.open("wb") as file, subprocess.Popen(arguments, cwd=REPOSITORY, stderr=file) as process:
             try:
@@ -110,7 +110,7 @@ def test_destroy_says_when_the_kernel_lost_pages_meanwhile(
     """The kernel's taint is a stand-in: no test makes a kernel lose memory."""
     command("pool", "create", "small", "--size", "1M", "--backend", "tmpfs")
     met = iter([False, True])
-    monkeypatch.setattr("virt_dmem.host.bad_pages_met", lambda: next(met))
+    monkeypatch.setattr("virt_dmem.host.kernel.bad_pages_met", lambda: next(met))
     noted: list[str] = []
     monkeypatch.setattr("virt_dmem.cli.output.Output.note", lambda _self, text: noted.append(text))
     command("pool", "destroy", "small")

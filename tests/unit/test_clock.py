@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem import host
-from virt_dmem.guests import Guest
-from virt_dmem.ledger import Ledger
-from virt_dmem.plan import ExtentPlan, Plan
-from virt_dmem.records import Phase, Step
-from virt_dmem.service import Service
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Phase, Step
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.daemon.service import Service
+from virt_dmem.domain_xml.live import Guest
+from virt_dmem.host import kernel
+from virt_dmem.hypervisor import processes as qemu_processes
 
 HOUR = 3600.0
 MIB = 1 << 20
@@ -40,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(autouse=True)
 def _there_is_a_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "find_qemu", lambda *_: 1)
+    monkeypatch.setattr(qemu_processes, "find_qemu", lambda *_: 1)
 
 
 def reserve(ledger: Ledger, name: str) -> None:
@@ -99,8 +100,8 @@ def test_a_pause_lasts_as_long_as_was_said(
     assert service.watch.apply_is_paused()
     (alert,) = service.list_alerts()
     assert alert.code == "apply-paused"
-    later = host.uptime() + 61
-    monkeypatch.setattr("virt_dmem.ledger.uptime", lambda: later)
+    later = kernel.uptime() + 61
+    monkeypatch.setattr("virt_dmem.allocation.ledger.uptime", lambda: later)
     assert not service.watch.apply_is_paused()
     service.keep_pause()
     assert service.list_alerts() == []

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem import daemon
-from virt_dmem.daemon import for_ever, in_good_order
+from virt_dmem.aio import cancelled
+from virt_dmem.daemon import main
+from virt_dmem.daemon.main import for_ever, in_good_order
 from virt_dmem.ipc.server import Work
-from virt_dmem.tasks import cancelled
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -54,7 +54,7 @@ def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: p
 def test_work_that_ends_by_a_fault_of_ours_is_begun_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(main, "AGAIN_SECONDS", 0.01)
     begun = 0
 
     async def story() -> None:
@@ -102,7 +102,7 @@ def test_a_name_cannot_drive_who_reads_the_log_nor_write_lines_of_its_own(journa
         os.environ.pop("JOURNAL_STREAM", None)
         if {journal}:
             os.environ["JOURNAL_STREAM"] = "1:1"
-        from virt_dmem.daemon import _set_up_logging
+        from virt_dmem.daemon.main import _set_up_logging
         _set_up_logging("info")
         name = "a\\x9b2J\\u202eb\\n<0>all is lost\\r\\x1b[2Jé" + "n" * 1_000_000
         logging.getLogger("x").warning("%s: prepared", name)

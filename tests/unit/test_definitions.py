@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem.definitions import Written, follow, same
+from virt_dmem.hypervisor.define_race import Written, follow, same
 
 
 def xml(title: str) -> bytes:

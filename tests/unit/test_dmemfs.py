@@ -11,13 +11,15 @@ import pytest
 
 from tests.unit.fake_tree import BOOT, GIB, MIB, fake_memory_map, fake_tree, put
 from tests.unit.test_memory_map import NODES, PC
-from virt_dmem import checks_dmemfs, pools
-from virt_dmem.backends import BACKENDS, dmemfs_original
-from virt_dmem.backends.base import Backend, Job, NodeShare, PoolRecord
-from virt_dmem.backends.dmemfs import Dmemfs, regions_by_node
 from virt_dmem.errors import PoolError, PoolShort, UsageError
-from virt_dmem.plan_host import plan_host, read_host
-from virt_dmem.ranges import Range
+from virt_dmem.host.ranges import Range
+from virt_dmem.monitoring.checks import dmemfs
+from virt_dmem.pools import manage
+from virt_dmem.pools.backends import dmemfs_legacy
+from virt_dmem.pools.backends.base import Backend, Job, NodeShare, PoolRecord
+from virt_dmem.pools.backends.dmemfs import Dmemfs, regions_by_node
+from virt_dmem.pools.backends.table import BACKENDS
+from virt_dmem.pools.host_planning import plan_host, read_host
 
 RESERVED = [(7 * GIB, 2 * GIB), (15 * GIB, 2 * GIB)]
 CMDLINE = "memmap=2G$7G memmap=2G$15G"
@@ -122,7 +124,7 @@ def test_a_node_whose_memory_is_all_in_pools_is_one_of_them_still(tmp_path: Path
     fake_memory_map(root, ram=PC, nodes=NODES, reserved=RESERVED, claimed=RESERVED[:1], cmdline=CMDLINE)
     assert KIND.nodes(root=root) == ([0, 1], [0, 1])
     assert KIND.default_sizes(2 * MIB, (), root=root) == {1: 2 * GIB}
-    assert pools.shares_of(KIND, 2 * MIB, {0: GIB}, root) == {0: GIB}
+    assert manage.shares_of(KIND, 2 * MIB, {0: GIB}, root) == {0: GIB}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_the_originals_parameter_alone_reserves_nothing_and_that_is_said(tmp_pat
         acquire(root, record(sizes))
     assert "This kernel does not know dmem=2G" in caught.value.hint
     assert "memmap=2G$7G memmap=2G$15G" in caught.value.hint
-    complaint = checks_dmemfs.complaint([], root=root)
+    complaint = dmemfs.complaint([], root=root)
     assert complaint is not None
     assert "dmem=2G asks for 4 GiB, and 0 B were reserved" in complaint[0]
 
@@ -154,7 +156,7 @@ def test_a_host_that_reserved_nothing_is_told_how(tmp_path: Path) -> None:
         KIND.default_sizes(2 * MIB, (), root=root)
     assert "plan-host" in caught.value.hint
     with pytest.raises(PoolShort, match="No node has memory"):
-        pools.shares_of(KIND, 2 * MIB, GIB, root)
+        manage.shares_of(KIND, 2 * MIB, GIB, root)
 
 
 def test_named_ranges_are_sorted_by_node(root: Path) -> None:
@@ -207,7 +209,7 @@ def original(tmp_path: Path) -> Path:
 
 
 def test_the_original_is_told_from_ours_and_zeroed_by_us(original: Path) -> None:
-    assert dmemfs_original.is_original(original)
+    assert dmemfs_legacy.is_original(original)
     assert "original" in KIND.probe(root=original).reason
     assert KIND.default_sizes(2 * MIB, (), root=original) == {0: 2 * GIB, 1: 2 * GIB}
     found = acquire(original, record({0: 2 * GIB, 1: 2 * GIB}))
@@ -217,7 +219,7 @@ def test_the_original_is_told_from_ours_and_zeroed_by_us(original: Path) -> None
     assert KIND.mount_options(found) == ("pagesize=2M",)
     with pytest.raises(PoolShort):
         acquire(original, record({0: GIB}, name="q"), found)
-    assert checks_dmemfs.complaint([found], root=original) is None
+    assert dmemfs.complaint([found], root=original) is None
 
 
 def test_the_original_without_its_debugfs_says_what_is_missing(original: Path) -> None:
@@ -229,24 +231,24 @@ def test_the_original_without_its_debugfs_says_what_is_missing(original: Path) -
 
 
 def test_whether_a_file_system_maps_at_any_address_is_tried(tmp_path: Path) -> None:
-    assert dmemfs_original.maps_anywhere(tmp_path, 2 * MIB)
+    assert dmemfs_legacy.maps_anywhere(tmp_path, 2 * MIB)
     assert list(tmp_path.iterdir()) == []
     assert ctypes.sizeof(ctypes.c_void_p) == 8
 
 
 def test_a_kernel_that_would_map_by_4_kib_is_warned_of(root: Path) -> None:
     found = acquire(root, record({0: GIB}))
-    assert checks_dmemfs.complaint([found], root=root) is None
+    assert dmemfs.complaint([found], root=root) is None
     put(root / "sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n")
-    complaint = checks_dmemfs.complaint([found], root=root)
+    complaint = dmemfs.complaint([found], root=root)
     assert complaint is not None
     assert "by 4 KiB" in complaint[0]
     put(root / "sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n")
     put(root / "proc/self/mountinfo", "30 1 0:50 / /none/p rw - dmemfs virt-dmem-p rw\n")
     put(root / "sys/fs/dmemfs/0:50/huge_entries", "1\n")
-    assert checks_dmemfs.complaint([found], root=root) is None
+    assert dmemfs.complaint([found], root=root) is None
     put(root / "sys/fs/dmemfs/0:50/huge_entries", "0\n")
-    complaint = checks_dmemfs.complaint([found], root=root)
+    complaint = dmemfs.complaint([found], root=root)
     assert complaint is not None
     assert "Linux 6.12.0-test maps" in complaint[0]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.rig.qemu_ram_ids import ARCHES, ask
 from tests.unit.conftest import GOLDEN
 from tests.unit.domain_strategy import domains
-from virt_dmem.domain_xml import NAMESPACE, Cell, is_managed, read_domain, require_whole_pages
+from virt_dmem.domain_xml.ram_ids import RAM_IDS
+from virt_dmem.domain_xml.reader import NAMESPACE, Cell, is_managed, read_domain, require_whole_pages
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
-from virt_dmem.ram_ids import RAM_IDS
 from virt_dmem.units import GIB, MIB
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_ledger import PAGE, make_plan, paths_of
-from virt_dmem import service as module
-from virt_dmem.config import Config, DaemonConfig
-from virt_dmem.follow import _Queue
-from virt_dmem.hypervisor import Event
-from virt_dmem.seldom import BURST
-from virt_dmem.service import Service
+from virt_dmem.config.schema import Config, DaemonConfig
+from virt_dmem.daemon import service as module
+from virt_dmem.daemon.libvirt_events import _Queue
+from virt_dmem.daemon.service import Service
+from virt_dmem.hypervisor.connection import Event
+from virt_dmem.rate_limit import BURST
 
 CAPACITY = {("fast", node): 1000 * PAGE for node in range(2)}
 

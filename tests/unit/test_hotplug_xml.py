@@ -13,9 +13,9 @@ from lxml import etree
 
 from tests.unit.conftest import GOLDEN, canonical
 from tests.unit.domain_strategy import domains
-from virt_dmem.domain_xml import read_domain
+from virt_dmem.domain_xml.reader import read_domain
+from virt_dmem.domain_xml.rewrite import apply, reprint, unapply
 from virt_dmem.errors import DomainRefused
-from virt_dmem.rewrite import apply, reprint, unapply
 from virt_dmem.units import parse_size
 
 Check = Callable[[bytes], None]

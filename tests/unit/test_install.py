@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from virt_dmem import __version__
-from virt_dmem.config import Config
+from virt_dmem.config.schema import Config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

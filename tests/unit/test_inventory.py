@@ -7,9 +7,9 @@ import asyncio
 from pathlib import Path
 
 from tests.namespace import in_own_mount_namespace
-from virt_dmem import pools
-from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
-from virt_dmem.service import Service
+from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig
+from virt_dmem.daemon.service import Service
+from virt_dmem.pools import manage
 
 MIB = 1 << 20
 
@@ -21,7 +21,7 @@ def test_a_pool_that_is_being_destroyed_gives_no_memory_whatever_is_done_with_an
         libvirt=LibvirtConfig(uri="test:///default", run_dir=str(tmp_path)),
     )
     for name in ("goes", "stays"):
-        pools.create(config, name, sizes=4 * MIB, backend="tmpfs")
+        manage.create(config, name, sizes=4 * MIB, backend="tmpfs")
     service = Service(config)
 
     async def story() -> None:

@@ -19,12 +19,12 @@ from tests.answers import command_of, require_documented
 from tests.namespace import in_own_mount_namespace
 from tests.unit.conftest import GOLDEN
 from tests.unit.test_cli_pool import Command
-from virt_dmem.cli.answers import ANSWERS, SCHEMA_VERSION
+from virt_dmem.cli.json_schema import ANSWERS, SCHEMA_VERSION
 from virt_dmem.cli.main import main
 from virt_dmem.cli.parser import build_parser
+from virt_dmem.domain_xml.rewrite import apply
 from virt_dmem.errors import ExitStatus
 from virt_dmem.ipc.client import Client
-from virt_dmem.rewrite import apply
 
 REPOSITORY = Path(__file__).parents[2]
 IN_LIBVIRT_TESTS = {"apply", "attach", "detach", "resize", "unapply"}

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import ExtentState, Phase, Step
+from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.errors import LedgerError, NotEnoughMemory
-from virt_dmem.ledger import Ledger
-from virt_dmem.plan import ExtentPlan, Plan
-from virt_dmem.records import ExtentState, Phase, Step
 
 PAGE = 2 << 20
 

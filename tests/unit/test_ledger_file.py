@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem import ledger_file
+from virt_dmem.allocation import ledger_schema
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.ledger_schema import SCHEMA_VERSION, version_of
+from virt_dmem.allocation.models import ExtentState, Phase
 from virt_dmem.errors import LedgerError
-from virt_dmem.ledger import Ledger
-from virt_dmem.ledger_file import SCHEMA_VERSION, version_of
-from virt_dmem.records import ExtentState, Phase
 
 MIB = 1 << 20
 
@@ -110,10 +110,10 @@ def test_it_is_root_s_own_whatever_the_umask(tmp_path: Path) -> None:
 def test_a_migration_that_fails_half_way_leaves_it_as_it_was(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows(old)
     broken = (
-        ledger_file._MIGRATIONS[0],
+        ledger_schema._MIGRATIONS[0],
         "CREATE TABLE more (a); DROP TABLE share; INSERT INTO nowhere VALUES (1);",
     )
-    monkeypatch.setattr(ledger_file, "_MIGRATIONS", broken)
+    monkeypatch.setattr(ledger_schema, "_MIGRATIONS", broken)
     with pytest.raises(LedgerError, match="nowhere"):
         Ledger(old, "boot-1")
     monkeypatch.undo()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_ledger import PAGE, make_plan, paths_of
-from virt_dmem.ledger import Ledger
-from virt_dmem.records import ExtentState, Phase, Step
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import ExtentState, Phase, Step
 
 CAPACITY = {("fast", node): 1000 * PAGE for node in range(2)}
 MANY = 50
@@ -113,7 +113,7 @@ def test_a_domain_with_and_one_without_extents_are_read_alike(ledger: Ledger) ->
 
 
 def test_of_steps_only_the_newest_are_kept(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virt_dmem.ledger._KEPT_STEPS", 10)
+    monkeypatch.setattr("virt_dmem.allocation.ledger._KEPT_STEPS", 10)
     for number in range(100):
         ledger.add_steps(f"uuid-{number}", [Step("release", float(number), 0.1)])
     assert set(ledger.last_steps()) == {f"uuid-{number}" for number in range(90, 100)}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem.config import LibvirtConfig
+from virt_dmem.config.schema import LibvirtConfig
 from virt_dmem.errors import ExtentError
-from virt_dmem.libvirt_dirs import domain_directory
+from virt_dmem.hypervisor.paths import domain_directory
 
 
 @pytest.fixture

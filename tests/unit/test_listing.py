@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_ledger import PAGE, make_plan, paths_of
-from virt_dmem.ledger import Ledger
-from virt_dmem.listing import AT_ONCE, Listing, view
-from virt_dmem.records import ExtentState, Phase
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import ExtentState, Phase
+from virt_dmem.daemon.domain_list import AT_ONCE, Listing, view
 
 CAPACITY = {("fast", node): 10_000 * PAGE for node in range(2)}
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Phase
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.daemon.service import Service
 from virt_dmem.errors import DomainRefused, HypervisorError, UsageError
-from virt_dmem.hypervisor import Hypervisor
-from virt_dmem.ledger import Ledger
-from virt_dmem.plan import ExtentPlan, Plan
-from virt_dmem.records import Phase
-from virt_dmem.service import Service
+from virt_dmem.hypervisor.connection import Hypervisor
 
 NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
 OURS = "c7a5fdbd-edaf-9455-926a-d65c16db1809"

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fake_tree import GIB, MIB, fake_memory_map, fake_tree, put
-from virt_dmem import boot_reserve, memory_map
 from virt_dmem.cli.main import main
-from virt_dmem.dmem_parameter import Parameter, parameters, parse_parameter, wanted
 from virt_dmem.errors import ExitStatus, PermissionRefused, UsageError
-from virt_dmem.memory_map import SECTION
-from virt_dmem.ranges import Range, common, total, whole, without
+from virt_dmem.host import boot_reservation, memory_map
+from virt_dmem.host.dmem_cmdline import Parameter, parameters, parse_parameter, wanted
+from virt_dmem.host.memory_map import SECTION
+from virt_dmem.host.ranges import Range, common, total, whole, without
 
 PC = [(0, 0x9FC00), (MIB, 3 * GIB - MIB), (4 * GIB, 13 * GIB)]
 NODES = [[(0, 3 * GIB), (4 * GIB, 5 * GIB)], [(9 * GIB, 8 * GIB)]]
@@ -129,7 +129,7 @@ def test_what_is_chosen_is_whole_sections_of_the_nodes_ram_above_the_kernel(
     ram: list[tuple[int, int]], odd: int, sections: int
 ) -> None:
     ranges = [Range(start * 256 * MIB + odd * MIB, size * 256 * MIB) for start, size in ram]
-    found = boot_reserve.choose({3: tuple(ranges)}, {3: sections * SECTION})
+    found = boot_reservation.choose({3: tuple(ranges)}, {3: sections * SECTION})
     usable = whole(without(ranges, [Range(0, GIB)]), SECTION)
     if found is None:
         assert total(usable) < sections * SECTION
@@ -143,23 +143,23 @@ def test_what_is_chosen_is_whole_sections_of_the_nodes_ram_above_the_kernel(
 
 def test_the_upper_end_of_each_node_is_reserved() -> None:
     ram = {0: (Range(MIB, 3 * GIB - MIB), Range(4 * GIB, 5 * GIB)), 1: (Range(9 * GIB, 8 * GIB - MIB),)}
-    found = boot_reserve.choose(ram, {0: 2 * GIB, 1: 2 * GIB})
+    found = boot_reservation.choose(ram, {0: 2 * GIB, 1: 2 * GIB})
     assert found == {0: (Range(7 * GIB, 2 * GIB),), 1: (Range(14 * GIB, 2 * GIB),)}
-    assert boot_reserve.memmap(found[0]) == "memmap=2G$7G"
-    assert boot_reserve.choose(ram, {0: 9 * GIB}) is None
+    assert boot_reservation.memmap(found[0]) == "memmap=2G$7G"
+    assert boot_reservation.choose(ram, {0: 9 * GIB}) is None
 
 
 def test_grub_gives_the_kernel_the_dollar(tmp_path: Path) -> None:
     """What sh makes of the drop-in goes into grub.cfg, where GRUB takes one backslash away before the dollar."""
-    path = boot_reserve.write_grub("memmap=1G$0x100000000 memmap=128M$2G", root=tmp_path)
+    path = boot_reservation.write_grub("memmap=1G$0x100000000 memmap=128M$2G", root=tmp_path)
     assert path == tmp_path / "etc/default/grub.d/virt-dmem.cfg"
     said = subprocess.run(
         ["sh", "-euc", 'GRUB_CMDLINE_LINUX=quiet; . "$0"; printf %s "$GRUB_CMDLINE_LINUX"', path],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert said.stdout == "quiet memmap=1G\\$0x100000000 memmap=128M\\$2G"
-    assert boot_reserve.remove_grub(root=tmp_path)
-    assert not boot_reserve.remove_grub(root=tmp_path)
+    assert boot_reservation.remove_grub(root=tmp_path)
+    assert not boot_reservation.remove_grub(root=tmp_path)
     assert list(path.parent.iterdir()) == []
 
 

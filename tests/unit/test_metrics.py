@@ -12,18 +12,18 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from virt_dmem.accounts import Accounts
-from virt_dmem.alert_codes import EXPLANATIONS
-from virt_dmem.config import Config, DaemonConfig
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import ExtentState, Phase
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.allocation.prezero.cache import Holding
+from virt_dmem.allocation.reclaim import Accounts
+from virt_dmem.attempts import Tries
+from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import NotEnoughMemory
-from virt_dmem.holding import Holding
-from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Ledger
-from virt_dmem.metrics import Metrics, write_textfile
-from virt_dmem.plan import ExtentPlan, Plan
-from virt_dmem.records import ExtentState, Phase
-from virt_dmem.tries import Tries
-from virt_dmem.watch import Watch
+from virt_dmem.monitoring.alert_codes import EXPLANATIONS
+from virt_dmem.monitoring.alert_tracker import Watch
+from virt_dmem.monitoring.metrics import Metrics, write_textfile
 
 DOCS = Path(__file__).parents[2] / "docs"
 DESCRIBED = re.compile(r"^\| `(virt_dmem_\w+)` \|([^|]*)\|", re.MULTILINE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from virt_dmem.domain_xml import NAMESPACE
+from virt_dmem.domain_xml.reader import NAMESPACE
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"

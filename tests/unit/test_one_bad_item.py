@@ -17,14 +17,15 @@ import pytest
 from tests.namespace import in_own_mount_namespace
 from tests.rig.hostile_user import USER, a_writer_that_never_ends
 from tests.rig.processes import wait_for
-from virt_dmem import extents, host, pools
-from virt_dmem.alert_codes import EXTENT_ENLARGED, LEDGER_DAMAGED, RECONCILE_FAILED
-from virt_dmem.config import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
-from virt_dmem.ledger import Ledger
-from virt_dmem.patience import PATIENCE_SECONDS
-from virt_dmem.plan import ExtentPlan, Plan
-from virt_dmem.records import Phase
-from virt_dmem.service import Service
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Phase
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
+from virt_dmem.daemon.service import Service
+from virt_dmem.deadline import PATIENCE_SECONDS
+from virt_dmem.host import kernel
+from virt_dmem.monitoring.alert_codes import EXTENT_ENLARGED, LEDGER_DAMAGED, RECONCILE_FAILED
+from virt_dmem.pools import extent_files, manage
 
 MIB = 1 << 20
 UUIDS = [f"{number:08x}-edaf-9455-926a-d65c16db1809" for number in range(4)]
@@ -44,8 +45,8 @@ def config(tmp_path: Path) -> Config:
 
 def some_domains(config: Config, phase: Phase) -> list[Path]:
     """Let domains hold an extent each of a new pool; return their files."""
-    pools.create(config, "p", sizes=64 * MIB, backend="tmpfs")
-    ledger = Ledger(config.ledger_path, host.boot_id())
+    manage.create(config, "p", sizes=64 * MIB, backend="tmpfs")
+    ledger = Ledger(config.ledger_path, kernel.boot_id())
     paths = []
     for uuid in UUIDS:
         extent = ExtentPlan("pc.ram", "p", MIB, 4096, "none", ((-1, MIB),))
@@ -147,7 +148,7 @@ def test_two_files_of_one_backend_in_use_are_both_charged_when_the_ledger_is_los
 @in_own_mount_namespace
 def test_a_damaged_record_of_one_pool_harms_no_other_and_is_said_until_it_is_put_right(config: Config) -> None:
     some_domains(config, Phase.RUNNING)
-    pools.create(config, "q", sizes=4 * MIB, backend="tmpfs")
+    manage.create(config, "q", sizes=4 * MIB, backend="tmpfs")
     record = config.pool_records_dir / "p.json"
     whole = record.read_bytes()
     record.write_bytes(whole[:50])
@@ -280,7 +281,7 @@ def test_a_process_that_writes_to_its_file_without_end_keeps_nobody_from_serving
         asyncio.run(story())
         assert paths[1].stat().st_size == MIB
         assert alerts(service)[str(paths[0])] == RECONCILE_FAILED
-    wait_for("the end of the writer", lambda: not extents.in_use(paths[0]))
+    wait_for("the end of the writer", lambda: not extent_files.in_use(paths[0]))
     reconciled(service)
     assert paths[0].stat().st_size == MIB
 
@@ -290,7 +291,7 @@ def test_a_pool_record_that_leads_to_another_directory_has_nothing_removed_there
     config: Config, tmp_path: Path
 ) -> None:
     some_domains(config, Phase.RUNNING)
-    pools.create(config, "q", sizes=64 * MIB, backend="tmpfs")
+    manage.create(config, "q", sizes=64 * MIB, backend="tmpfs")
     starting = config.pools_dir / "q" / "libvirt-x" / "pc.ram"
     starting.parent.mkdir()
     starting.write_bytes(b"x")

@@ -8,15 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from virt_dmem import passthrough
-from virt_dmem.backends.base import NodeShare, PoolRecord
-from virt_dmem.config import Config
-from virt_dmem.domain_xml import read_domain
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml.live import read_guest
+from virt_dmem.domain_xml.reader import read_domain
+from virt_dmem.domains import passthrough
 from virt_dmem.errors import DomainRefused
-from virt_dmem.guests import read_guest
-from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Ledger
-from virt_dmem.plan import ExtentPlan, Plan
+from virt_dmem.pools.backends.base import NodeShare, PoolRecord
 
 MIB, GIB = 1 << 20, 1 << 30
 RAW, PAGES = "c7a5fdbd-edaf-9455-926a-d65c16db1809", "c7a5fdbd-edaf-9455-926a-d65c16db1810"

@@ -18,10 +18,11 @@ from typing import TypeVar
 import pytest
 
 from tests.rig.hostile_user import USER, a_leaseholder, a_process_that_cannot_be_read, a_writer_that_never_ends
-from virt_dmem import extents, host
+from virt_dmem.deadline import within
 from virt_dmem.errors import Delayed, NotMapped
-from virt_dmem.overdue import each
-from virt_dmem.patience import within
+from virt_dmem.hypervisor import processes as qemu_processes
+from virt_dmem.pools import extent_files
+from virt_dmem.stuck_threads import each
 
 T = TypeVar("T")
 UUID = "b31b41e6-66e0-4abb-873d-d1c0bfc91fb4"
@@ -155,18 +156,18 @@ def owned() -> Iterator[Path]:
 def test_a_lease_delays_nobody_and_is_a_use(owned: Path, kind: str) -> None:
     began = time.monotonic()
     with a_leaseholder(owned, kind):
-        extents.hand_over(owned, USER, USER)
-        extents.take_back(owned)
+        extent_files.hand_over(owned, USER, USER)
+        extent_files.take_back(owned)
         assert owned.stat().st_uid == 0
-        assert extents.in_use(owned), "a lease stays, whoever owns the file"
+        assert extent_files.in_use(owned), "a lease stays, whoever owns the file"
         with pytest.raises(BlockingIOError):
-            extents.truncate(owned, 0)
-        assert extents.in_use(owned)
+            extent_files.truncate(owned, 0)
+        assert extent_files.in_use(owned)
         with pytest.raises(NotMapped):
-            extents.check_mapped(os.getpid(), [("pc.ram", owned, 4096)])
+            extent_files.check_mapped(os.getpid(), [("pc.ram", owned, 4096)])
     assert time.monotonic() < began + 20
-    assert not extents.in_use(owned)
-    extents.truncate(owned, 0)
+    assert not extent_files.in_use(owned)
+    extent_files.truncate(owned, 0)
 
 
 @needs_root
@@ -174,11 +175,11 @@ def test_what_is_no_file_delays_nobody_and_is_refused(owned: Path) -> None:
     for number, make in enumerate((os.mkfifo, os.mkdir, lambda path: path.symlink_to(owned))):
         path = owned.with_name(str(number))
         make(path)
-        for act in (extents.in_use, lambda path: extents.truncate(path, 0)):
+        for act in (extent_files.in_use, lambda path: extent_files.truncate(path, 0)):
             with pytest.raises(OSError):
                 act(path)
-        with pytest.raises(extents.ExtentError):
-            extents.hand_over(path, USER, USER)
+        with pytest.raises(extent_files.ExtentError):
+            extent_files.hand_over(path, USER, USER)
         assert path.lstat().st_uid == 0
 
 
@@ -191,11 +192,11 @@ def test_a_process_that_cannot_be_read_is_left_out_and_the_loop_turns(owned: Pat
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            assert turning(lambda: host.find_qemu(tmp_path, "guest", UUID)) == process.pid
-        assert turning(lambda: host.find_qemu(tmp_path, "guest", UUID)) is None
+            assert turning(lambda: qemu_processes.find_qemu(tmp_path, "guest", UUID)) == process.pid
+        assert turning(lambda: qemu_processes.find_qemu(tmp_path, "guest", UUID)) is None
         (tmp_path / "guest.pid").write_text(str(hostile))
         with pytest.raises(Delayed):
-            turning(lambda: host.find_qemu(tmp_path, "guest", UUID))
+            turning(lambda: qemu_processes.find_qemu(tmp_path, "guest", UUID))
 
 
 @needs_root
@@ -206,12 +207,12 @@ def test_an_extent_that_is_roots_already_is_not_waited_for_whoever_writes_to_it(
     with a_writer_that_never_ends(place, owned, owner=0):
 
         def look() -> bool:
-            extents.take_back(owned)
-            return extents.in_use(owned)
+            extent_files.take_back(owned)
+            return extent_files.in_use(owned)
 
         assert turning(look)
         with pytest.raises(Delayed):
-            turning(lambda: extents.hand_over(owned, USER, USER))
+            turning(lambda: extent_files.hand_over(owned, USER, USER))
 
 
 def test_a_domain_with_much_that_is_overdue_keeps_no_other_waiting(held: threading.Event) -> None:

@@ -12,15 +12,16 @@ import msgspec
 import pytest
 
 from tests.unit.fake_tree import GIB, MIB
-from virt_dmem import checks_dmemfs, incoming
-from virt_dmem.backends.base import NodeShare, PoolRecord
+from virt_dmem.allocation.plan import PoolFree, plan_domain
 from virt_dmem.cli.main import main
-from virt_dmem.config import Config
-from virt_dmem.domain_xml import read_domain
+from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml.devices import Device, memory_of
+from virt_dmem.domain_xml.reader import read_domain
+from virt_dmem.domain_xml.rewrite import apply, unapply
+from virt_dmem.domains import migration
 from virt_dmem.errors import DomainRefused, ExitStatus
-from virt_dmem.memory_devices import Device, memory_of
-from virt_dmem.plan import PoolFree, plan_domain
-from virt_dmem.rewrite import apply, unapply
+from virt_dmem.monitoring.checks import dmemfs
+from virt_dmem.pools.backends.base import NodeShare, PoolRecord
 
 DISK = "<disk type='file' device='disk'><driver name='qemu' {}/><source file='/x'/><target dev='vda'/></disk>"
 PCI = (
@@ -166,7 +167,7 @@ def test_a_domain_with_a_host_device_does_not_come_in_to_memory_that_vfio_keeps_
     record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none/dm", {0: NodeShare(GIB)}, state="ready")
     (tmp_path / "pools/dm.json").write_bytes(msgspec.json.encode(record))
     with pytest.raises(DomainRefused, match="is passed through by VFIO"):
-        incoming.adapt(config, apply(domain(PCI.format("")), pool="dm"))
+        migration.adapt(config, apply(domain(PCI.format("")), pool="dm"))
 
 
 def test_locked_memory_is_refused_for_what_it_is() -> None:
@@ -189,7 +190,7 @@ def test_check_finds_domains_that_cannot_work() -> None:
     record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none/dm", {0: NodeShare(GIB)})
     other = PoolRecord("hp", "hugetlbfs", 2 * MIB, "/none/hp", {0: NodeShare(GIB)})
     memory = read_domain(domain(DISK.format("cache='none'")))
-    (refusal,) = checks_dmemfs.impossible([(memory, record), (memory, other), (read_domain(domain()), record)])
+    (refusal,) = dmemfs.impossible([(memory, record), (memory, other), (read_domain(domain()), record)])
     assert "'g' cannot work on pool 'dm'" in refusal.message
 
 

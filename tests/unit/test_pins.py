@@ -17,17 +17,19 @@ import pytest
 from tests.namespace import in_own_mount_namespace
 from tests.rig.pinner import pinned
 from tests.unit.real_pools import HUGE, SIZE, real_config
-from virt_dmem import host, pools, reconcile, segment_files
-from virt_dmem.config import Config, PrefaultConfig
-from virt_dmem.domain_xml import Cell, DomainMemory
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Extent, Phase
+from virt_dmem.allocation.prezero.worker import Readying
+from virt_dmem.attempts import Round
+from virt_dmem.config.schema import Config, PrefaultConfig
+from virt_dmem.domain_xml.reader import Cell, DomainMemory
+from virt_dmem.domains import reconcile
+from virt_dmem.domains.hooks import Lifecycle, Report
+from virt_dmem.domains.reconcile import Reality
 from virt_dmem.errors import NotEnoughMemory
-from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Ledger
-from virt_dmem.lifecycle import Lifecycle, Report
-from virt_dmem.readying import Readying
-from virt_dmem.reconcile import Reality
-from virt_dmem.records import Extent, Phase
-from virt_dmem.tries import Round
+from virt_dmem.host import kernel
+from virt_dmem.pools import manage, segment_files
 
 ONE, TWO = "c7a5fdbd-edaf-9455-926a-d65c16db1809", "11111111-edaf-9455-926a-d65c16db1809"
 SECRET = b"the first guest's secret"
@@ -41,9 +43,9 @@ class Rig:
         config = msgspec.structs.replace(
             config, prefault=PrefaultConfig(ready_pressure=100.0)
         )  # whatever else goes on here
-        pools.create(config, "p", sizes=SIZE, backend=backend)
+        manage.create(config, "p", sizes=SIZE, backend=backend)
         self.config = config
-        self.ledger = Ledger(config.ledger_path, host.boot_id())
+        self.ledger = Ledger(config.ledger_path, kernel.boot_id())
         self.inventory = Inventory(config, self.ledger)
         self.lifecycle = Lifecycle(config, self.ledger, self.inventory)
         self.readying = Readying(config, self.inventory, self.lifecycle.holding)
@@ -53,7 +55,7 @@ class Rig:
         self.ledger.close()
         again = object.__new__(Rig)
         again.backend, again.config = self.backend, self.config
-        again.ledger = Ledger(self.config.ledger_path, host.boot_id())
+        again.ledger = Ledger(self.config.ledger_path, kernel.boot_id())
         again.inventory = Inventory(self.config, again.ledger)
         again.lifecycle = Lifecycle(self.config, again.ledger, again.inventory)
         return again
@@ -79,7 +81,7 @@ class Rig:
             self.inventory,
             self.lifecycle,
             None,
-            host.boot_id(),
+            kernel.boot_id(),
             Round(),  # type: ignore[arg-type]
         )
         return await reconcile._segment(now, "p")
@@ -89,7 +91,7 @@ class Rig:
 
     def close(self) -> None:
         self.ledger.close()
-        pools.destroy(self.config, "p")
+        manage.destroy(self.config, "p")
 
 
 def silent(_report: Report) -> None:
@@ -199,7 +201,7 @@ def test_a_restart_forgets_no_pin() -> None:
             await again.lifecycle.accounts.audit("p")
             assert again.free() == SIZE - HUGE
             again.ledger.close()
-            rig.ledger = Ledger(rig.config.ledger_path, host.boot_id())
+            rig.ledger = Ledger(rig.config.ledger_path, kernel.boot_id())
 
     story("hugetlbfs", test)
 
@@ -336,7 +338,7 @@ def test_a_file_that_was_enlarged_when_its_guest_ends_is_said_and_all_of_it_come
         extent = await rig.ran(ONE, SIZE // 2)
         os.truncate(extent.path, SIZE // 2 + HUGE)
         write(extent.path, SECRET)
-        with said("virt_dmem.accounts") as lines:
+        with said("virt_dmem.allocation.reclaim") as lines:
             await rig.lifecycle.release(ONE)
         assert "2 MiB larger" in lines[0]
         assert rig.free() == SIZE

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virt_dmem.placement import Demand, place
+from virt_dmem.allocation.placement import Demand, place
 
 
 def demand(pages: int, *tiers: Sequence[int]) -> Demand:

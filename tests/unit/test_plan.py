@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virt_dmem.domain_xml import Cell, DomainMemory
+from virt_dmem.allocation.plan import NO_NODE, ExtentPlan, Plan, PoolFree, plan_domain
+from virt_dmem.domain_xml.reader import Cell, DomainMemory
 from virt_dmem.errors import DomainRefused, NotEnoughMemory, PoolNotFound
-from virt_dmem.plan import NO_NODE, ExtentPlan, Plan, PoolFree, plan_domain
 from virt_dmem.units import GIB, KIB, MIB
 
 PAGE = 2 * MIB

@@ -14,7 +14,7 @@ from tests.unit.fake_tree import GIB, MIB, fake_tree
 from virt_dmem.cli.main import main
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.errors import ExitStatus
-from virt_dmem.plan_host import HostFacts, Option, plan_host, read_host, warnings
+from virt_dmem.pools.host_planning import HostFacts, Option, plan_host, read_host, warnings
 
 KIB = 1 << 10
 PARSER = build_parser()

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from tests.unit.fake_tree import BOOT, GIB, MIB, fake_tree
-from virt_dmem import pools
-from virt_dmem.backends import backend
-from virt_dmem.backends.base import Job, NodeShare, PoolRecord, Step
-from virt_dmem.config import Config, DaemonConfig
+from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolError, PoolExists, PoolNotFound, PoolShort, UsageError
+from virt_dmem.pools import manage
+from virt_dmem.pools.backends.base import Job, NodeShare, PoolRecord, Step
+from virt_dmem.pools.backends.table import backend
 
 HUGE = 2 * MIB
 
@@ -40,26 +40,26 @@ def a_record(config: Config, name: str = "p") -> PoolRecord:
 @pytest.mark.parametrize("name", ["", ".", "..", "-p", ".p", "a/b", "../p", "a b", "é", "p\n", "x" * 33])
 def test_a_name_that_cannot_be_is_refused_and_nothing_is_written(config: Config, name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name"):
-        pools.create(config, name, sizes=HUGE)
+        manage.create(config, name, sizes=HUGE)
     with pytest.raises(PoolNotFound):
-        pools.find(config, name)
+        manage.find(config, name)
     assert not config.pool_records_dir.exists()
 
 
 def test_there_are_no_pools_at_first(config: Config) -> None:
-    assert pools.records(config) == []
+    assert manage.records(config) == []
     with pytest.raises(PoolNotFound, match="'p'"):
-        pools.find(config, "p")
+        manage.find(config, "p")
     with pytest.raises(PoolNotFound):
-        pools.destroy(config, "p")
+        manage.destroy(config, "p")
 
 
 def test_records_are_read_back_by_name(config: Config) -> None:
     for name in ("b", "a.1", "C-2"):
         write_record(config, a_record(config, name))
     (config.pool_records_dir / ".a.1.new").write_text("half a rec")
-    assert [record.name for record in pools.records(config)] == ["C-2", "a.1", "b"]
-    assert pools.find(config, "b") == a_record(config, "b")
+    assert [record.name for record in manage.records(config)] == ["C-2", "a.1", "b"]
+    assert manage.find(config, "b") == a_record(config, "b")
 
 
 DAMAGED = (
@@ -79,25 +79,25 @@ def test_a_record_that_cannot_be_read_is_named_and_harms_no_other_pool(config: C
     write_record(config, a_record(config, "good"))
     (config.pool_records_dir / "p.json").write_bytes(content)
     with pytest.raises(PoolError, match=r"p\.json"):
-        pools.find(config, "p")
-    assert pools.find(config, "good").name == "good"
-    assert [record.name for record in pools.records(config)] == ["good"]
-    assert [Path(path).name for path in pools.readable(config)[1]] == ["p.json"]
+        manage.find(config, "p")
+    assert manage.find(config, "good").name == "good"
+    assert [record.name for record in manage.records(config)] == ["good"]
+    assert [Path(path).name for path in manage.readable(config)[1]] == ["p.json"]
 
 
 def test_an_existing_pool_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
     write_record(config, a_record(config))
     with pytest.raises(PoolExists):
-        pools.create(config, "p", sizes=HUGE, root=fake_tree(tmp_path / "root"))
-    assert pools.find(config, "p") == a_record(config)
+        manage.create(config, "p", sizes=HUGE, root=fake_tree(tmp_path / "root"))
+    assert manage.find(config, "p") == a_record(config)
 
 
 def test_what_is_mounted_in_the_place_of_a_pool_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
     root = fake_tree(tmp_path / "root")
     (root / "proc/self/mountinfo").write_text(f"30 1 0:50 / {config.pools_dir / 'p'} rw - tmpfs x rw\n")
     with pytest.raises(PoolExists, match="no pool of ours"):
-        pools.create(config, "p", sizes=HUGE, root=root)
-    assert pools.records(config) == []
+        manage.create(config, "p", sizes=HUGE, root=root)
+    assert manage.records(config) == []
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,14 @@ def test_a_size_between_pages_is_refused_with_the_nearest(
     root = fake_tree(tmp_path / "root")
     for sizes in (size, {0: size}):
         with pytest.raises(UsageError, match="not a whole number of pages of 2 MiB") as caught:
-            pools.create(config, "p", sizes=sizes, root=root)
+            manage.create(config, "p", sizes=sizes, root=root)
         assert nearest in caught.value.hint
-    assert pools.records(config) == []
+    assert manage.records(config) == []
 
 
 def test_a_page_size_that_the_host_has_not_is_refused_with_those_it_has(config: Config, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="16 MiB") as caught:
-        pools.create(config, "p", sizes=GIB, page_size=16 * MIB, root=fake_tree(tmp_path / "root"))
+        manage.create(config, "p", sizes=GIB, page_size=16 * MIB, root=fake_tree(tmp_path / "root"))
     assert "2 MiB or 1 GiB" in caught.value.hint
 
 
@@ -126,18 +126,18 @@ def test_a_node_without_memory_or_existence_is_refused(
 ) -> None:
     root = fake_tree(tmp_path / "root", memory=[GIB, 0, GIB])
     with pytest.raises(UsageError, match="cannot have memory of node") as caught:
-        pools.create(config, "p", sizes=sizes, root=root)
+        manage.create(config, "p", sizes=sizes, root=root)
     assert "0, 2" in caught.value.hint
 
 
 def test_tmpfs_takes_memory_from_no_node_in_particular(config: Config, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="node 0"):
-        pools.create(config, "p", sizes={0: HUGE}, backend="tmpfs", root=fake_tree(tmp_path / "root"))
+        manage.create(config, "p", sizes={0: HUGE}, backend="tmpfs", root=fake_tree(tmp_path / "root"))
 
 
 def test_a_host_without_huge_pages_says_so(config: Config, tmp_path: Path) -> None:
     with pytest.raises(PoolError, match="no huge pages"):
-        pools.create(config, "p", sizes=HUGE, root=fake_tree(tmp_path / "root", page_sizes=()))
+        manage.create(config, "p", sizes=HUGE, root=fake_tree(tmp_path / "root", page_sizes=()))
 
 
 @pytest.mark.parametrize(
@@ -153,15 +153,15 @@ def test_a_host_without_huge_pages_says_so(config: Config, tmp_path: Path) -> No
 def test_a_total_is_spread_evenly_over_the_nodes_that_have_memory(
     tmp_path: Path, memory: list[int], pages: int, shares: dict[int, int]
 ) -> None:
-    found = pools.shares_of(backend("hugetlbfs"), HUGE, pages * HUGE, fake_tree(tmp_path, memory=memory))
+    found = manage.shares_of(backend("hugetlbfs"), HUGE, pages * HUGE, fake_tree(tmp_path, memory=memory))
     assert found == {node: count * HUGE for node, count in shares.items()}
 
 
 def test_slow_memory_is_taken_only_where_it_is_named(tmp_path: Path) -> None:
     root = fake_tree(tmp_path, memory=[16 * GIB] * 3, without_cpus=[1])
     kind = backend("hugetlbfs")
-    assert pools.shares_of(kind, HUGE, 4 * HUGE, root) == {0: 2 * HUGE, 2: 2 * HUGE}
-    assert pools.shares_of(kind, HUGE, {1: HUGE}, root) == {1: HUGE}
+    assert manage.shares_of(kind, HUGE, 4 * HUGE, root) == {0: 2 * HUGE, 2: 2 * HUGE}
+    assert manage.shares_of(kind, HUGE, {1: HUGE}, root) == {1: HUGE}
 
 
 @pytest.mark.parametrize("sizes", [{0: 13 * GIB}, {0: GIB, 1: 13 * GIB}, 25 * GIB])
@@ -170,23 +170,23 @@ def test_more_than_a_node_has_available_is_refused_before_anything_is_taken(
 ) -> None:
     root = fake_tree(tmp_path / "root", memory=[16 * GIB, 16 * GIB])
     with pytest.raises(PoolShort, match="12 GiB are available"):
-        pools.create(config, "p", sizes=sizes, root=root)
-    assert pools.records(config) == []
+        manage.create(config, "p", sizes=sizes, root=root)
+    assert manage.records(config) == []
     assert (root / "proc/sys/vm/hugetlb_optimize_vmemmap").read_text() == "0\n"
 
 
 def test_the_last_memory_of_the_host_is_left_to_it(config: Config, tmp_path: Path) -> None:
     root = fake_tree(tmp_path / "root", memory=[16 * GIB, 16 * GIB])
     with pytest.raises(PoolShort, match="it must keep 256 MiB"):
-        pools.create(config, "p", sizes=24 * GIB, root=root)
+        manage.create(config, "p", sizes=24 * GIB, root=root)
     with pytest.raises(PoolShort, match="24 GiB available"):
-        pools.create(config, "p", sizes=25 * GIB, backend="tmpfs", root=root)
+        manage.create(config, "p", sizes=25 * GIB, backend="tmpfs", root=root)
 
 
 def test_a_pool_that_is_not_mounted_has_nothing(config: Config) -> None:
     record = a_record(config)
     record.state, record.nodes = "ready", {0: NodeShare(HUGE, HUGE)}
-    assert pools.capacity(record) == {0: 0}
+    assert manage.capacity(record) == {0: 0}
 
 
 def test_destroying_a_record_of_an_earlier_boot_gives_back_nothing(config: Config, tmp_path: Path) -> None:
@@ -196,10 +196,10 @@ def test_destroying_a_record_of_an_earlier_boot_gives_back_nothing(config: Confi
     record = a_record(config)
     record.nodes, record.boot_id, record.switched_hvo = {0: NodeShare(HUGE, HUGE)}, "another boot", True
     write_record(config, record)
-    pools.destroy(config, "p", root=root)
+    manage.destroy(config, "p", root=root)
     assert nr.read_text() == "100\n"
     assert (root / "proc/sys/vm/hugetlb_optimize_vmemmap").read_text() == "1\n"
-    assert pools.records(config) == []
+    assert manage.records(config) == []
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_records_are_for_root_alone(config: Config, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pools.create(config, "p", sizes=HUGE, root=root, report=look)
+        manage.create(config, "p", sizes=HUGE, root=root, report=look)
     assert seen == [0o600]
     assert stat.S_IMODE(config.pool_records_dir.stat().st_mode) == 0o700
-    assert pools.records(config) == []
+    assert manage.records(config) == []

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from virt_dmem import prefault as driver
 from virt_dmem.errors import PrefaultFailed
 from virt_dmem.native.build import build
-from virt_dmem.prefault import Progress, prefault
+from virt_dmem.pools import prefault as driver
+from virt_dmem.pools.prefault import Progress, prefault
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from virt_dmem import monitor_xml, peer, qmp
-from virt_dmem.qmp import Monitors
+from virt_dmem.domain_xml import monitor
+from virt_dmem.hypervisor import qmp, unix_socket
+from virt_dmem.hypervisor.qmp import Monitors
 
 UUID = "6f8d9c0e-1b1f-4c88-9d3c-3c1a7f4f0001"
 GREETING = b'{"QMP": {"version": {"qemu": {}, "package": ""}, "capabilities": []}}\r\n'
@@ -57,7 +58,7 @@ async def listening(
     speak: Callable[[asyncio.StreamReader, Writer], Awaitable[None]], pid: int | None = None
 ) -> AsyncIterator[Rig]:
     rig = Rig(speak, os.getpid() if pid is None else pid)
-    server = await asyncio.start_unix_server(rig.serve, monitor_xml.socket_of(UUID))
+    server = await asyncio.start_unix_server(rig.serve, monitor.socket_of(UUID))
     rig.monitors.follow({UUID})
     try:
         yield rig
@@ -74,7 +75,7 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(qmp, "FIRST_RETRY_SECONDS", 0.05)
     with TemporaryDirectory() as directory:  # a short one: the path of a socket is at most 107 bytes long
         monkeypatch.chdir(directory)
-        monkeypatch.setattr(monitor_xml, "_DIRECTORY", directory)
+        monkeypatch.setattr(monitor, "_DIRECTORY", directory)
         yield
 
 
@@ -285,10 +286,10 @@ def test_a_process_that_is_not_its_qemu_is_not_listened_to(caplog: pytest.LogCap
 def test_a_link_to_a_socket_is_not_followed(tmp_path: Path) -> None:
     async def story() -> None:
         async with listening(greet):
-            Path("link").symlink_to(monitor_xml.socket_of(UUID))
+            Path("link").symlink_to(monitor.socket_of(UUID))
             with pytest.raises(OSError, match="is no socket"):
-                peer.connect(Path("link"))
-            peer.connect(monitor_xml.socket_of(UUID)).close()
+                unix_socket.connect(Path("link"))
+            unix_socket.connect(monitor.socket_of(UUID)).close()
 
     asyncio.run(story())
 
@@ -312,12 +313,12 @@ def test_who_listens_is_known_until_it_is_gone() -> None:
         assert first.stdin is not None
         child = int(first.stdout.readline())
         try:
-            with peer.connect(Path("left")) as connected:
-                assert peer.peer_pid(connected) == first.pid
+            with unix_socket.connect(Path("left")) as connected:
+                assert unix_socket.peer_pid(connected) == first.pid
                 first.stdin.close()
                 first.wait()
-                assert peer.peer_pid(connected) == 0, "its child still listens, and is not taken for it"
-            with peer.connect(Path("left")) as connected:
-                assert peer.peer_pid(connected) == 0
+                assert unix_socket.peer_pid(connected) == 0, "its child still listens, and is not taken for it"
+            with unix_socket.connect(Path("left")) as connected:
+                assert unix_socket.peer_pid(connected) == 0
         finally:
             os.kill(child, signal.SIGKILL)

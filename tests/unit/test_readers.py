@@ -18,11 +18,12 @@ from typing import Any, cast
 import pytest
 
 from virt_dmem.errors import DomainRefused
-from virt_dmem.ipc import INTERFACE, readers, server
+from virt_dmem.ipc import readers, server
 from virt_dmem.ipc.connection import CALLS_WAITING
+from virt_dmem.ipc.fair_lock import Turns
 from virt_dmem.ipc.messages import BackendView, DomainView
-from virt_dmem.seldom import BURST, PERIOD_SECONDS, Seldom
-from virt_dmem.turns import Turns
+from virt_dmem.ipc.version import INTERFACE
+from virt_dmem.rate_limit import BURST, PERIOD_SECONDS, Seldom
 
 LONG = 1 << 20
 

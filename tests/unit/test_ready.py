@@ -17,22 +17,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.namespace import in_own_mount_namespace
-from virt_dmem import extents, host, ready
-from virt_dmem.backends.base import NodeShare, PoolRecord
-from virt_dmem.config import Config, DaemonConfig, PrefaultConfig
-from virt_dmem.domain_xml import Cell, DomainMemory
+from virt_dmem.aio import finished
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Extent, ExtentState
+from virt_dmem.allocation.plan import PoolFree
+from virt_dmem.allocation.prezero.cache import Holding
+from virt_dmem.allocation.prezero.forecast import plan_on_ready, wishes
+from virt_dmem.allocation.prezero.index import Stock
+from virt_dmem.allocation.prezero.worker import Readying
+from virt_dmem.config.schema import Config, DaemonConfig, PrefaultConfig
+from virt_dmem.domain_xml.reader import Cell, DomainMemory
 from virt_dmem.errors import PrefaultFailed
-from virt_dmem.holding import Holding
-from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Ledger
-from virt_dmem.plan import PoolFree
-from virt_dmem.ready import Owner, ReadyExtent, Shares
-from virt_dmem.readying import Readying
-from virt_dmem.records import Extent, ExtentState
-from virt_dmem.stock import Stock
-from virt_dmem.tasks import finished
+from virt_dmem.host import kernel
+from virt_dmem.pools import extent_files, prezeroed_files
+from virt_dmem.pools.backends.base import NodeShare, PoolRecord
+from virt_dmem.pools.prezeroed_files import Owner, ReadyExtent, Shares
 from virt_dmem.units import MIB
-from virt_dmem.wishes import plan_on_ready, wishes
 
 PAGE = 4096
 ONE, TWO = "c7a5fdbd-edaf-9455-926a-d65c16db1809", "11111111-edaf-9455-926a-d65c16db1809"
@@ -71,69 +72,69 @@ _extents = st.builds(
 
 
 def test_a_new_one_grows_chunk_by_chunk_and_is_found_again(record: PoolRecord) -> None:
-    made = ready.begin(record, "none", ((-1, 10 * PAGE),), RAM)
+    made = prezeroed_files.begin(record, "none", ((-1, 10 * PAGE),), RAM)
     assert made is not None
     assert (made.clean_bytes, made.goal_bytes, made.path.stat().st_mode & 0o7777) == (0, 10 * PAGE, 0o600)
     assert made.directory.stat().st_mode & 0o7777 == 0o700
     for clean in (4, 8, 10):
-        made = asyncio.run(ready.clean_more(made, 4 * PAGE, threads=1))
+        made = asyncio.run(prezeroed_files.clean_more(made, 4 * PAGE, threads=1))
         assert (made.clean_bytes, made.path.stat().st_blocks * 512) == (clean * PAGE, clean * PAGE)
-        assert ready.listed(record) == [made]
+        assert prezeroed_files.listed(record) == [made]
     assert made.is_done
 
 
 def test_one_that_is_half_done_is_taken_as_far_as_it_is(record: PoolRecord, tmp_path: Path) -> None:
-    made = ready.begin(record, "none", ((-1, 6 * PAGE),), RAM)
+    made = prezeroed_files.begin(record, "none", ((-1, 6 * PAGE),), RAM)
     assert made is not None
-    made = asyncio.run(ready.clean_more(made, 4 * PAGE, threads=1))
+    made = asyncio.run(prezeroed_files.clean_more(made, 4 * PAGE, threads=1))
     made.path.write_bytes(b"\0" * 4 * PAGE + b"x" * 2 * PAGE)  # a chunk that was cut short
     taken = tmp_path / f"libvirt-{TWO}" / "pc.ram"
-    assert ready.take(made, taken, 8 * PAGE) == 4 * PAGE
+    assert prezeroed_files.take(made, taken, 8 * PAGE) == 4 * PAGE
     assert taken.read_bytes() == b"\0" * 8 * PAGE
     assert taken.stat().st_blocks * 512 == 4 * PAGE
-    assert ready.listed(record) == []
+    assert prezeroed_files.listed(record) == []
 
 
 def test_what_an_earlier_version_kept_of_a_guest_goes_back_to_the_kernel(record: PoolRecord) -> None:
-    made = ready.begin(record, "none", ((-1, 8 * PAGE),), RAM)
+    made = prezeroed_files.begin(record, "none", ((-1, 8 * PAGE),), RAM)
     assert made is not None
     made.path.with_name(f"u4_none_-1=8_{ONE}_pc.ram").write_bytes(b"x" * 8 * PAGE)
     (made.directory / "a directory").mkdir()
-    assert ready.listed(record) == [made]
+    assert prezeroed_files.listed(record) == [made]
     assert sorted(path.name for path in made.directory.iterdir()) == ["a directory", made.path.name]
 
 
 def test_one_that_is_stopped_or_fails_is_as_it_was(record: PoolRecord, tmp_path: Path) -> None:
-    made = ready.begin(record, "none", ((-1, 8 * PAGE),), RAM)
+    made = prezeroed_files.begin(record, "none", ((-1, 8 * PAGE),), RAM)
     assert made is not None
     with pytest.raises(PrefaultFailed):
-        asyncio.run(ready.clean_more(made, 4 * PAGE, helper=tmp_path / "there-is-none"))
-    assert ready.listed(record) == [made]
+        asyncio.run(prezeroed_files.clean_more(made, 4 * PAGE, helper=tmp_path / "there-is-none"))
+    assert prezeroed_files.listed(record) == [made]
     assert made.path.stat().st_size == 0
 
 
 def test_what_a_crash_left_is_cut_off_and_what_is_no_record_goes(record: PoolRecord) -> None:
-    made = ready.begin(record, "none", ((-1, 8 * PAGE),), RAM)
+    made = prezeroed_files.begin(record, "none", ((-1, 8 * PAGE),), RAM)
     assert made is not None
-    made = asyncio.run(ready.clean_more(made, 4 * PAGE, threads=1))
+    made = asyncio.run(prezeroed_files.clean_more(made, 4 * PAGE, threads=1))
     os.truncate(made.path, 8 * PAGE)  # the next chunk, without its memory
     other = replace(extent(((-1, 4),), owner=Owner(TWO, "pc.ram")), directory=made.directory)
     other.path.write_bytes(b"\0" * 3 * PAGE)  # shorter than it says
     (made.directory / "anything").write_text("else")
-    assert ready.listed(record) == [made]
+    assert prezeroed_files.listed(record) == [made]
     assert [path.name for path in made.directory.iterdir()] == [made.path.name]
     assert made.path.stat().st_size == 4 * PAGE
 
 
 def test_one_that_cannot_be_named_is_not_made(record: PoolRecord) -> None:
     many = tuple((node, PAGE * 0x10000) for node in range(40))
-    assert ready.begin(record, "bind", many, RAM) is None
-    assert not Path(record.mount, ready.DIRECTORY).exists()
+    assert prezeroed_files.begin(record, "bind", many, RAM) is None
+    assert not Path(record.mount, prezeroed_files.DIRECTORY).exists()
 
 
 @given(_extents)
 def test_its_name_is_the_record_of_it(some: ReadyExtent) -> None:
-    assert ready._read(some.path, PAGE) == some
+    assert prezeroed_files._read(some.path, PAGE) == some
 
 
 # Which one
@@ -143,27 +144,27 @@ def test_the_one_is_taken_that_leaves_the_least_to_do_and_then_wastes_the_least(
     other = Owner(TWO, "pc.ram")
     small, exact, large = (extent(((0, size),), owner=other) for size in (4, 8, 16))
     wanted = ("bind", ((0, 8 * PAGE),), RAM)
-    assert ready.best_fit([small, large, exact], *wanted) == exact
-    assert ready.best_fit([small, large], *wanted) == large
-    assert ready.best_fit([small], *wanted) == small
+    assert prezeroed_files.best_fit([small, large, exact], *wanted) == exact
+    assert prezeroed_files.best_fit([small, large], *wanted) == large
+    assert prezeroed_files.best_fit([small], *wanted) == small
     own = extent(((0, 8),))
-    assert ready.best_fit([exact, own], *wanted) == own
+    assert prezeroed_files.best_fit([exact, own], *wanted) == own
     half = extent(((0, 8),), 4)
-    assert ready.best_fit([half, exact], *wanted) == exact
-    assert ready.best_fit([extent(((0, 8),), 0)], *wanted) is None, "nothing of it is clean"
-    assert ready.best_fit([extent(((1, 8),))], *wanted) is None, "it lies elsewhere"
+    assert prezeroed_files.best_fit([half, exact], *wanted) == exact
+    assert prezeroed_files.best_fit([extent(((0, 8),), 0)], *wanted) is None, "nothing of it is clean"
+    assert prezeroed_files.best_fit([extent(((1, 8),))], *wanted) is None, "it lies elsewhere"
 
 
 @given(_extents, _extents)
 def test_a_page_is_never_taken_for_another_node(some: ReadyExtent, wanted: ReadyExtent) -> None:
-    if ready.best_fit([some], wanted.policy, wanted.shares, RAM) is None:
+    if prezeroed_files.best_fit([some], wanted.policy, wanted.shares, RAM) is None:
         return
     common = min(some.clean_bytes, wanted.goal_bytes)
     assert common
     if "interleave" in (some.policy, wanted.policy):
         assert {node for node, _ in some.shares} == {node for node, _ in wanted.shares}
     else:
-        assert ready.prefix(some.shares, common) == ready.prefix(wanted.shares, common)
+        assert prezeroed_files.prefix(some.shares, common) == prezeroed_files.prefix(wanted.shares, common)
 
 
 # Who goes first
@@ -201,11 +202,11 @@ def test_after_the_cuts_all_fit(some: list[ReadyExtent], room: dict[int, int]) -
     stock = stock_of(*numbered)
     for one, size in stock.cuts("p", {node: count * PAGE for node, count in room.items()}):
         assert size < one.clean_bytes, "what stays whole is not touched"
-        after = ready.shortened(one, size)
+        after = prezeroed_files.shortened(one, size)
         assert after is None or after.clean_bytes <= size
         stock.replace("p", one, after)
     assert all(count <= room.get(node, 0) for node, count in pages(stock.held("p")).items())
-    assert pages(stock.held("p")) == pages(ready.by_node(stock.of("p")))
+    assert pages(stock.held("p")) == pages(prezeroed_files.by_node(stock.of("p")))
 
 
 def test_those_of_a_domain_are_found_and_what_has_changed_is_told() -> None:
@@ -243,20 +244,20 @@ def test_work_on_files_is_not_left_half_done_by_who_is_cancelled() -> None:
 
 def test_one_that_somebody_removed_is_no_error_when_it_is_to_be_cut(record: PoolRecord) -> None:
     gone = replace(extent(((-1, 8),)), directory=Path(record.mount))
-    assert ready.cut(gone, 4 * PAGE) is None
+    assert prezeroed_files.cut(gone, 4 * PAGE) is None
 
 
 @given(_extents)
 def test_memory_held_by_node_sums_up(some: ReadyExtent) -> None:
-    assert sum(ready.by_node([some]).values()) == some.clean_bytes
+    assert sum(prezeroed_files.by_node([some]).values()) == some.clean_bytes
 
 
 @given(_extents, st.integers(0, 160))
 def test_what_is_cut_keeps_the_nodes_of_its_beginning(some: ReadyExtent, size: int) -> None:
-    after = ready.shortened(some, min(size * PAGE, some.clean_bytes))
+    after = prezeroed_files.shortened(some, min(size * PAGE, some.clean_bytes))
     if after is not None:
         assert after.clean_bytes <= some.clean_bytes
-        assert ready.prefix(some.shares, after.goal_bytes) == after.shares or some.policy == "interleave"
+        assert prezeroed_files.prefix(some.shares, after.goal_bytes) == after.shares or some.policy == "interleave"
 
 
 # What is wished
@@ -341,22 +342,22 @@ echo '{{"event":"done","bytes":0}}'
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64M", "virt-dmem-p", self.mount], check=True)
         config.pool_records_dir.mkdir(parents=True)
         shares = {-1: NodeShare(64 * MIB, 64 * MIB)}
-        self.record = PoolRecord("p", "tmpfs", PAGE, str(self.mount), shares, "ready", host.boot_id())
+        self.record = PoolRecord("p", "tmpfs", PAGE, str(self.mount), shares, "ready", kernel.boot_id())
         (config.pool_records_dir / "p.json").write_bytes(msgspec.json.encode(self.record))
-        self.inventory = Inventory(config, Ledger(config.ledger_path, host.boot_id()))
-        self.holding = Holding(config, Ledger(config.ledger_path, host.boot_id()), self.inventory)
+        self.inventory = Inventory(config, Ledger(config.ledger_path, kernel.boot_id()))
+        self.holding = Holding(config, Ledger(config.ledger_path, kernel.boot_id()), self.inventory)
         self.readying = Readying(config, self.inventory, self.holding)
 
     def gives_back(self, uuid: str) -> Extent:
         """Return the extent of a domain, which it has just given back full of its own."""
-        path = extents.path_of(self.mount, uuid, "pc.ram")
-        extents.create(path, 8 * PAGE)
+        path = extent_files.path_of(self.mount, uuid, "pc.ram")
+        extent_files.create(path, 8 * PAGE)
         path.write_bytes(b"G" * 8 * PAGE)
         shares = {-1: 8 * PAGE}
         given = Extent(
-            1, uuid, "pc.ram", "p", path, 8 * PAGE, PAGE, "none", ExtentState.READY, host.boot_id(), "", shares
+            1, uuid, "pc.ram", "p", path, 8 * PAGE, PAGE, "none", ExtentState.READY, kernel.boot_id(), "", shares
         )
-        extents.remove(path)
+        extent_files.remove(path)
         self.holding.given_back(given)
         return given
 
@@ -394,7 +395,7 @@ def test_in_a_pool_that_is_to_be_destroyed_nothing_is_begun_that_was_wished_befo
 def test_a_start_gets_no_file_that_is_being_zeroed_or_will_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virt_dmem.readying._CHUNK", 2 * PAGE)
+    monkeypatch.setattr("virt_dmem.allocation.prezero.worker._CHUNK", 2 * PAGE)
     rig = Rig(tmp_path)
 
     async def race() -> None:
@@ -403,8 +404,8 @@ def test_a_start_gets_no_file_that_is_being_zeroed_or_will_be(
         zeroing = asyncio.create_task(rig.readying.run_dry())
         await asyncio.sleep(0.15)  # into the second chunk or the third
         wanted = Extent(
-            2, str(uuid4()), "pc.ram", "p", extents.path_of(rig.mount, str(uuid4()), "pc.ram"), 8 * PAGE, PAGE,
-            "none", ExtentState.PLANNED, host.boot_id(), "", {-1: 8 * PAGE},
+            2, str(uuid4()), "pc.ram", "p", extent_files.path_of(rig.mount, str(uuid4()), "pc.ram"), 8 * PAGE, PAGE,
+            "none", ExtentState.PLANNED, kernel.boot_id(), "", {-1: 8 * PAGE},
         )  # fmt: skip
         clean = await rig.holding.provide([wanted])
         if clean:  # and now its guest writes
@@ -412,10 +413,10 @@ def test_a_start_gets_no_file_that_is_being_zeroed_or_will_be(
         await zeroing
         if clean:
             assert wanted.path.read_bytes() == b"g" * 8 * PAGE
-            extents.remove(wanted.path)
+            extent_files.remove(wanted.path)
         for extent in rig.holding.stock.of("p"):
             assert extent.path.read_bytes() == bytes(8 * PAGE)
-            ready.cut(extent, 0)
+            prezeroed_files.cut(extent, 0)
         rig.holding.stock.forget("p")
 
     async def races() -> None:

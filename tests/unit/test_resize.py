@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from tests.namespace import in_own_mount_namespace
 from tests.unit.fake_tree import BOOT, GIB, fake_tree
 from tests.unit.real_pools import HUGE, HVO, MIB, SIZE, kill_at, killed, real_config, reboot, taken
-from virt_dmem import host, pools, resize
-from virt_dmem.backends.base import NodeShare, PoolRecord
-from virt_dmem.backends.hugetlbfs import Hugetlbfs
-from virt_dmem.config import Config, DaemonConfig
+from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolBusy, PoolError, PoolNotFound, PoolShort, UsageError
-from virt_dmem.resize import Change, NoDaemon
-from virt_dmem.savings import savings
+from virt_dmem.host import kernel, mounts
+from virt_dmem.pools import manage, resize
+from virt_dmem.pools.backends.base import NodeShare, PoolRecord
+from virt_dmem.pools.backends.hugetlbfs import Hugetlbfs
+from virt_dmem.pools.resize import Change, NoDaemon
+from virt_dmem.pools.savings import savings
 
 
 class Holds(NoDaemon):
@@ -189,7 +190,7 @@ def to(config: Config, size_bytes: int, daemon: NoDaemon | None = None) -> list[
 
 
 def capacity(config: Config) -> dict[str, int]:
-    return {record.name: sum(pools.capacity(record).values()) for record in pools.segments(config, "p")}
+    return {record.name: sum(manage.capacity(record).values()) for record in manage.segments(config, "p")}
 
 
 def fill(config: Config, segment: str, size_bytes: int) -> Path:
@@ -205,12 +206,12 @@ def fill(config: Config, segment: str, size_bytes: int) -> Path:
 @in_own_mount_namespace
 def test_a_pool_of_huge_pages_becomes_larger_and_smaller_while_it_is_used(config: Config) -> None:
     before = taken()
-    pools.create(config, "p", sizes=SIZE)
+    manage.create(config, "p", sizes=SIZE)
     file = fill(config, "p", 4 * HUGE)
     to(config, SIZE + 8 * HUGE)
     assert capacity(config) == {"p": SIZE, "p+1": 8 * HUGE}
     assert taken() == before + 24
-    found = host.mount_at(config.pools_dir / "p+1")
+    found = mounts.mount_at(config.pools_dir / "p+1")
     assert found is not None
     assert f"min_size={8 * HUGE}" in found.options.split(",")
     (saved,) = savings(config)
@@ -227,7 +228,7 @@ def test_a_pool_of_huge_pages_becomes_larger_and_smaller_while_it_is_used(config
     assert taken() == before + 19
     to(config, SIZE)
     assert taken() == before + 16
-    assert host.mount_at(config.pools_dir / "p+1") is None
+    assert mounts.mount_at(config.pools_dir / "p+1") is None
     assert not (config.pools_dir / "p+1").exists()
     assert file.stat().st_blocks * 512 == 4 * HUGE
 
@@ -236,15 +237,15 @@ def test_a_pool_of_huge_pages_becomes_larger_and_smaller_while_it_is_used(config
     to(config, 2 * HUGE)  # an empty segment becomes smaller
     assert capacity(config) == {"p": 2 * HUGE}
     assert taken() == before + 2
-    pools.destroy(config, "p")
-    assert (taken(), HVO.read_text(), pools.records(config)) == (before, "0\n", [])
+    manage.destroy(config, "p")
+    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
 
 
 @pytest.mark.needs_hugepages
 @in_own_mount_namespace
 def test_the_first_segment_may_go_while_another_is_used(config: Config) -> None:
     before = taken()
-    pools.create(config, "p", sizes=4 * HUGE)
+    manage.create(config, "p", sizes=4 * HUGE)
     to(config, 6 * HUGE)
     fill(config, "p+1", HUGE)
     to(config, 2 * HUGE)
@@ -252,14 +253,14 @@ def test_the_first_segment_may_go_while_another_is_used(config: Config) -> None:
     to(config, 3 * HUGE)
     assert capacity(config) == {"p+1": 2 * HUGE, "p+2": HUGE}
     with pytest.raises(PoolBusy):
-        pools.destroy(config, "p")
+        manage.destroy(config, "p")
     assert capacity(config) == {"p+1": 2 * HUGE, "p+2": HUGE}
     (config.pools_dir / "p+1/libvirt-1/ram").unlink()
     reboot(config, "p")
-    assert pools.mount(config, "p") is not None
+    assert manage.mount(config, "p") is not None
     assert capacity(config) == {"p+1": 2 * HUGE, "p+2": HUGE}
-    pools.destroy(config, "p")
-    assert (taken(), pools.records(config)) == (before, [])
+    manage.destroy(config, "p")
+    assert (taken(), manage.records(config)) == (before, [])
 
 
 @pytest.mark.needs_hugepages
@@ -270,18 +271,18 @@ def test_a_resize_that_was_killed_is_finished_or_undone_and_may_be_asked_for_aga
     config: Config, at: int, pages: int
 ) -> None:
     before = taken()
-    pools.create(config, "p", sizes=SIZE)
+    manage.create(config, "p", sizes=SIZE)
     to(config, 20 * HUGE)
     killed_or_done(config, pages * HUGE, at)
-    pools.mount(config, "p")
+    manage.mount(config, "p")
     now = sum(capacity(config).values())
     assert now in {20 * HUGE, 16 * HUGE, pages * HUGE}
     assert taken() == before + now // HUGE
     to(config, pages * HUGE)
     assert sum(capacity(config).values()) == pages * HUGE
     assert taken() == before + pages
-    pools.destroy(config, "p")
-    assert (taken(), HVO.read_text(), pools.records(config)) == (before, "0\n", [])
+    manage.destroy(config, "p")
+    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
 
 
 def killed_or_done(config: Config, size_bytes: int, at: int) -> None:
@@ -298,31 +299,31 @@ def killed_or_done(config: Config, size_bytes: int, at: int) -> None:
 @in_own_mount_namespace
 def test_more_than_the_host_has_leaves_the_pool_as_it_was(config: Config) -> None:
     before = taken()
-    made = pools.create(config, "p", sizes=SIZE)
+    made = manage.create(config, "p", sizes=SIZE)
     with pytest.raises(PoolShort):
-        to(config, host.memory().total_bytes // HUGE * HUGE)
-    assert pools.records(config) == [made]
+        to(config, kernel.memory().total_bytes // HUGE * HUGE)
+    assert manage.records(config) == [made]
     assert taken() == before + 16
-    pools.destroy(config, "p")
+    manage.destroy(config, "p")
 
 
 @pytest.mark.needs_hugepages
 @in_own_mount_namespace
 def test_a_segment_that_somebody_sits_in_stays_as_it_is(config: Config) -> None:
     before = taken()
-    made = pools.create(config, "p", sizes=SIZE)
+    made = manage.create(config, "p", sizes=SIZE)
     os.chdir(made.mount)
     with pytest.raises(PoolBusy):
         to(config, HUGE)
     os.chdir("/")
-    assert pools.records(config) == [made]
+    assert manage.records(config) == [made]
     assert taken() == before + 16
-    pools.destroy(config, "p")
+    manage.destroy(config, "p")
 
 
 @in_own_mount_namespace
 def test_a_tmpfs_pool_changes_its_size_in_place_and_never_below_what_is_held(config: Config) -> None:
-    pools.create(config, "p", sizes=16 * MIB, backend="tmpfs")
+    manage.create(config, "p", sizes=16 * MIB, backend="tmpfs")
     fill(config, "p", 8 * MIB)
     to(config, 64 * MIB)
     assert capacity(config) == {"p": 64 * MIB}
@@ -336,9 +337,9 @@ def test_a_tmpfs_pool_changes_its_size_in_place_and_never_below_what_is_held(con
     assert os.statvfs(config.pools_dir / "p").f_blocks * 4096 == 10 * MIB
     (config.pools_dir / "p/libvirt-1/ram").unlink()
     reboot(config, "p")
-    pools.mount(config, "p")
+    manage.mount(config, "p")
     assert capacity(config) == {"p": 10 * MIB}
     with pytest.raises(PoolShort, match="available"):
-        to(config, host.memory().total_bytes // MIB * MIB)
+        to(config, kernel.memory().total_bytes // MIB * MIB)
     assert capacity(config) == {"p": 10 * MIB}
-    pools.destroy(config, "p")
+    manage.destroy(config, "p")

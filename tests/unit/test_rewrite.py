@@ -14,9 +14,9 @@ from lxml import etree
 
 from tests.unit.conftest import GOLDEN, as_libvirt_reads_it, canonical, without_blanks
 from tests.unit.domain_strategy import domains
-from virt_dmem.domain_xml import is_managed, read_domain
+from virt_dmem.domain_xml.reader import is_managed, read_domain
+from virt_dmem.domain_xml.rewrite import apply, reprint, unapply
 from virt_dmem.errors import ConfigError, DomainRefused, DomainXmlInvalid, UsageError
-from virt_dmem.rewrite import apply, reprint, unapply
 
 Check = Callable[[bytes], None]
 CASES = sorted(file.name.removesuffix("-in.xml") for file in GOLDEN.glob("*-in.xml"))

@@ -12,7 +12,7 @@ import pytest
 from lxml import etree
 
 from tests.unit.conftest import canonical
-from virt_dmem.secure_xml import MAX_XML_BYTES, XmlRefused, parse_xml, print_xml
+from virt_dmem.domain_xml.parse import MAX_XML_BYTES, XmlRefused, parse_xml, print_xml
 
 LAUGHS = "<!DOCTYPE d [<!ENTITY a0 'ha'>{}]><domain>&a9;</domain>".format(
     "".join(f"<!ENTITY a{n} '{f'&a{n - 1};' * 10}'>" for n in range(1, 10))

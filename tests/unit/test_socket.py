@@ -71,7 +71,7 @@ def running(directory: Path, open_files: int | None = None) -> Iterator[Daemon]:
     config.write_text(
         f'[daemon]\nrun_dir = "{directory}/run"\nstate_dir = "{directory}/state"\n[libvirt]\nuri = "test:///default"\n'
     )
-    arguments = [sys.executable, "-m", "virt_dmem.daemon", "--config", str(config), "--log-level", "warning"]
+    arguments = [sys.executable, "-m", "virt_dmem.daemon.main", "--config", str(config), "--log-level", "warning"]
     with (directory / "log").open("wb") as log, subprocess.Popen(arguments, cwd=REPOSITORY, stderr=log) as process:
         daemon = Daemon(directory, process)
         try:

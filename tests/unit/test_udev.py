@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pyudev
 
-from virt_dmem import udev
+from virt_dmem.host import uevents
 
 PROCESSOR = Path("/sys/devices/system/cpu/cpu0/uevent")
 NO_PROCESSOR = Path("/sys/devices/virtual/net/lo/uevent")
@@ -25,11 +25,11 @@ async def until(calls: list[None], count: int) -> None:
 def test_a_change_is_told_once_however_many_words_there_are_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.access(PROCESSOR, os.W_OK):
         pytest.skip(f"needs root and {PROCESSOR}")
-    monkeypatch.setattr(udev, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(uevents, "SETTLE_SECONDS", 0.05)
     calls: list[None] = []
 
     async def story() -> None:
-        with udev.watched(lambda: calls.append(None)):
+        with uevents.watched(lambda: calls.append(None)):
             NO_PROCESSOR.write_text("change")
             await asyncio.sleep(0.3)
             assert not calls
@@ -39,7 +39,7 @@ def test_a_change_is_told_once_however_many_words_there_are_of_it(monkeypatch: p
                 await until(calls, count)
                 await asyncio.sleep(0.3)
                 assert len(calls) == count
-            monkeypatch.setattr(udev, "SETTLE_SECONDS", 0.5)
+            monkeypatch.setattr(uevents, "SETTLE_SECONDS", 0.5)
             PROCESSOR.write_text("change")
             await asyncio.sleep(0.05)
         PROCESSOR.write_text("change")  # nobody is there to hear of this one, nor of the one before
@@ -58,7 +58,7 @@ def test_without_libudev_nothing_is_seen_and_the_log_says_so(
     monkeypatch.setattr(pyudev, "Context", refuse)
 
     async def story() -> None:
-        with udev.watched(lambda: None):
+        with uevents.watched(lambda: None):
             pass
 
     asyncio.run(story())

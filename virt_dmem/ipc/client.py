@@ -7,7 +7,7 @@ import json
 import socket
 
 from virt_dmem.errors import DaemonUnreachable, error_from_code
-from virt_dmem.ipc import INTERFACE
+from virt_dmem.ipc.version import INTERFACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ description from the types of the fields.)
 
 from dataclasses import dataclass
 
-from virt_dmem.ipc import INTERFACE, SCHEMA_VERSION
+from virt_dmem.ipc.version import INTERFACE, SCHEMA_VERSION
 
 __all__ = [
     "INTERFACE",

@@ -21,12 +21,12 @@ from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.message import VarlinkMethodCall
 from asyncvarlink.types import FileDescriptorArray, JSONObject
 
+from virt_dmem.aio import cancelled
 from virt_dmem.errors import PermissionRefused
 from virt_dmem.ipc.connection import CALLS_WAITING, Caller, encoded, failed
+from virt_dmem.ipc.fair_lock import Turns
 from virt_dmem.ipc.messages import INTERFACE
-from virt_dmem.seldom import Seldom
-from virt_dmem.tasks import cancelled
-from virt_dmem.turns import Turns
+from virt_dmem.rate_limit import Seldom
 
 __all__ = ["READ_METHODS", "Readers"]
 

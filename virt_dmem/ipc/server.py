@@ -28,6 +28,7 @@ from asyncvarlink import (
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from virt_dmem import __version__
+from virt_dmem.aio import cancelled
 from virt_dmem.errors import DmemError
 from virt_dmem.ipc.connection import Connection, caller
 from virt_dmem.ipc.messages import (
@@ -43,8 +44,7 @@ from virt_dmem.ipc.messages import (
     PoolView,
 )
 from virt_dmem.ipc.readers import REST, Readers
-from virt_dmem.seldom import Seldom
-from virt_dmem.tasks import cancelled
+from virt_dmem.rate_limit import Seldom
 
 __all__ = ["ControlServer", "Work"]
 
