@@ -47,7 +47,7 @@ from virt_dmem.domain_xml.rewrite import apply
 from virt_dmem.host import kernel
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools import extent_files
-from virt_dmem.pools.backends.base import NodeShare, PoolRecord
+from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.units import GIB, MIB, TIB
 
 __all__ = ["LIST", "MEDIAN", "NAME", "RELEASE", "RESERVE", "WORST", "measure"]

@@ -30,7 +30,7 @@ from virt_dmem.domains.hooks import Lifecycle
 from virt_dmem.errors import DmemError, NotEnoughMemory, PoolShort, PrefaultFailed
 from virt_dmem.host import kernel, numa, processes
 from virt_dmem.native.programs import HELPER
-from virt_dmem.pools import ballast, manage, resize
+from virt_dmem.pools import ballast, manage, registry, resize
 from virt_dmem.pools.resize import NoDaemon
 
 HUGE = 2 << 20
@@ -72,7 +72,7 @@ def pool(*pages: int) -> Iterator[Config]:
     try:
         yield CONFIG
     finally:
-        for record in manage.segments(CONFIG, "p"):  # of a test that failed
+        for record in registry.segments(CONFIG, "p"):  # of a test that failed
             for file in manage.files_in(record):
                 file.unlink()
         manage.destroy(CONFIG, "p")
@@ -171,8 +171,8 @@ def test_nodes_and_their_kinds_are_seen() -> None:
 def test_a_pool_has_what_was_asked_of_each_node_and_a_total_leaves_slow_memory_out() -> None:
     with pool(5, 9, 3):
         assert counts() == [5, 9, 3]
-        (record,) = manage.records(CONFIG)
-        assert manage.capacity(record) == {0: 5 * HUGE, 1: 9 * HUGE, 2: 3 * HUGE}
+        (record,) = registry.records(CONFIG)
+        assert registry.capacity(record) == {0: 5 * HUGE, 1: 9 * HUGE, 2: 3 * HUGE}
     record = manage.create(CONFIG, "q", sizes=8 * HUGE, page_size=HUGE)
     assert counts() == [4, 4, 0]
     manage.destroy(CONFIG, "q")
@@ -186,7 +186,7 @@ def test_a_node_that_cannot_give_so_much_is_refused_and_nothing_is_left() -> Non
         assert "node 2" in refusal.message, refusal
     else:
         raise AssertionError("not refused")
-    assert (counts(), manage.records(CONFIG)) == (before, [])
+    assert (counts(), registry.records(CONFIG)) == (before, [])
 
 
 def test_who_binds_to_a_node_gets_nothing_of_the_pool() -> None:
@@ -200,7 +200,7 @@ def test_who_binds_to_a_node_gets_nothing_of_the_pool() -> None:
 def test_without_ballast_he_would() -> None:
     """What the kernel promises to a mount is a number for the whole host: this is why there is ballast."""
     with spare_pages(1, 16), pool(8, 8):
-        (record,) = manage.records(CONFIG)
+        (record,) = registry.records(CONFIG)
         ballast.let_go(record, 0, 0)
         with competitor(0) as taken:
             assert taken == 8, taken
@@ -392,7 +392,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
 
 def test_a_ballast_that_was_cut_short_is_mended() -> None:
     with pool(8, 8):
-        (record,) = manage.records(CONFIG)
+        (record,) = registry.records(CONFIG)
         file = Path(record.mount, ballast.DIRECTORY, "node0")
         os.truncate(file, 0)
         os.truncate(file, 8 * HUGE)  # as a kill leaves it, before the pages come
@@ -409,7 +409,7 @@ def test_nodes_of_a_pool_are_resized() -> None:
     with spare_pages(1, 4), pool(4, 6, 2):
         to(n0=7, n2=0)
         assert counts() == [7, 10, 0]
-        assert [manage.capacity(record) for record in manage.records(CONFIG)] == [
+        assert [registry.capacity(record) for record in registry.records(CONFIG)] == [
             {0: 4 * HUGE, 1: 6 * HUGE},
             {0: 3 * HUGE},
         ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.hugepages_lock import hugepages_lock
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.host import huge_pages, kernel, numa
-from virt_dmem.pools import manage
+from virt_dmem.pools import manage, registry
 
 __all__ = ["HUGE", "HVO", "MIB", "SIZE", "kill_at", "killed", "real_config", "reboot", "taken"]
 
@@ -46,7 +46,7 @@ def _host_left_as_found(config: Config) -> Iterator[None]:
         HVO.write_text("0\n")
         try:
             yield
-            for pool in {record.pool for record in manage.records(config)}:  # of a test that failed
+            for pool in {record.pool for record in registry.records(config)}:  # of a test that failed
                 manage.destroy(config, pool)
             for _ in range(100):  # others on this machine may not know of the lock
                 if taken() == before:

@@ -10,8 +10,9 @@ import pytest
 from tests.unit.fake_tree import BOOT, GIB, MIB, fake_tree, put
 from virt_dmem.errors import UsageError
 from virt_dmem.host import huge_pages
-from virt_dmem.pools.backends.base import Job, NodeShare, PoolRecord, struct_pages_of
+from virt_dmem.pools.backends.base import Job, struct_pages_of
 from virt_dmem.pools.backends.table import BACKENDS, backend
+from virt_dmem.pools.record import NodeShare, PoolRecord
 
 KIB = 1024
 

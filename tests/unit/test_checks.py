@@ -23,7 +23,7 @@ from virt_dmem.config.schema import Config, PrefaultConfig
 from virt_dmem.monitoring.checks import suite
 from virt_dmem.monitoring.checks.suite import CHECKS, Host, Status
 from virt_dmem.native.programs import HOOK_CLIENT
-from virt_dmem.pools.backends.base import NodeShare, PoolRecord
+from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.units import MIB
 
 HOOK = Path(__file__).parents[2] / "hooks/qemu.d/50-virt-dmem"

@@ -16,10 +16,11 @@ from virt_dmem.host.ranges import Range
 from virt_dmem.monitoring.checks import dmemfs
 from virt_dmem.pools import manage
 from virt_dmem.pools.backends import dmemfs_legacy
-from virt_dmem.pools.backends.base import Backend, Job, NodeShare, PoolRecord
+from virt_dmem.pools.backends.base import Backend, Job
 from virt_dmem.pools.backends.dmemfs import Dmemfs, regions_by_node
 from virt_dmem.pools.backends.table import BACKENDS
 from virt_dmem.pools.host_planning import plan_host, read_host
+from virt_dmem.pools.record import NodeShare, PoolRecord
 
 RESERVED = [(7 * GIB, 2 * GIB), (15 * GIB, 2 * GIB)]
 CMDLINE = "memmap=2G$7G memmap=2G$15G"

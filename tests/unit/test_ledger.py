@@ -115,8 +115,9 @@ def test_what_was_committed_is_there_after_a_kill(tmp_path: Path) -> None:
     program = f"""
         import os, signal
         from pathlib import Path
-        from virt_dmem.ledger import Ledger, Phase
-        from virt_dmem.plan import ExtentPlan, Plan
+        from virt_dmem.allocation.ledger import Ledger
+            from virt_dmem.allocation.models import Phase
+        from virt_dmem.allocation.plan import ExtentPlan, Plan
         ledger = Ledger(Path({str(path)!r}), "boot-1")
         path = Path("/pools/fast/libvirt-uuid-1/pc.ram")
         extent = ExtentPlan("pc.ram", "fast", {PAGE}, {PAGE}, "bind", ((0, {PAGE}),))

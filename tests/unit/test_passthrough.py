@@ -16,7 +16,7 @@ from virt_dmem.domain_xml.live import read_guest
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domains import passthrough
 from virt_dmem.errors import DomainRefused
-from virt_dmem.pools.backends.base import NodeShare, PoolRecord
+from virt_dmem.pools.record import NodeShare, PoolRecord
 
 MIB, GIB = 1 << 20, 1 << 30
 RAW, PAGES = "c7a5fdbd-edaf-9455-926a-d65c16db1809", "c7a5fdbd-edaf-9455-926a-d65c16db1810"

@@ -21,7 +21,7 @@ from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.domains import migration
 from virt_dmem.errors import DomainRefused, ExitStatus
 from virt_dmem.monitoring.checks import dmemfs
-from virt_dmem.pools.backends.base import NodeShare, PoolRecord
+from virt_dmem.pools.record import NodeShare, PoolRecord
 
 DISK = "<disk type='file' device='disk'><driver name='qemu' {}/><source file='/x'/><target dev='vda'/></disk>"
 PCI = (

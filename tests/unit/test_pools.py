@@ -16,9 +16,10 @@ import pytest
 from tests.unit.fake_tree import BOOT, GIB, MIB, fake_tree
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolError, PoolExists, PoolNotFound, PoolShort, UsageError
-from virt_dmem.pools import manage
-from virt_dmem.pools.backends.base import Job, NodeShare, PoolRecord, Step
+from virt_dmem.pools import manage, registry
+from virt_dmem.pools.backends.base import Job
 from virt_dmem.pools.backends.table import backend
+from virt_dmem.pools.record import NodeShare, PoolRecord, Step
 
 HUGE = 2 * MIB
 
@@ -42,14 +43,14 @@ def test_a_name_that_cannot_be_is_refused_and_nothing_is_written(config: Config,
     with pytest.raises(UsageError, match="cannot be the name"):
         manage.create(config, name, sizes=HUGE)
     with pytest.raises(PoolNotFound):
-        manage.find(config, name)
+        registry.find(config, name)
     assert not config.pool_records_dir.exists()
 
 
 def test_there_are_no_pools_at_first(config: Config) -> None:
-    assert manage.records(config) == []
+    assert registry.records(config) == []
     with pytest.raises(PoolNotFound, match="'p'"):
-        manage.find(config, "p")
+        registry.find(config, "p")
     with pytest.raises(PoolNotFound):
         manage.destroy(config, "p")
 
@@ -58,8 +59,8 @@ def test_records_are_read_back_by_name(config: Config) -> None:
     for name in ("b", "a.1", "C-2"):
         write_record(config, a_record(config, name))
     (config.pool_records_dir / ".a.1.new").write_text("half a rec")
-    assert [record.name for record in manage.records(config)] == ["C-2", "a.1", "b"]
-    assert manage.find(config, "b") == a_record(config, "b")
+    assert [record.name for record in registry.records(config)] == ["C-2", "a.1", "b"]
+    assert registry.find(config, "b") == a_record(config, "b")
 
 
 DAMAGED = (
@@ -79,17 +80,17 @@ def test_a_record_that_cannot_be_read_is_named_and_harms_no_other_pool(config: C
     write_record(config, a_record(config, "good"))
     (config.pool_records_dir / "p.json").write_bytes(content)
     with pytest.raises(PoolError, match=r"p\.json"):
-        manage.find(config, "p")
-    assert manage.find(config, "good").name == "good"
-    assert [record.name for record in manage.records(config)] == ["good"]
-    assert [Path(path).name for path in manage.readable(config)[1]] == ["p.json"]
+        registry.find(config, "p")
+    assert registry.find(config, "good").name == "good"
+    assert [record.name for record in registry.records(config)] == ["good"]
+    assert [Path(path).name for path in registry.readable(config)[1]] == ["p.json"]
 
 
 def test_an_existing_pool_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
     write_record(config, a_record(config))
     with pytest.raises(PoolExists):
         manage.create(config, "p", sizes=HUGE, root=fake_tree(tmp_path / "root"))
-    assert manage.find(config, "p") == a_record(config)
+    assert registry.find(config, "p") == a_record(config)
 
 
 def test_what_is_mounted_in_the_place_of_a_pool_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_what_is_mounted_in_the_place_of_a_pool_is_left_as_it_is(config: Config,
     (root / "proc/self/mountinfo").write_text(f"30 1 0:50 / {config.pools_dir / 'p'} rw - tmpfs x rw\n")
     with pytest.raises(PoolExists, match="no pool of ours"):
         manage.create(config, "p", sizes=HUGE, root=root)
-    assert manage.records(config) == []
+    assert registry.records(config) == []
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_a_size_between_pages_is_refused_with_the_nearest(
         with pytest.raises(UsageError, match="not a whole number of pages of 2 MiB") as caught:
             manage.create(config, "p", sizes=sizes, root=root)
         assert nearest in caught.value.hint
-    assert manage.records(config) == []
+    assert registry.records(config) == []
 
 
 def test_a_page_size_that_the_host_has_not_is_refused_with_those_it_has(config: Config, tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_more_than_a_node_has_available_is_refused_before_anything_is_taken(
     root = fake_tree(tmp_path / "root", memory=[16 * GIB, 16 * GIB])
     with pytest.raises(PoolShort, match="12 GiB are available"):
         manage.create(config, "p", sizes=sizes, root=root)
-    assert manage.records(config) == []
+    assert registry.records(config) == []
     assert (root / "proc/sys/vm/hugetlb_optimize_vmemmap").read_text() == "0\n"
 
 
@@ -186,7 +187,7 @@ def test_the_last_memory_of_the_host_is_left_to_it(config: Config, tmp_path: Pat
 def test_a_pool_that_is_not_mounted_has_nothing(config: Config) -> None:
     record = a_record(config)
     record.state, record.nodes = "ready", {0: NodeShare(HUGE, HUGE)}
-    assert manage.capacity(record) == {0: 0}
+    assert registry.capacity(record) == {0: 0}
 
 
 def test_destroying_a_record_of_an_earlier_boot_gives_back_nothing(config: Config, tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_destroying_a_record_of_an_earlier_boot_gives_back_nothing(config: Confi
     manage.destroy(config, "p", root=root)
     assert nr.read_text() == "100\n"
     assert (root / "proc/sys/vm/hugetlb_optimize_vmemmap").read_text() == "1\n"
-    assert manage.records(config) == []
+    assert registry.records(config) == []
 
 
 @pytest.mark.parametrize(
@@ -244,4 +245,4 @@ def test_records_are_for_root_alone(config: Config, tmp_path: Path) -> None:
         manage.create(config, "p", sizes=HUGE, root=root, report=look)
     assert seen == [0o600]
     assert stat.S_IMODE(config.pool_records_dir.stat().st_mode) == 0o700
-    assert manage.records(config) == []
+    assert registry.records(config) == []

@@ -20,7 +20,7 @@ from tests.unit.real_pools import HUGE, HVO, SIZE, kill_at, killed, real_config,
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import PoolBusy, PoolError, PoolExists, PoolNotFound, PoolShort
 from virt_dmem.host import huge_pages, kernel, mounts, numa, processes
-from virt_dmem.pools import manage
+from virt_dmem.pools import manage, registry
 from virt_dmem.pools.backends.hugetlbfs import Hugetlbfs
 from virt_dmem.pools.savings import savings
 
@@ -42,7 +42,7 @@ def test_a_pool_is_made_and_given_back(config: Config) -> None:
     heard: list[tuple[int, int]] = []
     record = manage.create(config, "p", sizes=SIZE, report=lambda _doing, done, total: heard.append((done, total)))
     assert record.state == "ready"
-    assert manage.records(config) == [record]
+    assert registry.records(config) == [record]
     assert taken() == before + 16
     assert heard == sorted(heard)
     assert heard[0] == (0, SIZE)
@@ -51,7 +51,7 @@ def test_a_pool_is_made_and_given_back(config: Config) -> None:
     top = config.pools_dir / "p"
     assert (top.stat().st_mode & 0o7777, top.stat().st_uid) == (0o711, 0)
     assert os.statvfs(top).f_bsize == HUGE
-    assert sum(manage.capacity(record).values()) == SIZE
+    assert sum(registry.capacity(record).values()) == SIZE
     found = mounts.mount_at(top)
     assert found is not None
     assert {"pagesize=2M", f"size={SIZE}", f"min_size={SIZE}"} <= set(found.options.split(","))
@@ -148,7 +148,7 @@ def test_more_than_the_host_has_is_refused_and_nothing_has_changed(config: Confi
     for backend in ("hugetlbfs", "tmpfs"):
         with pytest.raises(PoolShort, match="available"):
             manage.create(config, "p", sizes=too_much, page_size=None, backend=backend)
-    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
     assert not (config.pools_dir / "p").exists()
 
 
@@ -163,7 +163,7 @@ def test_a_pool_that_the_kernel_gives_less_for_is_rolled_back_whole(config: Conf
     huge_pages.set_huge_pages = stingy
     with pytest.raises(PoolShort, match="to take 32 MiB of node 0 in pages of 2 MiB, and got 14 MiB of node 0"):
         manage.create(config, "p", sizes={0: SIZE})
-    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
     assert not (config.pools_dir / "p").exists()
 
 
@@ -186,7 +186,7 @@ def test_a_pool_whose_pages_another_takes_is_rolled_back_whole(config: Config, t
         manage.destroy(config, "p")
     subprocess.run(["umount", tmp_path], check=True)
     manage.destroy(config, "p")
-    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
 
 
 @in_own_mount_namespace
@@ -211,7 +211,7 @@ def test_a_create_that_was_killed_is_undone(config: Config, at: int, undo: Calla
     with pytest.raises(PoolExists):
         manage.create(config, "p", sizes=SIZE)
     undo(config, "p")
-    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
     assert mounts.mount_at(config.pools_dir / "p") is None
     manage.create(config, "p", sizes=SIZE)
     manage.destroy(config, "p")
@@ -237,10 +237,10 @@ def test_a_kill_right_at_a_change_of_huge_pages_loses_none(config: Config, when:
         manage.destroy(config, "p")
 
     killed(create_and_destroy)
-    (record,) = manage.records(config)
+    (record,) = registry.records(config)
     assert record.step is not None
     manage.destroy(config, "p")
-    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
 
 
 @pytest.mark.parametrize("at", [1, 2, 4, 5])
@@ -250,7 +250,7 @@ def test_a_destroy_that_was_killed_is_finished(config: Config, at: int) -> None:
     manage.create(config, "p", sizes=SIZE)
     killed(lambda: manage.destroy(config, "p", report=kill_at(at)))
     manage.destroy(config, "p")
-    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
 
 
 @in_own_mount_namespace
@@ -259,11 +259,11 @@ def test_a_pool_is_there_again_after_a_reboot(config: Config) -> None:
     made = manage.create(config, "p", sizes=SIZE)
     reboot(config, "p")
     assert taken() == before
-    assert sum(manage.capacity(manage.find(config, "p")).values()) == 0
+    assert sum(registry.capacity(registry.find(config, "p")).values()) == 0
     assert savings(config)[0].net_bytes == 0
     assert manage.mount(config, "p") == made
     assert taken() == before + 16
-    assert sum(manage.capacity(made).values()) == SIZE
+    assert sum(registry.capacity(made).values()) == SIZE
     assert manage.mount(config, "p") == made  # and may be asked for again
     assert taken() == before + 16
     manage.destroy(config, "p")
@@ -279,7 +279,7 @@ def test_a_boot_unit_that_was_killed_goes_on_where_it_was(config: Config, at: in
     killed(lambda: manage.mount(config, "p", report=kill_at(at)))
     record = manage.mount(config, "p")
     assert record is not None
-    assert sum(manage.capacity(record).values()) == SIZE
+    assert sum(registry.capacity(record).values()) == SIZE
     assert taken() == before + 16
     manage.destroy(config, "p")
     assert (taken(), HVO.read_text()) == (before, "0\n")
@@ -298,7 +298,7 @@ def test_a_pool_that_cannot_be_had_again_is_kept_in_mind(config: Config) -> None
     with pytest.raises(PoolShort):
         manage.mount(config, "p", report=break_off)
     assert taken() == before
-    assert manage.find(config, "p").state == "mounting"
+    assert registry.find(config, "p").state == "mounting"
     assert manage.mount(config, "p") is not None
     manage.destroy(config, "p")
 
@@ -308,9 +308,9 @@ def test_a_pool_that_somebody_unmounted_has_nothing_and_is_mounted_again(config:
     before = taken()
     record = manage.create(config, "p", sizes=SIZE)
     subprocess.run(["umount", record.mount], check=True)
-    assert sum(manage.capacity(record).values()) == 0
+    assert sum(registry.capacity(record).values()) == 0
     manage.mount(config, "p")
-    assert sum(manage.capacity(record).values()) == SIZE
+    assert sum(registry.capacity(record).values()) == SIZE
     assert taken() == before + 16
     manage.destroy(config, "p")
 
@@ -323,7 +323,7 @@ def test_a_pool_with_files_is_not_destroyed(config: Config) -> None:
     file.touch()
     with pytest.raises(PoolBusy, match=r"1 files \(libvirt-1/ram\)"):
         manage.destroy(config, "p")
-    assert manage.find(config, "p") == record
+    assert registry.find(config, "p") == record
     file.unlink()
     manage.destroy(config, "p")  # a stray directory, such as libvirtd makes, does not count
 
@@ -339,7 +339,7 @@ def test_a_pool_whose_memory_a_process_still_maps_is_not_destroyed(config: Confi
     file.unlink()
     with pytest.raises(PoolBusy, match=rf"{processes.process_name(os.getpid())} \({os.getpid()}\)"):
         manage.destroy(config, "p")
-    assert manage.find(config, "p") == record
+    assert registry.find(config, "p") == record
     memory.close()
     manage.destroy(config, "p")
 
@@ -348,7 +348,7 @@ def test_a_pool_whose_memory_a_process_still_maps_is_not_destroyed(config: Confi
 def test_a_tmpfs_pool_is_made_and_given_back(config: Config) -> None:
     before = taken()
     record = manage.create(config, "t", sizes=SIZE, backend="tmpfs")
-    assert manage.capacity(record) == {-1: SIZE}
+    assert registry.capacity(record) == {-1: SIZE}
     found = mounts.mount_at(config.pools_dir / "t")
     assert found is not None
     assert f"size={SIZE // 1024}k" in found.options.split(",")
@@ -357,7 +357,7 @@ def test_a_tmpfs_pool_is_made_and_given_back(config: Config) -> None:
     reboot(config, "t")
     assert manage.mount(config, "t") == record
     manage.destroy(config, "t")
-    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
 
 
 @in_own_mount_namespace

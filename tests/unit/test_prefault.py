@@ -259,7 +259,7 @@ def test_when_the_driver_is_killed_the_helper_ends(helper: Path, shm: Path) -> N
     path = sparse(shm / "extent", 8 * GIB)
     program = f"""
 import asyncio, pathlib
-from virt_dmem.prefault import prefault
+from virt_dmem.pools.prefault import prefault
 
 async def main():
     async for _ in prefault(pathlib.Path({str(path)!r}), size_bytes={8 * GIB}, page_size=4096, threads=1,

@@ -31,8 +31,8 @@ from virt_dmem.domain_xml.reader import Cell, DomainMemory
 from virt_dmem.errors import PrefaultFailed
 from virt_dmem.host import kernel
 from virt_dmem.pools import extent_files, prezeroed_files
-from virt_dmem.pools.backends.base import NodeShare, PoolRecord
 from virt_dmem.pools.prezeroed_files import Owner, ReadyExtent, Shares
+from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.units import MIB
 
 PAGE = 4096

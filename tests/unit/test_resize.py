@@ -18,9 +18,9 @@ from tests.unit.real_pools import HUGE, HVO, MIB, SIZE, kill_at, killed, real_co
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolBusy, PoolError, PoolNotFound, PoolShort, UsageError
 from virt_dmem.host import kernel, mounts
-from virt_dmem.pools import manage, resize
-from virt_dmem.pools.backends.base import NodeShare, PoolRecord
+from virt_dmem.pools import manage, registry, resize
 from virt_dmem.pools.backends.hugetlbfs import Hugetlbfs
+from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.resize import Change, NoDaemon
 from virt_dmem.pools.savings import savings
 
@@ -190,7 +190,7 @@ def to(config: Config, size_bytes: int, daemon: NoDaemon | None = None) -> list[
 
 
 def capacity(config: Config) -> dict[str, int]:
-    return {record.name: sum(manage.capacity(record).values()) for record in manage.segments(config, "p")}
+    return {record.name: sum(registry.capacity(record).values()) for record in registry.segments(config, "p")}
 
 
 def fill(config: Config, segment: str, size_bytes: int) -> Path:
@@ -238,7 +238,7 @@ def test_a_pool_of_huge_pages_becomes_larger_and_smaller_while_it_is_used(config
     assert capacity(config) == {"p": 2 * HUGE}
     assert taken() == before + 2
     manage.destroy(config, "p")
-    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
 
 
 @pytest.mark.needs_hugepages
@@ -260,7 +260,7 @@ def test_the_first_segment_may_go_while_another_is_used(config: Config) -> None:
     assert manage.mount(config, "p") is not None
     assert capacity(config) == {"p+1": 2 * HUGE, "p+2": HUGE}
     manage.destroy(config, "p")
-    assert (taken(), manage.records(config)) == (before, [])
+    assert (taken(), registry.records(config)) == (before, [])
 
 
 @pytest.mark.needs_hugepages
@@ -282,7 +282,7 @@ def test_a_resize_that_was_killed_is_finished_or_undone_and_may_be_asked_for_aga
     assert sum(capacity(config).values()) == pages * HUGE
     assert taken() == before + pages
     manage.destroy(config, "p")
-    assert (taken(), HVO.read_text(), manage.records(config)) == (before, "0\n", [])
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
 
 
 def killed_or_done(config: Config, size_bytes: int, at: int) -> None:
@@ -302,7 +302,7 @@ def test_more_than_the_host_has_leaves_the_pool_as_it_was(config: Config) -> Non
     made = manage.create(config, "p", sizes=SIZE)
     with pytest.raises(PoolShort):
         to(config, kernel.memory().total_bytes // HUGE * HUGE)
-    assert manage.records(config) == [made]
+    assert registry.records(config) == [made]
     assert taken() == before + 16
     manage.destroy(config, "p")
 
@@ -316,7 +316,7 @@ def test_a_segment_that_somebody_sits_in_stays_as_it_is(config: Config) -> None:
     with pytest.raises(PoolBusy):
         to(config, HUGE)
     os.chdir("/")
-    assert manage.records(config) == [made]
+    assert registry.records(config) == [made]
     assert taken() == before + 16
     manage.destroy(config, "p")
 

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.fake_tree import GIB, MIB
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.pools import manage
-from virt_dmem.pools.backends.base import NodeShare, PoolRecord
+from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.savings import PoolSavings, savings
 
 

@@ -19,9 +19,9 @@ from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError, PoolBusy, PoolDraining, PoolNotFound
 from virt_dmem.host import numa
 from virt_dmem.ipc.messages import NodeView, PoolView
-from virt_dmem.pools import manage
+from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
-from virt_dmem.pools.manage import PoolRecord
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
 __all__ = ["Inventory", "Withheld"]
@@ -60,7 +60,7 @@ class Inventory:
 
         A pool that was drained stays so, as long as it exists; one that is about to go stays that, too.
         """
-        found, self._damaged = manage.readable(self._config)
+        found, self._damaged = registry.readable(self._config)
         names = {Path(path).stem for path in self._damaged}
         kept = {name: record for name, record in self._records.items() if name in names}
         self._records = kept | {record.name: record for record in found}
@@ -72,7 +72,7 @@ class Inventory:
 
     def look_for_damage(self) -> None:
         """Read the records again if one cannot be read any more, or can be again."""
-        _, damaged = manage.readable(self._config)
+        _, damaged = registry.readable(self._config)
         if damaged.keys() != self._damaged.keys():
             self.read_records()
 
@@ -114,7 +114,7 @@ class Inventory:
 
     def nodes(self, segment: str) -> list[int]:
         """Return the host nodes that a segment has memory of; -1 alone where its backend has none."""
-        return sorted(manage.capacity(self.record(segment)))
+        return sorted(registry.capacity(self.record(segment)))
 
     def has_struct_pages(self, segment: str) -> bool:
         """Tell whether memory of a segment has struct pages; of one that is gone, it has."""
@@ -162,7 +162,7 @@ class Inventory:
     def _capacity(self, record: PoolRecord) -> dict[int, int]:
         """Return capacity less what is withheld, of each node: nobody says on which a page is that is pinned."""
         withheld = self._withheld.get(record.name)
-        has = manage.capacity(record)
+        has = registry.capacity(record)
         return {node: max(0, size - withheld.size_bytes) for node, size in has.items()} if withheld else has
 
     # What was given back and has not come back

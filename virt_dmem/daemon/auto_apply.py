@@ -21,7 +21,7 @@ from virt_dmem.domains import migration
 from virt_dmem.errors import DmemError
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.monitoring.alert_tracker import Watch
-from virt_dmem.pools import manage
+from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
 
 __all__ = ["AutoApply"]
@@ -100,7 +100,7 @@ class AutoApply:
         domain = read_domain(xml)
         if not domain.managed or domain.applied:
             return xml
-        record = manage.choose(self._config, domain.pool)
+        record = registry.choose(self._config, domain.pool)
         kind = backend(record.backend)
         return apply(
             xml,

@@ -13,9 +13,9 @@ from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain, require_possible, require_whole_pages
 from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.errors import DomainRefused, PoolNotFound
-from virt_dmem.pools import manage
-from virt_dmem.pools.backends.base import PoolRecord
+from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
+from virt_dmem.pools.record import PoolRecord
 
 __all__ = ["adapt", "follow", "is_known"]
 
@@ -61,7 +61,7 @@ def follow(config: Config, persistent: bytes, live: bytes) -> bytes:
 def is_known(config: Config, pool: str) -> bool:
     """Tell whether there is such a pool; the empty name is that of the default pool, or of the only one."""
     try:
-        manage.choose(config, pool)
+        registry.choose(config, pool)
     except PoolNotFound:
         return False
     return True
@@ -69,12 +69,12 @@ def is_known(config: Config, pool: str) -> bool:
 
 def _choose(config: Config, domain: DomainMemory) -> PoolRecord:
     try:
-        return manage.choose(config, domain.pool)
+        return registry.choose(config, domain.pool)
     except PoolNotFound:
         if config.libvirt.incoming == "refuse" or not domain.pool:
             raise
         try:
-            return manage.choose(config, "")
+            return registry.choose(config, "")
         except PoolNotFound:
             raise PoolNotFound(
                 f"Domain {domain.name} comes with pool {domain.pool!r}, which is not here, nor is a default.",

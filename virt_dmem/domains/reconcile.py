@@ -33,7 +33,7 @@ from virt_dmem.hypervisor import processes as qemu_processes
 from virt_dmem.hypervisor.paths import dangling_links, remove_dangling
 from virt_dmem.pools import extent_files, segment_files
 from virt_dmem.pools.backends.table import backend
-from virt_dmem.pools.manage import PoolRecord
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.stuck_threads import each
 from virt_dmem.units import format_size
 

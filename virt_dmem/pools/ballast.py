@@ -13,9 +13,9 @@ import os
 from pathlib import Path
 
 from virt_dmem.host import kernel, numa
-from virt_dmem.pools.backends.base import PoolRecord
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.prefault import prefault
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import MIB
 
 __all__ = ["DIRECTORY", "held_bytes", "hold_more", "let_go", "nodes_to_hold"]

@@ -32,29 +32,17 @@ from virt_dmem.errors import (
 from virt_dmem.host import dirfd, kernel, mounts, processes
 from virt_dmem.host.ranges import Range
 from virt_dmem.pools import ballast, prezeroed_files
-from virt_dmem.pools.backends.base import Backend, BackendName, Job, NodeShare, PoolRecord, Report
+from virt_dmem.pools.backends.base import Backend, Job, Report
 from virt_dmem.pools.backends.table import backend as backend_named
-from virt_dmem.pools.registry import NAME, choose, find, readable, records, segments
+from virt_dmem.pools.record import BackendName, NodeShare, PoolRecord
+from virt_dmem.pools.registry import NAME, records, segments
 from virt_dmem.units import format_size
 
 __all__ = [
-    "NodeShare",
-    "PoolRecord",
-    "capacity",
-    "choose",
     "create",
     "destroy",
-    "find",
     "mount",
-    "readable",
-    "records",
-    "segments",
 ]
-
-
-def capacity(record: PoolRecord, *, root: Path = kernel.ROOT) -> dict[int, int]:
-    """Return the bytes that a segment really has by node now: 0 where it is not mounted."""
-    return backend_named(record.backend).capacity(record, root=root)
 
 
 def create(

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from virt_dmem.pools import extent_files
-from virt_dmem.pools.backends.base import PoolRecord
 from virt_dmem.pools.prefault import prefault
+from virt_dmem.pools.record import PoolRecord
 
 __all__ = [
     "DIRECTORY",

@@ -11,7 +11,7 @@ import msgspec
 
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import PoolError, PoolNotFound
-from virt_dmem.pools.backends.base import PoolRecord
+from virt_dmem.pools.record import PoolRecord
 
 __all__ = ["NAME", "choose", "find", "readable", "records", "segments"]
 
@@ -86,6 +86,11 @@ def choose(config: Config, name: str) -> PoolRecord:
             hint="Name one with --pool." if there else "Make one first: virt-dmem pool create NAME --size SIZE",
         )
     return next(iter(there.values()))
+
+
+def capacity(record: PoolRecord, *, root: Path = kernel.ROOT) -> dict[int, int]:
+    """Return the bytes that a segment really has by node now: 0 where it is not mounted."""
+    return backend_named(record.backend).capacity(record, root=root)
 
 
 def _read(path: Path) -> PoolRecord:

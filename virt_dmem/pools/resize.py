@@ -18,9 +18,10 @@ from typing import Protocol
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError, PoolBusy, PoolError
 from virt_dmem.host import kernel
-from virt_dmem.pools import manage
-from virt_dmem.pools.backends.base import Backend, Job, NodeShare, PoolRecord, Report
+from virt_dmem.pools import manage, registry
+from virt_dmem.pools.backends.base import Backend, Job, Report
 from virt_dmem.pools.backends.table import backend as backend_named
+from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.units import format_size
 
 __all__ = ["resize", "Change", "Daemon", "NoDaemon"]
@@ -91,7 +92,7 @@ def resize(
     :raise PoolError: When the pool is not as recorded, or the kernel refuses.
     """
     with manage.locked(config):
-        there = {record.name: record for record in manage.segments(config, name)}
+        there = {record.name: record for record in registry.segments(config, name)}
         for record in there.values():
             if record.state != "ready" or not backend_named(record.backend).mounted(record, root=root):
                 raise PoolError(
@@ -221,7 +222,7 @@ class _Work:
     def let_go(self, name: str) -> None:
         """Give back what is no longer wanted and would not go at its time."""
         left = 0
-        for record in manage.segments(self.config, name):
+        for record in registry.segments(self.config, name):
             job = self.job(record)
             if record.got_bytes > record.wanted_bytes:
                 left += self.kind.release(job, keep_wanted=True)

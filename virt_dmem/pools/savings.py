@@ -9,8 +9,9 @@ from pathlib import Path
 
 from virt_dmem.config.schema import Config
 from virt_dmem.host import kernel
-from virt_dmem.pools import manage
-from virt_dmem.pools.backends.base import PoolRecord, struct_pages_of
+from virt_dmem.pools import registry
+from virt_dmem.pools.backends.base import struct_pages_of
+from virt_dmem.pools.record import PoolRecord
 
 __all__ = ["PoolSavings", "savings"]
 
@@ -39,12 +40,12 @@ def savings(config: Config, *, root: Path = kernel.ROOT) -> list[PoolSavings]:
 
     :raise PoolError: When a record cannot be read.
     """
-    by_pool = itertools.groupby(manage.records(config), lambda record: record.pool)
+    by_pool = itertools.groupby(registry.records(config), lambda record: record.pool)
     return [_of(pool, list(segments), root) for pool, segments in by_pool]
 
 
 def _of(pool: str, segments: list[PoolRecord], root: Path) -> PoolSavings:
-    sizes = [sum(manage.capacity(record, root=root).values()) for record in segments]
+    sizes = [sum(registry.capacity(record, root=root).values()) for record in segments]
     net = sum(min(record.saved_bytes, struct_pages_of(size)) for record, size in zip(segments, sizes, strict=True))
     gross = struct_pages_of(sum(sizes))
     return PoolSavings(

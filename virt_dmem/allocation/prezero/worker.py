@@ -23,9 +23,9 @@ from virt_dmem.config.schema import Config
 from virt_dmem.errors import PrefaultFailed
 from virt_dmem.host import kernel
 from virt_dmem.pools import ballast, prezeroed_files
-from virt_dmem.pools.backends.base import PoolRecord
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.prezeroed_files import Owner, ReadyExtent
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import MIB, format_size
 
 __all__ = ["Readying"]

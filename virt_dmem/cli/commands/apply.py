@@ -14,7 +14,7 @@ from virt_dmem.domain_xml.monitor import has_monitor
 from virt_dmem.domain_xml.reader import DomainMemory, read_domain
 from virt_dmem.errors import ExitStatus
 from virt_dmem.hypervisor.connection import Hypervisor
-from virt_dmem.pools import manage
+from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
 
 __all__ = ["apply", "unapply"]
@@ -25,7 +25,7 @@ def apply(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
 
     def transform(xml: bytes) -> bytes:
-        pool = manage.choose(config, args.pool or read_domain(xml).pool)
+        pool = registry.choose(config, args.pool or read_domain(xml).pool)
         kind = backend(pool.backend)
         return rewrite.apply(
             xml,

@@ -20,7 +20,7 @@ from virt_dmem.errors import DaemonUnreachable, ExitStatus, PermissionRefused, U
 from virt_dmem.host import kernel
 from virt_dmem.host.ranges import Range, parse_range
 from virt_dmem.ipc.client import Client
-from virt_dmem.pools import manage, prezeroed_files
+from virt_dmem.pools import manage, prezeroed_files, registry
 from virt_dmem.pools import resize as resizing
 from virt_dmem.pools import savings as saving
 from virt_dmem.pools.backends.dmemfs import regions_by_node
@@ -92,7 +92,7 @@ def destroy(args: argparse.Namespace, out: Output) -> ExitStatus:
     """
     config = load_config(args.config)
     _require_root("Destroying a pool")
-    manage.find(config, args.name)
+    registry.find(config, args.name)
     _Daemon(config).retire(args.name)
     try:
         with _telling_of_lost_pages(out), progress(out) as report:
@@ -119,7 +119,7 @@ def resize(args: argparse.Namespace, out: Output) -> ExitStatus:
         _refresh(config)
     for change in changes:
         out.text(f"{'Would ' if args.dry_run else ''}{change}")
-    row = _row_of(manage.segments(config, args.name))
+    row = _row_of(registry.segments(config, args.name))
     if not changes:
         out.text(f"Pool {args.name} has this size already.")
     elif not args.dry_run:
@@ -144,7 +144,7 @@ class _Daemon:
         """Let the records be read again; return the bytes that are then reserved."""
         client = self._client()
         if client is None:
-            for record in manage.segments(self._config, pool):  # nobody else will
+            for record in registry.segments(self._config, pool):  # nobody else will
                 prezeroed_files.clear(record)
             return 0
         with client:
@@ -166,7 +166,7 @@ def mount(args: argparse.Namespace, out: Output) -> ExitStatus:
     if record is None:
         out.text(f"Pool {args.name} was never finished, or half given back: what was left of it is gone.")
     else:
-        row = _row_of(manage.segments(config, args.name))
+        row = _row_of(registry.segments(config, args.name))
         out.text(f"Pool {args.name}: {format_size(row['capacity_bytes'])} at {record.mount}")
     out.result(pool=record and row)
     _refresh(config)
@@ -188,7 +188,7 @@ def show(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
     row = next((row for row in _rows(config, out) if row["name"] == args.name), None)
     if row is None:
-        row = _row_of(manage.segments(config, args.name))
+        row = _row_of(registry.segments(config, args.name))
     ready = ("READY", "TO-BE-READY", "READY-MOST", "READY-FOR")
     shown = ("NAME", "BACKEND", "PAGES", *ready, "PINNED", "STATE", "MOUNT")
     out.table([columns.POOLS[name] for name in shown], [row])
@@ -215,7 +215,7 @@ def _rows(config: Config, out: Output) -> list[dict[str, Any]]:
     except DaemonUnreachable as error:
         _require_readable(config)
         out.note(f"{error.message} What is reserved is not shown.")
-        by_pool = itertools.groupby(manage.records(config), lambda record: record.pool)
+        by_pool = itertools.groupby(registry.records(config), lambda record: record.pool)
         rows = [_row_of(list(segments)) for _, segments in by_pool]
     return rows
 
@@ -226,7 +226,7 @@ def _row_of(segments: list[manage.PoolRecord]) -> dict[str, Any]:
     first = segments[0]
     capacity: Counter[int] = Counter()
     for record in segments:
-        capacity.update(manage.capacity(record))
+        capacity.update(registry.capacity(record))
     return {
         "name": first.pool,
         "backend": first.backend,

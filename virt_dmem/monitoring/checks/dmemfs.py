@@ -12,8 +12,8 @@ from virt_dmem.errors import DmemError, DomainRefused, PermissionRefused
 from virt_dmem.host import kernel, memory_map
 from virt_dmem.host.dmem_cmdline import parameters, wanted
 from virt_dmem.host.ranges import total
-from virt_dmem.pools.backends.base import PoolRecord
 from virt_dmem.pools.backends.table import backend
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import KIB, format_size
 
 __all__ = ["complaint", "impossible"]

@@ -32,9 +32,9 @@ from virt_dmem.hypervisor.paths import DEFAULT_MEMORY_BACKING_DIR
 from virt_dmem.ipc.client import Client
 from virt_dmem.monitoring.checks import dmemfs as dmemfs_checks
 from virt_dmem.native.programs import HELPER, HOOK_CLIENT
-from virt_dmem.pools import manage
-from virt_dmem.pools.backends.base import PoolRecord
+from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import BACKENDS
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
 __all__ = ["CHECKS", "Check", "Host", "Result", "Status", "run"]
@@ -172,14 +172,14 @@ def hvo(machine: Host) -> Result:
 
 def pools_mounted(machine: Host) -> Result:
     """Every recorded pool is mounted and has what it should have."""
-    recorded, damaged = manage.readable(_config(machine))
+    recorded, damaged = registry.readable(_config(machine))
     for failure in damaged.values():
         return _fail(failure.message, failure.hint)
     if not recorded:
         return _warn("There is no pool yet.", "Make one: virt-dmem pool create NAME --size SIZE")
     wrong, commands = [], dict[str, None]()
     for pool in recorded:
-        has = sum(manage.capacity(pool, root=machine.root).values())
+        has = sum(registry.capacity(pool, root=machine.root).values())
         if pool.state != "ready" or has < pool.wanted_bytes:
             has_of = f"{format_size(has)} of {format_size(pool.wanted_bytes)}"
             wrong.append(f"{pool.name} is {pool.state} and has {has_of}")
@@ -243,7 +243,7 @@ def domains(machine: Host) -> Result:
             with suppress(PoolError, DomainRefused):  # refused when it starts, with the reason
                 if domain.managed:
                     memory = read_domain(hypervisor.inactive_xml(domain.uuid, secure=False))
-                    asking.append((memory, manage.choose(_config(machine), memory.pool)))
+                    asking.append((memory, registry.choose(_config(machine), memory.pool)))
     found = dmemfs_checks.impossible(asking)
     if found:
         return _fail(" ".join(refusal.message for refusal in found), found[0].hint)
@@ -476,7 +476,7 @@ def _records(machine: Host) -> list[PoolRecord]:
     config = _config(machine)
     with suppress(FileNotFoundError):
         next(config.pool_records_dir.iterdir(), None)  # raises where it is hidden: an empty list would be a lie
-    return manage.records(config)
+    return registry.records(config)
 
 
 def _hugetlbfs_pools(machine: Host) -> list[PoolRecord]:

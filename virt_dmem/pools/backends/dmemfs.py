@@ -18,7 +18,8 @@ from virt_dmem.host.boot_reservation import choose, memmap
 from virt_dmem.host.dmem_cmdline import parameters, wanted
 from virt_dmem.host.ranges import Range, common, merged, take, total, whole, without
 from virt_dmem.pools.backends import dmemfs_legacy as original
-from virt_dmem.pools.backends.base import Backend, Job, PoolRecord, Probe, run_program, struct_pages_of
+from virt_dmem.pools.backends.base import Backend, Job, Probe, run_program, struct_pages_of
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import GIB, KIB, MIB, format_size, round_up
 
 __all__ = ["Dmemfs", "regions_by_node"]

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from virt_dmem.errors import PoolError
 from virt_dmem.host.ranges import Range
-from virt_dmem.pools.backends.base import BASE_PAGE, PoolRecord
+from virt_dmem.pools.backends.base import BASE_PAGE
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
 __all__ = ["free", "is_original", "maps_anywhere", "registered", "require_usable"]

@@ -14,16 +14,8 @@ from typing import ClassVar
 
 from virt_dmem.errors import PoolError, PoolShort
 from virt_dmem.host import huge_pages, kernel, numa
-from virt_dmem.pools.backends.base import (
-    BASE_PAGE,
-    Backend,
-    Job,
-    NodeShare,
-    PoolRecord,
-    Probe,
-    Step,
-    struct_pages_of,
-)
+from virt_dmem.pools.backends.base import BASE_PAGE, Backend, Job, Probe, struct_pages_of
+from virt_dmem.pools.record import NodeShare, PoolRecord, Step
 from virt_dmem.units import GIB, MIB, format_size
 
 __all__ = ["Hugetlbfs"]

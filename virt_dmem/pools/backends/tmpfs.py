@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from virt_dmem.errors import PoolShort
 from virt_dmem.host import kernel
-from virt_dmem.pools.backends.base import BASE_PAGE, NO_NODE, Backend, Job, PoolRecord, Probe, struct_pages_of
+from virt_dmem.pools.backends.base import BASE_PAGE, NO_NODE, Backend, Job, Probe, struct_pages_of
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
 __all__ = ["Tmpfs"]
