@@ -38,9 +38,9 @@ from bench.goals import within
 from bench.results import Results
 from tests.rig.daemon import LOG, SOCKET, STATE, Daemon
 from tests.rig.domains import domain_xml
+from tests.rig.fake_tree import fake_tree
 from tests.rig.launcher import write_launcher
 from tests.rig.namespace import enter_private_namespace
-from tests.unit.fake_tree import fake_tree
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState
 from virt_dmem.domain_xml.rewrite import apply

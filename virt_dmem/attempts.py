@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 from virt_dmem.errors import DmemError
 
-__all__ = ["Round", "Tries"]
+__all__ = ["Round", "Attempts"]
 
 log = logging.getLogger(__name__)
 
 
-class Tries:
+class Attempts:
     """What failed in the last round of each kind of work."""
 
     def __init__(self) -> None:

@@ -17,20 +17,20 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from virt_dmem.errors import Delayed
-from virt_dmem.stuck_threads import Overdue
+from virt_dmem.stuck_threads import StuckThreads
 
-__all__ = ["PATIENCE_SECONDS", "within"]
+__all__ = ["DEADLINE_SECONDS", "within"]
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 5.0
+DEADLINE_SECONDS = 5.0
 """Less than the hook waits for a word. What is not delayed on purpose takes milliseconds."""
 
 
-_overdue = Overdue(256, 8)
+_overdue = StuckThreads(256, 8)
 
 
-async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: float = PATIENCE_SECONDS) -> T:
+async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: float = DEADLINE_SECONDS) -> T:
     """Call something from the event loop, which goes on turning, and wait so long for its end.
 
     Who is cancelled meanwhile is so when the call has ended, or is overdue: a change of files is made or not made.

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-__all__ = ["Seldom"]
+__all__ = ["RateLimitedLog"]
 
 BURST = 5
 """So many lines of one cause in a period."""
@@ -16,7 +16,7 @@ CAUSES = 10_000
 """So many causes at most are told apart; then all is forgotten, and begins anew."""
 
 
-class Seldom:
+class RateLimitedLog:
     """Writes to a log what is caused by others (a user, a domain), each of them seldom."""
 
     def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:

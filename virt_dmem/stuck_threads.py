@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-__all__ = ["Overdue", "each"]
+__all__ = ["StuckThreads", "each"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -19,7 +19,7 @@ T = TypeVar("T")
 _EACH_SECONDS = 0.5
 
 
-class Overdue:
+class StuckThreads:
     """The threads that were left behind, by what they wait for; never more than so many, in all and of one."""
 
     def __init__(self, most: int, most_of_one: int) -> None:
@@ -41,7 +41,7 @@ class Overdue:
             return about in self._threads or len(self._threads) >= self._most or of_one >= self._most_of_one
 
 
-_overdue_items = Overdue(64, 64)
+_overdue_items = StuckThreads(64, 64)
 """Many processes may be hostile, and no domain is to fail for that."""
 
 

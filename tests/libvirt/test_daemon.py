@@ -17,6 +17,7 @@ import pytest
 
 from tests.rig.daemon import CONFIG, SOCKET, Daemon
 from tests.rig.processes import Program, answers, wait_for
+from tests.rig.repository import REPOSITORY
 from virt_dmem.errors import DomainRefused, PoolNotFound
 from virt_dmem.ipc.client import Client
 
@@ -189,7 +190,7 @@ def test_it_takes_the_socket_that_systemd_gives_it(rig: None) -> None:
         "virt-dmemd-activated",
         [activate, "-l", SOCKET, sys.executable, "-m", "virt_dmem.daemon.main"],
         log=Path("/var/log/libvirt/activated.log"),
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)},
     )
     SOCKET.unlink(missing_ok=True)
     program.start()

@@ -8,13 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.rig.repository import REPOSITORY
 from virt_dmem.host import huge_pages
 
-REPOSITORY = Path(__file__).parents[2]
 PAGE = 2 << 20
 DEMO = [sys.executable, "-m", "bench.demo"]
 

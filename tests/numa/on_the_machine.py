@@ -23,7 +23,7 @@ from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Reservation
 from virt_dmem.allocation.prezero import worker
-from virt_dmem.allocation.prezero.worker import Readying
+from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.config.schema import Config, DaemonConfig, PrefaultConfig
 from virt_dmem.domain_xml.reader import Cell, DomainMemory
 from virt_dmem.domains.hooks import Lifecycle
@@ -123,7 +123,7 @@ class Daemon:
         self.ledger = Ledger(config.ledger_path, kernel.boot_id())
         self.inventory = Inventory(config, self.ledger)
         self.lifecycle = Lifecycle(config, self.ledger, self.inventory)
-        self.readying = Readying(config, self.inventory, self.lifecycle.holding)
+        self.readying = PrezeroWorker(config, self.inventory, self.lifecycle.holding)
 
     def prepare(self, *cells: Cell) -> Reservation:
         asyncio.run(self.lifecycle.prepare(self.memory(*cells), lambda _: None))
@@ -342,14 +342,14 @@ def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next()
 
 
 def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_it() -> None:
-    """Chunks of an odd number of pages: each goes on in turn where the one before it ended."""
+    """BackgroundJobs of an odd number of pages: each goes on in turn where the one before it ended."""
     chunk, worker._CHUNK = worker._CHUNK, 3 * HUGE
     try:
         with spare_pages(1, 8), pool(8, 8):
             daemon = Daemon(READY)
             memory = daemon.memory(cell(0, 7, 0, 1, policy="interleave"))
             holding = daemon.lifecycle.holding
-            holding.know([memory])
+            holding.set_domains([memory])
             for done in (3, 6, 7):
                 asyncio.run(daemon.readying._step())
                 (extent,) = holding.stock.of("p")

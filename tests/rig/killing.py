@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.prezero.worker import Readying
+from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.daemon.main import main as run_daemon
 from virt_dmem.daemon.service import Service
 from virt_dmem.hypervisor.connection import Hypervisor
@@ -46,7 +46,7 @@ class _Killer:
         self.seen: set[str] = set()
 
     def arm(self, *, background: bool = False) -> None:
-        """Begin to count, if that is wished of what is asked for, or of what goes on in the background."""
+        """Begin to count, if that is targets of what is asked for, or of what goes on in the background."""
         if self.at is None and self.order.exists():
             of_background, _, wanted = self.order.read_text().rpartition(":")
             if background != bool(of_background):
@@ -119,17 +119,17 @@ def main() -> int:
 
         return change
 
-    def chunk(self: Readying, *args: Any) -> asyncio.Task[None]:
+    def chunk(self: PrezeroWorker, *args: Any) -> asyncio.Task[None]:
         killer.arm(background=True)
         return clean_more(self, *args)
 
-    async def chunk_is_done(self: Readying, *args: Any) -> bool:
+    async def chunk_is_done(self: PrezeroWorker, *args: Any) -> bool:
         try:
             return await outcome(self, *args)
         finally:
             killer.step("a chunk is done")
 
-    def beginning(*args: Any) -> prezeroed_files.ReadyExtent | None:
+    def beginning(*args: Any) -> prezeroed_files.PrezeroedExtent | None:
         killer.arm(background=True)
         return begin(*args)
 
@@ -148,11 +148,11 @@ def main() -> int:
     for name in ("attach", "detach", "update"):
         setattr(Hypervisor, name, around(name))
     serve, begin = Service.hook, prezeroed_files.begin
-    clean_more, outcome = Readying._clean_more, Readying._outcome
+    clean_more, outcome = PrezeroWorker._clean_more, PrezeroWorker._outcome
     Ledger._transaction = counted  # type: ignore[assignment,method-assign]
     Service.hook = hook  # type: ignore[assignment,method-assign]
-    Readying._clean_more = chunk  # type: ignore[method-assign]
-    Readying._outcome = chunk_is_done  # type: ignore[method-assign]
+    PrezeroWorker._clean_more = chunk  # type: ignore[method-assign]
+    PrezeroWorker._outcome = chunk_is_done  # type: ignore[method-assign]
     prezeroed_files.begin = beginning
     sys.addaudithook(killer.audit)
     return run_daemon(sys.argv[2:])

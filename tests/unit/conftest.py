@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the unit tests share.
 
-``VIRT_DMEM_REGENERATE=1 pytest tests/unit/test_rewrite.py`` writes ``golden/*-out.xml`` anew from what the code
-does now; look at the difference before you keep it.
+``VIRT_DMEM_REGENERATE=1 pytest tests/unit/domain_xml/test_rewrite.py`` writes ``golden/*-out.xml`` anew from
+what the code does now; look at the difference before you keep it.
 
 ``golden/libvirt`` is recorded: what libvirt 9.0 printed (``dumpxml --inactive --security-info``) after it had
 defined the golden input (``NAME-before.xml``) and output (``NAME-applied.xml``), with type qemu and libvirt's own

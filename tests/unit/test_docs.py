@@ -16,14 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.documents import DOCUMENTS, MANUAL_PAGES, NOT_RUN, examples, inline, lines
-from tests.unit.test_cli import codes
+from tests.rig.documents import DOCUMENTS, MANUAL_PAGES, NOT_RUN, examples, inline, lines
+from tests.rig.repository import REPOSITORY
+from tests.unit.cli.test_main import codes
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.config.schema import keys
 from virt_dmem.errors import ExitStatus
 from virt_dmem.monitoring.checks.suite import CHECKS
 
-REPOSITORY = Path(__file__).parents[2]
 GENERATE = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "docs/generate.py")))
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 OTHERS = {"virsh", "journalctl"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_ledger import PAGE, make_plan, paths_of
+from tests.unit.allocation.test_ledger import PAGE, make_plan, paths_of
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.daemon import service as module
 from virt_dmem.daemon.libvirt_events import _Queue
@@ -21,7 +21,7 @@ CAPACITY = {("fast", node): 1000 * PAGE for node in range(2)}
 
 @pytest.fixture
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
-    monkeypatch.setattr(module, "say", module.Seldom(module.log))
+    monkeypatch.setattr(module, "say", module.RateLimitedLog(module.log))
     config = Config(daemon=DaemonConfig(run_dir=str(tmp_path), state_dir=str(tmp_path)))
     made = Service(config)
     plan = make_plan(1, (0, 1), (1, 2))

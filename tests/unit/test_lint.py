@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import virt_dmem
+from tests.rig.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 PYTHON_CODE = ("virt_dmem", "tests", "bench", "docs", "hatch_build.py")
 HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
 SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")

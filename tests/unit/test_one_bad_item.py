@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.namespace import in_own_mount_namespace
 from tests.rig.hostile_user import USER, a_writer_that_never_ends
+from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.rig.processes import wait_for
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Phase
 from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
 from virt_dmem.daemon.service import Service
-from virt_dmem.deadline import PATIENCE_SECONDS
+from virt_dmem.deadline import DEADLINE_SECONDS
 from virt_dmem.host import kernel
 from virt_dmem.monitoring.alert_codes import EXTENT_ENLARGED, LEDGER_DAMAGED, RECONCILE_FAILED
 from virt_dmem.pools import extent_files, manage
@@ -275,7 +275,7 @@ def test_a_process_that_writes_to_its_file_without_end_keeps_nobody_from_serving
         service = Service(config)
 
         async def story() -> None:
-            async with asyncio.timeout(PATIENCE_SECONDS + 20):
+            async with asyncio.timeout(DEADLINE_SECONDS + 20):
                 await service.reconcile_host()
 
         asyncio.run(story())

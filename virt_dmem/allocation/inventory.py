@@ -130,7 +130,7 @@ class Inventory:
         """Return the segments that are whole, also those that give no memory any more."""
         return {name: record for name, record in self._records.items() if record.state == "ready"}
 
-    def giving(self) -> dict[str, PoolRecord]:
+    def allocatable(self) -> dict[str, PoolRecord]:
         """Return the segments that are whole and not about to go."""
         return {name: record for name, record in self.ready().items() if name not in self._retiring}
 

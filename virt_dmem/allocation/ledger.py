@@ -410,7 +410,7 @@ class Ledger:
             rows = self._db.execute(f"{_EXTENTS} WHERE {where} ORDER BY extent.id, share.rowid", values)
             return _extents(rows)
 
-    # What the administrator wished, until he says otherwise
+    # What the administrator targets, until he says otherwise
 
     def set_drained(self, pool: str, *, drained: bool) -> None:
         """Record that no memory is to be given from a pool any more, or again."""

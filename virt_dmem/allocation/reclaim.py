@@ -24,7 +24,7 @@ from virt_dmem.aio import finished
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent
-from virt_dmem.allocation.prezero.cache import Holding
+from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.attempts import Round
 from virt_dmem.deadline import within
 from virt_dmem.errors import Delayed
@@ -46,7 +46,7 @@ _PAUSE_SECONDS = 0.01
 class Accounts:
     """What of each segment has come back, and what has not."""
 
-    def __init__(self, ledger: Ledger, inventory: Inventory, holding: Holding) -> None:
+    def __init__(self, ledger: Ledger, inventory: Inventory, holding: PrezeroCache) -> None:
         self._ledger = ledger
         self._inventory = inventory
         self._holding = holding

@@ -20,7 +20,7 @@ from virt_dmem.domain_xml.rewrite import apply
 from virt_dmem.domains import migration
 from virt_dmem.errors import DmemError
 from virt_dmem.hypervisor.connection import Hypervisor
-from virt_dmem.monitoring.alert_tracker import Watch
+from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
 
@@ -39,7 +39,7 @@ class AutoApply:
     :param count: Called with how each domain fared: ``applied``, ``failed`` or ``fight``.
     """
 
-    def __init__(self, config: Config, watch: Watch, count: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, watch: AlertTracker, count: Callable[[str], None]) -> None:
         self._config = config
         self._watch = watch
         self._count = count

@@ -18,13 +18,13 @@ from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Reservation, Step
 from virt_dmem.ipc.messages import DomainView, ExtentView, StepView
 
-__all__ = ["Listing", "view"]
+__all__ = ["DomainList", "view"]
 
 AT_ONCE = 40
 """So many domains are made anew before others have their turn: some milliseconds."""
 
 
-class Listing:
+class DomainList:
     """What is shown of each domain, by name, without steps, of which there are ten times as many."""
 
     def __init__(self, ledger: Ledger) -> None:

@@ -20,7 +20,7 @@ from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import DmemError, HypervisorError
 from virt_dmem.hypervisor.connection import DomainInfo, Event, Hypervisor, run_event_loop
 from virt_dmem.hypervisor.processes import libvirt_runs
-from virt_dmem.monitoring.alert_tracker import Watch
+from virt_dmem.monitoring.alert_tracker import AlertTracker
 
 __all__ = ["Follower"]
 
@@ -71,7 +71,7 @@ class Follower:
         self,
         config: LibvirtConfig,
         auto_apply: AutoApply,
-        watch: Watch,
+        watch: AlertTracker,
         *,
         moment: Callable[[], int],
         on_listed: Callable[[list[DomainInfo], int], Awaitable[None]],

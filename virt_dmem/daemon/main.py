@@ -39,13 +39,13 @@ from virt_dmem.host import uevents
 from virt_dmem.hypervisor.connection import DomainInfo
 from virt_dmem.ipc.server import ControlServer
 from virt_dmem.monitoring.metrics import write_textfile
-from virt_dmem.rate_limit import Seldom
+from virt_dmem.rate_limit import RateLimitedLog
 from virt_dmem.text import clipped, printable
 
 __all__ = ["for_ever", "main", "serve", "in_good_order"]
 
 log = logging.getLogger(__name__)
-say = Seldom(log)
+say = RateLimitedLog(log)
 
 FIRST_SYSTEMD_FD = 3
 HOUSEKEEPING_SECONDS = 5.0
@@ -178,7 +178,7 @@ async def _serve_until(
     await _reconcile_host(service)
 
     async def on_listed(domains: list[DomainInfo], listed_at: int) -> None:
-        service.holding.know(domain.memory for domain in domains if domain.memory)
+        service.holding.set_domains(domain.memory for domain in domains if domain.memory)
         for action in await service.reconcile_domains(domains, listed_at):
             log.warning("reconcile: %s", action)
 
@@ -189,7 +189,7 @@ async def _serve_until(
         service.watch,
         moment=service.moment,
         on_listed=on_listed,
-        on_defined=service.holding.learn,
+        on_defined=service.holding.update_domain,
         on_device=service.device,
     )
     service.on_resume = follower.list_anew
@@ -198,7 +198,7 @@ async def _serve_until(
     work: list[Callable[[], Coroutine[Any, Any, None]]] = [
         *(
             partial(keep, service)
-            for keep in (_keep_house, _keep_listing, _keep_monitors, _keep_ready, _keep_settled, _keep_watch)
+            for keep in (_housekeeping_loop, _keep_listing, _keep_monitors, _keep_ready, _keep_settled, _keep_watch)
         ),
         _keep_watchdog_quiet,
         follower.run,
@@ -243,7 +243,7 @@ async def in_good_order(*ends: Coroutine[Any, Any, None], seconds: float = STOP_
             end.close()
 
 
-async def _keep_house(service: Service) -> None:
+async def _housekeeping_loop(service: Service) -> None:
     """Mend from time to time what could not be done at its time: a disk was full, a process still mapped it.
 
     With 10 000 domains a round takes half a second, of Python's lock too: a small part of the time is enough.

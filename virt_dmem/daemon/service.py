@@ -15,16 +15,16 @@ from virt_dmem.aio import aside
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Phase
-from virt_dmem.allocation.prezero.worker import Readying
-from virt_dmem.attempts import Round, Tries
+from virt_dmem.allocation.prezero.worker import PrezeroWorker
+from virt_dmem.attempts import Attempts, Round
 from virt_dmem.config.schema import Config
-from virt_dmem.daemon.domain_list import Listing, view
+from virt_dmem.daemon.domain_list import DomainList, view
 from virt_dmem.domain_xml.fields import MAX_BYTES
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS
 from virt_dmem.domain_xml.reader import is_managed, read_domain, read_uuid
 from virt_dmem.domains import migration, passthrough, postcopy, reconcile
-from virt_dmem.domains.device_ops import Changes
-from virt_dmem.domains.device_reconcile import Mender
+from virt_dmem.domains.device_ops import DeviceOperations
+from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.hooks import Lifecycle, Report
 from virt_dmem.domains.hotplug import Hotplug
 from virt_dmem.domains.reconcile import Reality
@@ -46,15 +46,15 @@ from virt_dmem.ipc.messages import (
     PoolView,
 )
 from virt_dmem.monitoring.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL, RECONCILE_FAILED
-from virt_dmem.monitoring.alert_tracker import APPLY, Watch
+from virt_dmem.monitoring.alert_tracker import APPLY, AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
-from virt_dmem.rate_limit import Seldom
+from virt_dmem.rate_limit import RateLimitedLog
 from virt_dmem.text import clipped, printable
 
 __all__ = ["Service"]
 
 log = logging.getLogger(__name__)
-say = Seldom(log)
+say = RateLimitedLog(log)
 
 MOST_SECONDS = 10 * 365 * 86400
 """How long anything may be asked to last; what is to last for ever has a word of its own."""
@@ -70,18 +70,18 @@ class Service:
         self._config = config
         self._boot_id = boot_id()
         self._ledger = Ledger(config.ledger_path, self._boot_id)
-        self._listing = Listing(self._ledger)
+        self._listing = DomainList(self._ledger)
         self._inventory = Inventory(config, self._ledger)
         self._lifecycle = Lifecycle(config, self._ledger, self._inventory)
         self.holding = self._lifecycle.holding
-        self._readying = Readying(config, self._inventory, self.holding)
+        self._readying = PrezeroWorker(config, self._inventory, self.holding)
         self.monitors = Monitors(self.monitor_event, self._qemu_of)
-        self._changes = Changes(config, self._ledger, self._inventory, self._lifecycle)
+        self._changes = DeviceOperations(config, self._ledger, self._inventory, self._lifecycle)
         self._virtio_mem = VirtioMem(self._changes)
         self._hotplug = Hotplug(self._changes, self._virtio_mem, self.monitors)
-        self._mender = Mender(self._changes, self._virtio_mem)
-        self.tries = Tries()
-        self.watch = Watch(config, self._ledger, self._inventory, self._lifecycle.accounts, self.tries)
+        self._mender = DeviceReconciler(self._changes, self._virtio_mem)
+        self.tries = Attempts()
+        self.watch = AlertTracker(config, self._ledger, self._inventory, self._lifecycle.accounts, self.tries)
         self.metrics = Metrics(config, self._ledger, self.holding, self.watch)
         self.on_resume: Callable[[], None] = lambda: None
         """Called when automatic apply goes on: all that was defined meanwhile is to be looked at."""

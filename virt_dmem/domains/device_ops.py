@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Changes of memory devices that are under way, and what attach, detach, resize and mending have in common.
+"""Track changes of memory devices, and share the steps of attach, detach, resize and reconcile.
 
 libvirt is called from worker threads, and with no lock held but the one that keeps two changes of one domain
 apart: nothing that a hook waits for.
@@ -27,7 +27,7 @@ from virt_dmem.errors import DomainRefused, ExtentError
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.pools import extent_files
 
-__all__ = ["POLL_SECONDS", "Change", "Changes", "Progress", "change_of", "ended", "extent_of"]
+__all__ = ["POLL_SECONDS", "Change", "DeviceOperations", "Progress", "change_of", "ended", "extent_of"]
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Progress:
     """libvirt was asked: it goes on to its end, whoever waits for it."""
 
 
-class Changes:
+class DeviceOperations:
     """The parts that a change needs, which are under way, and the steps they share."""
 
     def __init__(self, config: Config, ledger: Ledger, inventory: Inventory, lifecycle: Lifecycle) -> None:
@@ -75,7 +75,7 @@ class Changes:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Change]] = set()
 
-    def turn(self, uuid: str) -> asyncio.Lock:
+    def lock(self, uuid: str) -> asyncio.Lock:
         """Return what keeps two changes of one domain apart."""
         return self._turns.setdefault(uuid, asyncio.Lock())  # goes when nobody holds it or waits
 
@@ -136,14 +136,14 @@ class Changes:
 
         :raise ExtentError: When the domain ended meanwhile.
         """
-        async with self.lifecycle.turn(reservation.uuid):
+        async with self.lifecycle.lock(reservation.uuid):
             now = self.now(extent)
             if now is None:
                 raise ended(reservation)
             link = now.link
 
             def close() -> None:
-                extent_files.take_back(extent.path)
+                extent_files.revoke_access(extent.path)
                 if link:
                     extent_files.unlink(Path(link), extent.path)
 

@@ -13,22 +13,22 @@ from virt_dmem.aio import aside
 from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
 from virt_dmem.attempts import Round
 from virt_dmem.domain_xml.devices import find_devices, is_boot_backend
-from virt_dmem.domains.device_ops import Changes
+from virt_dmem.domains.device_ops import DeviceOperations
 from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.pools import extent_files
 from virt_dmem.units import format_size
 
-__all__ = ["Mender"]
+__all__ = ["DeviceReconciler"]
 
 _UNDER_WAY = (ExtentState.PLANNED, ExtentState.DETACHING)
 """What can come to its end without libvirt."""
 _SETTLED_OR_RESIZING = (ExtentState.READY, ExtentState.RESIZING)
 
 
-class Mender:
+class DeviceReconciler:
     """Brings the ledger's memory devices to what is there; what a command works on is left alone."""
 
-    def __init__(self, changes: Changes, virtio_mem: VirtioMem) -> None:
+    def __init__(self, changes: DeviceOperations, virtio_mem: VirtioMem) -> None:
         self._changes = changes
         self._virtio_mem = virtio_mem
         self._ledger = changes.ledger

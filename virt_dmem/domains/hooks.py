@@ -30,7 +30,7 @@ from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, Part, Phase, Reservation, Step
 from virt_dmem.allocation.plan import Plan, plan_domain
-from virt_dmem.allocation.prezero.cache import Holding
+from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.reclaim import Accounts
 from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config
@@ -83,7 +83,7 @@ class Lifecycle:
         self._config = config
         self._ledger = ledger
         self._inventory = inventory
-        self.holding = Holding(config, ledger, inventory)
+        self.holding = PrezeroCache(config, ledger, inventory)
         self.accounts = Accounts(ledger, inventory, self.holding)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._broken: set[int] = set()
@@ -136,7 +136,7 @@ class Lifecycle:
             def offer() -> list[Link]:
                 links = []
                 for extent in reservation.extents:
-                    extent_files.hand_over(extent.path, uid, gid)
+                    extent_files.grant_access(extent.path, uid, gid)
                     extent_files.link(extent.path, directory / extent.alias, users=(uid,))
                     file = extent_files.file_id(extent.path)
                     links.append(Link(str(directory / extent.alias), file.device, file.inode))
@@ -166,7 +166,7 @@ class Lifecycle:
 
             def close() -> None:
                 for extent in reservation.extents:
-                    extent_files.take_back(extent.path)
+                    extent_files.revoke_access(extent.path)
                     extent_files.unlink(Path(extent.link), extent.path)
                 extent_files.close_socket(socket_of(domain.uuid))
 
@@ -194,13 +194,13 @@ class Lifecycle:
 
     def is_serving(self, uuid: str) -> bool:
         """Tell whether an operation on a domain goes on."""
-        return self.turn(uuid).locked()
+        return self.lock(uuid).locked()
 
     async def abandon(self, reservation: Reservation) -> None:
         """Free what a domain held that is gone without a word; one that is being served is left alone."""
         if self.is_serving(reservation.uuid):
             return
-        async with self.turn(reservation.uuid):
+        async with self.lock(reservation.uuid):
             current = self._ledger.find(reservation.uuid)
             if current and current.moment == reservation.moment:
                 await self._give_back(current)
@@ -210,7 +210,7 @@ class Lifecycle:
         freed = []
         for extent in self._ledger.quarantined():
             with tries.trying(str(extent.path)):
-                async with self.turn(extent.uuid):
+                async with self.lock(extent.uuid):
                     if (
                         extent.id not in self._broken
                         and not await self._in_use(extent)
@@ -221,7 +221,7 @@ class Lifecycle:
 
     # For hotplug
 
-    def turn(self, uuid: str) -> asyncio.Lock:
+    def lock(self, uuid: str) -> asyncio.Lock:
         """Return what keeps operations on a domain apart; never to be held across a call of libvirt."""
         return self._locks.setdefault(uuid, asyncio.Lock())  # goes when nobody holds it or waits
 
@@ -246,7 +246,7 @@ class Lifecycle:
     @asynccontextmanager
     async def _serving(self, uuid: str, operation: str, began: float | None = None) -> AsyncIterator[None]:
         """Serve one operation of a domain at a time. ``began``: when its hook did, in seconds since the epoch."""
-        async with self.turn(uuid):
+        async with self.lock(uuid):
             self._steps[uuid] = []
             try:
                 now = time.time()
@@ -355,7 +355,7 @@ class Lifecycle:
             mode: Mode = "populate" if self._inventory.zeroes_on_allocation(extent.pool) else "zero"
             ready_bytes = clean.get(extent.id, 0)
             if ready_bytes < extent.size_bytes:
-                await self.bring_in(
+                await self.populate(
                     extent, report, ready_bytes=ready_bytes, done_bytes=done_bytes, total_bytes=total_bytes,
                     gentle=gentle, mode=mode,
                 )  # fmt: skip
@@ -380,7 +380,7 @@ class Lifecycle:
                 hint=f"Mount it with 'virt-dmem pool mount {segment.partition('+')[0]}'.",
             )
 
-    async def bring_in(
+    async def populate(
         self,
         extent: Extent,
         report: Reporter,
@@ -472,7 +472,7 @@ class Lifecycle:
             return False
 
         def look() -> bool:
-            extent_files.take_back(extent.path)
+            extent_files.revoke_access(extent.path)
             return extent_files.in_use(extent.path)
 
         try:

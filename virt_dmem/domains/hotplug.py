@@ -29,7 +29,15 @@ from virt_dmem.allocation.models import Extent, ExtentState, Reservation
 from virt_dmem.deadline import within
 from virt_dmem.domain_xml.devices import Device, device_xml, find_device, free_alias, memory_of, require_room
 from virt_dmem.domain_xml.reader import DomainMemory, read_domain, require_whole_pages
-from virt_dmem.domains.device_ops import POLL_SECONDS, Change, Changes, Progress, change_of, ended, extent_of
+from virt_dmem.domains.device_ops import (
+    POLL_SECONDS,
+    Change,
+    DeviceOperations,
+    Progress,
+    change_of,
+    ended,
+    extent_of,
+)
 from virt_dmem.domains.hooks import Report, Reporter
 from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, HypervisorError, NotMapped
@@ -56,7 +64,7 @@ _BLOCK_BYTES = 2 * MIB
 class Hotplug:
     """Attaches and detaches memory devices, one at a time for each domain."""
 
-    def __init__(self, changes: Changes, virtio_mem: VirtioMem, monitors: Monitors) -> None:
+    def __init__(self, changes: DeviceOperations, virtio_mem: VirtioMem, monitors: Monitors) -> None:
         self._changes = changes
         self._virtio_mem = virtio_mem
         self._monitors = monitors
@@ -86,7 +94,7 @@ class Hotplug:
         reservation = self._changes.running_named(domain)
 
         async def work(progress: Progress) -> Change:
-            async with self._changes.turn(reservation.uuid):
+            async with self._changes.lock(reservation.uuid):
                 live, inactive = await self._changes.ask(lambda libvirt: _documents(libvirt, reservation.uuid))
                 if persistent and not inactive:
                     raise DomainRefused(
@@ -115,7 +123,7 @@ class Hotplug:
         extent = extent_of(reservation, alias)
 
         async def work(_progress: Progress) -> Change:
-            async with self._changes.turn(reservation.uuid):
+            async with self._changes.lock(reservation.uuid):
                 _live, inactive = await self._changes.ask(lambda libvirt: _documents(libvirt, reservation.uuid))
                 found = await aside(lambda xml: find_device(xml, alias), inactive) if inactive else None
                 persistent = found is not None
@@ -161,7 +169,7 @@ class Hotplug:
         persistent: bool,
     ) -> Change:
         memory = await aside(partial(memory_of, device=device), live)
-        async with self._lifecycle.turn(reservation.uuid):
+        async with self._lifecycle.lock(reservation.uuid):
             self._changes.running(reservation.uuid)
             (extent,) = await self._lifecycle.reserve_more(memory)
         device = _fitting(device, extent)
@@ -192,7 +200,7 @@ class Hotplug:
                 await self._check_backend(extent)
                 change = change_of(reservation, extent, "attached")
                 if device.block_bytes:
-                    await self._lifecycle.bring_in(extent, report, gentle=True)
+                    await self._lifecycle.populate(extent, report, gentle=True)
                     change = await self._virtio_mem.plug(
                         reservation, extent, device, device.size_bytes, report=report, wait_seconds=_PLUG_SECONDS
                     )
@@ -214,7 +222,7 @@ class Hotplug:
         """Let QEMU, whose PID is returned, open the extent where libvirt will tell it to."""
         config, name, uuid = self._changes.config, reservation.name, reservation.uuid
         pid = await within(partial(find_qemu, Path(config.libvirt.run_dir), name, uuid), f"QEMU of {name}")
-        async with self._lifecycle.turn(reservation.uuid):
+        async with self._lifecycle.lock(reservation.uuid):
             if pid is None or extent.id not in {
                 held.id for held in self._changes.running(reservation.uuid).extents
             }:
@@ -224,7 +232,7 @@ class Hotplug:
             self._ledger.set_state(extent, ExtentState.ATTACHING, link=str(link))
 
             def offer() -> None:
-                extent_files.hand_over(extent.path, uid, gid)
+                extent_files.grant_access(extent.path, uid, gid)
                 extent_files.link(extent.path, link, users=(uid,))
                 extent_files.check_visible(pid, extent.path)
 

@@ -24,7 +24,7 @@ from virt_dmem.allocation.plan import NO_NODE
 from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
-from virt_dmem.domains.device_reconcile import Mender
+from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.hooks import Lifecycle
 from virt_dmem.errors import Delayed
 from virt_dmem.host import processes
@@ -54,7 +54,7 @@ class Reality:
     ledger: Ledger
     inventory: Inventory
     lifecycle: Lifecycle
-    mender: Mender
+    mender: DeviceReconciler
     boot_id: str
     tries: Round
     dry_run: bool = False

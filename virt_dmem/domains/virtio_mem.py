@@ -19,7 +19,15 @@ from dataclasses import replace
 from virt_dmem.aio import aside
 from virt_dmem.allocation.models import Extent, ExtentState, Reservation
 from virt_dmem.domain_xml.devices import Device, find_device, resized_xml
-from virt_dmem.domains.device_ops import POLL_SECONDS, Change, Changes, Progress, change_of, ended, extent_of
+from virt_dmem.domains.device_ops import (
+    POLL_SECONDS,
+    Change,
+    DeviceOperations,
+    Progress,
+    change_of,
+    ended,
+    extent_of,
+)
 from virt_dmem.domains.hooks import Report, Reporter
 from virt_dmem.errors import DomainRefused
 from virt_dmem.hypervisor.connection import Hypervisor
@@ -31,9 +39,9 @@ log = logging.getLogger(__name__)
 
 
 class VirtioMem:
-    """Changes what a guest has of a virtio-mem device."""
+    """DeviceOperations what a guest has of a virtio-mem device."""
 
-    def __init__(self, changes: Changes) -> None:
+    def __init__(self, changes: DeviceOperations) -> None:
         self._changes = changes
         self._ledger = changes.ledger
         self._lifecycle = changes.lifecycle
@@ -50,7 +58,7 @@ class VirtioMem:
         extent = extent_of(reservation, alias)
 
         async def work(_progress: Progress) -> Change:
-            async with self._changes.turn(reservation.uuid):
+            async with self._changes.lock(reservation.uuid):
                 live = await self._changes.ask(lambda libvirt: libvirt.live_xml(reservation.uuid))
                 device = await aside(lambda xml: find_device(xml, alias), live or b"<domain/>")
                 _require_resizable(reservation, alias, device, requested_bytes)
@@ -134,7 +142,7 @@ class VirtioMem:
         if _present(extent) < extent.size_bytes:
             try:
                 await self._lifecycle.holding.make_room(extent.pool)
-                await self._lifecycle.bring_in(replace(extent, shares=whole), report, gentle=True)
+                await self._lifecycle.populate(replace(extent, shares=whole), report, gentle=True)
             except BaseException:
                 self.settle(extent, device.current_bytes)
                 raise

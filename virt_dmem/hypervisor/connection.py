@@ -349,7 +349,7 @@ class Hypervisor:
             raise self._failed(domain, error) from error
 
     def attach(self, domain: str, device: str, *, persistent: bool) -> None:
-        """Attach a device (XML) to a domain that runs, and to its persistent XML if that is wished."""
+        """Attach a device (XML) to a domain that runs, and to its persistent XML if that is targets."""
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | (libvirt.VIR_DOMAIN_AFFECT_CONFIG if persistent else 0)
         found = self._domain(domain)
         try:

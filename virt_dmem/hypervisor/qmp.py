@@ -25,12 +25,12 @@ from qemu.qmp.message import Message
 from virt_dmem.aio import cancelled
 from virt_dmem.domain_xml.monitor import socket_name, socket_of, sockets
 from virt_dmem.hypervisor import unix_socket
-from virt_dmem.rate_limit import Seldom
+from virt_dmem.rate_limit import RateLimitedLog
 
 __all__ = ["EVENTS", "Backend", "Monitors", "migration_capabilities"]
 
 log = logging.getLogger(__name__)
-say = Seldom(log)
+say = RateLimitedLog(log)
 
 EVENTS = (
     "MEMORY_DEVICE_SIZE_CHANGE",

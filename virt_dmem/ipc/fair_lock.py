@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Turns: one at a time, and those who want one take it from each party in rotation."""
+"""FairLock: one at a time, and those who want one take it from each party in rotation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
-__all__ = ["Turns"]
+__all__ = ["FairLock"]
 
 
-class Turns:
+class FairLock:
     """A lock that a party (a user, say) with many who wait does not get more often than one with a single one."""
 
     def __init__(self) -> None:

@@ -24,13 +24,13 @@ from asyncvarlink.types import FileDescriptorArray, JSONObject
 from virt_dmem.aio import cancelled
 from virt_dmem.errors import PermissionRefused
 from virt_dmem.ipc.connection import CALLS_WAITING, Caller, encoded, failed
-from virt_dmem.ipc.fair_lock import Turns
+from virt_dmem.ipc.fair_lock import FairLock
 from virt_dmem.ipc.messages import INTERFACE
-from virt_dmem.rate_limit import Seldom
+from virt_dmem.rate_limit import RateLimitedLog
 
 __all__ = ["READ_METHODS", "Readers"]
 
-say = Seldom(logging.getLogger(__name__))
+say = RateLimitedLog(logging.getLogger(__name__))
 
 READ_METHODS = frozenset(
     {"ListDomains", "ShowDomain", "ShowBackends", "ListPools", "ListAlerts", "ShowMetrics"}
@@ -179,8 +179,8 @@ class Readers:
         self._is_member = is_member
         self._members: dict[tuple[int, int], tuple[float, asyncio.Task[bool]]] = {}
         self._seats: dict[_Reader, asyncio.Task[None]] = {}
-        self._turns = Turns()
-        self._asking = Turns()
+        self._turns = FairLock()
+        self._asking = FairLock()
         self._kept: dict[str, tuple[float, bytearray]] = {}
 
     def welcome(self, connected: socket.socket, uid: int, gid: int) -> None:

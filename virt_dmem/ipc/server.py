@@ -44,12 +44,12 @@ from virt_dmem.ipc.messages import (
     PoolView,
 )
 from virt_dmem.ipc.readers import REST, Readers
-from virt_dmem.rate_limit import Seldom
+from virt_dmem.rate_limit import RateLimitedLog
 
 __all__ = ["ControlServer", "Work"]
 
 log = logging.getLogger(__name__)
-say = Seldom(log)
+say = RateLimitedLog(log)
 
 T = TypeVar("T")
 

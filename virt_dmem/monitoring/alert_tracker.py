@@ -13,7 +13,7 @@ from pathlib import Path
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.reclaim import Accounts
-from virt_dmem.attempts import Tries
+from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
 from virt_dmem.domain_xml.live import Guest
@@ -24,7 +24,7 @@ from virt_dmem.hypervisor import processes as qemu_processes
 from virt_dmem.ipc.messages import AlertView
 from virt_dmem.monitoring import alert_rules
 
-__all__ = ["APPLY", "Watch"]
+__all__ = ["APPLY", "AlertTracker"]
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,11 @@ PINNED_SECONDS = 5.0
 """io_uring gives its buffers back in a worker, about a second after the process that had them."""
 
 
-class Watch:
+class AlertTracker:
     """What libvirt said of guests, and the alerts that follow from it and from all else that is known."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, inventory: Inventory, accounts: Accounts, tries: Tries
+        self, config: Config, ledger: Ledger, inventory: Inventory, accounts: Accounts, tries: Attempts
     ) -> None:
         self._accounts = accounts
         self._tries = tries

@@ -22,12 +22,12 @@ from prometheus_client.registry import Collector
 from virt_dmem import __version__
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Phase
-from virt_dmem.allocation.prezero.cache import Holding
+from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError
 from virt_dmem.host import dirfd
 from virt_dmem.monitoring.alert_codes import EXPLANATIONS
-from virt_dmem.monitoring.alert_tracker import Watch
+from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.pools.savings import savings
 
 __all__ = ["Metrics", "write_textfile"]
@@ -39,7 +39,7 @@ BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 class Metrics:
     """The registry of one daemon; what happens is counted on its members."""
 
-    def __init__(self, config: Config, ledger: Ledger, holding: Holding, watch: Watch) -> None:
+    def __init__(self, config: Config, ledger: Ledger, holding: PrezeroCache, watch: AlertTracker) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_State(config, ledger, holding, watch))
         self._hook_seconds = Histogram(
@@ -92,7 +92,7 @@ class Metrics:
 class _State(Collector):
     """How things are at the moment of a scrape."""
 
-    def __init__(self, config: Config, ledger: Ledger, holding: Holding, watch: Watch) -> None:
+    def __init__(self, config: Config, ledger: Ledger, holding: PrezeroCache, watch: AlertTracker) -> None:
         self._config = config
         self._ledger = ledger
         self._holding = holding

@@ -36,13 +36,13 @@ __all__ = [
     "close_socket",
     "create",
     "file_id",
-    "hand_over",
+    "grant_access",
     "in_use",
     "link",
     "move_in",
     "path_of",
     "remove",
-    "take_back",
+    "revoke_access",
     "truncate",
     "unlink",
 ]
@@ -150,7 +150,7 @@ def file_id(path: Path) -> FileId:
     return FileId(found.st_dev, found.st_ino)
 
 
-def hand_over(path: Path, uid: int, gid: int) -> None:
+def grant_access(path: Path, uid: int, gid: int) -> None:
     """Give an extent to QEMU's user, for QEMU alone.
 
     :raise ExtentError: When it cannot be done.
@@ -158,7 +158,7 @@ def hand_over(path: Path, uid: int, gid: int) -> None:
     _own(path, uid, gid)
 
 
-def take_back(path: Path) -> None:
+def revoke_access(path: Path) -> None:
     """Give an extent to root again: whoever has it open keeps it, nobody else reaches it.
 
     :raise ExtentError: When it cannot be done.

@@ -32,7 +32,7 @@ from virt_dmem.pools.record import PoolRecord
 __all__ = [
     "DIRECTORY",
     "Owner",
-    "ReadyExtent",
+    "PrezeroedExtent",
     "Shares",
     "begin",
     "best_fit",
@@ -70,7 +70,7 @@ class Owner(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ReadyExtent:
+class PrezeroedExtent:
     """One file; ``clean_bytes`` of it are there and zero, from its beginning on."""
 
     directory: Path
@@ -109,7 +109,7 @@ def prefix(shares: Shares, size_bytes: int) -> Shares:
     return tuple(found)
 
 
-def by_node(some: Iterable[ReadyExtent]) -> Counter[int]:
+def by_node(some: Iterable[PrezeroedExtent]) -> Counter[int]:
     """Return the memory that ready extents hold, in bytes by node."""
     held: Counter[int] = Counter()
     for extent in some:
@@ -123,7 +123,7 @@ def by_node(some: Iterable[ReadyExtent]) -> Counter[int]:
     return held
 
 
-def listed(record: PoolRecord) -> list[ReadyExtent]:
+def listed(record: PoolRecord) -> list[PrezeroedExtent]:
     """Return what there is in a segment; what a crash left unfinished is cut off, what is no record is removed."""
     directory = Path(record.mount, DIRECTORY)
     found = []
@@ -147,7 +147,7 @@ def _discard(path: Path) -> None:
         log.warning("%r cannot be removed from the pre-zeroed memory: %s", str(path), error)
 
 
-def _read(path: Path, page_size: int) -> ReadyExtent | None:
+def _read(path: Path, page_size: int) -> PrezeroedExtent | None:
     match = _NAME.fullmatch(path.name)
     if match is None:
         return None
@@ -155,7 +155,7 @@ def _read(path: Path, page_size: int) -> ReadyExtent | None:
         (int(node), int(pages, 16) * page_size)
         for node, pages in (share.split("=") for share in match["shares"].split(","))
     )
-    extent = ReadyExtent(
+    extent = PrezeroedExtent(
         directory=path.parent,
         clean_bytes=int(match["clean"], 16) * page_size,
         policy=match["policy"],
@@ -166,9 +166,9 @@ def _read(path: Path, page_size: int) -> ReadyExtent | None:
     return extent if extent.clean_bytes <= extent.goal_bytes else None
 
 
-def begin(record: PoolRecord, policy: str, shares: Shares, owner: Owner) -> ReadyExtent | None:
+def begin(record: PoolRecord, policy: str, shares: Shares, owner: Owner) -> PrezeroedExtent | None:
     """Make the file of a new one, with nothing in it yet; ``None`` where it has too many nodes to be named."""
-    extent = ReadyExtent(Path(record.mount, DIRECTORY), 0, policy, shares, owner, record.page_size)
+    extent = PrezeroedExtent(Path(record.mount, DIRECTORY), 0, policy, shares, owner, record.page_size)
     if len(extent.path.name) > _LONGEST_NAME:
         return None
     extent.directory.mkdir(mode=0o700, exist_ok=True)
@@ -183,8 +183,8 @@ def clear(record: PoolRecord) -> None:
 
 
 async def clean_more(
-    extent: ReadyExtent, most_bytes: int, *, threads: int = 0, helper: Path | None = None
-) -> ReadyExtent:
+    extent: PrezeroedExtent, most_bytes: int, *, threads: int = 0, helper: Path | None = None
+) -> PrezeroedExtent:
     """Make a chunk of at most ``most_bytes`` (or one page) more of an extent clean; cancelled, it is as it was.
 
     :raise PrefaultFailed: When the pool has not the memory, or it failed.
@@ -214,7 +214,7 @@ async def clean_more(
     return _renamed(extent, replace(extent, clean_bytes=offset + size))
 
 
-def next_chunk(extent: ReadyExtent, most_bytes: int) -> tuple[int, str, tuple[int, ...]]:
+def next_chunk(extent: PrezeroedExtent, most_bytes: int) -> tuple[int, str, tuple[int, ...]]:
     """Return the size of the next chunk, with the NUMA policy and the nodes to bring it in from."""
     most_bytes = max(most_bytes, extent.page_size)
     if extent.policy in ("none", "interleave"):
@@ -228,12 +228,12 @@ def next_chunk(extent: ReadyExtent, most_bytes: int) -> tuple[int, str, tuple[in
     return 0, "none", ()
 
 
-def _renamed(before: ReadyExtent, after: ReadyExtent) -> ReadyExtent:
+def _renamed(before: PrezeroedExtent, after: PrezeroedExtent) -> PrezeroedExtent:
     before.path.rename(after.path)
     return after
 
 
-def cut(extent: ReadyExtent, size_bytes: int) -> ReadyExtent | None:
+def cut(extent: PrezeroedExtent, size_bytes: int) -> PrezeroedExtent | None:
     """Let one have at most its first ``size_bytes``, a multiple of its page size; ``None`` when nothing is left."""
     after = shortened(extent, size_bytes)
     if after is None or not extent.path.exists():  # somebody else emptied the pool
@@ -243,7 +243,7 @@ def cut(extent: ReadyExtent, size_bytes: int) -> ReadyExtent | None:
     return _renamed(extent, after)
 
 
-def shortened(extent: ReadyExtent, size_bytes: int) -> ReadyExtent | None:
+def shortened(extent: PrezeroedExtent, size_bytes: int) -> PrezeroedExtent | None:
     """Return what ``cut`` leaves of one.
 
     An interleaved one goes as a whole: what its first part has of each node depends on all of it.
@@ -254,7 +254,7 @@ def shortened(extent: ReadyExtent, size_bytes: int) -> ReadyExtent | None:
     return replace(extent, clean_bytes=clean_bytes, shares=prefix(extent.shares, size_bytes))
 
 
-def take(extent: ReadyExtent, path: Path, size_bytes: int) -> int:
+def take(extent: PrezeroedExtent, path: Path, size_bytes: int) -> int:
     """Make a ready extent the file at ``path``, of ``size_bytes``; return how much of it is there and clean.
 
     What lies beyond that is given back to the pool: a chunk that was cut short may have left it.
@@ -268,26 +268,26 @@ def take(extent: ReadyExtent, path: Path, size_bytes: int) -> int:
     return clean
 
 
-def is_foreseen(extent: ReadyExtent, policy: str, shares: Shares, owner: Owner) -> bool:
+def is_foreseen(extent: PrezeroedExtent, policy: str, shares: Shares, owner: Owner) -> bool:
     """Tell whether a ready extent is just what is wanted, so that none can fit better."""
     return (extent.owner, extent.policy, extent.shares, extent.is_done) == (owner, policy, shares, True)
 
 
-def best_fit(stock: Sequence[ReadyExtent], policy: str, shares: Shares, owner: Owner) -> ReadyExtent | None:
+def best_fit(stock: Sequence[PrezeroedExtent], policy: str, shares: Shares, owner: Owner) -> PrezeroedExtent | None:
     """Return the one that leaves the least to be done for such an extent, then that wastes the least.
 
     One made for that very backend comes before others as good.
     """
     wanted = sum(size for _, size in shares)
 
-    def cost(extent: ReadyExtent) -> tuple[int, bool, int]:
+    def cost(extent: PrezeroedExtent) -> tuple[int, bool, int]:
         missing = wanted - min(extent.clean_bytes, wanted)
         return missing, extent.owner != owner, abs(extent.goal_bytes - wanted)
 
     return min((extent for extent in stock if _may_become(extent, policy, shares)), key=cost, default=None)
 
 
-def _may_become(extent: ReadyExtent, policy: str, shares: Shares) -> bool:
+def _may_become(extent: PrezeroedExtent, policy: str, shares: Shares) -> bool:
     """Tell whether every page that is clean is where an extent with these shares would have it."""
     if not extent.clean_bytes:
         return False
@@ -301,7 +301,7 @@ def _nodes(shares: Shares) -> list[int]:
     return sorted(node for node, _ in shares)
 
 
-def longest(extent: ReadyExtent, too_much: Mapping[int, int]) -> int:
+def longest(extent: PrezeroedExtent, too_much: Mapping[int, int]) -> int:
     """Return how much may stay of one so that so much less of each node is held; at best nothing of it goes."""
     if extent.policy == "interleave":
         return 0 if any(node in too_much for node, _ in extent.shares) else extent.clean_bytes

@@ -11,9 +11,11 @@ import msgspec
 
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import PoolError, PoolNotFound
+from virt_dmem.host import kernel
+from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 
-__all__ = ["NAME", "choose", "find", "readable", "records", "segments"]
+__all__ = ["NAME", "capacity", "choose", "find", "readable", "records", "segments"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
 _TOO_MUCH = 1 << 63
@@ -90,7 +92,7 @@ def choose(config: Config, name: str) -> PoolRecord:
 
 def capacity(record: PoolRecord, *, root: Path = kernel.ROOT) -> dict[int, int]:
     """Return the bytes that a segment really has by node now: 0 where it is not mounted."""
-    return backend_named(record.backend).capacity(record, root=root)
+    return backend(record.backend).capacity(record, root=root)
 
 
 def _read(path: Path) -> PoolRecord:

@@ -20,28 +20,28 @@ from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState
 from virt_dmem.allocation.plan import Plan
-from virt_dmem.allocation.prezero.forecast import Wish, plan_on_ready, wishes
-from virt_dmem.allocation.prezero.index import Stock
-from virt_dmem.allocation.prezero.job import Chunks
+from virt_dmem.allocation.prezero.forecast import Target, forecast, plan_on_prezeroed
+from virt_dmem.allocation.prezero.index import PrezeroIndex
+from virt_dmem.allocation.prezero.job import BackgroundJobs
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.ipc.messages import PoolView
 from virt_dmem.pools import ballast, prezeroed_files
 from virt_dmem.pools.backends.table import backend
-from virt_dmem.pools.prezeroed_files import Owner, ReadyExtent
+from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent
 
-__all__ = ["Holding"]
+__all__ = ["PrezeroCache"]
 
 
-class Holding:
+class PrezeroCache:
     """What of each node is not reserved, and who takes it."""
 
     def __init__(self, config: Config, ledger: Ledger, inventory: Inventory) -> None:
         self._config = config
         self._ledger = ledger
         self._inventory = inventory
-        self.stock = Stock(inventory, self.likelihood)
-        self.chunks = Chunks()
+        self.stock = PrezeroIndex(inventory, self.likelihood)
+        self.chunks = BackgroundJobs()
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """By segment: whoever changes files that nobody has reserved has it."""
         self.changed = asyncio.Event()
@@ -50,12 +50,12 @@ class Holding:
         self._is_told = False
         self._running = ledger.standings()
         self._last_run = ledger.last_steps()
-        self._wishes: list[Wish] = []
+        self._targets: list[Target] = []
         self._is_stale = True
 
     # Who is likely to start
 
-    def know(self, domains: Iterable[DomainMemory]) -> None:
+    def set_domains(self, domains: Iterable[DomainMemory]) -> None:
         """Take note of all domains that are applied, and so may start at any time."""
         self._known = {domain.uuid: domain for domain in domains}
         last_run = self._last_run if self._is_told else self._ledger.last_steps()
@@ -63,7 +63,7 @@ class Holding:
         self._is_told = True
         self.look_again()
 
-    def learn(self, uuid: str, domain: DomainMemory | None) -> None:
+    def update_domain(self, uuid: str, domain: DomainMemory | None) -> None:
         """Take note that a domain is defined anew; ``None``: it is not applied, or is gone."""
         if domain is None:
             self._known.pop(uuid, None)
@@ -82,11 +82,11 @@ class Holding:
         self._is_stale = True
         self.changed.set()
 
-    def wished(self) -> list[Wish]:
+    def targets(self) -> list[Target]:
         """Return what is to be ready, the likeliest first, as it was worked out last."""
-        return self._wishes
+        return self._targets
 
-    async def wish_anew(self) -> None:
+    async def update_targets(self) -> None:
         """Work out what is to be ready, if that may have changed; hooks are served between two domains."""
         if not self._is_stale:
             return
@@ -105,13 +105,13 @@ class Holding:
         }
         stock = {segment: self.stock.of(segment) for segment in segments}
         most = {pool: self._most(pool) for pool in free}
-        found: list[Wish] = []
-        for some in wishes(likely, free, stock, most, self._config.default_pool):
+        found: list[Target] = []
+        for some in forecast(likely, free, stock, most, self._config.default_pool):
             found += some
             await asyncio.sleep(0)
-        self._wishes = found
+        self._targets = found
 
-    def made_for(self, wish: Wish) -> ReadyExtent | None:
+    def made_for(self, wish: Target) -> PrezeroedExtent | None:
         """Return the ready extent that fulfils a wish, or will when it is done."""
         plan = wish.extent
         found = (Owner(wish.uuid, plan.alias), plan.policy, plan.shares)
@@ -124,7 +124,7 @@ class Holding:
             return set()
         return {
             name
-            for name, record in self._inventory.giving().items()
+            for name, record in self._inventory.allocatable().items()
             if backend(record.backend).ready_ahead and not self._inventory.is_draining(record.pool)
         }
 
@@ -155,7 +155,7 @@ class Holding:
         now: Counter[str] = Counter()
         goal: Counter[str] = Counter()
         counted = set()
-        for wish in self.wished():
+        for wish in self.targets():
             goal[wish.extent.pool.partition("+")[0]] += wish.extent.size_bytes
             counted.add(self.made_for(wish))
         for segment in self._inventory.ready():
@@ -174,7 +174,7 @@ class Holding:
     def plan(self, domain: DomainMemory) -> Plan | None:
         """Return the plan of a domain on the memory made ready for it; ``None`` where there is not enough of it."""
         own = self.stock.of_domain(domain.uuid)
-        return plan_on_ready(domain, self._inventory.free(), own, self._config.default_pool) if own else None
+        return plan_on_prezeroed(domain, self._inventory.free(), own, self._config.default_pool) if own else None
 
     async def provide(self, wanted: Sequence[Extent]) -> dict[int, int]:
         """Let extents that were just reserved have ready memory, and find room for what they lack.
@@ -197,7 +197,7 @@ class Holding:
         self.look_again()
         return clean
 
-    def _best_fit(self, extent: Extent) -> ReadyExtent | None:
+    def _best_fit(self, extent: Extent) -> PrezeroedExtent | None:
         wanted = extent.policy, tuple(extent.shares.items()), Owner(extent.uuid, extent.alias)
         for own in self.stock.of_domain_in(extent.pool, extent.uuid):  # few, and mostly the one
             if prezeroed_files.is_foreseen(own, *wanted):
@@ -215,10 +215,10 @@ class Holding:
                 await self.cut(segment, self.stock.cuts(segment, free))
                 await self.let_ballast_go(segment, free)
 
-    async def cut(self, segment: str, cuts: Iterable[tuple[ReadyExtent, int]]) -> None:
+    async def cut(self, segment: str, cuts: Iterable[tuple[PrezeroedExtent, int]]) -> None:
         """Give back ready memory of a segment; for who has its lock."""
 
-        async def cut_one(extent: ReadyExtent, size_bytes: int) -> None:
+        async def cut_one(extent: PrezeroedExtent, size_bytes: int) -> None:
             self.stock.replace(segment, extent, await asyncio.to_thread(prezeroed_files.cut, extent, size_bytes))
 
         for extent, size_bytes in cuts:
@@ -269,7 +269,7 @@ class Holding:
     async def at_rest(self) -> None:
         """Let segments that give no more memory be empty of ours, with nothing at work in them."""
         await self.clear_idle()
-        for segment in self._inventory.ready().keys() - self._inventory.giving().keys():
+        for segment in self._inventory.ready().keys() - self._inventory.allocatable().keys():
             async with self.locks[segment]:  # who has it may be about to begin something
                 await self.chunks.stop(segment)
 
@@ -289,5 +289,5 @@ class Holding:
                 await self.chunks.stop(segment)
                 self.stock.forget(segment)
         self.look_again()
-        for segment in list(self._inventory.giving()):
+        for segment in list(self._inventory.allocatable()):
             await self.make_room(segment)

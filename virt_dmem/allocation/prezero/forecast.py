@@ -10,26 +10,26 @@ from dataclasses import dataclass, replace
 from virt_dmem.allocation.plan import ExtentPlan, Plan, PoolFree, plan_domain
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import DmemError
-from virt_dmem.pools.prezeroed_files import ReadyExtent, by_node
+from virt_dmem.pools.prezeroed_files import PrezeroedExtent, by_node
 
-__all__ = ["Wish", "plan_on_ready", "wishes"]
+__all__ = ["Target", "plan_on_prezeroed", "forecast"]
 
 
 @dataclass(frozen=True)
-class Wish:
+class Target:
     """A memory backend that is to find its memory ready."""
 
     uuid: str
     extent: ExtentPlan
 
 
-def wishes(
+def forecast(
     domains: Iterable[DomainMemory],
     free: Mapping[str, PoolFree],
-    stock: Mapping[str, Sequence[ReadyExtent]],
+    stock: Mapping[str, Sequence[PrezeroedExtent]],
     most: Mapping[str, int],
     default_pool: str,
-) -> Iterator[list[Wish]]:
+) -> Iterator[list[Target]]:
     """Yield what is to be ready for each domain, as if all started one after another, the likeliest first.
 
     Who has ready memory already keeps it where it is. A domain that has no room beside those before it gets none.
@@ -40,7 +40,7 @@ def wishes(
     """
     left = dict(free)
     allowed = dict(most)
-    own: defaultdict[str, dict[str, list[ReadyExtent]]] = defaultdict(dict)
+    own: defaultdict[str, dict[str, list[PrezeroedExtent]]] = defaultdict(dict)
     for segment, some in stock.items():
         for extent in some:
             own[extent.owner.uuid].setdefault(segment, []).append(extent)
@@ -50,7 +50,7 @@ def wishes(
             break
         if domain.total_bytes > room:
             continue
-        plan = plan_on_ready(domain, left, own.get(domain.uuid, {}), default_pool) or _plan(
+        plan = plan_on_prezeroed(domain, left, own.get(domain.uuid, {}), default_pool) or _plan(
             domain, left, default_pool
         )
         if plan is None or not plan.extents:
@@ -62,13 +62,13 @@ def wishes(
             continue
         allowed[pool] -= plan.total_bytes
         left[pool] = _without(left[pool], plan)
-        yield [Wish(domain.uuid, extent) for extent in plan.extents]
+        yield [Target(domain.uuid, extent) for extent in plan.extents]
 
 
-def plan_on_ready(
+def plan_on_prezeroed(
     domain: DomainMemory,
     free: Mapping[str, PoolFree],
-    own: Mapping[str, Sequence[ReadyExtent]],
+    own: Mapping[str, Sequence[PrezeroedExtent]],
     default_pool: str,
 ) -> Plan | None:
     """Return the plan of a domain on nothing but the nodes that its ready memory is on, if that is possible.

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.pools import prezeroed_files
-from virt_dmem.pools.prezeroed_files import ReadyExtent
+from virt_dmem.pools.prezeroed_files import PrezeroedExtent
 
-__all__ = ["Stock"]
+__all__ = ["PrezeroIndex"]
 
 
-class Stock:
+class PrezeroIndex:
     """Read from the pools once, then kept as its callers change it.
 
     :param likelihood: Tells, of the UUID of a domain, how likely it is to start next: the more, the likelier.
@@ -22,15 +22,15 @@ class Stock:
     def __init__(self, inventory: Inventory, likelihood: Callable[[str], float]) -> None:
         self._inventory = inventory
         self.likelihood = likelihood
-        self._segments: dict[str, dict[str, ReadyExtent]] = {}
+        self._segments: dict[str, dict[str, PrezeroedExtent]] = {}
         self._held: dict[str, Counter[int]] = {}
-        self._by_domain: dict[str, defaultdict[str, dict[str, ReadyExtent]]] = {}
+        self._by_domain: dict[str, defaultdict[str, dict[str, PrezeroedExtent]]] = {}
 
-    def of(self, segment: str) -> list[ReadyExtent]:
+    def of(self, segment: str) -> list[PrezeroedExtent]:
         """Return the ready extents of a segment."""
         return list(self._of(segment).values())
 
-    def _of(self, segment: str) -> dict[str, ReadyExtent]:
+    def _of(self, segment: str) -> dict[str, PrezeroedExtent]:
         if segment not in self._segments:
             self._segments[segment] = {}
             self._held[segment] = Counter()
@@ -47,7 +47,7 @@ class Stock:
         """Return the segments that have been asked for."""
         return list(self._segments)
 
-    def add(self, segment: str, extent: ReadyExtent) -> None:
+    def add(self, segment: str, extent: PrezeroedExtent) -> None:
         """There is one more; it takes the place of another of the same name."""
         self._drop(segment, extent.path.name)
         self._of(segment)[extent.path.name] = extent
@@ -62,23 +62,23 @@ class Stock:
             if not of_domain:
                 del self._by_domain[segment][gone.owner.uuid]
 
-    def replace(self, segment: str, before: ReadyExtent, after: ReadyExtent | None) -> None:
+    def replace(self, segment: str, before: PrezeroedExtent, after: PrezeroedExtent | None) -> None:
         """One has become another, or (``None``) is there no more."""
         self._drop(segment, before.path.name)
         if after is not None:
             self.add(segment, after)
 
-    def of_domain(self, uuid: str) -> dict[str, list[ReadyExtent]]:
+    def of_domain(self, uuid: str) -> dict[str, list[PrezeroedExtent]]:
         """Return, by segment, those that were made for a domain or that it had."""
-        found = {segment: self.of_domain_in(segment, uuid) for segment in self._inventory.giving()}
+        found = {segment: self.of_domain_in(segment, uuid) for segment in self._inventory.allocatable()}
         return {segment: some for segment, some in found.items() if some}
 
-    def of_domain_in(self, segment: str, uuid: str) -> list[ReadyExtent]:
+    def of_domain_in(self, segment: str, uuid: str) -> list[PrezeroedExtent]:
         """Return those of them that are in one segment."""
         self._of(segment)
         return list(self._by_domain[segment].get(uuid, {}).values())
 
-    def has(self, segment: str, extent: ReadyExtent) -> bool:
+    def has(self, segment: str, extent: PrezeroedExtent) -> bool:
         """Tell whether one is still there, as it was."""
         return self._of(segment).get(extent.path.name) == extent
 
@@ -89,7 +89,7 @@ class Stock:
 
     def cuts(
         self, segment: str, room: Mapping[int, int], *, below: float | None = None
-    ) -> list[tuple[ReadyExtent, int]]:
+    ) -> list[tuple[PrezeroedExtent, int]]:
         """Return which are to be cut to which size so that all fit in ``room`` (bytes by node), unlikely first.
 
         :param below: Cut only what is less likely than this; then all may not fit.

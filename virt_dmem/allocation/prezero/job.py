@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from virt_dmem.aio import cancelled
 
-__all__ = ["Chunks"]
+__all__ = ["BackgroundJobs"]
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class _Chunk:
     growth: Mapping[int, int]
 
 
-class Chunks:
+class BackgroundJobs:
     """What is being worked on now."""
 
     def __init__(self) -> None:

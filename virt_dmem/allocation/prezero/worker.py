@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bring in, in the background and chunk by chunk, the memory that the next domains will ask for.
 
-The kernel zeroes it. First comes what is wished, then what was begun when a guest ended, then the rest is held
+The kernel zeroes it. First comes what is targets, then what was begun when a guest ended, then the rest is held
 where its node needs it. Only while nobody on the host waits for it: a share of the CPUs, at the lowest priority,
 and none of them under pressure (Documentation/accounting/psi.rst).
 """
@@ -18,17 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from virt_dmem.allocation.inventory import Inventory
-from virt_dmem.allocation.prezero.cache import Holding
+from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import PrefaultFailed
 from virt_dmem.host import kernel
 from virt_dmem.pools import ballast, prezeroed_files
 from virt_dmem.pools.backends.table import backend
-from virt_dmem.pools.prezeroed_files import Owner, ReadyExtent
+from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import MIB, format_size
 
-__all__ = ["Readying"]
+__all__ = ["PrezeroWorker"]
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ _HOST_KEEPS = 0.1
 """Of the host's memory, how much stays available where ready memory would be taken from it."""
 
 
-class Readying:
+class PrezeroWorker:
     """Works off what ``holding`` wishes."""
 
-    def __init__(self, config: Config, inventory: Inventory, holding: Holding) -> None:
+    def __init__(self, config: Config, inventory: Inventory, holding: PrezeroCache) -> None:
         self._settings = config.prefault
         self._inventory = inventory
         self._holding = holding
@@ -58,7 +58,7 @@ class Readying:
     async def _step(self) -> bool:
         """Do one chunk; return whether there may be another."""
         await self._holding.clear_idle()
-        await self._holding.wish_anew()
+        await self._holding.update_targets()
         if self._is_busy():
             await self._relieve()
         elif await self._wish_step() or await self._unfinished_step():
@@ -89,8 +89,8 @@ class Readying:
         return False
 
     async def _wish_step(self) -> bool:
-        """Bring in a chunk of what is wished."""
-        for wish in self._holding.wished():
+        """Bring in a chunk of what is targets."""
+        for wish in self._holding.targets():
             segment, made = wish.extent.pool, self._holding.made_for(wish)
             if (made is not None and made.is_done) or self._has_just_failed(segment):
                 continue
@@ -109,7 +109,7 @@ class Readying:
     def _has_just_failed(self, segment: str) -> bool:
         return time.monotonic() < self._failed_at.get(segment, -math.inf) + _AGAIN_SECONDS
 
-    async def _grow(self, segment: str, extent: ReadyExtent) -> bool:
+    async def _grow(self, segment: str, extent: PrezeroedExtent) -> bool:
         """Let a new extent have a chunk more, if need be at the cost of less likely ones; return whether it may."""
         size, _, _ = prezeroed_files.next_chunk(extent, _CHUNK)
         grown = replace(extent, clean_bytes=extent.clean_bytes + size)
@@ -134,7 +134,7 @@ class Readying:
             chunk = self._clean_more(segment, extent, growth)
         return await self._outcome(segment, extent, chunk)
 
-    def _clean_more(self, segment: str, extent: ReadyExtent, growth: Mapping[int, int]) -> asyncio.Task[None]:
+    def _clean_more(self, segment: str, extent: PrezeroedExtent, growth: Mapping[int, int]) -> asyncio.Task[None]:
         """Begin to make a chunk more of an extent clean; for who has the lock of the segment."""
         holding = self._holding
 
@@ -145,7 +145,7 @@ class Readying:
 
         return holding.chunks.begin(work(), segment=segment, what=extent, growth=growth)
 
-    async def _outcome(self, segment: str, extent: ReadyExtent, chunk: asyncio.Task[None]) -> bool:
+    async def _outcome(self, segment: str, extent: PrezeroedExtent, chunk: asyncio.Task[None]) -> bool:
         """Wait for a chunk; return whether it went well, as far as it went."""
         holding = self._holding
         try:
@@ -160,7 +160,7 @@ class Readying:
 
     async def _ballast_step(self) -> bool:
         """Hold a chunk more of a node; return whether there is more to hold."""
-        for segment in list(self._inventory.giving()):
+        for segment in list(self._inventory.allocatable()):
             record = self._inventory.record(segment)
             for node in ballast.nodes_to_hold(record):
                 if await self._hold_more(record, node):
@@ -170,7 +170,7 @@ class Readying:
     async def _hold_more(self, record: PoolRecord, node: int) -> bool:
         holding = self._holding
         async with holding.locks[record.name]:
-            if record.name not in self._inventory.giving() or holding.chunks.is_paused(record.name):
+            if record.name not in self._inventory.allocatable() or holding.chunks.is_paused(record.name):
                 return False
             free = self._inventory.free_in(record.name).get(node, 0)
             free = max(0, free - holding.stock.held(record.name)[node])

@@ -24,6 +24,7 @@ from virt_dmem.pools import manage, prezeroed_files, registry
 from virt_dmem.pools import resize as resizing
 from virt_dmem.pools import savings as saving
 from virt_dmem.pools.backends.dmemfs import regions_by_node
+from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
 __all__ = ["create", "destroy", "list_pools", "mount", "resize", "savings", "show"]
@@ -189,7 +190,7 @@ def show(args: argparse.Namespace, out: Output) -> ExitStatus:
     row = next((row for row in _rows(config, out) if row["name"] == args.name), None)
     if row is None:
         row = _row_of(registry.segments(config, args.name))
-    ready = ("READY", "TO-BE-READY", "READY-MOST", "READY-FOR")
+    ready = ("READY", "TARGET", "LIMIT", "READY-FOR")
     shown = ("NAME", "BACKEND", "PAGES", *ready, "PINNED", "STATE", "MOUNT")
     out.table([columns.POOLS[name] for name in shown], [row])
     out.text("")
@@ -220,7 +221,7 @@ def _rows(config: Config, out: Output) -> list[dict[str, Any]]:
     return rows
 
 
-def _row_of(segments: list[manage.PoolRecord]) -> dict[str, Any]:
+def _row_of(segments: list[PoolRecord]) -> dict[str, Any]:
     """Return what the records and mounts of a pool tell, in the form of ``PoolView``; reservations unknown."""
     unknown = {"reserved_bytes": None, "free_bytes": None}
     first = segments[0]
