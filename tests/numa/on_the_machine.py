@@ -342,7 +342,7 @@ def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next()
 
 
 def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_it() -> None:
-    """BackgroundJobs of an odd number of pages: each goes on in turn where the one before it ended."""
+    """Chunks of an odd number of pages: each goes on in turn where the one before it ended."""
     chunk, worker._CHUNK = worker._CHUNK, 3 * HUGE
     try:
         with spare_pages(1, 8), pool(8, 8):

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class VirtioMem:
-    """DeviceOperations what a guest has of a virtio-mem device."""
+    """Change what a guest has of a virtio-mem device."""
 
     def __init__(self, changes: DeviceOperations) -> None:
         self._changes = changes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""FairLock: one at a time, and those who want one take it from each party in rotation."""
+"""A lock that is passed on to each waiting party in rotation."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def _hold(job: Job) -> None:
         more = True
         while more:
             held = held_before + ballast.held_bytes(record, node)
-            job.report(f"PrezeroCache huge pages of node {node}", held, in_all)
+            job.report(f"Holding huge pages of node {node}", held, in_all)
             try:
                 more = asyncio.run(ballast.hold_more(record, node, wanted))
             except PrefaultFailed as failure:
