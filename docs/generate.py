@@ -23,7 +23,7 @@ from typing import Any, get_args
 import msgspec
 
 from virt_dmem import errors
-from virt_dmem.cli.json_schema import ANSWERS, Failure
+from virt_dmem.cli.json_schema import Failure, answers
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.config import schema
 from virt_dmem.config.schema import keys
@@ -51,7 +51,7 @@ As of
 JSON_HEAD = f"""\
 # What `--json` prints
 
-<!-- made by docs/generate.py from virt_dmem/cli/json_schema.py -->
+<!-- made by docs/generate.py from virt_dmem/cli -->
 
 Every command prints one JSON object with `--json`, on standard output, and nothing else there. Sizes are integers
 in bytes, times seconds since the epoch. `schema` is the version of the format, now 1: it goes up when a field goes
@@ -173,7 +173,7 @@ def _option(action: argparse.Action) -> str:
     default = action.default if isinstance(action.default, str) and action.default else ""
     help_text = (action.help or "").replace("show program's version number", "print the version")
     choices = f" ({', '.join(map(str, action.choices))})" if action.choices and action.metavar else ""
-    known = f"; {default} if not given" if default and default != argparse.SUPPRESS and action.choices else ""
+    known = f"; default: {default}" if default and default != argparse.SUPPRESS and action.choices else ""
     return f".TP\n{term}\n{_capital(_roff(help_text))}{choices}{known}.\n"
 
 
@@ -236,22 +236,22 @@ def _docstrings() -> dict[str, str]:
 
 
 def _schema() -> dict[str, Any]:
-    kinds = [Failure, *dict.fromkeys(ANSWERS.values())]
+    kinds = [Failure, *dict.fromkeys(answers().values())]
     _, found = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "What virt-dmem prints with --json",
         "anyOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in kinds],
-        "commands": {command: {"$ref": f"#/$defs/{kind.__name__}"} for command, kind in ANSWERS.items()},
+        "commands": {command: {"$ref": f"#/$defs/{kind.__name__}"} for command, kind in answers().items()},
         "$defs": found,
     }
 
 
 def _json_document(schema: dict[str, Any]) -> str:
     defs = schema["$defs"]
-    answers = [kind.__name__ for kind in dict.fromkeys(ANSWERS.values())]
+    named = [kind.__name__ for kind in dict.fromkeys(answers().values())]
     lines = [JSON_HEAD]
-    for name in ["Failure", *answers, *(name for name in defs if name not in {"Failure", *answers})]:
+    for name in ["Failure", *named, *(name for name in defs if name not in {"Failure", *named})]:
         lines += [f"## {name}", "", defs[name].get("description", ""), "", "| field | type | |", "|---|---|---|"]
         required = defs[name].get("required", [])
         for field, kind in defs[name]["properties"].items():
