@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Declare commands and the columns of their tables. Imports nothing: ``list --json`` goes through here."""
+"""Declare commands."""
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+    from collections.abc import Callable
 
+    from virt_dmem.cli.columns import Table
     from virt_dmem.cli.output import Output
     from virt_dmem.errors import ExitStatus
 
-    Row = Mapping[str, Any]
-    Table = Mapping[str, "Column"]
-
-__all__ = ["Command", "Column", "joined", "size", "table", "text"]
+__all__ = ["Command"]
 
 
 class Command:
@@ -45,50 +42,3 @@ class Command:
         self.about = about
         self.arguments = arguments
         self.columns = columns
-
-
-class Column:
-    """One column of a table: drives its header, ``--output`` and the help.
-
-    ``value`` returns the cell for one object of the JSON output. With ``size`` it is a number of bytes, printed as
-    a size, or ``None`` where that is unknown.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        value: Callable[[Row], Any],
-        help_text: str = "",
-        *,
-        right: bool = False,
-        size: bool = False,
-    ) -> None:
-        self.name = name
-        self.help = help_text
-        self.value = value
-        self.right = right or size
-        self.size = size
-
-
-def text(name: str, key: str, help_text: str = "") -> Column:
-    """Return a column that shows the text below ``key``, or a dash."""
-    return Column(name, lambda row: _or_dash(row.get(key)), help_text)
-
-
-def size(name: str, key: str, help_text: str = "") -> Column:
-    """Return a column that shows the bytes below ``key`` as a size."""
-    return Column(name, lambda row: row.get(key), help_text, size=True)
-
-
-def joined(values: Iterable[object]) -> str:
-    """Return values as one cell, separated by commas, or a dash."""
-    return ",".join(map(str, values)) or "-"
-
-
-def table(*columns: Column) -> Table:
-    """Return columns by their names."""
-    return {column.name: column for column in columns}
-
-
-def _or_dash(value: object) -> str:
-    return "-" if value is None or value == "" else str(value)

@@ -14,13 +14,12 @@ import time
 
 from virt_dmem.ipc.version import SCHEMA_VERSION
 from virt_dmem.text import printable
-from virt_dmem.units import format_size
 
 TYPE_CHECKING = False  # what is imported here costs every command, and typing 2 ms
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from virt_dmem.cli.command import Column, Row
+    from virt_dmem.cli.columns import Column, Row
     from virt_dmem.errors import DmemError
 
 __all__ = ["Output", "masked", "unified_diff", "local_time"]
@@ -40,7 +39,11 @@ class Output:
         """Return a size for people, with ``--bytes`` as a number; a dash where it is unknown."""
         if size_bytes is None:
             return "-"
-        return str(size_bytes) if self.in_bytes else format_size(size_bytes)
+        if self.in_bytes:
+            return str(size_bytes)
+        from virt_dmem.units import format_size  # noqa: PLC0415 -- 'list --json' shows no sizes for people
+
+        return format_size(size_bytes)
 
     def text(self, text: str) -> None:
         """Print ``text`` and a newline, unless JSON was asked for."""

@@ -50,7 +50,12 @@ GROUPS = {
 
 
 def named(arguments: Sequence[str]) -> Sequence[str]:
-    """Return the command that a command line begins with, alone; all commands where that is none of them."""
+    """Return the command that a command line begins with, alone; all commands where that is none of them.
+
+    ``--version`` needs none.
+    """
+    if [*arguments] == ["--version"]:
+        return []
     for words in (1, 2):
         name = " ".join(arguments[:words])
         if name in MODULES:

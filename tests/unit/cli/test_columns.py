@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from virt_dmem.cli.columns import choose, describe
-from virt_dmem.cli.command import joined, size, table, text
+from virt_dmem.cli.columns import choose, describe, joined, size, table, text
 from virt_dmem.cli.output import Output
 from virt_dmem.errors import UsageError
 

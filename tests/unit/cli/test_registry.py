@@ -39,6 +39,8 @@ def test_every_group_has_a_summary() -> None:
         (["pool", "frobnicate"], list(registry.MODULES)),
         (["--json", "list"], list(registry.MODULES)),
         ([], list(registry.MODULES)),
+        (["--version"], []),
+        (["--version", "list"], list(registry.MODULES)),
     ],
     ids=str,
 )

@@ -8,9 +8,8 @@ is imported where it is needed (decision 0007).
 
 from __future__ import annotations
 
-from contextlib import suppress
-
-from virt_dmem.cli.command import Column, Command, joined, size, table, text
+from virt_dmem.cli.columns import Column, choose, joined, size, table, text
+from virt_dmem.cli.command import Command
 from virt_dmem.config.files import DEFAULT_RUN_DIR, SOCKET_NAME, mentions
 from virt_dmem.errors import DaemonUnreachable, ExitStatus
 from virt_dmem.ipc.client import Client
@@ -70,8 +69,6 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 
 
 def _columns(args: argparse.Namespace) -> list[Column]:
-    from virt_dmem.cli.columns import choose
-
     if args.applied:
         return choose(_COLUMNS, args.output, "NAME,ACTIVE,PHASE,RESERVED,UUID")
     available = {name: column for name, column in _COLUMNS.items() if name != "ACTIVE"}
@@ -86,6 +83,8 @@ def _held(args: argparse.Namespace) -> Rows:
 
 def _note_alerts(args: argparse.Namespace, out: Output) -> None:
     """Print a note for each active alert: it may be why the list is consulted."""
+    from contextlib import suppress
+
     with suppress(DaemonUnreachable), Client(_socket_path(args)) as daemon:
         for alert in daemon.call("ListAlerts")["alerts"]:
             out.note(f"{alert['code']}: {alert['message']}")

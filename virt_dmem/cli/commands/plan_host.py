@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from virt_dmem.cli.columns import BACKEND, GROSS, LEFT, NET, PAGES, choose
-from virt_dmem.cli.command import Column, Command, size, table, text
+from virt_dmem.cli.columns import BACKEND, GROSS, LEFT, NET, PAGES, Column, choose, size, table, text
+from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus, UsageError
 from virt_dmem.units import parse_size
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import time
 
 from virt_dmem.cli.arguments import add_domain
-from virt_dmem.cli.command import Column, Command, joined, size, text
+from virt_dmem.cli.columns import Column, joined, size, text
+from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus
 
 TYPE_CHECKING = False

@@ -15,7 +15,6 @@ def test_what_is_printed_can_be_read_again(command: Command) -> None:
 
 def test_the_origin_of_a_key_is_its_file_or_the_default(command: Command) -> None:
     lines = command("config", "show", "--origin").splitlines()
-    assert f"# {command.directory}/virt-dmem.toml" in next(
-        line for line in lines if line.startswith("daemon.run_dir")
-    )
-    assert next(line for line in lines if line.startswith("libvirt.auto_apply")).endswith("# default")
+    origins = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in lines}
+    assert origins["daemon.run_dir"] == f"{command.directory}/virt-dmem.toml"
+    assert origins["libvirt.auto_apply"] == "default"

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from virt_dmem.cli.columns import BACKEND, PAGES, choose
-from virt_dmem.cli.command import Command, size, table, text
+from virt_dmem.cli.columns import BACKEND, PAGES, choose, size, table, text
+from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus
 
 TYPE_CHECKING = False

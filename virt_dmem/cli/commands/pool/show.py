@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from virt_dmem.cli.arguments import add_pool
-from virt_dmem.cli.command import Column, Command
+from virt_dmem.cli.columns import Column
+from virt_dmem.cli.command import Command
 from virt_dmem.cli.commands.pool.list import COLUMNS
 from virt_dmem.errors import ExitStatus
 
