@@ -43,6 +43,7 @@ from virt_dmem.ipc.messages import (
     DomainView,
     HookReply,
     Link,
+    NodeView,
     PoolView,
 )
 from virt_dmem.monitoring.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL, RECONCILE_FAILED
@@ -257,7 +258,10 @@ class Service:
 
     def list_pools(self) -> list[PoolView]:
         """Return every pool, by name."""
-        return self.holding.views()
+        return [
+            PoolView(**vars(pool) | {"nodes": [NodeView(**vars(node)) for node in pool.nodes]})
+            for pool in self.holding.views()
+        ]
 
     async def refresh_pools(self) -> None:
         """Read the records of the pools again."""
