@@ -110,7 +110,8 @@ class Service:
             case "start":
                 domain = await aside(read_domain, xml)
                 passthrough.refuse(self._ledger, self._inventory, domain)
-                return await self._lifecycle.start(domain, began=began)
+                links = await self._lifecycle.start(domain, began=began)
+                return [Link(**asdict(link)) for link in links]
             case "started":
                 domain = await aside(read_domain, xml)
                 await postcopy.refuse(self._config, self._ledger, self._inventory, domain.uuid)
