@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virt_dmem.aio import aside
+from virt_dmem.aio import off_loop
 from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.config.schema import Config, LibvirtConfig
 from virt_dmem.daemon.service import Service
@@ -311,8 +311,10 @@ def test_the_hint_to_a_command_holds_no_words_of_a_tenant() -> None:
 
 def test_a_large_document_is_read_beside_the_event_loop_and_a_small_one_at_once() -> None:
     async def story() -> None:
-        assert await aside(lambda _: threading.current_thread(), b"small") is threading.current_thread()
-        assert await aside(lambda _: threading.current_thread(), bytes(1 << 20)) is not threading.current_thread()
+        assert await off_loop(lambda _: threading.current_thread(), b"small") is threading.current_thread()
+        assert (
+            await off_loop(lambda _: threading.current_thread(), bytes(1 << 20)) is not threading.current_thread()
+        )
 
     asyncio.run(story())
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from virt_dmem.aio import aside
+from virt_dmem.aio import off_loop
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
 from virt_dmem.domain_xml.rewrite import apply
@@ -52,7 +52,7 @@ class AutoApply:
             return
         try:
             xml = await asyncio.to_thread(hypervisor.inactive_xml, uuid)
-            domain = await aside(_managed, xml)
+            domain = await off_loop(_managed, xml)
             if domain is None or domain.applied:
                 self.forget(uuid)
                 await self._follow_what_runs(hypervisor, uuid, domain)

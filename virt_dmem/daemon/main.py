@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from virt_dmem import __version__
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 from virt_dmem.config.schema import Config, MetricsConfig, load_config
 from virt_dmem.daemon.auto_apply import AutoApply
 from virt_dmem.daemon.libvirt_events import Follower
@@ -213,7 +213,7 @@ async def _serve_until(
     await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
     # an interrupted prepare rolls back, so the ledger is closed after it
-    await in_good_order(server.stop(), cancelled([stopping, *tasks]), service.close())
+    await in_good_order(server.stop(), cancel_and_wait([stopping, *tasks]), service.close())
 
 
 async def for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from virt_dmem.aio import aside
+from virt_dmem.aio import off_loop
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Phase
@@ -95,7 +95,7 @@ class Service:
 
         :raise UsageError: When the operation is none that we serve.
         """
-        if not await aside(is_managed, xml):
+        if not await off_loop(is_managed, xml):
             return []
         with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
             return await self._serve(operation, xml, report, began)
@@ -105,21 +105,21 @@ class Service:
     ) -> list[Link]:
         match operation:
             case "prepare":
-                domain = await aside(read_domain, xml)
+                domain = await off_loop(read_domain, xml)
                 await self._lifecycle.prepare(domain, lambda progress: report(_progress(progress)), began=began)
             case "start":
-                domain = await aside(read_domain, xml)
+                domain = await off_loop(read_domain, xml)
                 passthrough.refuse(self._ledger, self._inventory, domain)
                 return await self._lifecycle.start(domain, began=began)
             case "started":
-                domain = await aside(read_domain, xml)
+                domain = await off_loop(read_domain, xml)
                 await postcopy.refuse(self._config, self._ledger, self._inventory, domain.uuid)
                 await self._lifecycle.started(domain, began=began)
             # what runs may have become, by hot-add, what would not be started: only who it is counts here
             case "stopped":
-                await self._lifecycle.stopped(await aside(read_uuid, xml))
+                await self._lifecycle.stopped(await off_loop(read_uuid, xml))
             case "release":
-                await self._lifecycle.release(await aside(read_uuid, xml))
+                await self._lifecycle.release(await off_loop(read_uuid, xml))
             case _:
                 raise UsageError(
                     f"The hook operation {operation!r} is not served.",
@@ -132,7 +132,7 @@ class Service:
 
         :raise DmemError: When it cannot.
         """
-        return await aside(lambda xml: migration.adapt(self._config, xml), xml)
+        return await off_loop(lambda xml: migration.adapt(self._config, xml), xml)
 
     async def attach(self, wish: AttachWish, report: Callable[[ChangeReply], None]) -> ChangeView:
         """Give a domain that runs a memory device.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
@@ -104,7 +104,7 @@ class DeviceOperations:
 
     async def close(self) -> None:
         """Give up all that goes on; the next start of virt-dmemd mends what was left half done."""
-        await cancelled(self._tasks)
+        await cancel_and_wait(self._tasks)
 
     def running(self, uuid: str) -> Reservation:
         """Return what a domain that runs holds.

@@ -24,7 +24,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from virt_dmem.aio import aside
+from virt_dmem.aio import off_loop
 from virt_dmem.allocation.models import Extent, ExtentState, Reservation
 from virt_dmem.deadline import within
 from virt_dmem.domain_xml.devices import Device, device_xml, find_device, free_alias, memory_of, require_room
@@ -100,9 +100,9 @@ class Hotplug:
                     raise DomainRefused(
                         f"Domain {reservation.name} is transient.", hint="Attach the memory without --persistent."
                     )
-                await aside(lambda xml: require_room(xml, model, size_bytes, cell), live)
+                await off_loop(lambda xml: require_room(xml, model, size_bytes, cell), live)
                 taken = "".join(f"{extent.alias}'" for extent in self._ledger.extents_of(reservation.uuid)).encode()
-                alias = await aside(lambda xmls: free_alias(xmls, taken), live + inactive)
+                alias = await off_loop(lambda xmls: free_alias(xmls, taken), live + inactive)
                 device = Device(alias, model, size_bytes, cell, node)
                 if model == "virtio-mem":
                     device = replace(device, block_bytes=_BLOCK_BYTES)
@@ -125,7 +125,7 @@ class Hotplug:
         async def work(_progress: Progress) -> Change:
             async with self._changes.lock(reservation.uuid):
                 _live, inactive = await self._changes.ask(lambda libvirt: _documents(libvirt, reservation.uuid))
-                found = await aside(lambda xml: find_device(xml, alias), inactive) if inactive else None
+                found = await off_loop(lambda xml: find_device(xml, alias), inactive) if inactive else None
                 persistent = found is not None
                 self._changes.refused.discard((reservation.uuid, alias))
                 self._ledger.set_state(extent, ExtentState.DETACHING)
@@ -168,7 +168,7 @@ class Hotplug:
         progress: Progress,
         persistent: bool,
     ) -> Change:
-        memory = await aside(partial(memory_of, device=device), live)
+        memory = await off_loop(partial(memory_of, device=device), live)
         async with self._lifecycle.lock(reservation.uuid):
             self._changes.running(reservation.uuid)
             (extent,) = await self._lifecycle.reserve_more(memory)
@@ -185,7 +185,7 @@ class Hotplug:
                     await self._lifecycle.make(extent)
                 else:
                     await self._lifecycle.fill([extent], report, gentle=True)
-                pid = await self._offer(reservation, extent, await aside(read_domain, live))
+                pid = await self._offer(reservation, extent, await off_loop(read_domain, live))
             except BaseException:
                 await asyncio.shield(self._lifecycle.free(extent))
                 raise
@@ -246,7 +246,7 @@ class Hotplug:
         device = None
         try:
             live = await self._changes.ask(lambda libvirt: libvirt.settled_xml(reservation.uuid))
-            device = await aside(lambda xml: find_device(xml, extent.alias), live) if live else None
+            device = await off_loop(lambda xml: find_device(xml, extent.alias), live) if live else None
             if device is not None:
                 link = (self._changes.now(extent) or extent).link
                 self._ledger.set_state(extent, ExtentState.DETACHING, link=link)

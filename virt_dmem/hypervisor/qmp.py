@@ -22,7 +22,7 @@ from typing import Any
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
 
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 from virt_dmem.domain_xml.monitor import socket_name, socket_of, sockets
 from virt_dmem.hypervisor import unix_socket
 from virt_dmem.rate_limit import RateLimitedLog
@@ -200,7 +200,7 @@ class Monitors:
 
     async def close(self) -> None:
         """Follow nobody any more."""
-        await cancelled(self._tasks.values())
+        await cancel_and_wait(self._tasks.values())
 
     def connected(self, uuid: str) -> bool:
         """Tell whether the domain's monitor answers now."""

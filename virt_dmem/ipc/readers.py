@@ -21,7 +21,7 @@ from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.message import VarlinkMethodCall
 from asyncvarlink.types import FileDescriptorArray, JSONObject
 
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 from virt_dmem.errors import PermissionRefused
 from virt_dmem.ipc.connection import CALLS_WAITING, Caller, encoded, failed
 from virt_dmem.ipc.fair_lock import FairLock
@@ -197,7 +197,7 @@ class Readers:
 
     async def close(self) -> None:
         """Hang up on all."""
-        await cancelled(self._seats.values())
+        await cancel_and_wait(self._seats.values())
 
     def _leave(self, one: _Reader) -> None:
         self._seats.pop(one, None)

@@ -28,7 +28,7 @@ from asyncvarlink import (
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from virt_dmem import __version__
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 from virt_dmem.errors import DmemError
 from virt_dmem.ipc.connection import Connection, caller
 from virt_dmem.ipc.messages import (
@@ -157,7 +157,7 @@ class Work:
         """Cancel all of it; returns when it has ended and its callers were told."""
         self._given_up = True
         callers = [*filter(None, self._waits.values())]
-        await cancelled(self._waits)
+        await cancel_and_wait(self._waits)
         if callers:
             await asyncio.wait(callers, timeout=GOODBYE_SECONDS)
 

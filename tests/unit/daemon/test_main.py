@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from tests.rig.repository import REPOSITORY
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 from virt_dmem.daemon import main
 from virt_dmem.daemon.main import for_ever, in_good_order
 from virt_dmem.ipc.server import Work
@@ -38,7 +38,9 @@ def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: p
         begun = [asyncio.create_task(interrupted()), asyncio.create_task(stubborn())]
         await asyncio.sleep(0)
         async with asyncio.timeout(10):
-            await in_good_order(cancelled(begun[:1]), cancelled(begun[1:]), asyncio.sleep(0), seconds=0.5)
+            await in_good_order(
+                cancel_and_wait(begun[:1]), cancel_and_wait(begun[1:]), asyncio.sleep(0), seconds=0.5
+            )
         assert rolled_back.is_set()
         assert [task.done() for task in begun] == [True, False]
         let_go.set()
@@ -69,7 +71,7 @@ def test_work_that_ends_by_a_fault_of_ours_is_begun_again(
         task = asyncio.create_task(for_ever(faulty))
         async with asyncio.timeout(20):
             await all_well.wait()
-        await cancelled([task])
+        await cancel_and_wait([task])
 
     asyncio.run(story())
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]

@@ -337,6 +337,6 @@ def test_what_others_cause_is_logged_seldom_and_counted(caplog: pytest.LogCaptur
     now = PERIOD_SECONDS
     say(logging.WARNING, "guest", "it said %s", "something")
     assert [record.getMessage() for record in caplog.records[-2:]] == [
-        "995 more of the following were left out",
+        "995 similar messages were suppressed before the following one",
         "it said something",
     ]
