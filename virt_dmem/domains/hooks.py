@@ -50,12 +50,11 @@ from virt_dmem.errors import (
 from virt_dmem.host import apparmor
 from virt_dmem.hypervisor.processes import find_qemu
 from virt_dmem.hypervisor.qemu_user import placed
-from virt_dmem.ipc.messages import Link
 from virt_dmem.pools import extent_files
 from virt_dmem.pools.prefault import Mode, Progress, prefault
 from virt_dmem.units import format_size
 
-__all__ = ["Lifecycle", "Report", "Reporter"]
+__all__ = ["Lifecycle", "Link", "Report", "Reporter"]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +69,15 @@ class Report:
     message: str
     done_bytes: int
     total_bytes: int
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link that the hook must find in its own mount namespace, and the file it must lead to."""
+
+    path: str
+    device: int
+    inode: int
 
 
 Reporter = Callable[[Report], None]
