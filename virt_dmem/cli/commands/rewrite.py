@@ -10,7 +10,7 @@ import sys
 
 from virt_dmem.cli.arguments import add_hotplug_and_monitor
 from virt_dmem.cli.command import Command
-from virt_dmem.errors import ExitStatus, PoolNotFound, UsageError
+from virt_dmem.errors import ExitStatus, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from virt_dmem.cli.json_schema import says
     from virt_dmem.cli.output import Output
-    from virt_dmem.config.schema import Config
 
 __all__ = ["COMMANDS"]
 
@@ -62,11 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Rewrite the domain XML on stdin to stdout."""
-    from pathlib import Path
-
     from virt_dmem.cli.output import unified_diff
     from virt_dmem.config.schema import load_config
     from virt_dmem.domain_xml import rewrite as rewriting
+    from virt_dmem.domains.apply import ApplyOptions, apply_offline
 
     config = load_config(args.config)
     before = sys.stdin.buffer.read()
@@ -76,16 +74,10 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     if args.undo:
         after = rewriting.unapply(before, keep_request=not args.migratable, running=args.migratable)
     else:
-        may_lock, may_pin = _limits(args, out, config, before)
-        after = rewriting.apply(
-            before,
-            pool=args.pool,
-            may_lock=may_lock,
-            may_pin=may_pin,
-            hotplug_max=args.hotplug_max,
-            monitor=False if args.no_monitor else config.libvirt.monitor or None,
-            templates_dir=Path(config.templates_dir),
-        )
+        options = ApplyOptions(args.pool, args.hotplug_max, args.no_monitor)
+        after, unchecked = apply_offline(config, before, options)
+        if unchecked:
+            out.note(f"Not checked, because the pool's record cannot be read here: {unchecked}.")
     if args.print_diff:
         difference = unified_diff(printed, rewriting.reprint(after))
         out.result(changed=after != before, diff=difference)
@@ -96,25 +88,6 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     else:
         out.document(after)
     return ExitStatus.DONE
-
-
-def _limits(args: argparse.Namespace, out: Output, config: Config, xml: bytes) -> tuple[bool, bool]:
-    """Return whether the pool's memory can be locked and pinned, by its record where that can be read.
-
-    The XML may be for another host, or for a pool that does not exist yet: then it is rewritten all the same, with
-    a note about what some pools would reject.
-    """
-    from virt_dmem.domain_xml import rewrite as rewriting
-    from virt_dmem.pools.backends.table import backend
-    from virt_dmem.pools.registry import choose
-
-    try:
-        kind = backend(choose(config, args.pool or rewriting.request_of(xml)).backend)
-    except (PoolNotFound, OSError):
-        if doubtful := rewriting.doubtful(xml):
-            out.note(f"Not checked, because the pool's record cannot be read: {doubtful}.")
-        return True, True
-    return kind.lockable, kind.has_struct_pages
 
 
 COMMANDS = (
