@@ -54,7 +54,7 @@ def named(arguments: Sequence[str]) -> Sequence[str]:
 
     ``--version`` needs none.
     """
-    if [*arguments] == ["--version"]:
+    if [*arguments[:1]] == ["--version"]:
         return []
     for words in (1, 2):
         name = " ".join(arguments[:words])

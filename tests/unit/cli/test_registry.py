@@ -40,7 +40,7 @@ def test_every_group_has_a_summary() -> None:
         (["--json", "list"], list(registry.MODULES)),
         ([], list(registry.MODULES)),
         (["--version"], []),
-        (["--version", "list"], list(registry.MODULES)),
+        (["--version", "list"], []),
     ],
     ids=str,
 )
