@@ -103,15 +103,6 @@ def test_what_every_command_prints_is_as_documented(command: Command, monkeypatc
     assert sorted(seen | {"check"}) == sorted(set(answers()) - IN_LIBVIRT_TESTS)
 
 
-def test_check_prints_as_documented_also_when_something_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "virt-dmem.toml").write_text(f'[daemon]\nrun_dir = "{tmp_path}"\nstate_dir = "{tmp_path}"\n')
-    args = ["check", "--json", "-c", "test:///default", "--config", str(tmp_path / "virt-dmem.toml")]
-    assert main(args) in (ExitStatus.DONE, ExitStatus.CHECK_FAILED)
-    assert require_documented(args, capsys.readouterr().out)["checks"]
-
-
 @pytest.mark.parametrize("args", [["explain", "nonsense"], ["pool", "show", "none"], ["frobnicate"]], ids=" ".join)
 def test_a_failure_prints_as_documented(
     args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
