@@ -32,8 +32,10 @@ from virt_dmem.host import kernel, numa, processes
 from virt_dmem.native.programs import HELPER
 from virt_dmem.pools import ballast, manage, registry, resize
 from virt_dmem.pools.resize import NoDaemon
+from virt_dmem.pools.segment_id import SegmentId
 
 HUGE = 2 << 20
+P = SegmentId("p")
 _DAEMON = DaemonConfig(state_dir="/run/state", run_dir="/run/virt-dmem")
 CONFIG = Config(daemon=_DAEMON, prefault=PrefaultConfig(ready="off"))
 """Only ballast."""
@@ -123,7 +125,7 @@ class Daemon:
         self.ledger = Ledger(config.ledger_path, kernel.boot_id())
         self.inventory = Inventory(config, self.ledger)
         self.lifecycle = Lifecycle(config, self.ledger, self.inventory)
-        self.readying = PrezeroWorker(config, self.inventory, self.lifecycle.holding)
+        self.worker = PrezeroWorker(config, self.inventory, self.lifecycle.prezero)
 
     def prepare(self, *cells: Cell) -> Reservation:
         asyncio.run(self.lifecycle.prepare(self.memory(*cells), lambda _: None))
@@ -138,7 +140,7 @@ class Daemon:
         asyncio.run(self.lifecycle.release(UUID))
 
     def hold_free(self) -> None:
-        asyncio.run(self.readying.run_dry())
+        asyncio.run(self.worker.run())
 
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -201,7 +203,7 @@ def test_without_ballast_he_would() -> None:
     """What the kernel promises to a mount is a number for the whole host: this is why there is ballast."""
     with spare_pages(1, 16), pool(8, 8):
         (record,) = registry.records(CONFIG)
-        ballast.let_go(record, 0, 0)
+        ballast.shrink(record, 0, 0)
         with competitor(0) as taken:
             assert taken == 8, taken
 
@@ -261,7 +263,7 @@ def test_a_node_whose_last_processor_is_switched_off_is_slow_once_the_nodes_are_
             daemon = Daemon(CONFIG)
             for online, node in (("1", 1), ("0", 0), ("1", 1)):
                 switch.write_text(online)
-                daemon.inventory.read_nodes()
+                daemon.inventory.reload_nodes()
                 reservation = daemon.prepare(cell(0, 4))
                 assert where(reservation.extents[0].path) == {node: 4}, online
                 daemon.release()
@@ -334,7 +336,7 @@ def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next()
             with competitor(0) as taken:
                 assert taken == 0, taken
             assert counts("free_hugepages") == [0, 8, 0]
-            held = daemon.lifecycle.holding.stock.held("p")
+            held = daemon.lifecycle.prezero.of(P).held()
             assert {node: size // HUGE for node, size in held.items()} == {0: 8, 1: 3}
         reservation = daemon.prepare(cell(0, 7, 0))  # for another one, it yields
         assert where(reservation.extents[0].path) == {0: 7}
@@ -348,13 +350,13 @@ def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_i
         with spare_pages(1, 8), pool(8, 8):
             daemon = Daemon(READY)
             memory = daemon.memory(cell(0, 7, 0, 1, policy="interleave"))
-            holding = daemon.lifecycle.holding
-            holding.set_domains([memory])
+            prezero = daemon.lifecycle.prezero
+            prezero.set_domains([memory])
             for done in (3, 6, 7):
-                asyncio.run(daemon.readying._step())
-                (extent,) = holding.stock.of("p")
-                assert extent.clean_bytes == done * HUGE, extent
-                assert where(extent.path) == {node: size // HUGE for node, size in holding.stock.held("p").items()}
+                asyncio.run(daemon.worker._step())
+                (extent,) = prezero.of(P).extents()
+                assert extent.zeroed_bytes == done * HUGE, extent
+                assert where(extent.path) == {node: size // HUGE for node, size in prezero.of(P).held().items()}
             inode = extent.path.stat().st_ino
             (taken,) = daemon.prepare(*memory.cells).extents
             assert taken.path.stat().st_ino == inode
@@ -368,15 +370,15 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
     """The only moment: what the domain is about to get is let go, and not faulted yet."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(CONFIG)
-        make_room = daemon.lifecycle.holding.make_room
+        evict = daemon.lifecycle.prezero.evict
         thieves = []
 
-        async def robbed(segment: str) -> None:
-            await make_room(segment)
+        async def robbed(segment: SegmentId) -> None:
+            await evict(segment)
             thieves.append(competitor(0, 2))
             assert thieves[0].__enter__() == 2
 
-        daemon.lifecycle.holding.make_room = robbed  # type: ignore[method-assign]
+        daemon.lifecycle.prezero.evict = robbed  # type: ignore[method-assign]
         try:
             daemon.prepare(cell(0, 6, 0))
         except PrefaultFailed as failure:

@@ -30,7 +30,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
 
 
 def uuid_of(service: Service) -> str:
-    (uuid,) = service._ledger.standings()
+    (uuid,) = service._ledger.phases()
     return uuid
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from virt_dmem.allocation.placement import Demand, Placement, fits, place
 from virt_dmem.domain_xml.reader import Cell, DomainMemory, require_possible, require_whole_pages
 from virt_dmem.errors import NotEnoughMemory, PoolNotFound
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["plan_domain", "Plan", "ExtentPlan", "PoolFree", "NO_NODE"]
@@ -44,7 +45,7 @@ class PoolFree:
     name: str
     backend: str
     page_size: int
-    segments: Mapping[str, Mapping[int, int]]
+    segments: Mapping[SegmentId, Mapping[int, int]]
     """Of each segment, node to free bytes; ``NO_NODE`` alone where the backend has no nodes."""
     slow_nodes: frozenset[int] = frozenset()
     """Nodes without CPUs, such as CXL memory."""
@@ -59,8 +60,8 @@ class ExtentPlan:
     """Where one memory backend's memory comes from."""
 
     alias: str
-    pool: str
-    """The segment of the pool that it lies in: a file cannot lie in two."""
+    segment: SegmentId
+    """The segment of the pool that its file is in: a file cannot be in two."""
     size_bytes: int
     page_size: int
     policy: str
@@ -129,7 +130,7 @@ def _choose_pool(memory: DomainMemory, pools: Mapping[str, PoolFree], default_po
     )
 
 
-_Bin = tuple[str, int]
+_Bin = tuple[SegmentId, int]
 """A segment and a node."""
 
 
@@ -147,7 +148,7 @@ def _place(cells: Sequence[Cell], pool: PoolFree) -> list[dict[_Bin, int]] | Non
         if size >= pool.page_size
     }
     numbers = {where: number for number, where in enumerate(free)}
-    room: Counter[str] = Counter()
+    room: Counter[SegmentId] = Counter()
     for (segment, _), pages in free.items():
         room[segment] += pages
     by_number = dict(enumerate(free.values()))
@@ -243,7 +244,7 @@ def _ways(
             yield from _ways(fitting, free, more, tries)
 
 
-def _demands(cell: Cell, segment: str, numbers: Mapping[_Bin, int], pool: PoolFree) -> list[Demand]:
+def _demands(cell: Cell, segment: SegmentId, numbers: Mapping[_Bin, int], pool: PoolFree) -> list[Demand]:
     """Return what a cell asks of the bins of its segment."""
     pages = cell.size_bytes // pool.page_size
     every = frozenset(number for (name, _), number in numbers.items() if name == segment)
@@ -281,7 +282,7 @@ def _extent(cell: Cell, shares: Mapping[_Bin, int], pool: PoolFree) -> ExtentPla
         policy = "none"
     return ExtentPlan(
         alias=cell.alias,
-        pool=segment,
+        segment=SegmentId(segment),
         size_bytes=cell.size_bytes,
         page_size=pool.page_size,
         policy=policy,

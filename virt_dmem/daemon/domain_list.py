@@ -15,7 +15,7 @@ from itertools import islice
 import msgspec
 
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Reservation, Step
+from virt_dmem.allocation.models import Reservation, TimedStep
 from virt_dmem.ipc.messages import DomainView, ExtentView, StepView
 
 __all__ = ["DomainList", "view"]
@@ -29,7 +29,7 @@ class DomainList:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._stale = set(ledger.standings())
+        self._stale = set(ledger.phases())
         self._names: dict[str, str] = {}
         """Of those that are shown, by UUID."""
         self._order: list[tuple[str, str]] = []
@@ -85,7 +85,7 @@ def _array(items: list[bytes]) -> bytes:
     return b"[%b]" % first
 
 
-def view(held: Reservation, steps: Sequence[Step] = ()) -> DomainView:
+def view(held: Reservation, steps: Sequence[TimedStep] = ()) -> DomainView:
     """Return what is shown of a domain."""
     return DomainView(
         uuid=held.uuid,
@@ -96,7 +96,7 @@ def view(held: Reservation, steps: Sequence[Step] = ()) -> DomainView:
         extents=[
             ExtentView(
                 alias=extent.alias,
-                pool=extent.pool.partition("+")[0],
+                pool=extent.segment.pool,
                 path=str(extent.path),
                 size_bytes=extent.size_bytes,
                 page_size=extent.page_size,

@@ -178,7 +178,7 @@ async def _serve_until(
     await _reconcile_host(service)
 
     async def on_listed(domains: list[DomainInfo], listed_at: int) -> None:
-        service.holding.set_domains(domain.memory for domain in domains if domain.memory)
+        service.prezero.set_domains(domain.memory for domain in domains if domain.memory)
         for action in await service.reconcile_domains(domains, listed_at):
             log.warning("reconcile: %s", action)
 
@@ -189,7 +189,7 @@ async def _serve_until(
         service.watch,
         moment=service.moment,
         on_listed=on_listed,
-        on_defined=service.holding.update_domain,
+        on_defined=service.prezero.update_domain,
         on_device=service.device,
     )
     service.on_resume = follower.list_anew
@@ -313,7 +313,7 @@ async def _keep_monitors(service: Service) -> None:
 async def _keep_ready(service: Service) -> None:
     """Make memory ready ahead as soon as something changed; while the host is busy, look again each second."""
     while True:
-        service.holding.changed.clear()
+        service.prezero.changed.clear()
         busy = False
         try:
             busy = await service.make_ready()
@@ -321,7 +321,7 @@ async def _keep_ready(service: Service) -> None:
             log.warning("free memory cannot be made ready: %s", error)
         with suppress(TimeoutError):
             async with asyncio.timeout(1 if busy else HOUSEKEEPING_SECONDS):
-                await service.holding.changed.wait()
+                await service.prezero.changed.wait()
         await asyncio.sleep(SETTLE_SECONDS)
 
 

@@ -74,16 +74,16 @@ class Service:
         self._listing = DomainList(self._ledger)
         self._inventory = Inventory(config, self._ledger)
         self._lifecycle = Lifecycle(config, self._ledger, self._inventory)
-        self.holding = self._lifecycle.holding
-        self._readying = PrezeroWorker(config, self._inventory, self.holding)
+        self.prezero = self._lifecycle.prezero
+        self._worker = PrezeroWorker(config, self._inventory, self.prezero)
         self.monitors = Monitors(self.monitor_event, self._qemu_of)
         self._changes = DeviceOperations(config, self._ledger, self._inventory, self._lifecycle)
         self._virtio_mem = VirtioMem(self._changes)
         self._hotplug = Hotplug(self._changes, self._virtio_mem, self.monitors)
         self._mender = DeviceReconciler(self._changes, self._virtio_mem)
         self.tries = Attempts()
-        self.watch = AlertTracker(config, self._ledger, self._inventory, self._lifecycle.accounts, self.tries)
-        self.metrics = Metrics(config, self._ledger, self.holding, self.watch)
+        self.watch = AlertTracker(config, self._ledger, self._inventory, self._lifecycle.reclaim, self.tries)
+        self.metrics = Metrics(config, self._ledger, self.prezero, self.watch)
         self.on_resume: Callable[[], None] = lambda: None
         """Called when automatic apply goes on: all that was defined meanwhile is to be looked at."""
 
@@ -223,7 +223,7 @@ class Service:
 
     def follow_monitors(self) -> None:
         """Be connected to the monitors of the domains that run on our memory."""
-        standings = self._ledger.standings().items()
+        standings = self._ledger.phases().items()
         self.monitors.follow({uuid for uuid, standing in standings if standing.phase is Phase.RUNNING})
 
     async def monitor_event(self, uuid: str, event: str, data: Mapping[str, Any]) -> None:
@@ -260,19 +260,19 @@ class Service:
         """Return every pool, by name."""
         return [
             PoolView(**vars(pool) | {"nodes": [NodeView(**vars(node)) for node in pool.nodes]})
-            for pool in self.holding.views()
+            for pool in self.prezero.pool_statuses()
         ]
 
     async def refresh_pools(self) -> None:
         """Read the records of the pools again."""
         self._inventory.refresh()
-        await self.holding.fit()
+        await self.prezero.reload()
 
     def read_nodes_again(self) -> None:
         """Take note that the host has other processors or memory than before, and so maybe other nodes."""
         log.info("the host's processors or memory changed")
-        self._inventory.read_nodes()
-        self.holding.look_again()
+        self._inventory.reload_nodes()
+        self.prezero.invalidate()
         self.watch.changed.set()
 
     async def retire_pool(self, name: str) -> None:
@@ -282,11 +282,11 @@ class Service:
         """
         self._inventory.read_records()
         self._inventory.retire(name)
-        await self.holding.at_rest()
+        await self.prezero.quiesce()
 
     async def make_ready(self) -> bool:
         """Make memory ready ahead until all is; return whether the host was too busy for that."""
-        return await self._readying.run_dry()
+        return await self._worker.run()
 
     def drain_pool(self, name: str, *, undo: bool) -> None:
         """Give no more memory from a pool, or give it again; holds until it is said otherwise.
@@ -295,21 +295,21 @@ class Service:
         """
         self._inventory.read_records()
         self._inventory.drain(name, undo=undo)
-        self.holding.look_again()
+        self.prezero.invalidate()
 
     async def settle(self) -> None:
         """Find out what of the memory that guests gave back has come back by now."""
-        accounts = self._lifecycle.accounts
-        accounts.unsettled.clear()
+        reclaim = self._lifecycle.reclaim
+        reclaim.unsettled.clear()
         with self.tries.round("settle") as tries:
-            for segment in accounts.to_settle():
+            for segment in reclaim.take_unsettled():
                 with tries.trying(f"pool {segment}"):
-                    await accounts.settle(segment)
+                    await reclaim.settle(segment)
         self.watch.changed.set()
 
     async def wait_unsettled(self) -> None:
         """Wait until something was given back that has not surely come back."""
-        await self._lifecycle.accounts.unsettled.wait()
+        await self._lifecycle.reclaim.unsettled.wait()
 
     def list_alerts(self) -> list[AlertView]:
         """Return what is not as it should be now."""
@@ -387,8 +387,8 @@ class Service:
         )
 
     def moment(self) -> int:
-        """Return what to order by whatever happens to domains here; see ``Ledger.moment``."""
-        return self._ledger.moment()
+        """Return what to order by whatever happens to domains here; see ``Ledger.sequence``."""
+        return self._ledger.sequence()
 
     async def close(self) -> None:
         """Give up what goes on, and close the ledger."""

@@ -28,10 +28,10 @@ from weakref import WeakValueDictionary
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Extent, Part, Phase, Reservation, Step
+from virt_dmem.allocation.models import Extent, Part, Phase, Reservation, TimedStep
 from virt_dmem.allocation.plan import Plan, plan_domain
 from virt_dmem.allocation.prezero.cache import PrezeroCache
-from virt_dmem.allocation.reclaim import Accounts
+from virt_dmem.allocation.reclaim import Reclaimer
 from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
@@ -53,6 +53,7 @@ from virt_dmem.hypervisor.qemu_user import placed
 from virt_dmem.ipc.messages import Link
 from virt_dmem.pools import extent_files
 from virt_dmem.pools.prefault import Mode, Progress, prefault
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["Lifecycle", "Report", "Reporter"]
@@ -83,11 +84,11 @@ class Lifecycle:
         self._config = config
         self._ledger = ledger
         self._inventory = inventory
-        self.holding = PrezeroCache(config, ledger, inventory)
-        self.accounts = Accounts(ledger, inventory, self.holding)
+        self.prezero = PrezeroCache(config, ledger, inventory)
+        self.reclaim = Reclaimer(ledger, inventory, self.prezero)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._broken: set[int] = set()
-        self._steps: dict[str, list[Step]] = {}
+        self._steps: dict[str, list[TimedStep]] = {}
 
     # Hook operations, in the order in which libvirt calls them
 
@@ -171,7 +172,7 @@ class Lifecycle:
                 extent_files.close_socket(socket_of(domain.uuid))
 
             await within(close, f"extents and links of {domain.name}")
-            await self.accounts.hold_to_size(reservation.extents)
+            await self.reclaim.truncate_surplus(reservation.extents)
             self._ledger.set_links({extent.id: "" for extent in reservation.extents})
             self._ledger.set_phase(domain.uuid, Phase.RUNNING)
             log.info("%s: QEMU %d runs on %s of pool memory", domain.name, pid, format_size(reservation.size_bytes))
@@ -202,7 +203,7 @@ class Lifecycle:
             return
         async with self.lock(reservation.uuid):
             current = self._ledger.find(reservation.uuid)
-            if current and current.moment == reservation.moment:
+            if current and current.sequence == reservation.sequence:
                 await self._give_back(current)
 
     async def retry_quarantined(self, tries: Round) -> list[Extent]:
@@ -251,7 +252,7 @@ class Lifecycle:
             try:
                 now = time.time()
                 if began and 0 <= now - began < _LONGEST_HOOK_SECONDS:  # else the clock was set in between
-                    self._steps[uuid].append(Step(f"{operation}: hook", now, now - began))
+                    self._steps[uuid].append(TimedStep(f"{operation}: hook", now, now - began))
                 with self._timed(uuid, operation):
                     yield
             finally:
@@ -262,7 +263,7 @@ class Lifecycle:
     def _timed(self, uuid: str, step: str) -> Iterator[None]:
         began = time.monotonic()
         yield
-        took = Step(step, time.time(), time.monotonic() - began)
+        took = TimedStep(step, time.time(), time.monotonic() - began)
         if uuid in self._steps:  # all at once, at the end of the operation
             self._steps[uuid].append(took)
         else:
@@ -290,20 +291,20 @@ class Lifecycle:
 
     async def _planned(self, domain: DomainMemory, reserve: Callable[[Plan], T]) -> T:
         """Plan a domain and reserve that; a second time where what was withheld may have come back by now."""
-        self._inventory.refuse_draining(domain.pool)
+        self._inventory.require_not_draining(domain.pool)
         try:
             return reserve(self._plan(domain))
         except NotEnoughMemory:
             withheld = list(self._inventory.withheld())
             for segment in withheld:
-                await self.accounts.settle(segment)
+                await self.reclaim.settle(segment)
             if not withheld:
                 raise
         return reserve(self._plan(domain))
 
     def _plan(self, domain: DomainMemory) -> Plan:
         try:
-            return self.holding.plan(domain) or plan_domain(
+            return self.prezero.plan(domain) or plan_domain(
                 domain, self._inventory.free(), self._config.default_pool
             )
         except NotEnoughMemory as error:
@@ -315,7 +316,7 @@ class Lifecycle:
         """Choose a path for each extent that no quarantined extent of an earlier run still has."""
         paths = {}
         for extent in plan.extents:
-            path = extent_files.path_of(self._inventory.mount(extent.pool), plan.uuid, extent.alias)
+            path = extent_files.path_of(self._inventory.mount(extent.segment), plan.uuid, extent.alias)
             number = 1
             while self._ledger.has_path(path):
                 path = path.with_name(f"{extent.alias}+{number}")
@@ -343,16 +344,16 @@ class Lifecycle:
 
         :raise ExtentError: When one cannot be made or brought in.
         """
-        for segment in {extent.pool for extent in wanted}:
+        for segment in {extent.segment for extent in wanted}:
             self._require_mounted(segment)
         with self._timed(wanted[0].uuid, "take what is ready"):
-            clean = await self.holding.provide(wanted)
+            clean = await self.prezero.take(wanted)
         total_bytes = sum(extent.size_bytes for extent in wanted)
         done_bytes = 0
         for extent in wanted:
             if extent.id not in clean:
                 extent_files.create(extent.path, extent.size_bytes)
-            mode: Mode = "populate" if self._inventory.zeroes_on_allocation(extent.pool) else "zero"
+            mode: Mode = "populate" if self._inventory.zeroes_on_allocation(extent.segment) else "zero"
             ready_bytes = clean.get(extent.id, 0)
             if ready_bytes < extent.size_bytes:
                 await self.populate(
@@ -367,11 +368,11 @@ class Lifecycle:
 
         :raise ExtentError: When the pool does not take it, or is not mounted any more.
         """
-        self._require_mounted(extent.pool)
-        await self.holding.make_room(extent.pool)
+        self._require_mounted(extent.segment)
+        await self.prezero.evict(extent.segment)
         extent_files.create(extent.path, extent.size_bytes)
 
-    def _require_mounted(self, segment: str) -> None:
+    def _require_mounted(self, segment: SegmentId) -> None:
         """Refuse to make files on whatever file system is below a pool."""
         mount = self._inventory.mount(segment)
         if not mount.is_mount():
@@ -399,7 +400,7 @@ class Lifecycle:
         :raise PrefaultFailed: When it could not be brought in.
         """
         total_bytes = total_bytes or extent.size_bytes
-        with self._timed(extent.uuid, f"prefault {extent.alias}"), self.accounts.growing(extent.pool):
+        with self._timed(extent.uuid, f"prefault {extent.alias}"), self.reclaim.populating(extent.segment):
             done_bytes += ready_bytes
             report(Report(f"prefaulting {extent.alias}", done_bytes, total_bytes))
             for part in extent.parts(ready_bytes):
@@ -464,7 +465,7 @@ class Lifecycle:
                 )  # fmt: skip
                 self._ledger.quarantine(extent)
         self._ledger.forget(reservation.uuid)
-        self.holding.look_again()
+        self.prezero.invalidate()
 
     async def _in_use(self, extent: Extent) -> bool:
         """Take an extent back to root, and tell whether a process still has it; whoever delays us has."""
@@ -500,7 +501,7 @@ class Lifecycle:
         False is returned.
         """
         suspect = self._ledger.has_failed(extent)
-        if extent.path.exists() and (suspect or not self._inventory.zeroes_on_allocation(extent.pool)):
+        if extent.path.exists() and (suspect or not self._inventory.zeroes_on_allocation(extent.segment)):
             try:
                 async with self._helper(extent, "scrub") as progress:
                     async for _ in progress:
@@ -513,10 +514,10 @@ class Lifecycle:
                 self._ledger.quarantine(extent)
                 return False
         if extent.path.exists():
-            await self.accounts.give_back(extent)
+            await self.reclaim.release(extent)
         else:
             await asyncio.to_thread(extent_files.remove, extent.path)
         self._ledger.forget_extent(extent)
         if not suspect:
-            self.holding.given_back(extent)
+            self.prezero.note_release(extent)
         return True

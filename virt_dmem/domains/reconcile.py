@@ -34,6 +34,7 @@ from virt_dmem.hypervisor.paths import dangling_links, remove_dangling
 from virt_dmem.pools import extent_files, segment_files
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.stuck_threads import each
 from virt_dmem.units import format_size
 
@@ -72,11 +73,11 @@ async def from_host(now: Reality) -> list[str]:
     with now.tries.trying("memory devices"):
         actions += await now.mender.mend_host(now.tries, dry_run=now.dry_run)
     held: set[str] = set()
-    for name in now.inventory.ready():
+    for name in now.inventory.usable():
         with now.tries.trying(f"pool {name}"):
             actions += await _segment(now, name)
             held.update(now.ledger.sizes_in(name))
-    now.lifecycle.accounts.forget_enlarged(held)
+    now.lifecycle.reclaim.forget_enlarged(held)
     with now.tries.trying("links in libvirt's directories"):
         actions += await _remove_dangling_links(now)
     if not now.dry_run:
@@ -89,7 +90,7 @@ async def from_host(now: Reality) -> list[str]:
 
 
 def _look_for_damage(now: Reality) -> None:
-    now.inventory.look_for_damage()
+    now.inventory.reload_if_damaged()
     for path, why in now.inventory.damaged().items():
         with now.tries.trying(path):
             raise why
@@ -137,7 +138,7 @@ async def from_libvirt(now: Reality, active: Collection[str], listed_at: int) ->
             if reservation.uuid in active:
                 actions += await now.mender.mend(reservation.uuid, dry_run=now.dry_run)
                 continue
-            if reservation.moment > listed_at or now.lifecycle.is_serving(reservation.uuid):
+            if reservation.sequence > listed_at or now.lifecycle.is_serving(reservation.uuid):
                 continue
             if not now.dry_run:
                 await now.lifecycle.abandon(reservation)
@@ -149,7 +150,7 @@ async def from_libvirt(now: Reality, active: Collection[str], listed_at: int) ->
 
 def _forget_earlier_boots(now: Reality) -> list[str]:
     actions, ledger = [], now.ledger
-    stale = {item.pool for item in ledger.quarantined() if item.boot_id != now.boot_id}
+    stale = {item.segment for item in ledger.quarantined() if item.boot_id != now.boot_id}
     for extent in ledger.quarantined():
         if extent.boot_id != now.boot_id and not now.dry_run:
             ledger.forget_extent(extent)
@@ -164,25 +165,25 @@ def _forget_earlier_boots(now: Reality) -> list[str]:
     return actions
 
 
-async def _segment(now: Reality, name: str) -> list[str]:
+async def _segment(now: Reality, name: SegmentId) -> list[str]:
     """Hold the files of a segment against the ledger: those of nobody, those too large, and memory in no file."""
     record = now.inventory.record(name)
     if not Path(record.mount).is_mount():
         return []
-    use = await asyncio.to_thread(segment_files.look, record.mount)
+    use = await asyncio.to_thread(segment_files.scan, record.mount)
     held = now.ledger.sizes_in(name)  # asked after that: a file that is there has had its row before
     actions = []
     for path in sorted(_of_domains(use.files, record.mount) - held.keys()):
         with now.tries.trying(path):
             actions += await _stranger(now, record, Path(path))
     if not now.dry_run:
-        actions += await now.lifecycle.accounts.cut_surplus(name, use, held, now.tries)
+        actions += await now.lifecycle.reclaim.truncate_enlarged(name, use, held, now.tries)
         # what was removed or cut may be pinned, and was in a file when they were looked at
-        await now.lifecycle.accounts.audit(name, None if actions else use)
+        await now.lifecycle.reclaim.audit(name, None if actions else use)
     return actions + await _charge_what_is_had(now, name)
 
 
-async def _charge_what_is_had(now: Reality, segment: str) -> list[str]:
+async def _charge_what_is_had(now: Reality, segment: SegmentId) -> list[str]:
     """Charge what a QEMU has of a memory device beyond its charge: the file is large enough for all it may get.
 
     That is not given to others any more, whatever libvirt and the guest say that it has.
@@ -200,7 +201,7 @@ async def _charge_what_is_had(now: Reality, segment: str) -> list[str]:
                 now.ledger.recharge(extent, shares | {first: shares.get(first, 0) + more_bytes})
             actions.append(f"charge {format_size(more_bytes)} more at {extent.path}: its QEMU has it")
     if actions and not now.dry_run:
-        await now.lifecycle.holding.make_room(segment)
+        await now.lifecycle.prezero.evict(segment)
     return actions
 
 
@@ -217,7 +218,7 @@ async def _stranger(now: Reality, record: PoolRecord, path: Path) -> list[str]:
         if not now.dry_run:
             await asyncio.to_thread(extent_files.remove, path)
         return [f"remove {path}: no reservation knows it"]
-    nodes = set(now.inventory.nodes(record.name))
+    nodes = set(now.inventory.nodes(record.segment))
     find = partial(_foundling, path, record, now.boot_id, nodes)
     try:
         extent, domain = await within(find, f"the processes that map {path}")
@@ -251,7 +252,7 @@ def _foundling(
         id=0,
         uuid=uuid,
         alias=path.name.split("+")[0],
-        pool=record.name,
+        segment=record.segment,
         path=path,
         size_bytes=size_bytes,
         page_size=record.page_size,

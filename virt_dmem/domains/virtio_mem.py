@@ -128,7 +128,7 @@ class VirtioMem:
         if not dry_run:
             log.warning("%s: %s was plugged past us, and is charged again", reservation.name, extent.alias)
             self._charge(extent, can_have)
-            await self._lifecycle.holding.make_room(extent.pool)
+            await self._lifecycle.prezero.evict(extent.segment)
         return [f"charge {format_size(can_have)} {words}: its guest may have so much now"]
 
     async def _make_whole(self, extent: Extent, device: Device, report: Reporter) -> None:
@@ -141,7 +141,7 @@ class VirtioMem:
             self._ledger.recharge(extent, whole, self._changes.inventory.capacity())
         if _present(extent) < extent.size_bytes:
             try:
-                await self._lifecycle.holding.make_room(extent.pool)
+                await self._lifecycle.prezero.evict(extent.segment)
                 await self._lifecycle.populate(replace(extent, shares=whole), report, gentle=True)
             except BaseException:
                 self.settle(extent, device.current_bytes)
@@ -169,7 +169,7 @@ class VirtioMem:
         """Charge so much, whatever the pool has; of several nodes nobody knows which gave it: then all of it."""
         if len(extent.shares) == 1:
             charged_bytes = (self._changes.now(extent) or extent).charged_bytes
-            self._lifecycle.accounts.doubt(extent, charged_bytes - size_bytes)
+            self._lifecycle.reclaim.withhold(extent, charged_bytes - size_bytes)
             self._ledger.recharge(extent, _shares(extent, size_bytes))
 
 

@@ -48,7 +48,7 @@ class Rig:
         self.ledger = Ledger(config.ledger_path, kernel.boot_id())
         self.inventory = Inventory(config, self.ledger)
         self.lifecycle = Lifecycle(config, self.ledger, self.inventory)
-        self.readying = PrezeroWorker(config, self.inventory, self.lifecycle.holding)
+        self.worker = PrezeroWorker(config, self.inventory, self.lifecycle.prezero)
 
     def restarted(self) -> Rig:
         """A daemon anew, after the one before was killed."""
@@ -145,7 +145,7 @@ def test_who_pinned_a_guests_memory_neither_reads_nor_keeps_what_the_next_guest_
         extent = await rig.ran(ONE, SIZE // 2)
         with pinned(extent.path, [0, HUGE]) as pinner:
             await rig.lifecycle.release(ONE)
-            await rig.readying.run_dry()
+            await rig.worker.run()
             after = await rig.ran(TWO, SIZE // 2)
             write(after.path, b"the second guest's secret")
             assert pinner.read() == (SECRET.ljust(4096, b"\0")) * 2, "it has still what was its own"
@@ -161,9 +161,9 @@ def test_a_pool_is_smaller_by_what_is_pinned_and_whole_again_afterwards() -> Non
         extent = await rig.ran(ONE, SIZE)
         with pinned(extent.path, [0, 3 * HUGE, 3 * HUGE + 4096]):
             await rig.lifecycle.release(ONE)
-            await rig.lifecycle.accounts.settle("p")
+            await rig.lifecycle.reclaim.settle("p")
             assert rig.free() == SIZE - 2 * HUGE
-            assert rig.inventory.views()[0].capacity_bytes == SIZE - 2 * HUGE
+            assert rig.inventory.pool_statuses()[0].capacity_bytes == SIZE - 2 * HUGE
             with pytest.raises(NotEnoughMemory) as refused:
                 await rig.prepared(TWO, SIZE)
             assert "4 MiB of p are no domain's and not free" in refused.value.hint
@@ -198,7 +198,7 @@ def test_a_restart_forgets_no_pin() -> None:
         with pinned(extent.path, [HUGE]):
             await rig.lifecycle.release(ONE)
             again = rig.restarted()
-            await again.lifecycle.accounts.audit("p")
+            await again.lifecycle.reclaim.audit("p")
             assert again.free() == SIZE - HUGE
             again.ledger.close()
             rig.ledger = Ledger(rig.config.ledger_path, kernel.boot_id())
@@ -217,11 +217,11 @@ def test_what_a_running_guest_gives_back_while_it_is_pinned_is_promised_to_nobod
             fd = os.open(extent.path, os.O_RDWR)
             os.truncate(fd, 0)  # as punching all of it
             os.truncate(fd, SIZE // 2)
-            await rig.lifecycle.accounts.audit("p")
+            await rig.lifecycle.reclaim.audit("p")
             assert rig.free() == SIZE // 2 - HUGE
             os.close(fd)
         await asyncio.sleep(0.1)
-        await rig.lifecycle.accounts.audit("p")
+        await rig.lifecycle.reclaim.audit("p")
         assert rig.free() == SIZE // 2
 
     story("hugetlbfs", test)
@@ -240,11 +240,11 @@ def test_memory_that_comes_in_meanwhile_is_not_taken_for_pinned() -> None:
 
         async def look() -> None:
             for _ in range(20):
-                await rig.lifecycle.accounts.audit("p")
+                await rig.lifecycle.reclaim.audit("p")
                 await asyncio.sleep(0.005)
 
         await asyncio.gather(come_and_go(), look())
-        await rig.lifecycle.accounts.settle("p")
+        await rig.lifecycle.reclaim.settle("p")
         assert (rig.inventory.withheld(), rig.free()) == ({}, SIZE // 2)
 
     story("hugetlbfs", test)
@@ -257,11 +257,11 @@ def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: st
         stray = rig.config.pools_dir / "p" / "stray"
         with stray.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, 4 * HUGE)
-        await rig.lifecycle.accounts.audit("p")
+        await rig.lifecycle.reclaim.audit("p")
         assert rig.free() == SIZE - 4 * HUGE
         with stray.open("rb"):
             stray.unlink()
-            await rig.lifecycle.accounts.audit("p")
+            await rig.lifecycle.reclaim.audit("p")
             assert rig.free() == SIZE - 4 * HUGE, "somebody has it open"
         assert await rig.prepared(ONE, SIZE)
 
@@ -310,7 +310,7 @@ def test_what_another_guest_gives_back_at_that_moment_is_not_taken_for_what_is_p
             patch.setattr(segment_files, "_used", and_the_other_punches)
             await rig.lifecycle.release(ONE)
             assert rig.free() <= SIZE // 2 - HUGE
-            await rig.lifecycle.accounts.settle("p")
+            await rig.lifecycle.reclaim.settle("p")
             assert rig.free() == SIZE // 2 - HUGE
 
     story("hugetlbfs", test)
