@@ -129,7 +129,7 @@ class Reclaimer:
                     self._changes[segment] += 1
                     self.enlarged[path] = max(found) - size_bytes
                     actions.append(
-                        f"truncated {path} to {format_size(size_bytes)}:"
+                        f"truncate {path} to {format_size(size_bytes)}:"
                         f" it had been enlarged to {format_size(max(found))}"
                     )
         return actions
