@@ -54,7 +54,7 @@ def some_domains(config: Config, phase: Phase) -> list[Path]:
         path.parent.mkdir()
         path.write_bytes(b"x" * MIB)
         ledger.reserve(Plan(uuid, f"vm-{uuid[:8]}", (extent,)), {"pc.ram": path}, {("p", -1): 64 * MIB})
-        ledger.set_ready(ledger.extents_of(uuid))
+        ledger.set_populated(ledger.extents_of(uuid))
         ledger.set_phase(uuid, phase)
         paths.append(path)
     ledger.close()

@@ -22,7 +22,7 @@ __all__ = ["DeviceReconciler"]
 
 _UNDER_WAY = (ExtentState.PLANNED, ExtentState.DETACHING)
 """What can come to its end without libvirt."""
-_SETTLED_OR_RESIZING = (ExtentState.READY, ExtentState.RESIZING)
+_SETTLED_OR_RESIZING = (ExtentState.POPULATED, ExtentState.RESIZING)
 
 
 class DeviceReconciler:

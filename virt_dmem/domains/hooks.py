@@ -361,7 +361,7 @@ class Lifecycle:
                     gentle=gentle, mode=mode,
                 )  # fmt: skip
             done_bytes += extent.size_bytes
-        self._ledger.set_ready(wanted)
+        self._ledger.set_populated(wanted)
 
     async def make(self, extent: Extent) -> None:
         """Make the file of an extent, without its memory.

@@ -136,7 +136,7 @@ class Hotplug:
                 except HypervisorError:
                     if await self._changes.let_go(extent):  # it was quicker, or somebody else asked before us
                         return change_of(reservation, extent, "detached")
-                    self._ledger.set_state(extent, ExtentState.READY)
+                    self._ledger.set_state(extent, ExtentState.POPULATED)
                     raise
                 deadline = time.monotonic() + wait_seconds
                 while not await self._changes.let_go(extent):

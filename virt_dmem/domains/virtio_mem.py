@@ -91,7 +91,7 @@ class VirtioMem:
             live = libvirt.live_xml(reservation.uuid) or b"<domain/>"
             libvirt.update(reservation.uuid, resized_xml(live, extent.alias, requested_bytes))
 
-        if extent.state is ExtentState.READY:  # else it is being attached
+        if extent.state is ExtentState.POPULATED:  # else it is being attached
             self._ledger.set_state(extent, ExtentState.RESIZING)
         await self._changes.ask(update)
         now = await self._plugged(reservation, extent, requested_bytes, report=report, wait_seconds=wait_seconds)
@@ -111,7 +111,7 @@ class VirtioMem:
         """Come to the end of a resize: charge what the guest can have or has not given back."""
         self._charge(extent, min(extent.size_bytes, max(plugged_bytes, _present(extent))))
         if extent.state is ExtentState.RESIZING:
-            self._ledger.set_state(extent, ExtentState.READY)
+            self._ledger.set_state(extent, ExtentState.POPULATED)
 
     async def follow(
         self, reservation: Reservation, extent: Extent, device: Device, *, dry_run: bool = False

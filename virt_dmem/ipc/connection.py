@@ -32,7 +32,15 @@ ROOT_MESSAGE_BYTES = 8 << 20
 CALLS_WAITING = 32
 """Calls that may have been sent before the first one is answered; ours send one at a time."""
 
-_ENCODER = msgspec.json.Encoder()
+
+def _plain(value: object) -> str:
+    """Return the text of a value that is a kind of ``str``, such as ``SegmentId``: msgspec encodes no other."""
+    if isinstance(value, str):
+        return str(value)
+    raise NotImplementedError(type(value).__name__)
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
 
 caller: ContextVar["Connection"] = ContextVar("caller")
 """Who is asking: set for each call, and inherited by the task that serves it."""
@@ -193,7 +201,7 @@ def encoded(message: object) -> bytearray:
     try:
         _ENCODER.encode_into(message, found)
     except UnicodeEncodeError:  # it repeats what the caller sent, and that is no Unicode
-        _ENCODER.encode_into(_replaced(msgspec.to_builtins(message)), found)
+        _ENCODER.encode_into(_replaced(msgspec.to_builtins(message, enc_hook=_plain)), found)
     found.append(0)
     return found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory that a process has pinned: the next domain never gets it, and never misses it."""
+"""Pinned memory is never given to the next domain, and never missing from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SECRET = b"the first guest's secret"
 
 
 class Rig:
-    """The daemon's parts on a real pool, without libvirt."""
+    """Set up the daemon's parts on a real pool, without libvirt."""
 
     def __init__(self, config: Config, backend: str) -> None:
         self.backend = backend
@@ -51,7 +51,7 @@ class Rig:
         self.worker = PrezeroWorker(config, self.inventory, self.lifecycle.prezero)
 
     def restarted(self) -> Rig:
-        """A daemon anew, after the one before was killed."""
+        """Start a new daemon, after the previous one was killed."""
         self.ledger.close()
         again = object.__new__(Rig)
         again.backend, again.config = self.backend, self.config
@@ -67,14 +67,14 @@ class Rig:
         return found.extents[0]
 
     async def ran(self, uuid: str, size_bytes: int) -> Extent:
-        """The extent of a domain that runs, which has written everywhere."""
+        """Return the extent of a running domain that wrote to all of it."""
         extent = await self.prepared(uuid, size_bytes)
         self.ledger.set_phase(uuid, Phase.RUNNING)
         write(extent.path, SECRET)
         return extent
 
     async def reconciled(self) -> list[str]:
-        """Let a round of housekeeping look at the pool."""
+        """Run a round of housekeeping on the pool."""
         now = Reality(
             self.config,
             self.ledger,
@@ -209,7 +209,7 @@ def test_a_restart_forgets_no_pin() -> None:
 @HUGE_PAGES
 @in_own_mount_namespace
 def test_what_a_running_guest_gives_back_while_it_is_pinned_is_promised_to_nobody() -> None:
-    """A balloon, free-page reporting or virtio-mem: QEMU punches a hole, and something in it pins the page."""
+    """A balloon, free-page reporting or virtio-mem: QEMU punches a hole, and one of its threads pins the page."""
 
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE // 2)
@@ -271,7 +271,7 @@ def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: st
 @BACKENDS
 @in_own_mount_namespace
 def test_what_qemu_takes_of_a_device_beyond_its_charge_is_charged_and_promised_to_nobody(backend: str) -> None:
-    """A file of virtio-mem has the size that the device can have, and is charged for what it has."""
+    """A file of virtio-mem has the device's maximum size, and is charged for its current one."""
 
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE // 2)
@@ -349,7 +349,7 @@ def test_a_file_that_was_enlarged_when_its_guest_ends_is_said_and_all_of_it_come
 
 @contextmanager
 def said(logger: str) -> Iterator[list[str]]:
-    """What is logged in this context: a child process has no caplog."""
+    """Collect the log in this context, as a child process has no caplog."""
     lines: list[str] = []
 
     class Kept(logging.Handler):
