@@ -16,7 +16,8 @@ from virt_dmem.allocation.models import Extent, ExtentState
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.config.schema import Config, DaemonConfig, PrefaultConfig
-from virt_dmem.domain_xml.reader import Cell, DomainMemory
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.host import kernel
 from virt_dmem.pools import extent_files
 from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent, Shares

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from virt_dmem.aio import finished
+from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent
@@ -93,7 +93,7 @@ class Reclaimer:
 
         async with self._prezero.quiesced(segment):
             async with self._locks[segment]:
-                freed_bytes, is_whole = await finished(asyncio.to_thread(empty))
+                freed_bytes, is_whole = await uninterrupted(asyncio.to_thread(empty))
                 self._changes[segment] += 1
                 if is_whole or not self._counts_used(segment):
                     return

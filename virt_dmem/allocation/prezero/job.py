@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 
 __all__ = ["BackgroundJob"]
 
@@ -48,7 +48,7 @@ class BackgroundJob:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
-            await cancelled([task])
+            await cancel_and_wait([task])
             raise
         finally:
             self._chunk = None
@@ -58,7 +58,7 @@ class BackgroundJob:
         """Stop the chunk under way, or only one that works on ``subject``; return when it has ended."""
         chunk = self._chunk
         if chunk and subject in (None, chunk.subject):
-            await cancelled([chunk.task])
+            await cancel_and_wait([chunk.task])
 
     def growth(self) -> Counter[int]:
         """Return how much more will be held when the chunk under way is done, in bytes by node."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from virt_dmem.aio import finished
+from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.models import Extent
 from virt_dmem.allocation.prezero.index import PrezeroIndex
@@ -152,7 +152,9 @@ class SegmentCache:
             return None
         self._index.replace(found, None)
         with contextlib.suppress(FileNotFoundError):  # it was removed by other means
-            return await finished(asyncio.to_thread(prezeroed_files.take, found, extent.path, extent.size_bytes))
+            return await uninterrupted(
+                asyncio.to_thread(prezeroed_files.take, found, extent.path, extent.size_bytes)
+            )
         return None
 
     def _best_fit(self, extent: Extent) -> PrezeroedExtent | None:
@@ -176,11 +178,11 @@ class SegmentCache:
         :param below: Evict only what is less likely than this.
         """
         for extent, size_bytes in self._index.evictions(room, below=below):
-            await finished(self._truncate(extent, size_bytes))
+            await uninterrupted(self._truncate(extent, size_bytes))
 
     async def discard(self, extent: PrezeroedExtent) -> None:
         """Remove one pre-zeroed extent."""
-        await finished(self._truncate(extent, 0))
+        await uninterrupted(self._truncate(extent, 0))
 
     async def clear(self) -> None:
         """Stop the background job and remove all pre-zeroed extents."""
