@@ -141,7 +141,7 @@ class ExtentManager:
         if not mount.is_mount():
             raise ExtentError(
                 f"Pool {segment} is not mounted at {mount} any more.",
-                hint=f"Mount it with 'virt-dmem pool mount {segment.partition('+')[0]}'.",
+                hint=f"Mount it with 'virt-dmem pool mount {segment.pool}'.",
             )
 
     def _run_prefault(

@@ -47,7 +47,7 @@ async def refuse(config: Config, ledger: Ledger, inventory: Inventory, uuid: str
     if pid is None:
         return
     what = (
-        f"the memory of pool {min(pools).partition('+')[0]} has no struct pages, and cannot do post-copy migration"
+        f"the memory of pool {min(pools).pool} has no struct pages, and cannot do post-copy migration"
     )
     capabilities = await migration_capabilities(uuid, pid)
     if capabilities is None:
