@@ -243,12 +243,12 @@ def test_a_file_that_a_guest_made_larger_is_cut_and_that_is_said(config: Config,
             file.write(b"y" * 4096)
     parts = build(config)
     actions = reconciled(parts)
-    assert [action for action in actions if "grown" in action]
+    assert [action for action in actions if "enlarged" in action]
     found = path.stat()
     assert (found.st_size, found.st_blocks * 512) == (MIB, MIB)
     assert path.read_bytes() == b"x" * MIB
     assert alerts(parts) == {str(path): EXTENT_ENLARGED}
-    assert not [action for action in reconciled(parts) if "grown" in action]
+    assert not [action for action in reconciled(parts) if "enlarged" in action]
 
 
 def fallocate(path: Path, size_bytes: int) -> None:
