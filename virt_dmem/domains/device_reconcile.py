@@ -23,7 +23,7 @@ __all__ = ["DeviceReconciler"]
 
 _UNDER_WAY = (ExtentState.PLANNED, ExtentState.DETACHING)
 """States that can be reconciled without libvirt."""
-_SETTLED_OR_RESIZING = (ExtentState.READY, ExtentState.RESIZING)
+_SETTLED_OR_RESIZING = (ExtentState.POPULATED, ExtentState.RESIZING)
 
 
 class DeviceReconciler:

@@ -94,7 +94,7 @@ class ExtentManager:
                     total_bytes=total_bytes, gentle=gentle, mode=mode,
                 )  # fmt: skip
             done_bytes += extent.size_bytes
-        self._ledger.set_ready(wanted)
+        self._ledger.set_populated(wanted)
 
     async def create_empty(self, extent: Extent) -> None:
         """Create the file of an extent, without its memory.

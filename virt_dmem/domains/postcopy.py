@@ -46,9 +46,7 @@ async def refuse(config: Config, ledger: Ledger, inventory: Inventory, uuid: str
     pid = await within(waiting, f"QEMU of {reservation.name}")
     if pid is None:
         return
-    what = (
-        f"the memory of pool {min(pools).partition('+')[0]} has no struct pages, and cannot do post-copy migration"
-    )
+    what = f"the memory of pool {min(pools).pool} has no struct pages, and cannot do post-copy migration"
     capabilities = await migration_capabilities(uuid, pid)
     if capabilities is None:
         raise DomainRefused(

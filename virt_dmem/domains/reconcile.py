@@ -257,7 +257,7 @@ def _reconstruct_extent(
         size_bytes=size_bytes,
         page_size=record.page_size,
         policy="none" if NO_NODE in nodes else "bind",
-        state=ExtentState.READY if uuid in domains else ExtentState.QUARANTINED,
+        state=ExtentState.POPULATED if uuid in domains else ExtentState.QUARANTINED,
         boot_id=boot_id,
         link="",
         shares={node: size for node, size in shares.items() if size > 0},

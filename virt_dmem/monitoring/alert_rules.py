@@ -29,7 +29,6 @@ from virt_dmem.monitoring.alert_codes import (
     POOL_SHORT,
     RECONCILE_FAILED,
 )
-from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["Alert", "Facts", "due"]
@@ -66,7 +65,7 @@ class Facts:
     on_raw_memory: Mapping[str, str] = field(default_factory=dict)
     """Guests (UUIDs) with devices that need struct pages and memory that has none, and the pool of that."""
     quarantined: Iterable[Extent] = ()
-    capacity: Mapping[tuple[SegmentId, int], int] = field(default_factory=dict)
+    capacity: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that there really are, by segment of a pool and node."""
     reserved: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that domains hold, likewise; also of pools that are gone."""
@@ -230,7 +229,7 @@ def _failed(facts: Facts) -> Iterable[Alert]:
 def _pools(facts: Facts) -> Iterable[Alert]:
     for name in sorted({segment for segment, _ in facts.reserved}):
         held = {node: size for (segment, node), size in facts.reserved.items() if segment == name}
-        has = {node: facts.capacity.get((SegmentId(name), node), 0) for node in held}
+        has = {node: facts.capacity.get((name, node), 0) for node in held}
         if any(has[node] < held[node] for node in held):
             on = ", ".join(
                 f"{format_size(held[node])} of {format_size(has[node])} on node {node}"
