@@ -38,7 +38,7 @@ def domain(devices: str = "", backing: str = "") -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("devices", "what", "mend"),
+    ("devices", "what", "fix"),
     [
         (DISK.format("cache='none'"), "disk vda has cache='none'", "Set cache='writeback' on disk vda"),
         (
@@ -60,7 +60,7 @@ def domain(devices: str = "", backing: str = "") -> bytes:
         ),
         (PCI.format(""), "host device 0000:3b:00.1 is passed through by VFIO", "Remove host device 0000:3b:00.1"),
         (PCI.format("<alias name='hostdev0'/>"), "host device hostdev0 is passed", "Remove host device hostdev0"),
-        (PCI.format("<driver name='vfio'/>"), "by VFIO, which keeps no hold", "Remove"),
+        (PCI.format("<driver name='vfio'/>"), "by VFIO, which takes no reference", "Remove"),
         (PCI.format("<driver iommufd='yes'/>"), "by VFIO", "Remove"),
         (
             "<hostdev mode='subsystem' type='mdev'><source><address uuid='c2-7'/></source></hostdev>",
@@ -94,13 +94,13 @@ def domain(devices: str = "", backing: str = "") -> bytes:
         ("<memory model='virtio-mem'><target><size>1</size></target></memory>", "virtio-mem", "'dimm'"),
     ],
 )
-def test_what_pins_memory_is_refused_with_the_mend(devices: str, what: str, mend: str) -> None:
+def test_what_pins_memory_is_refused_with_the_fix(devices: str, what: str, fix: str) -> None:
     xml = domain(devices)
     with pytest.raises(DomainRefused) as caught:
         apply(xml, pool="dm", may_pin=False)
     assert "'dm', whose memory has no struct pages" in caught.value.message
     assert what in caught.value.message
-    assert mend in caught.value.hint
+    assert fix in caught.value.hint
     assert b"dmem:replaced" in apply(xml, pool="dm")
 
 
