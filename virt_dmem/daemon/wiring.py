@@ -86,7 +86,7 @@ def build(config: Config) -> Components:
     inventory = Inventory(config, ledger)
     times = StepTimes(ledger)
     extents = ExtentManager(config, ledger, inventory, times)
-    prezero = extents.holding
+    prezero = extents.prezero
     admission = Admission(config, ledger, inventory, prezero, extents.accounts)
     hooks = HookOperations(config, ledger, admission, extents, times)
     device_operations = DeviceOperations(config, ledger, inventory, admission, extents)

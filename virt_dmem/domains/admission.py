@@ -28,12 +28,12 @@ class Admission:
     """Plan memory and charge it. No file is made here."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, inventory: Inventory, holding: PrezeroCache, accounts: Accounts
+        self, config: Config, ledger: Ledger, inventory: Inventory, prezero: PrezeroCache, accounts: Accounts
     ) -> None:
         self._config = config
         self._ledger = ledger
         self._inventory = inventory
-        self._holding = holding
+        self._prezero = prezero
         self._accounts = accounts
 
     async def reserve(self, domain: DomainMemory) -> Reservation:
@@ -76,7 +76,7 @@ class Admission:
 
     def _plan(self, domain: DomainMemory) -> Plan:
         try:
-            return self._holding.plan(domain) or plan_domain(
+            return self._prezero.plan(domain) or plan_domain(
                 domain, self._inventory.free(), self._config.default_pool
             )
         except NotEnoughMemory as error:

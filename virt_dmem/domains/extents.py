@@ -53,8 +53,8 @@ class ExtentManager:
         self._ledger = ledger
         self._inventory = inventory
         self._times = times
-        self.holding = PrezeroCache(config, ledger, inventory)
-        self.accounts = Accounts(ledger, inventory, self.holding)
+        self.prezero = PrezeroCache(config, ledger, inventory)
+        self.accounts = Accounts(ledger, inventory, self.prezero)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._broken: set[int] = set()
         """Extents (ids) whose memory failed and could not be zeroed."""
@@ -79,7 +79,7 @@ class ExtentManager:
         for segment in {extent.pool for extent in wanted}:
             self._require_mounted(segment)
         with self._times.step(wanted[0].uuid, "take what is ready"):
-            clean = await self.holding.provide(wanted)
+            clean = await self.prezero.provide(wanted)
         total_bytes = sum(extent.size_bytes for extent in wanted)
         done_bytes = 0
         for extent in wanted:
@@ -101,7 +101,7 @@ class ExtentManager:
         :raise ExtentError: When the pool refuses it, or is not mounted any more.
         """
         self._require_mounted(extent.pool)
-        await self.holding.make_room(extent.pool)
+        await self.prezero.make_room(extent.pool)
         extent_files.create(extent.path, extent.size_bytes)
 
     async def populate(
@@ -186,7 +186,7 @@ class ExtentManager:
                 )  # fmt: skip
                 self._ledger.quarantine(extent)
         self._ledger.forget(reservation.uuid)
-        self.holding.look_again()
+        self.prezero.look_again()
 
     async def release_abandoned(self, reservation: Reservation) -> None:
         """Release a domain that ended unnoticed, unless it changed since or an operation is in progress."""
@@ -197,11 +197,11 @@ class ExtentManager:
             if current and current.moment == reservation.moment:
                 await self.release(current)
 
-    async def retry_quarantined(self, tries: Round) -> list[Extent]:
+    async def retry_quarantined(self, attempts: Round) -> list[Extent]:
         """Remove the quarantined extents that no process maps any more, and return them."""
         freed = []
         for extent in self._ledger.quarantined():
-            with tries.trying(str(extent.path)):
+            with attempts.trying(str(extent.path)):
                 async with self.lock(extent.uuid):
                     if (
                         extent.id not in self._broken
@@ -263,5 +263,5 @@ class ExtentManager:
             await asyncio.to_thread(extent_files.remove, extent.path)
         self._ledger.forget_extent(extent)
         if not suspect:
-            self.holding.given_back(extent)
+            self.prezero.given_back(extent)
         return True

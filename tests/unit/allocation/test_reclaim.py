@@ -52,12 +52,12 @@ class Rig:
         self.ledger = Ledger(config.ledger_path, kernel.boot_id())
         self.inventory = Inventory(config, self.ledger)
         self.wire()
-        self.readying = PrezeroWorker(config, self.inventory, self.extents.holding)
+        self.readying = PrezeroWorker(config, self.inventory, self.extents.prezero)
 
     def wire(self) -> None:
         times = StepTimes(self.ledger)
         self.extents = ExtentManager(self.config, self.ledger, self.inventory, times)
-        admission = Admission(self.config, self.ledger, self.inventory, self.extents.holding, self.extents.accounts)
+        admission = Admission(self.config, self.ledger, self.inventory, self.extents.prezero, self.extents.accounts)
         self.hooks = HookOperations(self.config, self.ledger, admission, self.extents, times)
 
     def restarted(self) -> Rig:
