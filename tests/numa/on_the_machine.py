@@ -128,7 +128,7 @@ class Daemon:
         self.inventory = Inventory(config, self.ledger)
         times = StepTimes(self.ledger)
         self.extents = ExtentManager(config, self.ledger, self.inventory, times)
-        admission = Admission(config, self.ledger, self.inventory, self.extents.prezero, self.extents.accounts)
+        admission = Admission(config, self.ledger, self.inventory, self.extents.prezero, self.extents.reclaim)
         self.hooks = HookOperations(config, self.ledger, admission, self.extents, times)
         self.readying = PrezeroWorker(config, self.inventory, self.extents.prezero)
 
@@ -145,7 +145,7 @@ class Daemon:
         asyncio.run(self.hooks.release(UUID))
 
     def hold_free(self) -> None:
-        asyncio.run(self.readying.run_dry())
+        asyncio.run(self.readying.run())
 
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -268,7 +268,7 @@ def test_a_node_whose_last_processor_is_switched_off_is_slow_once_the_nodes_are_
             daemon = Daemon(CONFIG)
             for online, node in (("1", 1), ("0", 0), ("1", 1)):
                 switch.write_text(online)
-                daemon.inventory.read_nodes()
+                daemon.inventory.reload_nodes()
                 reservation = daemon.prepare(cell(0, 4))
                 assert where(reservation.extents[0].path) == {node: 4}, online
                 daemon.release()
@@ -355,13 +355,13 @@ def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_i
         with spare_pages(1, 8), pool(8, 8):
             daemon = Daemon(READY)
             memory = daemon.memory(cell(0, 7, 0, 1, policy="interleave"))
-            holding = daemon.extents.prezero
-            holding.set_domains([memory])
+            prezero = daemon.extents.prezero
+            prezero.set_domains([memory])
             for done in (3, 6, 7):
                 asyncio.run(daemon.readying._step())
-                (extent,) = holding.stock.of("p")
+                (extent,) = prezero.stock.of("p")
                 assert extent.clean_bytes == done * HUGE, extent
-                assert where(extent.path) == {node: size // HUGE for node, size in holding.stock.held("p").items()}
+                assert where(extent.path) == {node: size // HUGE for node, size in prezero.stock.held("p").items()}
             inode = extent.path.stat().st_ino
             (taken,) = daemon.prepare(*memory.cells).extents
             assert taken.path.stat().st_ino == inode

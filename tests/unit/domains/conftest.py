@@ -46,7 +46,7 @@ class Parts:
         inventory = Inventory(self.config, self.ledger)
         times = StepTimes(self.ledger)
         self.extents = ExtentManager(self.config, self.ledger, inventory, times)
-        self.admission = Admission(self.config, self.ledger, inventory, self.extents.prezero, self.extents.accounts)
+        self.admission = Admission(self.config, self.ledger, inventory, self.extents.prezero, self.extents.reclaim)
         self.hooks = HookOperations(self.config, self.ledger, self.admission, self.extents, times)
         self.operations = DeviceOperations(self.config, self.ledger, inventory, self.admission, self.extents)
 

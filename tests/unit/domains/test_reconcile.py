@@ -73,7 +73,7 @@ def test_an_interrupted_start_is_freed_unless_it_goes_on(tmp_path: Path) -> None
 @in_own_mount_namespace
 def test_a_domain_that_libvirt_does_not_run_is_freed_unless_it_changed_since(tmp_path: Path) -> None:
     parts = started(tmp_path)
-    now = parts.ledger.moment()
+    now = parts.ledger.sequence()
     assert asyncio.run(from_libvirt(context(parts), {UUID}, now)) == []
     assert asyncio.run(from_libvirt(context(parts), set(), now - 1)) == []
     freed = "free 1 MiB of vm: the domain does not run"
