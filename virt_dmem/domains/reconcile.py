@@ -130,7 +130,7 @@ async def from_libvirt(context: ReconcileContext, active: Collection[str], liste
     A domain is active for libvirt from before its ``prepare`` hook on (``qemuProcessInit`` gives it its id).
 
     :param active: UUIDs of the domains that libvirt called active.
-    :param listed_at: The ledger's sequence number when libvirt was asked; reservations that changed since are left alone.
+    :param listed_at: The ledger's sequence number when libvirt was asked; what changed since is left alone.
     """
     actions = []
     for reservation in list(context.ledger.reservations()):
