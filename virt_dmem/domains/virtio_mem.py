@@ -104,7 +104,7 @@ class VirtioMem:
                 f" requested; {format_size(charged)} stay charged."
             )
             return describe_change(reservation, shown, "pending", message=message)
-        self.settle(extent, now)
+        self.settle(self._operations.current(extent) or extent, now)
         log.info("%s: %s has %s plugged", reservation.name, extent.alias, format_size(now))
         return describe_change(reservation, shown, "resized")
 

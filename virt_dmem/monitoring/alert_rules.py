@@ -136,7 +136,7 @@ def _raw(facts: Facts) -> Iterable[Alert]:
                 DEVICE_ON_RAW_MEMORY,
                 f"{guest.uuid} {obstacle.what}",
                 f"Domain {guest.name} runs on pool {pool}, whose memory has no struct pages, and {obstacle.what}.",
-                f"{obstacle.mend[:1].upper()}{obstacle.mend[1:]} ('virsh detach-device' while it runs), or shut the"
+                f"{obstacle.fix[:1].upper()}{obstacle.fix[1:]} ('virsh detach-device' while it runs), or shut the"
                 " domain down and give it a pool of huge pages.",
             )
 
