@@ -7,20 +7,21 @@ Whoever creates a task ends it: those of a library may never end once they are c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 __all__ = ["off_loop", "uninterrupted", "cancel_and_wait"]
 
 T = TypeVar("T")
+Document = TypeVar("Document", bound=Sized)
 SMALL_BYTES = 64 * 1024
 """A document up to this size is parsed in a few milliseconds in any case; common guests have a tenth of it."""
 _parsers = ThreadPoolExecutor(2, "documents")
 """Separate from the threads that call libvirt: all of those may wait for a hook whose document must be parsed."""
 
 
-async def off_loop(work: Callable[[bytes], T], document: bytes) -> T:
+async def off_loop(work: Callable[[Document], T], document: Document) -> T:
     """Return ``work(document)``, computed in a worker thread where the document is large, else at once."""
     if len(document) <= SMALL_BYTES:
         return work(document)

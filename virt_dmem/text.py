@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
-__all__ = ["clipped", "printable"]
+import re
+
+__all__ = ["POOL_NAME", "clipped", "printable"]
+
+POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
+"""The names that a pool can have."""
 
 
 def printable(text: str, *, keep: str = "") -> str:

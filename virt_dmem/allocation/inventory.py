@@ -243,7 +243,7 @@ class Inventory:
         self._retiring.update(names)
 
     def views(self) -> list[PoolStatus]:
-        """Return every recorded pool, as the control socket shows it, but for what of it is ready."""
+        """Return the status of every recorded pool, without its pre-zeroed memory."""
         reserved = self._ledger.reserved()
         return [self._view(pool, reserved) for pool in sorted({record.pool for record in self._records.values()})]
 

@@ -166,7 +166,7 @@ class Step:
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """The memory of a pool on one host node, in bytes; node -1 where the backend has no nodes."""
+    """The share of a pool on one host node, in bytes; node -1 where the backend has no nodes."""
 
     node: int
     capacity_bytes: int
@@ -176,7 +176,7 @@ class NodeStatus:
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """A pool, and how much of its memory is reserved, free and pre-zeroed, in bytes."""
+    """One pool as recorded, mounted and reserved, with its pre-zeroed memory (``ready_*``); sizes in bytes."""
 
     name: str
     backend: str

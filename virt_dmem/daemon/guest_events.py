@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.domains.device_ops import DeviceOperations
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.errors import DmemError
 from virt_dmem.hypervisor.connection import Event
@@ -30,8 +31,15 @@ class GuestEvents:
     :param changed: Set when an alert may become active or end.
     """
 
-    def __init__(self, ledger: Ledger, device_reconciler: DeviceReconciler, changed: asyncio.Event) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        device_operations: DeviceOperations,
+        device_reconciler: DeviceReconciler,
+        changed: asyncio.Event,
+    ) -> None:
         self._ledger = ledger
+        self._device_operations = device_operations
         self._device_reconciler = device_reconciler
         self._changed = changed
 
@@ -41,9 +49,10 @@ class GuestEvents:
             if alias not in {extent.alias for extent in self._ledger.extents_of(uuid)}:
                 return
             if event is Event.DEVICE_REMOVAL_FAILED:
-                self._device_reconciler.kept(uuid, alias)
+                self._device_operations.note_refusal(uuid, alias)
                 return
-            for action in await self._device_reconciler.mend(uuid, f"libvirt says that {alias} is {event.value}"):
+            reason = f"libvirt says that {alias} is {event.value}"
+            for action in await self._device_reconciler.reconcile_domain(uuid, reason):
                 log.info("domain %s: %s", uuid, action)
         except DmemError as error:
             limited_log(logging.WARNING, uuid, "%s of domain %s: %s", alias, uuid, error)

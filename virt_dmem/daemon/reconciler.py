@@ -12,8 +12,8 @@ from virt_dmem.attempts import Attempts, Round
 from virt_dmem.config.schema import Config
 from virt_dmem.domains import reconcile
 from virt_dmem.domains.device_reconcile import DeviceReconciler
-from virt_dmem.domains.hooks import Lifecycle
-from virt_dmem.domains.reconcile import Reality
+from virt_dmem.domains.extents import ExtentManager
+from virt_dmem.domains.reconcile import ReconcileContext
 from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
 from virt_dmem.monitoring.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL, RECONCILE_FAILED
 from virt_dmem.monitoring.alert_tracker import AlertTracker
@@ -29,7 +29,7 @@ class Reconciler:
     config: Config
     ledger: Ledger
     inventory: Inventory
-    lifecycle: Lifecycle
+    extents: ExtentManager
     device_reconciler: DeviceReconciler
     attempts: Attempts
     alerts: AlertTracker
@@ -59,7 +59,7 @@ class Reconciler:
     async def host_stage(self, *, dry_run: bool = False) -> list[str]:
         """Reconcile what can be without libvirt."""
         with self.attempts.round("host") as attempts:
-            actions = await reconcile.from_host(self._reality(attempts, dry_run=dry_run))
+            actions = await reconcile.from_host(self._context(attempts, dry_run=dry_run))
         self.metrics.reconciled.labels("host").inc(0 if dry_run else len(actions))
         return actions
 
@@ -67,13 +67,13 @@ class Reconciler:
         """Reconcile with libvirt's list of domains, requested at the ledger's moment ``listed_at``."""
         active = {domain.uuid for domain in domains if domain.active}
         with self.attempts.round("libvirt") as attempts:
-            actions = await reconcile.from_libvirt(self._reality(attempts, dry_run=dry_run), active, listed_at)
+            actions = await reconcile.from_libvirt(self._context(attempts, dry_run=dry_run), active, listed_at)
         self.metrics.reconciled.labels("libvirt").inc(0 if dry_run else len(actions))
         return actions
 
     async def settle(self) -> None:
         """Find out how much of the memory that guests gave back is free by now."""
-        accounts = self.lifecycle.accounts
+        accounts = self.extents.accounts
         accounts.unsettled.clear()
         with self.attempts.round("settle") as attempts:
             for segment in accounts.to_settle():
@@ -83,15 +83,15 @@ class Reconciler:
 
     async def wait_unsettled(self) -> None:
         """Wait until memory was given back that is not known to be free."""
-        await self.lifecycle.accounts.unsettled.wait()
+        await self.extents.accounts.unsettled.wait()
 
-    def _reality(self, attempts: Round, *, dry_run: bool) -> Reality:
-        return Reality(
+    def _context(self, attempts: Round, *, dry_run: bool) -> ReconcileContext:
+        return ReconcileContext(
             config=self.config,
             ledger=self.ledger,
             inventory=self.inventory,
-            lifecycle=self.lifecycle,
-            mender=self.device_reconciler,
+            extents=self.extents,
+            devices=self.device_reconciler,
             boot_id=self.boot_id,
             tries=attempts,
             dry_run=dry_run,

@@ -16,10 +16,11 @@ from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.fields import MAX_BYTES
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS
-from virt_dmem.domain_xml.reader import is_managed, read_domain, read_uuid
+from virt_dmem.domain_xml.reader import DomainDocument
 from virt_dmem.domains import migration, passthrough, postcopy
-from virt_dmem.domains.device_ops import Change
-from virt_dmem.domains.hooks import Lifecycle, Link, Reporter
+from virt_dmem.domains.device_ops import DeviceChange
+from virt_dmem.domains.extents import ReportProgress
+from virt_dmem.domains.hooks import HookOperations, Link
 from virt_dmem.domains.hotplug import Hotplug
 from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.errors import DomainRefused, UsageError
@@ -46,7 +47,7 @@ class Service:
     config: Config
     ledger: Ledger
     inventory: Inventory
-    lifecycle: Lifecycle
+    hooks: HookOperations
     prezero: PrezeroCache
     virtio_mem: VirtioMem
     hotplug: Hotplug
@@ -57,7 +58,7 @@ class Service:
     """Called when automatic apply is resumed: domains defined meanwhile have to be considered."""
 
     async def hook(
-        self, operation: str, xml: bytes, report: Reporter, began: float | None = None
+        self, operation: str, xml: bytes, report: ReportProgress, began: float | None = None
     ) -> Sequence[Link]:
         """Run a hook operation; do nothing for domains without pool memory.
 
@@ -65,29 +66,32 @@ class Service:
         :return: The links for the hook to verify.
         :raise UsageError: When the operation is unknown.
         """
-        if not await off_loop(is_managed, xml):
+        document = DomainDocument(xml)
+        if not await off_loop(DomainDocument.is_managed, document):
             return []
         with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
-            return await self._run_hook(operation, xml, report, began)
+            return await self._run_hook(operation, document, report, began)
 
-    async def _run_hook(self, operation: str, xml: bytes, report: Reporter, began: float | None) -> Sequence[Link]:
+    async def _run_hook(
+        self, operation: str, document: DomainDocument, report: ReportProgress, began: float | None
+    ) -> Sequence[Link]:
         match operation:
             case "prepare":
-                domain = await off_loop(read_domain, xml)
-                await self.lifecycle.prepare(domain, report, began=began)
+                domain = await off_loop(DomainDocument.memory, document)
+                await self.hooks.prepare(domain, report, began=began)
             case "start":
-                domain = await off_loop(read_domain, xml)
+                domain = await off_loop(DomainDocument.memory, document)
                 passthrough.refuse(self.ledger, self.inventory, domain)
-                return await self.lifecycle.start(domain, began=began)
+                return await self.hooks.start(domain, began=began)
             case "started":
-                domain = await off_loop(read_domain, xml)
+                domain = await off_loop(DomainDocument.memory, document)
                 await postcopy.refuse(self.config, self.ledger, self.inventory, domain.uuid)
-                await self.lifecycle.started(domain, began=began)
+                await self.hooks.started(domain, began=began)
             # by hot-add, a running domain may have become one that could not be started: only its UUID is read
             case "stopped":
-                await self.lifecycle.stopped(await off_loop(read_uuid, xml))
+                await self.hooks.stopped(await off_loop(DomainDocument.uuid, document))
             case "release":
-                await self.lifecycle.release(await off_loop(read_uuid, xml))
+                await self.hooks.release(await off_loop(DomainDocument.uuid, document))
             case _:
                 raise UsageError(
                     f"Unknown hook operation {operation!r}.",
@@ -111,8 +115,8 @@ class Service:
         cell: int,
         node: int,
         persistent: bool,
-        report: Reporter,
-    ) -> Change:
+        report: ReportProgress,
+    ) -> DeviceChange:
         """Attach a memory device to a running domain.
 
         :param cell: The guest's NUMA cell; ``node``: the host's, -1: any.
@@ -135,14 +139,14 @@ class Service:
             persistent=persistent,
         )
 
-    async def detach(self, domain: str, alias: str, wait_seconds: float, report: Reporter) -> Change:
+    async def detach(self, domain: str, alias: str, wait_seconds: float, report: ReportProgress) -> DeviceChange:
         """Ask a guest to hot-unplug a memory device, and wait up to ``wait_seconds``."""
         _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
         return await self.hotplug.detach(domain, alias, report, wait_seconds=wait_seconds)
 
     async def resize(
-        self, domain: str, alias: str, size_bytes: int, wait_seconds: float, report: Reporter
-    ) -> Change:
+        self, domain: str, alias: str, size_bytes: int, wait_seconds: float, report: ReportProgress
+    ) -> DeviceChange:
         """Ask a guest to plug or unplug blocks of virtio-mem, and wait up to ``wait_seconds``."""
         _require("size in bytes", size_bytes, 0, MAX_BYTES)
         _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)

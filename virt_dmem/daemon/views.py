@@ -15,8 +15,8 @@ from virt_dmem.allocation.models import PoolStatus, Reservation, Step
 from virt_dmem.daemon.domain_list import DomainList
 from virt_dmem.daemon.reconciler import Reconciler
 from virt_dmem.daemon.service import Service
-from virt_dmem.domains.device_ops import Change
-from virt_dmem.domains.hooks import Report, Reporter
+from virt_dmem.domains.device_ops import DeviceChange
+from virt_dmem.domains.extents import ReportProgress, StepProgress
 from virt_dmem.hypervisor.qmp import QemuMemoryBackend
 from virt_dmem.ipc.interface import Interface, method
 from virt_dmem.ipc.messages import (
@@ -88,7 +88,9 @@ class ControlInterface(Interface):
         ):
             yield reply
 
-    async def _change(self, start: Callable[[Reporter], Coroutine[Any, Any, Change]]) -> AsyncIterator[ChangeReply]:
+    async def _change(
+        self, start: Callable[[ReportProgress], Coroutine[Any, Any, DeviceChange]]
+    ) -> AsyncIterator[ChangeReply]:
         async def run(report: Callable[[ChangeReply], None]) -> ChangeReply:
             change = await start(
                 lambda step: report(ChangeReply(False, step.message, step.done_bytes, step.total_bytes, None))
@@ -201,7 +203,7 @@ def _backend(backend: QemuMemoryBackend) -> BackendView:
     return BackendView(**asdict(backend) | {"host_nodes": list(backend.host_nodes)})
 
 
-def _hook_progress(step: Report) -> HookReply:
+def _hook_progress(step: StepProgress) -> HookReply:
     return HookReply(
         done=False, message=step.message, done_bytes=step.done_bytes, total_bytes=step.total_bytes, links=[]
     )

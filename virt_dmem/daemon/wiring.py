@@ -21,10 +21,13 @@ from virt_dmem.daemon.libvirt_events import LibvirtEvents
 from virt_dmem.daemon.reconciler import Reconciler
 from virt_dmem.daemon.service import Service
 from virt_dmem.daemon.views import ControlInterface, domain_json
+from virt_dmem.domains.admission import Admission
 from virt_dmem.domains.device_ops import DeviceOperations
 from virt_dmem.domains.device_reconcile import DeviceReconciler
-from virt_dmem.domains.hooks import Lifecycle
+from virt_dmem.domains.extents import ExtentManager
+from virt_dmem.domains.hooks import HookOperations
 from virt_dmem.domains.hotplug import Hotplug
+from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.host.kernel import boot_id
 from virt_dmem.hypervisor.connection import DomainInfo
@@ -45,7 +48,8 @@ class Components:
     config: Config
     ledger: Ledger
     inventory: Inventory
-    lifecycle: Lifecycle
+    hooks: HookOperations
+    extents: ExtentManager
     prezero: PrezeroCache
     prezero_worker: PrezeroWorker
     device_operations: DeviceOperations
@@ -80,20 +84,23 @@ def build(config: Config) -> Components:
     this_boot = boot_id()
     ledger = Ledger(config.ledger_path, this_boot)
     inventory = Inventory(config, ledger)
-    lifecycle = Lifecycle(config, ledger, inventory)
-    prezero = lifecycle.holding
-    device_operations = DeviceOperations(config, ledger, inventory, lifecycle)
+    times = StepTimes(ledger)
+    extents = ExtentManager(config, ledger, inventory, times)
+    prezero = extents.holding
+    admission = Admission(config, ledger, inventory, prezero, extents.accounts)
+    hooks = HookOperations(config, ledger, admission, extents, times)
+    device_operations = DeviceOperations(config, ledger, inventory, admission, extents)
     virtio_mem = VirtioMem(device_operations)
     device_reconciler = DeviceReconciler(device_operations, virtio_mem)
 
     attempts = Attempts()
-    alerts = AlertTracker(config, ledger, inventory, lifecycle.accounts, attempts)
+    alerts = AlertTracker(config, ledger, inventory, extents.accounts, attempts)
     metrics = Metrics(config, ledger, prezero, alerts)
     reconciler = Reconciler(
         config=config,
         ledger=ledger,
         inventory=inventory,
-        lifecycle=lifecycle,
+        extents=extents,
         device_reconciler=device_reconciler,
         attempts=attempts,
         alerts=alerts,
@@ -105,7 +112,7 @@ def build(config: Config) -> Components:
         held = ledger.find(uuid)
         return qemu_pid(Path(config.libvirt.run_dir), held.name) if held and held.uuid == uuid else None
 
-    guest_events = GuestEvents(ledger, device_reconciler, alerts.changed)
+    guest_events = GuestEvents(ledger, device_operations, device_reconciler, alerts.changed)
     monitors = Monitors(guest_events.qemu_event, qemu_of)
     hotplug = Hotplug(device_operations, virtio_mem, monitors)
 
@@ -127,7 +134,7 @@ def build(config: Config) -> Components:
         config=config,
         ledger=ledger,
         inventory=inventory,
-        lifecycle=lifecycle,
+        hooks=hooks,
         prezero=prezero,
         virtio_mem=virtio_mem,
         hotplug=hotplug,
@@ -141,7 +148,8 @@ def build(config: Config) -> Components:
         config=config,
         ledger=ledger,
         inventory=inventory,
-        lifecycle=lifecycle,
+        hooks=hooks,
+        extents=extents,
         prezero=prezero,
         prezero_worker=PrezeroWorker(config, inventory, prezero),
         device_operations=device_operations,

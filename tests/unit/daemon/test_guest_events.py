@@ -52,13 +52,13 @@ def test_an_unheard_of_word_is_not_repeated(parts: Components) -> None:
 
 
 def test_a_device_that_is_not_the_domains_is_none(parts: Components, monkeypatch: pytest.MonkeyPatch) -> None:
-    mended: list[str] = []
+    asked: list[str] = []
 
-    async def mend(_uuid: str, why: str) -> list[str]:
-        mended.append(why)
+    async def reconcile_domain(_uuid: str, why: str) -> list[str]:
+        asked.append(why)
         return []
 
-    monkeypatch.setattr(parts.device_reconciler, "mend", mend)
+    monkeypatch.setattr(parts.device_reconciler, "reconcile_domain", reconcile_domain)
 
     async def story() -> None:
         for number in range(1000):
@@ -68,8 +68,8 @@ def test_a_device_that_is_not_the_domains_is_none(parts: Components, monkeypatch
         await parts.guest_events.qemu_event(uuid_of(parts), "DEVICE_DELETED", {"device": "ram-node0"})
 
     asyncio.run(story())
-    assert not parts.device_operations.refused
-    assert mended == ["libvirt says that ram-node0 is removed"]
+    assert not parts.device_operations._refused
+    assert asked == ["libvirt says that ram-node0 is removed"]
 
 
 def test_a_storm_of_resumes_is_logged_seldom(parts: Components, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,8 +13,9 @@ from tests.unit.allocation.test_ledger import PAGE, make_plan, paths_of
 from virt_dmem.allocation.models import NodeStatus, PoolStatus
 from virt_dmem.daemon import views
 from virt_dmem.daemon.wiring import Components
-from virt_dmem.domains.device_ops import Change
-from virt_dmem.domains.hooks import Link, Report
+from virt_dmem.domains.device_ops import DeviceChange
+from virt_dmem.domains.extents import StepProgress
+from virt_dmem.domains.hooks import Link
 from virt_dmem.hypervisor.qmp import QemuMemoryBackend
 from virt_dmem.ipc.connection import encoded
 from virt_dmem.ipc.messages import AttachWish
@@ -82,7 +83,7 @@ def test_a_hook_hears_of_progress_and_then_of_its_links(
     interface: views.ControlInterface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hook(_self: object, _operation: str, _xml: bytes, report: Any, _began: object) -> list[Link]:
-        report(Report("filling", 1, 2))
+        report(StepProgress("filling", 1, 2))
         return [Link("/run/x", 7, 8)]
 
     monkeypatch.setattr("virt_dmem.daemon.service.Service.hook", hook)
@@ -105,9 +106,9 @@ def test_a_hook_hears_of_progress_and_then_of_its_links(
 def test_an_attach_says_that_it_waits_and_then_its_outcome(
     interface: views.ControlInterface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def attach(_self: object, domain: str, size_bytes: int, **_more: object) -> Change:
+    async def attach(_self: object, domain: str, size_bytes: int, **_more: object) -> DeviceChange:
         await asyncio.sleep(0.05)
-        return Change("uuid", domain, "dimm0", size_bytes, "attached")
+        return DeviceChange("uuid", domain, "dimm0", size_bytes, "attached")
 
     monkeypatch.setattr("virt_dmem.ipc.interface.HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr("virt_dmem.daemon.service.Service.attach", attach)

@@ -134,7 +134,7 @@ class PrezeroCache:
         return capacity * self._config.prefault.ready_percent // 100
 
     def views(self) -> list[PoolStatus]:
-        """Return every recorded pool, as the control socket shows it."""
+        """Return the status of every recorded pool, its pre-zeroed memory included."""
         by_pool = self._ready_bytes()
         return [
             replace(
