@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tenants choose names: what is asked by a domain's key never finds another that is only named like it."""
+"""Tenants choose names: a query by UUID never finds a domain that is only named like it."""
 
 from __future__ import annotations
 
@@ -77,6 +77,3 @@ def test_a_name_that_two_domains_have_is_refused_with_both_uuids(parts: Componen
 def test_a_domain_that_nobody_knows_is_named(parts: Components) -> None:
     with pytest.raises(DomainRefused, match="ghost"):
         parts.service.show_domain("ghost")
-
-
-# libvirt
