@@ -38,7 +38,7 @@ def wait_for_the_end_of(code: str) -> None:
 
 
 def follows(daemon: Daemon) -> None:
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
 
 
 @contextmanager

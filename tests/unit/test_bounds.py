@@ -4,13 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,15 +15,13 @@ from hypothesis import strategies as st
 from tests.rig.cpu_time import seconds
 from virt_dmem.aio import off_loop
 from virt_dmem.allocation.plan import ExtentPlan, Plan
-from virt_dmem.config.schema import Config, LibvirtConfig
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.domain_xml.fields import read_number, read_size
 from virt_dmem.domain_xml.live import read_guest
 from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
 from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
-from virt_dmem.errors import DmemError, DomainRefused, ExtentError, UsageError
-from virt_dmem.hypervisor.qemu_user import placed
+from virt_dmem.errors import DmemError, DomainRefused, UsageError
 from virt_dmem.units import parse_duration, parse_number, parse_size
 
 NS = "https://virt-dmem.dev/xmlns/domain/1.0"
@@ -243,79 +237,6 @@ def test_a_large_document_is_read_beside_the_event_loop_and_a_small_one_at_once(
         )
 
     asyncio.run(story())
-
-
-@pytest.mark.parametrize("operation", ["prepare", "start", "started", "stopped", "release", "migrate"])
-def test_while_a_hook_s_large_document_is_read_others_are_served(parts: Components, operation: str) -> None:
-    xml = domain("<devices>" + "<disk type='file'/>" * 100_000 + "</devices>")
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async def story() -> None:
-        beside = asyncio.create_task(others())
-        with suppress(DmemError):
-            if operation == "migrate":
-                await parts.service.filter_xml(xml)
-            else:
-                await parts.service.hook(operation, xml, lambda _: None)
-        beside.cancel()
-
-    asyncio.run(story())
-    assert turns > 3
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0, 1e300, 10**5000], ids=range(6))
-def test_a_number_that_comes_over_the_socket_and_cannot_be_is_refused(parts: Components, number: float) -> None:
-    def attach(**numbers: float) -> object:
-        wanted: dict[str, Any] = {"size_bytes": 1 << 30, "cell": 0, "node": -1} | numbers
-        return asyncio.run(parts.service.attach("x", model="dimm", persistent=False, report=tell, **wanted))
-
-    def tell(_: object) -> None:
-        """Nobody listens."""
-
-    asks: list[Callable[[], object]] = [
-        lambda: parts.service.pause_apply(number),
-        lambda: asyncio.run(parts.service.detach("x", "dimm0", number, tell)),
-        lambda: asyncio.run(parts.service.resize("x", "dimm0", 0, number, tell)),
-    ]
-    if isinstance(number, int):
-        asks += [
-            lambda: attach(size_bytes=number),
-            lambda: attach(size_bytes=-1),
-            lambda: attach(cell=number),
-            lambda: attach(node=number),
-            lambda: asyncio.run(parts.service.resize("x", "dimm0", number, 1, tell)),
-            lambda: asyncio.run(parts.service.resize("x", "dimm0", -4096, 1, tell)),
-        ]
-    for ask in asks:
-        with pytest.raises(UsageError) as caught:
-            ask()
-        assert len(str(caught.value)) < 500
-    assert not parts.alerts.apply_is_paused()
-
-
-@pytest.mark.parametrize("began", [math.nan, math.inf, -math.inf, -1.0, 1e300])
-def test_a_hook_that_says_nonsense_of_its_beginning_is_served(parts: Components, began: float) -> None:
-    asyncio.run(parts.service.hook("release", domain(), lambda _: None, began))
-    assert [step.step for step in parts.ledger.steps(UUID)] == ["release"]
-
-
-@pytest.mark.parametrize("label", ["+" + DIGITS, "+4294967295", "+-1", "+", "+٣", "n\0"])
-def test_a_label_that_names_no_user_is_refused(label: str, tmp_path: Path) -> None:
-    memory = replace(read_domain(domain()), dac_user=label, dac_group=label, domain_id=7)
-    (tmp_path / "qemu.conf").write_text(f'memory_backing_dir = "{tmp_path}"\n')
-    config = Config(libvirt=LibvirtConfig(config_file=str(tmp_path / "qemu.conf")))
-    directory = tmp_path / f"7-{memory.name[:20]}"
-    directory.mkdir()
-    with pytest.raises(ExtentError, match="DAC label"):
-        placed(config, memory)
-    whom = placed(config, replace(memory, dac_user="+4294967294", dac_group="+0"))
-    assert whom == (directory, (2**32 - 2, 0))
 
 
 def test_an_element_of_very_many_attributes_is_not_even_parsed() -> None:

@@ -50,7 +50,7 @@ class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
     """Carry a ``DmemError`` to the caller."""
 
     class Parameters:
-        """The stable code, the message and the hint of the error."""
+        """Hold the stable code, the message and the hint of the error."""
 
         code: str
         message: str
