@@ -104,7 +104,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         return SimpleNamespace(**LIST_JSON_PARSED)  # type: ignore[return-value] # as good as argparse's own
     from virt_dmem.cli.parser import build_parser  # noqa: PLC0415 -- see LIST_JSON
 
-    return build_parser().parse_args(arguments)
+    return build_parser(arguments).parse_args(arguments)
 
 
 def _handler(name: str) -> Handler:

@@ -17,6 +17,8 @@ from virt_dmem.errors import UsageError
 from virt_dmem.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     Commands = argparse._SubParsersAction["_Parser"]
 
 __all__ = ["build_parser"]
@@ -39,8 +41,11 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message[:1].upper()}{message[1:]}.", hint=f"See '{self.prog} --help'.")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; ``handler`` in its result is ``module:function``."""
+def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; ``handler`` in its result is ``module:function``.
+
+    :param arguments: Those that it is to parse; it may then lack options that they cannot need.
+    """
     parser = _Parser(
         prog="virt-dmem",
         description="Give libvirt domains memory from pools that cost the host nothing beyond themselves.",
@@ -53,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(json=False, bytes=False, config=None, connect=None)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=_Parser)
     _check(commands)
-    _pool(commands)
+    _pool(commands, full=arguments is None or "create" in arguments)
     _apply(commands)
     _rewrite(commands)
     _domains(commands)
@@ -134,7 +139,7 @@ def _check(commands: Commands) -> None:
     _verb(commands, "savings", "pool:savings", "show what the pools save: gross, left, net", table=columns.SAVINGS)
 
 
-def _pool(commands: Commands) -> None:
+def _pool(commands: Commands, *, full: bool) -> None:
     verbs = _group(commands, "pool", "make, show and give back pools")
 
     create = _verb(verbs, "create", "pool:create", "take memory from the host and mount it as a pool")
@@ -145,18 +150,11 @@ def _pool(commands: Commands) -> None:
     create.add_argument(
         "--node", action="append", default=[], type=_node_share, metavar="N=SIZE", help="so much of node N (repeat)"
     )
-    create.add_argument(
-        "--backend", choices=("hugetlbfs", "dmemfs", "tmpfs"), default="hugetlbfs", help="kind of memory"
-    )
     create.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; 2M if not given")
-    create.add_argument(
-        "--region",
-        action="append",
-        default=[],
-        metavar="BASE+SIZE",
-        help="of dmemfs: this reserved range (repeat); 'auto', the default: those that have no pool yet",
-    )
-    create.add_argument("--no-hvo", action="store_true", help="leave HVO as it is: keep all struct pages")
+    if full:
+        from virt_dmem.pools.backends import table  # noqa: PLC0415 -- slow, and of no use to other commands
+
+        table.add_options(create)
 
     resize = _verb(verbs, "resize", "pool:resize", "make a pool larger or smaller while domains run")
     resize.add_argument("name", metavar="NAME")

@@ -6,7 +6,6 @@ Only reading, and no look at the host: the same bytes always give the same answe
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from lxml import etree
@@ -23,6 +22,7 @@ from virt_dmem.domain_xml.monitor import is_another_domains
 from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
 from virt_dmem.domain_xml.pinning import Obstacle, cannot_pin, obstacles
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
+from virt_dmem.pool_name import POOL_NAME
 from virt_dmem.text import clipped
 from virt_dmem.units import KIB, MIB, round_up
 
@@ -43,15 +43,12 @@ __all__ = [
     "is_rewritten",
     "is_locked",
     "follows_numad",
-    "POOL_NAME",
 ]
 
 NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
 
 _MOST_TOLD = 32
 """So many obstacles at most are kept of a domain: one is enough to refuse it."""
-
-POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,6 @@ from virt_dmem.domain_xml.parse import MAX_XML_BYTES, print_xml
 from virt_dmem.domain_xml.pinning import cannot_pin, obstacles
 from virt_dmem.domain_xml.reader import (
     NAMESPACE,
-    POOL_NAME,
     find_request,
     follows_numad,
     is_locked,
@@ -56,6 +55,7 @@ from virt_dmem.domain_xml.reader import (
 )
 from virt_dmem.domain_xml.templates import memory_backing
 from virt_dmem.errors import DomainXmlInvalid, UsageError
+from virt_dmem.pool_name import POOL_NAME
 
 __all__ = ["apply", "unapply", "reprint", "doubtful", "request_of"]
 

@@ -35,6 +35,7 @@ from virt_dmem.host import huge_pages, kernel, mounts, numa
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.ipc.client import Client
 from virt_dmem.monitoring.checks import suite
+from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.text import printable
 
 __all__ = ["Source", "collect", "reduced", "write"]
@@ -226,7 +227,7 @@ def _versions(source: Source) -> dict[str, str]:
 def _check(source: Source) -> dict[str, str]:
     found = [
         {"name": check.name, "status": result.status.value, "message": result.message, "hint": result.hint}
-        for check, result in suite.run(suite.Host(source.config, source.uri, source.root))
+        for check, result in suite.run(Machine(source.config, source.uri, source.root))
     ]
     return {"": _json(found)}
 

@@ -77,7 +77,7 @@ def test_with_json_a_failure_is_an_object_too(args: list[str], capsys: pytest.Ca
         (["frobnicate"], "invalid choice"),
         (["pool"], "VERB"),
         (["pool", "create"], "NAME"),
-        (["pool", "create", "p"], "How large the pool is to be is missing"),
+        (["pool", "create", "p"], "The size of the pool is missing"),
         (["pool", "create", "p", "--size", "much"], "'much' is not a size"),
         (["pool", "create", "p", "--size", "0"], "'0' is not a size"),
         (["pool", "create", "p", "--node", "0"], "'0' is no share of a node"),

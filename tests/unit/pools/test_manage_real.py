@@ -93,7 +93,7 @@ def test_where_the_kernel_does_not_count_the_saving_is_called_an_estimate(config
 
 @in_own_mount_namespace
 def test_without_hvo_huge_pages_save_nothing(config: Config) -> None:
-    manage.create(config, "p", sizes=SIZE, hvo=False)
+    manage.create(config, "p", sizes=SIZE, settings={"hvo": False})
     assert HVO.read_text() == "0\n"
     (found,) = savings(config)
     assert (found.net_bytes, found.metadata_left_bytes, found.measured) == (0, found.gross_bytes, True)
@@ -161,7 +161,7 @@ def test_a_pool_that_the_kernel_gives_less_for_is_rolled_back_whole(config: Conf
         real(page_size, node, min(pages, before + 7), root=root)
 
     huge_pages.set_huge_pages = stingy
-    with pytest.raises(PoolShort, match="to take 32 MiB of node 0 in pages of 2 MiB, and got 14 MiB of node 0"):
+    with pytest.raises(PoolShort, match="needs 32 MiB of node 0 in pages of 2 MiB, but got 14 MiB of node 0"):
         manage.create(config, "p", sizes={0: SIZE})
     assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
     assert not (config.pools_dir / "p").exists()
@@ -177,12 +177,12 @@ def test_a_pool_whose_pages_another_takes_is_rolled_back_whole(config: Config, t
             options = f"pagesize=2M,min_size={(now.free - now.reserved - 11) * HUGE}"
             subprocess.run(["mount", "-t", "hugetlbfs", "-o", options, "thief", tmp_path], check=True)
 
-    with pytest.raises(PoolShort, match="only 22 MiB are left") as caught:
+    with pytest.raises(PoolShort, match="only 22 MiB of them are still free") as caught:
         manage.create(config, "p", sizes=SIZE, report=steal)
-    assert "10 MiB of 32 MiB would not go back" in caught.value.hint
+    assert "10 MiB of 32 MiB could not be given back" in caught.value.hint
     assert taken() == before + 5  # the thief's, which are ours all the same
     assert not (config.pools_dir / "p").exists()
-    with pytest.raises(PoolError, match="10 MiB of 10 MiB would not go back"):
+    with pytest.raises(PoolError, match="10 MiB of 10 MiB could not be given back"):
         manage.destroy(config, "p")
     subprocess.run(["umount", tmp_path], check=True)
     manage.destroy(config, "p")

@@ -8,7 +8,9 @@ import argparse
 from virt_dmem.cli.output import Output
 from virt_dmem.config.schema import load_config
 from virt_dmem.errors import ExitStatus
-from virt_dmem.monitoring.checks.suite import Host, Result, Status, run
+from virt_dmem.monitoring.checks.base import Machine
+from virt_dmem.monitoring.checks.suite import run
+from virt_dmem.pools.backends.checks import Result, Status
 
 __all__ = ["check"]
 
@@ -17,7 +19,7 @@ def check(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Look at everything, a line each as it is found, and what to do below it."""
     config = load_config(args.config)
     found: list[tuple[str, Result]] = []
-    for item, result in run(Host(config, args.connect or config.libvirt.uri)):
+    for item, result in run(Machine(config, args.connect or config.libvirt.uri)):
         found.append((item.name, result))
         out.text(f"{result.status.value}  {item.name}: {result.message}")
         if result.hint:

@@ -12,6 +12,7 @@ from virt_dmem.cli.output import Output
 from virt_dmem.errors import ExitStatus, UsageError
 from virt_dmem.host import boot_reservation
 from virt_dmem.pools import host_planning as planning
+from virt_dmem.pools.backends.host_options import HostOption
 
 __all__ = ["plan_host"]
 
@@ -51,7 +52,7 @@ def plan_host(args: argparse.Namespace, out: Output) -> ExitStatus:
     return ExitStatus.DONE
 
 
-def _write_grub(options: list[planning.Option], out: Output) -> str:
+def _write_grub(options: list[HostOption], out: Output) -> str:
     """Have GRUB give the kernel what dmemfs needs.
 
     :raise UsageError: When the addresses are not known.

@@ -18,12 +18,11 @@ from virt_dmem.cli.progress import progress
 from virt_dmem.config.schema import Config, load_config
 from virt_dmem.errors import DaemonUnreachable, ExitStatus, PermissionRefused, UsageError
 from virt_dmem.host import kernel
-from virt_dmem.host.ranges import Range, parse_range
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools import manage, prezeroed_files, registry
 from virt_dmem.pools import resize as resizing
 from virt_dmem.pools import savings as saving
-from virt_dmem.pools.backends.dmemfs import regions_by_node
+from virt_dmem.pools.backends import table
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
@@ -35,7 +34,7 @@ def create(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
     sizes = _sizes(args, may_be_missing=True)
     _require_root("Making a pool")
-    regions = _regions(args, given=sizes is not None)
+    settings = table.settings(args, sized=sizes is not None)
     with progress(out) as report:
         record = manage.create(
             config,
@@ -43,8 +42,7 @@ def create(args: argparse.Namespace, out: Output) -> ExitStatus:
             sizes=sizes,
             backend=args.backend,
             page_size=args.page_size,
-            hvo=not args.no_hvo,
-            regions=regions,
+            settings=settings,
             report=report,
         )
     pages = f"pages of {format_size(record.page_size)}"
@@ -52,19 +50,6 @@ def create(args: argparse.Namespace, out: Output) -> ExitStatus:
     out.result(pool=_row_of([record]))
     _refresh(config)
     return ExitStatus.DONE
-
-
-def _regions(args: argparse.Namespace, *, given: bool) -> dict[int, list[Range]] | None:
-    """Return the ranges that ``--region`` names, by node; ``None`` for those that are found."""
-    if args.region and args.backend != "dmemfs":
-        raise UsageError(
-            f"A {args.backend} pool is not made of regions.", hint="--region goes with --backend dmemfs."
-        )
-    if args.region in ([], ["auto"]):
-        return None
-    if given:
-        raise UsageError("Regions have a size already.", hint="Leave --size and --node out.")
-    return regions_by_node([parse_range(text) for text in args.region])
 
 
 def _sizes(args: argparse.Namespace, *, may_be_missing: bool = False) -> int | dict[int, int] | None:

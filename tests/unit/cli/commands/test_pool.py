@@ -133,7 +133,7 @@ def test_a_pool_of_tmpfs_asks_for_huge_pages_and_keeps_them_when_it_is_resized(c
 def test_a_pool_with_a_file_in_it_is_kept_also_when_no_daemon_can_be_asked(command: Command) -> None:
     mount = Path(command.json("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")["pool"]["mount"])
     (mount / "extent").write_bytes(b"guest memory")
-    assert "holds 1 files" in command("pool", "destroy", "small", status=ExitStatus.FAILED)
+    assert "contains 1 files" in command("pool", "destroy", "small", status=ExitStatus.FAILED)
     assert (mount / "extent").read_bytes() == b"guest memory"
 
 
@@ -173,7 +173,7 @@ def test_a_pool_is_resized_and_the_daemon_hears_of_it(command: Command) -> None:
     with command.daemon():
         command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
         said = command("pool", "resize", "small", "--size", "16M", "--dry-run")
-        assert said == "Would make segment small larger: 16 MiB instead of 8 MiB\n"
+        assert said == "Would grow segment small to 16 MiB from 8 MiB\n"
         assert command.json("pool", "show", "small")["pool"]["capacity_bytes"] == 8 * MIB
         assert command("pool", "resize", "small", "--size", "16M").splitlines()[-1] == "Pool small has 16 MiB."
         (seen,) = command.json("pool", "list")["pools"]
