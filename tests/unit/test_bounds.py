@@ -25,7 +25,7 @@ from virt_dmem.domain_xml.devices import find_device, find_devices, free_alias, 
 from virt_dmem.domain_xml.fields import read_nodeset, read_number, read_size
 from virt_dmem.domain_xml.live import read_guest
 from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
-from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
+from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory, is_managed, read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, UsageError
 from virt_dmem.hypervisor.qemu_user import placed
@@ -301,7 +301,7 @@ def test_devices_are_found_with_one_look_at_the_document() -> None:
 
 def test_the_hint_to_a_command_holds_no_words_of_a_tenant() -> None:
     with pytest.raises(DomainRefused) as caught:
-        require_room(domain(name="web; reboot"), "dimm", 1 << 20, 0)
+        require_room(DomainDocument(domain(name="web; reboot")), "dimm", 1 << 20, 0)
     assert "reboot" not in caught.value.hint
     assert UUID in caught.value.hint
 
@@ -416,7 +416,7 @@ def test_what_a_qemu_says_of_itself_is_kept_only_as_far_as_it_can_be_true_and_sh
         )
 
     asyncio.run(story())
-    assert service._changes.refused == {(UUID, "dimm0")}
+    assert service._changes._refused == {(UUID, "dimm0")}
     (failure,) = service._ledger.failures()
     assert len(failure.what) < 300
     assert failure.what.isprintable()

@@ -73,7 +73,7 @@ def test_a_domain_that_started_again_meanwhile_is_not_abandoned_at_the_same_time
     reserve(service._ledger, "guest")
     (seen,) = service._ledger.reservations()
     service._ledger.set_phase("guest", Phase.RESERVED)
-    asyncio.run(service._lifecycle.abandon(seen))
+    asyncio.run(service._extents.release_abandoned(seen))
     assert service._ledger.find("guest")
 
 
@@ -126,7 +126,7 @@ def test_steps_come_in_their_order_and_none_takes_less_than_no_time(service: Ser
     assert [step.step for step in ledger.steps("guest")] == ["first", "second"]
 
     async def story() -> None:
-        async with service._lifecycle._serving("other", "stopped", began=time.time() + HOUR):
+        async with service._hooks._serving("other", "stopped", began=time.time() + HOUR):
             pass
 
     asyncio.run(story())

@@ -54,13 +54,13 @@ def test_an_unheard_of_word_is_not_repeated(service: Service) -> None:
 
 
 def test_a_device_that_is_not_the_domains_is_none(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    mended: list[str] = []
+    asked: list[str] = []
 
-    async def mend(_uuid: str, why: str) -> list[str]:
-        mended.append(why)
+    async def reconcile_domain(_uuid: str, why: str) -> list[str]:
+        asked.append(why)
         return []
 
-    monkeypatch.setattr(service._mender, "mend", mend)
+    monkeypatch.setattr(service._mender, "reconcile_domain", reconcile_domain)
 
     async def story() -> None:
         for number in range(1000):
@@ -70,8 +70,8 @@ def test_a_device_that_is_not_the_domains_is_none(service: Service, monkeypatch:
         await service.monitor_event(uuid_of(service), "DEVICE_DELETED", {"device": "ram-node0"})
 
     asyncio.run(story())
-    assert not service._changes.refused
-    assert mended == ["libvirt says that ram-node0 is removed"]
+    assert not service._changes._refused
+    assert asked == ["libvirt says that ram-node0 is removed"]
 
 
 def test_a_storm_of_resumes_is_logged_seldom(service: Service, caplog: pytest.LogCaptureFixture) -> None:

@@ -105,14 +105,14 @@ def test_a_stopped_domain_whose_file_cannot_be_opened_is_kept_aside_and_the_othe
 def test_a_fault_that_nobody_foresaw_harms_no_other_item(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     some_domains(config, Phase.STOPPED)
     service = Service(config)
-    abandon = service._lifecycle.abandon
+    release_abandoned = service._extents.release_abandoned
 
     async def faulty(reservation: object) -> None:
         if getattr(reservation, "uuid", "") == UUIDS[1]:
             raise RuntimeError("a fault of ours")
-        await abandon(reservation)  # type: ignore[arg-type]
+        await release_abandoned(reservation)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(service._lifecycle, "abandon", faulty)
+    monkeypatch.setattr(service._extents, "release_abandoned", faulty)
     reconciled(service)
     assert held(service) == [UUIDS[1]]
     assert alerts(service) == {f"domain {UUIDS[1]}": RECONCILE_FAILED}

@@ -11,18 +11,15 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 from virt_dmem.aio import aside
 from virt_dmem.config.schema import Config
-from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
-from virt_dmem.domain_xml.rewrite import apply
+from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domains import migration
+from virt_dmem.domains.apply import XmlChange, apply_if_requested
 from virt_dmem.errors import DmemError
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.monitoring.alert_tracker import AlertTracker
-from virt_dmem.pools import registry
-from virt_dmem.pools.backends.table import backend
 
 __all__ = ["AutoApply"]
 
@@ -52,7 +49,7 @@ class AutoApply:
             return
         try:
             xml = await asyncio.to_thread(hypervisor.inactive_xml, uuid)
-            domain = await aside(_managed, xml)
+            domain = await aside(_managed, DomainDocument(xml))
             if domain is None or domain.applied:
                 self.forget(uuid)
                 await self._follow_what_runs(hypervisor, uuid, domain)
@@ -66,7 +63,7 @@ class AutoApply:
                 self._count("fight")
                 return
             self._lately.append((time.monotonic(), uuid))
-            await asyncio.to_thread(hypervisor.redefine, uuid, self._transform)
+            await asyncio.to_thread(hypervisor.redefine, uuid, lambda now: apply_if_requested(self._config, now))
             self.forget(uuid)
             log.info("%s: applied, for it was defined with our metadata", domain.name)
             self._count("applied")
@@ -85,34 +82,19 @@ class AutoApply:
         if domain is None or migration.is_known(self._config, domain.pool):
             return
         if live := await asyncio.to_thread(hypervisor.live_xml, uuid):
-            before, after = await asyncio.to_thread(
-                hypervisor.redefine, uuid, lambda now: migration.follow(self._config, now, live)
+            change = XmlChange(
+                *await asyncio.to_thread(
+                    hypervisor.redefine, uuid, lambda now: migration.adapt_persistent(self._config, now, live)
+                )
             )
-            if after != before:
+            if change.is_any:
                 log.info("%s: its persistent XML came from another host, and fits this one now", uuid)
 
     def forget(self, uuid: str) -> None:
         """There is no fight over a domain any more: it is as it should be, or is gone."""
         self._watch.set_fight(uuid, None)
 
-    def _transform(self, xml: bytes) -> bytes:
-        """Rewrite what still asks for it: between two reads it may have been applied, or have lost the wish."""
-        domain = read_domain(xml)
-        if not domain.managed or domain.applied:
-            return xml
-        record = registry.choose(self._config, domain.pool)
-        kind = backend(record.backend)
-        return apply(
-            xml,
-            pool=domain.pool,
-            page_size=record.page_size,
-            may_lock=kind.lockable,
-            may_pin=kind.has_struct_pages,
-            monitor=self._config.libvirt.monitor or None,
-            templates_dir=Path(self._config.templates_dir),
-        )
 
-
-def _managed(xml: bytes) -> DomainMemory | None:
-    """Return what a domain that asks for pool memory says; ``None`` of any other."""
-    return read_domain(xml) if is_managed(xml) else None
+def _managed(document: DomainDocument) -> DomainMemory | None:
+    """Return the memory of a domain that asks for pool memory; ``None`` for any other."""
+    return document.memory() if document.is_managed() else None

@@ -21,13 +21,16 @@ from virt_dmem.config.schema import Config
 from virt_dmem.daemon.domain_list import DomainList, view
 from virt_dmem.domain_xml.fields import MAX_BYTES
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS
-from virt_dmem.domain_xml.reader import is_managed, read_domain, read_uuid
+from virt_dmem.domain_xml.reader import DomainDocument
 from virt_dmem.domains import migration, passthrough, postcopy, reconcile
+from virt_dmem.domains.admission import Admission
 from virt_dmem.domains.device_ops import DeviceOperations
 from virt_dmem.domains.device_reconcile import DeviceReconciler
-from virt_dmem.domains.hooks import Lifecycle, Report
+from virt_dmem.domains.extents import ExtentManager, StepProgress
+from virt_dmem.domains.hooks import HookOperations
 from virt_dmem.domains.hotplug import Hotplug
-from virt_dmem.domains.reconcile import Reality
+from virt_dmem.domains.reconcile import ReconcileContext
+from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.errors import DmemError, DomainRefused, UsageError
 from virt_dmem.host.kernel import boot_id
@@ -43,6 +46,7 @@ from virt_dmem.ipc.messages import (
     DomainView,
     HookReply,
     Link,
+    NodeView,
     PoolView,
 )
 from virt_dmem.monitoring.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL, RECONCILE_FAILED
@@ -72,16 +76,19 @@ class Service:
         self._ledger = Ledger(config.ledger_path, self._boot_id)
         self._listing = DomainList(self._ledger)
         self._inventory = Inventory(config, self._ledger)
-        self._lifecycle = Lifecycle(config, self._ledger, self._inventory)
-        self.holding = self._lifecycle.holding
+        times = StepTimes(self._ledger)
+        self._extents = ExtentManager(config, self._ledger, self._inventory, times)
+        self.holding, accounts = self._extents.holding, self._extents.accounts
+        admission = Admission(config, self._ledger, self._inventory, self.holding, accounts)
+        self._hooks = HookOperations(config, self._ledger, admission, self._extents, times)
         self._readying = PrezeroWorker(config, self._inventory, self.holding)
         self.monitors = Monitors(self.monitor_event, self._qemu_of)
-        self._changes = DeviceOperations(config, self._ledger, self._inventory, self._lifecycle)
+        self._changes = DeviceOperations(config, self._ledger, self._inventory, admission, self._extents)
         self._virtio_mem = VirtioMem(self._changes)
         self._hotplug = Hotplug(self._changes, self._virtio_mem, self.monitors)
         self._mender = DeviceReconciler(self._changes, self._virtio_mem)
         self.tries = Attempts()
-        self.watch = AlertTracker(config, self._ledger, self._inventory, self._lifecycle.accounts, self.tries)
+        self.watch = AlertTracker(config, self._ledger, self._inventory, accounts, self.tries)
         self.metrics = Metrics(config, self._ledger, self.holding, self.watch)
         self.on_resume: Callable[[], None] = lambda: None
         """Called when automatic apply goes on: all that was defined meanwhile is to be looked at."""
@@ -95,31 +102,33 @@ class Service:
 
         :raise UsageError: When the operation is none that we serve.
         """
-        if not await aside(is_managed, xml):
+        document = DomainDocument(xml)
+        if not await aside(DomainDocument.is_managed, document):
             return []
         with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
-            return await self._serve(operation, xml, report, began)
+            return await self._serve(operation, document, report, began)
 
     async def _serve(
-        self, operation: str, xml: bytes, report: Callable[[HookReply], None], began: float | None
+        self, operation: str, document: DomainDocument, report: Callable[[HookReply], None], began: float | None
     ) -> list[Link]:
         match operation:
             case "prepare":
-                domain = await aside(read_domain, xml)
-                await self._lifecycle.prepare(domain, lambda progress: report(_progress(progress)), began=began)
+                domain = await aside(DomainDocument.memory, document)
+                await self._hooks.prepare(domain, lambda progress: report(_progress(progress)), began=began)
             case "start":
-                domain = await aside(read_domain, xml)
+                domain = await aside(DomainDocument.memory, document)
                 passthrough.refuse(self._ledger, self._inventory, domain)
-                return await self._lifecycle.start(domain, began=began)
+                links = await self._hooks.start(domain, began=began)
+                return [Link(**asdict(link)) for link in links]
             case "started":
-                domain = await aside(read_domain, xml)
+                domain = await aside(DomainDocument.memory, document)
                 await postcopy.refuse(self._config, self._ledger, self._inventory, domain.uuid)
-                await self._lifecycle.started(domain, began=began)
+                await self._hooks.started(domain, began=began)
             # what runs may have become, by hot-add, what would not be started: only who it is counts here
             case "stopped":
-                await self._lifecycle.stopped(await aside(read_uuid, xml))
+                await self._hooks.stopped(await aside(DomainDocument.uuid, document))
             case "release":
-                await self._lifecycle.release(await aside(read_uuid, xml))
+                await self._hooks.release(await aside(DomainDocument.uuid, document))
             case _:
                 raise UsageError(
                     f"The hook operation {operation!r} is not served.",
@@ -184,9 +193,9 @@ class Service:
             if alias not in {extent.alias for extent in self._ledger.extents_of(uuid)}:
                 return
             if event is Event.KEPT:
-                self._mender.kept(uuid, alias)
+                self._changes.note_refusal(uuid, alias)
                 return
-            for action in await self._mender.mend(uuid, f"libvirt says that {alias} is {event.value}"):
+            for action in await self._mender.reconcile_domain(uuid, f"libvirt says that {alias} is {event.value}"):
                 log.info("domain %s: %s", uuid, action)
         except DmemError as error:
             say(logging.WARNING, uuid, "%s of domain %s: %s", alias, uuid, error)
@@ -257,7 +266,10 @@ class Service:
 
     def list_pools(self) -> list[PoolView]:
         """Return every pool, by name."""
-        return self.holding.views()
+        return [
+            PoolView(**vars(pool) | {"nodes": [NodeView(**vars(node)) for node in pool.nodes]})
+            for pool in self.holding.views()
+        ]
 
     async def refresh_pools(self) -> None:
         """Read the records of the pools again."""
@@ -295,7 +307,7 @@ class Service:
 
     async def settle(self) -> None:
         """Find out what of the memory that guests gave back has come back by now."""
-        accounts = self._lifecycle.accounts
+        accounts = self._extents.accounts
         accounts.unsettled.clear()
         with self.tries.round("settle") as tries:
             for segment in accounts.to_settle():
@@ -305,7 +317,7 @@ class Service:
 
     async def wait_unsettled(self) -> None:
         """Wait until something was given back that has not surely come back."""
-        await self._lifecycle.accounts.unsettled.wait()
+        await self._extents.accounts.unsettled.wait()
 
     def list_alerts(self) -> list[AlertView]:
         """Return what is not as it should be now."""
@@ -356,7 +368,7 @@ class Service:
     async def reconcile_host(self, *, dry_run: bool = False) -> list[str]:
         """Mend what can be told without libvirt."""
         with self.tries.round("host") as tries:
-            actions = await reconcile.from_host(self._reality(tries, dry_run=dry_run))
+            actions = await reconcile.from_host(self._reconcile_context(tries, dry_run=dry_run))
         self.metrics.reconciled.labels("host").inc(0 if dry_run else len(actions))
         return actions
 
@@ -366,17 +378,19 @@ class Service:
         """Mend what libvirt's list of domains tells, asked for at the moment ``listed_at``."""
         active = {domain.uuid for domain in domains if domain.active}
         with self.tries.round("libvirt") as tries:
-            actions = await reconcile.from_libvirt(self._reality(tries, dry_run=dry_run), active, listed_at)
+            actions = await reconcile.from_libvirt(
+                self._reconcile_context(tries, dry_run=dry_run), active, listed_at
+            )
         self.metrics.reconciled.labels("libvirt").inc(0 if dry_run else len(actions))
         return actions
 
-    def _reality(self, tries: Round, *, dry_run: bool) -> Reality:
-        return Reality(
+    def _reconcile_context(self, tries: Round, *, dry_run: bool) -> ReconcileContext:
+        return ReconcileContext(
             config=self._config,
             ledger=self._ledger,
             inventory=self._inventory,
-            lifecycle=self._lifecycle,
-            mender=self._mender,
+            extents=self._extents,
+            devices=self._mender,
             boot_id=self._boot_id,
             tries=tries,
             dry_run=dry_run,
@@ -415,11 +429,11 @@ def _known(word: object) -> str:
     return str(word) if word in ("hypervisor", "guest", "ignore", "inject", "fatal", "reset") else "unknown"
 
 
-def _step(report: Report) -> ChangeReply:
+def _step(report: StepProgress) -> ChangeReply:
     return ChangeReply(False, report.message, report.done_bytes, report.total_bytes, None)
 
 
-def _progress(report: Report) -> HookReply:
+def _progress(report: StepProgress) -> HookReply:
     return HookReply(
         done=False, message=report.message, done_bytes=report.done_bytes, total_bytes=report.total_bytes, links=[]
     )

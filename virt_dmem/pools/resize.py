@@ -93,9 +93,10 @@ def resize(
     with manage.locked(config):
         there = {record.name: record for record in registry.segments(config, name)}
         for record in there.values():
-            if record.state != "ready" or not backend_named(record.backend).mounted(record, root=root):
+            mounted = backend_named(record.backend).mounted(record, root=root)
+            if record.state != "ready" or not mounted:
                 raise PoolError(
-                    f"Segment {record.name} of the pool is {'not mounted' if record.state == 'ready' else record.state}.",
+                    f"Segment {record.name} of the pool is {record.state}{'' if mounted else ', and not mounted'}.",
                     hint=f"Run 'virt-dmem pool mount {name}' first.",
                 )
         first = next(iter(there.values()))

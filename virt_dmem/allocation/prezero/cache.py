@@ -18,14 +18,13 @@ from dataclasses import replace
 from virt_dmem.aio import finished
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Extent, ExtentState
+from virt_dmem.allocation.models import Extent, ExtentState, PoolStatus
 from virt_dmem.allocation.plan import Plan
 from virt_dmem.allocation.prezero.forecast import Target, forecast, plan_on_prezeroed
 from virt_dmem.allocation.prezero.index import PrezeroIndex
 from virt_dmem.allocation.prezero.job import BackgroundJobs
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory
-from virt_dmem.ipc.messages import PoolView
 from virt_dmem.pools import ballast, prezeroed_files
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent
@@ -134,8 +133,8 @@ class PrezeroCache:
         )
         return capacity * self._config.prefault.ready_percent // 100
 
-    def views(self) -> list[PoolView]:
-        """Return every recorded pool, as the control socket shows it."""
+    def views(self) -> list[PoolStatus]:
+        """Return the status of every recorded pool, its pre-zeroed memory included."""
         by_pool = self._ready_bytes()
         return [
             replace(

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from virt_dmem.domain_xml.reader import NAMESPACE
+from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.errors import DaemonUnreachable, DomainRefused, PermissionRefused
 from virt_dmem.host import apparmor, processes
 from virt_dmem.ipc.client import Client

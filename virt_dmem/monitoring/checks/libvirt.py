@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from virt_dmem.domain_xml.reader import DomainMemory, read_domain, require_possible
+from virt_dmem.domain_xml.reader import DomainMemory, read_domain
+from virt_dmem.domain_xml.requirements import require_possible
 from virt_dmem.errors import DmemError, DomainRefused, PoolError
 from virt_dmem.host import mounts
 from virt_dmem.hypervisor.connection import Hypervisor

@@ -27,7 +27,8 @@ from virt_dmem.allocation.prezero.forecast import forecast, plan_on_prezeroed
 from virt_dmem.allocation.prezero.index import PrezeroIndex
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.config.schema import Config, DaemonConfig, PrefaultConfig
-from virt_dmem.domain_xml.reader import Cell, DomainMemory
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import PrefaultFailed
 from virt_dmem.host import kernel
 from virt_dmem.pools import extent_files, prezeroed_files
