@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Text that others chose, made fit to be shown: on a terminal, in a log, in an error."""
+"""Make untrusted text safe to show on a terminal, in a log, in an error."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ __all__ = ["clipped", "printable"]
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return ``text`` with everything a terminal could obey (but ``keep``) as a backslash escape.
+    """Return ``text`` with everything a terminal could interpret (except ``keep``) as a backslash escape.
 
-    That is all that Unicode has no glyph for: C0 and C1 controls, what changes the direction of the text around
-    it, what has no width, separators of lines and of paragraphs.
+    These are the characters without a glyph in Unicode: C0 and C1 controls, bidirectional controls, characters
+    of no width, separators of lines and paragraphs.
     """
     if text.isprintable():
         return text
@@ -18,5 +18,5 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def clipped(text: str, most: int) -> str:
-    """Return ``text``, cut to ``most`` characters with an ellipsis where it is longer."""
+    """Return ``text``, cut to ``most`` characters, with an ellipsis where it is longer."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

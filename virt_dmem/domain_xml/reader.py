@@ -69,9 +69,9 @@ class DomainMemory:
 class DomainDocument:
     """A domain XML, as libvirt printed it (persistent, live, or on a hook's stdin), parsed at most once.
 
-    The bytes of a domain that does not ask for pool memory are scanned, and not parsed. ``uuid`` and ``memory`` keep
-    their answer and free the parsed tree, which is ten times as large: hooks read it first and then take minutes.
-    The length is that of the bytes, by which ``aio.aside`` finds documents that have to be read in a thread.
+    The bytes of a domain that does not ask for pool memory are scanned, and not parsed. ``uuid`` and ``memory``
+    keep their answer and free the parsed tree, which is ten times as large: a hook may take minutes after that.
+    The length is that of the bytes, by which ``aio.off_loop`` parses large ones in a thread.
     """
 
     def __init__(self, xml: bytes) -> None:

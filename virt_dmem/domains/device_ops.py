@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
@@ -144,7 +144,7 @@ class DeviceOperations:
 
     async def close(self) -> None:
         """Cancel all operations; the next start of virt-dmemd reconciles those left unfinished."""
-        await cancelled(self._tasks)
+        await cancel_and_wait(self._tasks)
 
     # Shared steps
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
-from virt_dmem.aio import aside
+from virt_dmem.aio import off_loop
 from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
 from virt_dmem.attempts import Round
 from virt_dmem.domain_xml.devices import Device, find_devices, is_boot_backend
@@ -71,7 +71,7 @@ class DeviceReconciler:
         if live is None:
             return []
         aliases = {extent.alias for extent in reservation.extents}
-        devices = await aside(lambda xml: find_devices(xml, aliases), live)
+        devices = await off_loop(lambda xml: find_devices(xml, aliases), live)
         actions = []
         for extent in reservation.extents:
             if (

@@ -24,7 +24,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from virt_dmem.aio import aside
+from virt_dmem.aio import off_loop
 from virt_dmem.allocation.models import Extent, ExtentState, Reservation
 from virt_dmem.deadline import within
 from virt_dmem.domain_xml.devices import Device, device_xml, find_device, free_alias, memory_of, require_room
@@ -104,9 +104,9 @@ class Hotplug:
                         f"Domain {reservation.name} is transient.", hint="Attach the memory without --persistent."
                     )
                 document = DomainDocument(live)
-                await aside(lambda parsed: require_room(parsed, model, size_bytes, cell), document)
+                await off_loop(lambda parsed: require_room(parsed, model, size_bytes, cell), document)
                 taken = "".join(f"{extent.alias}'" for extent in self._ledger.extents_of(reservation.uuid)).encode()
-                alias = await aside(lambda xmls: free_alias(xmls, taken), live + inactive)
+                alias = await off_loop(lambda xmls: free_alias(xmls, taken), live + inactive)
                 device = Device(alias, model, size_bytes, cell, node)
                 if model == "virtio-mem":
                     device = replace(device, block_bytes=_BLOCK_BYTES)
@@ -131,7 +131,7 @@ class Hotplug:
                 _live, inactive = await self._operations.ask_libvirt(
                     lambda libvirt: _documents(libvirt, reservation.uuid)
                 )
-                found = await aside(lambda xml: find_device(xml, alias), inactive) if inactive else None
+                found = await off_loop(lambda xml: find_device(xml, alias), inactive) if inactive else None
                 persistent = found is not None
                 self._operations.forget_refusal(reservation.uuid, alias)
                 self._ledger.set_state(extent, ExtentState.DETACHING)
@@ -176,7 +176,7 @@ class Hotplug:
         cancellation: Cancellation,
         persistent: bool,
     ) -> DeviceChange:
-        memory = await aside(partial(memory_of, device=device), live)
+        memory = await off_loop(partial(memory_of, device=device), live)
         async with self._extents.lock(reservation.uuid):
             self._operations.require_running(reservation.uuid)
             (extent,) = await self._operations.admission.reserve_more(memory)
@@ -184,7 +184,7 @@ class Hotplug:
         with self._operations.working_on(extent):
             try:
                 await self._make_extent(extent, memory, device, report)
-                pid = await self._grant(reservation, extent, await aside(DomainDocument.memory, live))
+                pid = await self._grant(reservation, extent, await off_loop(DomainDocument.memory, live))
             except BaseException:
                 await asyncio.shield(self._extents.remove(extent))
                 raise
@@ -269,7 +269,7 @@ class Hotplug:
         device = None
         try:
             live = await self._operations.ask_libvirt(lambda libvirt: libvirt.settled_xml(reservation.uuid))
-            device = await aside(lambda xml: find_device(xml, extent.alias), live) if live else None
+            device = await off_loop(lambda xml: find_device(xml, extent.alias), live) if live else None
             if device is not None:
                 link = (self._operations.current(extent) or extent).link
                 self._ledger.set_state(extent, ExtentState.DETACHING, link=link)

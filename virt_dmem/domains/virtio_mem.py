@@ -18,7 +18,7 @@ import logging
 import time
 from dataclasses import replace
 
-from virt_dmem.aio import aside
+from virt_dmem.aio import off_loop
 from virt_dmem.allocation.models import Extent, ExtentState, Reservation
 from virt_dmem.domain_xml.devices import Device, find_device, resized_xml
 from virt_dmem.domains.device_ops import (
@@ -62,7 +62,7 @@ class VirtioMem:
         async def work(_cancellation: Cancellation) -> DeviceChange:
             async with self._operations.lock(reservation.uuid):
                 live = await self._operations.ask_libvirt(lambda libvirt: libvirt.live_xml(reservation.uuid))
-                device = await aside(lambda xml: find_device(xml, alias), live or b"<domain/>")
+                device = await off_loop(lambda xml: find_device(xml, alias), live or b"<domain/>")
                 _require_resizable(reservation, alias, device, requested_bytes)
                 assert device is not None  # noqa: S101 -- it was required
                 with self._operations.working_on(extent):
@@ -156,7 +156,7 @@ class VirtioMem:
         last = -1
         while True:
             live = await self._operations.ask_libvirt(lambda libvirt: libvirt.live_xml(reservation.uuid))
-            device = await aside(lambda xml: find_device(xml, extent.alias), live) if live else None
+            device = await off_loop(lambda xml: find_device(xml, extent.alias), live) if live else None
             if device is None:
                 raise domain_ended(reservation)
             if device.current_bytes != last:  # it goes on: wait for more

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from virt_dmem.aio import finished
+from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState, PoolStatus
@@ -190,7 +190,7 @@ class PrezeroCache:
                     self.stock.replace(extent.pool, found, None)
                     take = asyncio.to_thread(prezeroed_files.take, found, extent.path, extent.size_bytes)
                     with contextlib.suppress(FileNotFoundError):  # somebody else emptied the pool
-                        clean[extent.id] = await finished(take)
+                        clean[extent.id] = await uninterrupted(take)
         for segment in {extent.pool for extent in wanted}:
             await self.make_room(segment)
         self.look_again()
@@ -221,7 +221,7 @@ class PrezeroCache:
             self.stock.replace(segment, extent, await asyncio.to_thread(prezeroed_files.cut, extent, size_bytes))
 
         for extent, size_bytes in cuts:
-            await finished(cut_one(extent, size_bytes))
+            await uninterrupted(cut_one(extent, size_bytes))
 
     async def let_ballast_go(self, segment: str, free: Mapping[int, int]) -> None:
         """Let ballast hold no more than what is free and not ready; for who has the lock of the segment."""

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rig.mount_namespace import in_own_mount_namespace
-from virt_dmem.aio import finished
+from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState
@@ -232,7 +232,7 @@ def test_work_on_files_is_not_left_half_done_by_who_is_cancelled() -> None:
         steps.append("done")
 
     async def cancelled() -> None:
-        task = asyncio.create_task(finished(work()))
+        task = asyncio.create_task(uninterrupted(work()))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
