@@ -25,7 +25,7 @@ def read_host(*, root: Path = kernel.ROOT) -> HostFacts:
     nodes = {node.node: node.memory.total_bytes for node in numa.nodes(root=root) if node.memory.total_bytes}
     return HostFacts(
         nodes=nodes,
-        page_sizes=huge_pages.huge_page_sizes(root=root),
+        page_sizes=huge_pages.sizes(root=root),
         hvo=huge_pages.hvo(root=root),
         cma_bytes=kernel.cma_bytes(root=root),
         ram=memory_map.ram_by_node(root=root),

@@ -79,7 +79,7 @@ class Dmemfs(Backend[DmemfsRecord]):
             if original.is_original(root):
                 return Probe(available=True, reason="this is the original dmemfs: virt-dmem zeroes its memory")
             return Probe(available=True)
-        release = kernel.kernel_release(root=root)
+        release = kernel.release(root=root)
         modules = _text(root / f"lib/modules/{release}/modules.dep")
         if any(line.partition(":")[0].rpartition("/")[2].startswith("dmemfs.ko") for line in modules.splitlines()):
             return Probe(available=True)
@@ -156,7 +156,7 @@ class Dmemfs(Backend[DmemfsRecord]):
             mount = self.mounted(record, root=root)
             if mount and not _has_huge_entries(mount.device, root):
                 return warned(
-                    f"Linux {kernel.kernel_release(root=root)} maps the pages of pool {record.name} by 4 KiB.",
+                    f"Linux {kernel.release(root=root)} maps the pages of pool {record.name} by 4 KiB.",
                     "Boot Linux 6.12 or later (dmesg says what dmemfs lacks), or use a pool of huge pages.",
                 )
         return None

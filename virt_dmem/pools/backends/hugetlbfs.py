@@ -86,11 +86,11 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
 
     def page_sizes(self, *, root: Path = kernel.ROOT) -> tuple[int, ...]:
         """Return the huge page sizes of the kernel, smallest first."""
-        return huge_pages.huge_page_sizes(root=root)
+        return huge_pages.sizes(root=root)
 
     def probe(self, *, root: Path = kernel.ROOT) -> Probe:
         """Return whether the kernel has huge pages and can free their struct pages."""
-        if not huge_pages.huge_page_sizes(root=root):
+        if not huge_pages.sizes(root=root):
             return Probe(available=False, reason="this kernel has no huge pages (CONFIG_HUGETLBFS)")
         if huge_pages.hvo(root=root) is None:
             return Probe(available=True, reason="this kernel has no HVO: huge pages save nothing")
@@ -241,7 +241,7 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
 
     def mount_refused(self, job: Job[HugetlbfsRecord], message: str) -> PoolError:
         """Return ``PoolShort`` when others used the pages meanwhile: ``min_size`` must find enough of them."""
-        found = huge_pages.huge_pages(job.record.page_size, root=job.root)
+        found = huge_pages.counters(job.record.page_size, root=job.root)
         unreserved = max(0, found.free - found.reserved) * job.record.page_size
         if unreserved >= job.record.wanted_bytes:
             return super().mount_refused(job, message)
@@ -272,7 +272,7 @@ def _check_hvo(records: Sequence[HugetlbfsRecord], root: Path) -> Result:
             " mostly huge pages that were to be freed.",
             "Look for 'Bad page state' in dmesg. A reboot recovers the memory; do not shrink pools before it.",
         )
-    if _LOSES_OPTIMIZED_PAGES.match(release := kernel.kernel_release(root=root)):
+    if _LOSES_OPTIMIZED_PAGES.match(release := kernel.release(root=root)):
         return warned(
             f"Linux {release} loses huge pages that HVO optimized when they are freed.",
             "Pools work, and save as much as elsewhere. Do not destroy or shrink one without a reboot after it.",
@@ -291,13 +291,13 @@ def _saved_at_best(record: HugetlbfsRecord, size_bytes: int) -> int:
 def _raise(job: Job[HugetlbfsRecord], node: int, share: NodeShare, pages: int) -> bool:
     """Raise a node's huge pages; return ``False`` when it provides fewer."""
     record = job.record
-    before = huge_pages.huge_pages(record.page_size, node, root=job.root).persistent
+    before = huge_pages.counters(record.page_size, node, root=job.root).persistent
     record.step = PageCountChange(node, before, before + pages)
     job.save()
     metadata, free = kernel.struct_page_bytes(root=job.root), kernel.memory(root=job.root).free_bytes
     _set(job, node, before + pages)
     metadata_now, free_now = kernel.struct_page_bytes(root=job.root), kernel.memory(root=job.root).free_bytes
-    got = min(max(0, huge_pages.huge_pages(record.page_size, node, root=job.root).persistent - before), pages)
+    got = min(max(0, huge_pages.counters(record.page_size, node, root=job.root).persistent - before), pages)
     taken = got * record.page_size
     if metadata is not None and metadata_now is not None:
         record.saved_bytes += max(0, metadata - metadata_now)
@@ -313,8 +313,8 @@ def _raise(job: Job[HugetlbfsRecord], node: int, share: NodeShare, pages: int) -
 def _lower(job: Job[HugetlbfsRecord], node: int, share: NodeShare, pages: int) -> bool:
     """Lower a node's huge pages; return ``False`` when not all of them could be freed."""
     record = job.record
-    of_node = huge_pages.huge_pages(record.page_size, node, root=job.root)
-    of_host = huge_pages.huge_pages(record.page_size, root=job.root)
+    of_node = huge_pages.counters(record.page_size, node, root=job.root)
+    of_host = huge_pages.counters(record.page_size, root=job.root)
     spare = min(of_node.free, of_node.persistent, max(0, of_host.free - of_host.reserved))
     asked = min(pages, spare)
     if not asked:
@@ -322,7 +322,7 @@ def _lower(job: Job[HugetlbfsRecord], node: int, share: NodeShare, pages: int) -
     record.step = PageCountChange(node, of_node.persistent, of_node.persistent - asked)
     job.save()
     _set(job, node, of_node.persistent - asked)
-    now = huge_pages.huge_pages(record.page_size, node, root=job.root)
+    now = huge_pages.counters(record.page_size, node, root=job.root)
     gone = min(max(0, of_node.pages - now.pages), asked)
     if gone < asked:  # the rest became surplus pages: make them persistent again, to try once more later
         _set(job, node, now.persistent + asked - gone)
@@ -334,7 +334,7 @@ def _lower(job: Job[HugetlbfsRecord], node: int, share: NodeShare, pages: int) -
 
 def _set(job: Job[HugetlbfsRecord], node: int, pages: int) -> None:
     try:
-        huge_pages.set_huge_pages(job.record.page_size, node, pages, root=job.root)
+        huge_pages.set_persistent(job.record.page_size, node, pages, root=job.root)
     except OSError as error:
         raise PoolError(
             f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}:"
@@ -352,7 +352,7 @@ def _finish_step(job: Job[HugetlbfsRecord]) -> None:
     record, step = job.record, job.record.step
     if step is None:
         return
-    now = huge_pages.huge_pages(record.page_size, step.node, root=job.root).persistent
+    now = huge_pages.counters(record.page_size, step.node, root=job.root).persistent
     low, high = sorted((0, step.to_pages - step.from_pages))
     moved = min(max(now - step.from_pages, low), high) * record.page_size
     share = record.nodes[step.node]

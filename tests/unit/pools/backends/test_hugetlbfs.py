@@ -125,14 +125,14 @@ def test_a_page_that_the_kernel_cannot_free_stays_ours_to_try_again(
     """A fake kernel: it cannot get back the struct pages of 3 pages at first, and makes them surplus pages."""
     root = fake_tree(tmp_path)
     kernel = FakeKernel(root, persistent=20, stuck=3)
-    monkeypatch.setattr(huge_pages, "set_huge_pages", kernel.set_huge_pages)
+    monkeypatch.setattr(huge_pages, "set_persistent", kernel.set_huge_pages)
     record = HugetlbfsRecord("p", "hugetlbfs", 2 * MIB, "/none", {0: NodeShare(16 * MIB, 16 * MIB)}, boot_id=BOOT)
     job = Job(record, (), lambda: None, lambda *_: None, root)
     assert backend("hugetlbfs").release(job) == 3 * 2 * MIB
-    assert huge_pages.huge_pages(2 * MIB, 0, root=root) == huge_pages.HugePages(pages=15, free=15, surplus=0)
+    assert huge_pages.counters(2 * MIB, 0, root=root) == huge_pages.HugePages(pages=15, free=15, surplus=0)
     kernel.stuck = 0
     assert backend("hugetlbfs").release(job) == 0
-    assert huge_pages.huge_pages(2 * MIB, 0, root=root).pages == 12
+    assert huge_pages.counters(2 * MIB, 0, root=root).pages == 12
 
 
 class FakeKernel:
