@@ -39,9 +39,9 @@ BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 class Metrics:
     """The registry of one daemon; its members are the counters."""
 
-    def __init__(self, config: Config, ledger: Ledger, holding: PrezeroCache, watch: AlertTracker) -> None:
+    def __init__(self, config: Config, ledger: Ledger, prezero: PrezeroCache, alerts: AlertTracker) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_State(config, ledger, holding, watch))
+        self._registry.register(_State(config, ledger, prezero, alerts))
         self._hook_seconds = Histogram(
             "virt_dmem_hook_seconds",
             "Duration of hook operations of domains with pool memory.",
@@ -92,11 +92,11 @@ class Metrics:
 class _State(Collector):
     """Gauges, read at each scrape."""
 
-    def __init__(self, config: Config, ledger: Ledger, holding: PrezeroCache, watch: AlertTracker) -> None:
+    def __init__(self, config: Config, ledger: Ledger, prezero: PrezeroCache, alerts: AlertTracker) -> None:
         self._config = config
         self._ledger = ledger
-        self._holding = holding
-        self._watch = watch
+        self._prezero = prezero
+        self._alerts = alerts
 
     def describe(self) -> Iterator[Metric]:
         """Return nothing: a registry would otherwise scrape at registration."""
@@ -110,16 +110,16 @@ class _State(Collector):
         yield _gauge(
             "virt_dmem_exposition_time_seconds", "Time when these metrics were read, since the epoch.", time.time()
         )
-        yield _gauge("virt_dmem_libvirt_connected", "1 if libvirt answers, else 0.", int(self._watch.connected))
+        yield _gauge("virt_dmem_libvirt_connected", "1 if libvirt answers, else 0.", int(self._alerts.connected))
         yield from self._pools()
         yield from self._savings()
         yield from self._domains()
-        active = Count(alert.code for alert in self._watch.refresh())
+        active = Count(alert.code for alert in self._alerts.refresh())
         by_code: dict[tuple[str, ...], float] = {(code,): active[code] for code in EXPLANATIONS}
         yield _gauge("virt_dmem_alerts", "Alerts that are active, by code.", {("code",): by_code})
 
     def _pools(self) -> Iterator[Metric]:
-        views = self._holding.views()
+        views = self._prezero.views()
         labels = ("pool", "node")
         for word, help_text in {
             "capacity": "Memory that a pool provides now; node is 'any' where its backend knows none.",
@@ -195,17 +195,17 @@ def _gauge(name: str, help_text: str, value: float | dict[tuple[str, ...], _Valu
 
 
 def write_textfile(path: Path, text: bytes) -> None:
-    """Replace a file that the node exporter may be reading, and may read (0644); it reads none but ``*.prom``.
+    """Replace a file (0644) that the node exporter may be reading; it reads only ``*.prom``.
 
-    Its directory may be the exporter's, which then may as well put there what it likes, but not have us write
-    anywhere else. For worker threads.
+    Its directory may belong to the exporter, which may put anything there, but cannot redirect the write elsewhere.
+    For worker threads.
 
-    :raise OSError: When its directory is missing or not to be written.
+    :raise OSError: When its directory is missing or not writable.
     """
     fresh = f".{path.name}.new"
     with dirfd.opened(path.parent) as at:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh, dir_fd=at)  # left by one that was killed, or put there for us to write to
+            os.unlink(fresh, dir_fd=at)  # left by a killed daemon, or put there to be written to
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=at)
         with os.fdopen(fd, "wb") as file:
             os.fchmod(fd, 0o644)

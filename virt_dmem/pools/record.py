@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The record of a pool's segment: everything needed to undo it. ``record_files`` reads and writes it.
+"""Define the record of a pool's segment: everything needed to undo it. ``record_files`` reads and writes it.
 
-What only one backend needs is in that backend's own record, a subclass beside the backend.
+Fields of a single backend are in its own record, a subclass beside the backend.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class NodeShare(msgspec.Struct):
 
 
 class PoolRecord(msgspec.Struct):
-    """What all backends record of a segment: the content of ``pools/NAME.json``.
+    """The fields that all backends record of a segment, in ``pools/NAME.json``.
 
     A pool begins as one segment, and a resize adds others: a mounted hugetlbfs cannot grow
     (``remount,size=`` succeeds and changes nothing), and a file cannot span two of them.

@@ -24,7 +24,7 @@ _SEGMENT_NAME = re.compile(rf"{POOL_NAME.pattern}(\+[0-9]{{1,6}})?", re.ASCII)
 
 
 class _Head(msgspec.Struct):
-    """What tells which backend's record a file holds."""
+    """The field that selects the type of a record."""
 
     backend: str
 
@@ -44,7 +44,7 @@ def paths(config: Config, pool: str = "") -> Iterator[Path]:
 def read(path: Path) -> PoolRecord:
     """Read one record, as the record of its backend.
 
-    :raise PoolError: When it cannot be read, or says what cannot be true.
+    :raise PoolError: When it cannot be read, or its content is impossible.
     """
     try:
         content = path.read_bytes()

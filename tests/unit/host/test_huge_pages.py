@@ -12,8 +12,8 @@ from virt_dmem.host import huge_pages
 
 
 def test_huge_page_sizes_are_those_the_kernel_offers(tmp_path: Path) -> None:
-    assert huge_pages.huge_page_sizes(root=fake_tree(tmp_path)) == (2 * MIB, GIB)
-    assert huge_pages.huge_page_sizes(root=tmp_path / "nothing") == ()
+    assert huge_pages.sizes(root=fake_tree(tmp_path)) == (2 * MIB, GIB)
+    assert huge_pages.sizes(root=tmp_path / "nothing") == ()
 
 
 def test_huge_pages_are_counted_by_node_and_reservations_for_the_host(tmp_path: Path) -> None:
@@ -23,10 +23,10 @@ def test_huge_pages_are_counted_by_node_and_reservations_for_the_host(tmp_path: 
     put(base / "free_hugepages", "4\n")
     put(base / "surplus_hugepages", "3\n")
     put(root / "sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", "2\n")
-    found = huge_pages.huge_pages(2 * MIB, 1, root=root)
+    found = huge_pages.counters(2 * MIB, 1, root=root)
     assert found == huge_pages.HugePages(10, 4, 3, 0)
     assert found.persistent == 7
-    assert huge_pages.huge_pages(2 * MIB, root=root).reserved == 2
+    assert huge_pages.counters(2 * MIB, root=root).reserved == 2
 
 
 @pytest.mark.parametrize(("content", "expected"), [("0", False), ("1", True), (None, None)])

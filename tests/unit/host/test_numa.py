@@ -41,7 +41,7 @@ def test_a_kernel_without_numa_is_one_node_with_everything(tmp_path: Path) -> No
     assert numa.nodes(root=tmp_path) == (
         numa.Node(0, (0, 1, 2, 3), kernel.Memory(1024 * 1024, 512 * 1024, 700 * 1024)),
     )
-    assert huge_pages.huge_pages(2 * MIB, 0, root=tmp_path).pages == 3
+    assert huge_pages.counters(2 * MIB, 0, root=tmp_path).pages == 3
 
 
 def test_this_machine_has_nodes_with_all_of_its_cpus_and_memory() -> None:

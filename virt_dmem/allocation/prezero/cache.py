@@ -124,7 +124,7 @@ class PrezeroCache:
         return {
             name
             for name, record in self._inventory.allocatable().items()
-            if backend(record.backend).ready_ahead and not self._inventory.is_draining(record.pool)
+            if backend(record.backend).prezeroable and not self._inventory.is_draining(record.pool)
         }
 
     def _most(self, pool: str) -> int:
@@ -146,7 +146,7 @@ class PrezeroCache:
             )
             for view in self._inventory.views()
             for now, goal in [by_pool.get(view.name, (0, 0))]
-            for policy in [self._config.prefault.ready if backend(view.backend).ready_ahead else "kernel"]
+            for policy in [self._config.prefault.ready if backend(view.backend).prezeroable else "kernel"]
         ]
 
     def _ready_bytes(self) -> dict[str, tuple[int, int]]:

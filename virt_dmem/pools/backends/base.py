@@ -69,7 +69,7 @@ class Backend(ABC, Generic[Record]):
     """Domains with locked memory may use it: QEMU can lock its mappings."""
     holds_nodes: ClassVar[bool] = False
     """The kernel reserves its memory for the host as a whole only: free memory is held on its node by files."""
-    ready_ahead: ClassVar[bool] = True
+    prezeroable: ClassVar[bool] = True
     """virt-dmemd pre-zeroes free memory; otherwise the kernel zeroes it as soon as it is free."""
     counts_used: ClassVar[bool] = False
     """The file system's used bytes are in files, or unavailable: pinned pages, files unlinked while open."""

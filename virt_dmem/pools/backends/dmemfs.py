@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools of memory that the kernel was told at boot not to use, and for which it keeps no ``struct page``.
+"""Implement pools of memory that is kept from the kernel at boot, and so has no ``struct page``.
 
 Such memory is found rather than taken: whatever was reserved at boot and belongs to no other pool. The file system
 on it is virt-dmem's own module (docs/dmemfs.md); for kernels with the original dmemfs, see ``dmemfs_legacy``.
@@ -67,7 +67,7 @@ class Dmemfs(Backend[DmemfsRecord]):
     has_nodes: ClassVar[bool] = True
     has_struct_pages: ClassVar[bool] = False
     lockable: ClassVar[bool] = False
-    ready_ahead: ClassVar[bool] = False  # workers of the module zero free memory (kernel/scrub.c)
+    prezeroable: ClassVar[bool] = False  # workers of the module zero free memory (kernel/scrub.c)
 
     def page_sizes(self, *, root: Path = kernel.ROOT) -> tuple[int, ...]:
         """Return the page sizes by which the module maps; 4 KiB is for cases where larger pages do not fit."""

@@ -27,7 +27,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a plan depends on; all sizes in bytes."""
+    """The facts on which a plan depends; all sizes in bytes."""
 
     nodes: dict[int, int]
     """MemTotal of each node that has memory."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools of huge pages, most of whose struct pages HVO frees: the default on stock kernels.
+"""Implement pools of huge pages, most of whose struct pages HVO frees: the default on stock kernels.
 
 How the kernel counts (``mm/hugetlb.c``): ``nr_hugepages`` of a node shows all its pages, but a number written
 there sets the *persistent* ones, without surplus. Writing too low a number turns pages in use into surplus pages;

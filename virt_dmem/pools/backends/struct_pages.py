@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compute what the kernel's struct pages cost."""
+"""Compute the memory that the kernel's struct pages need."""
 
 from __future__ import annotations
 

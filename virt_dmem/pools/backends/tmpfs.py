@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools of ordinary memory: they save nothing, and serve for trials and tests."""
+"""Implement pools of ordinary memory, which save nothing, and serve for trials and tests."""
 
 from __future__ import annotations
 
