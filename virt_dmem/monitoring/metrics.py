@@ -119,7 +119,7 @@ class _State(Collector):
         yield _gauge("virt_dmem_alerts", "Alerts that are active, by code.", {("code",): by_code})
 
     def _pools(self) -> Iterator[Metric]:
-        views = self._prezero.views()
+        views = self._prezero.pool_statuses()
         labels = ("pool", "node")
         for word, help_text in {
             "capacity": "Memory that a pool provides now; node is 'any' where its backend knows none.",
@@ -152,7 +152,7 @@ class _State(Collector):
         )
         quarantined: Count[str] = Count({pool.name: 0 for pool in views})
         for extent in self._ledger.quarantined():
-            quarantined[extent.pool.partition("+")[0]] += extent.size_bytes
+            quarantined[extent.segment.pool] += extent.size_bytes
         yield _gauge(
             "virt_dmem_quarantined_bytes",
             "Memory of domains that have ended which a process still maps.",
@@ -171,7 +171,7 @@ class _State(Collector):
         yield _gauge("virt_dmem_struct_page_left_bytes", "Struct pages of a pool that remain.", {labels: left})
 
     def _domains(self) -> Iterator[Metric]:
-        phases = Count(standing.phase for standing in self._ledger.standings().values())
+        phases = Count(standing.phase for standing in self._ledger.phases().values())
         by_phase: dict[tuple[str, ...], float] = {(phase.value,): phases[phase] for phase in Phase}
         yield _gauge(
             "virt_dmem_domains",

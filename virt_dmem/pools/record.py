@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from virt_dmem.pools.segment_id import SegmentId
+
 __all__ = ["NodeShare", "PoolRecord"]
 
 
@@ -44,14 +46,19 @@ class PoolRecord(msgspec.Struct):
     version: int = 1
 
     @property
+    def segment(self) -> SegmentId:
+        """Identifier of the segment."""
+        return SegmentId(self.name)
+
+    @property
     def pool(self) -> str:
         """Name of the pool."""
-        return self.name.partition("+")[0]
+        return self.segment.pool
 
     @property
     def number(self) -> int:
         """Number of the segment in its pool, from 0."""
-        return int(self.name.partition("+")[2] or 0)
+        return self.segment.number
 
     @property
     def wanted_bytes(self) -> int:

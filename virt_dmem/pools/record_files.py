@@ -16,6 +16,7 @@ from virt_dmem.errors import PoolError
 from virt_dmem.pool_name import POOL_NAME
 from virt_dmem.pools.backends.table import BACKENDS
 from virt_dmem.pools.record import PoolRecord
+from virt_dmem.pools.segment_id import SegmentId
 
 __all__ = ["path_of", "paths", "read", "remove", "write"]
 
@@ -37,7 +38,7 @@ def path_of(config: Config, segment: str) -> Path:
 def paths(config: Config, pool: str = "") -> Iterator[Path]:
     """Yield the paths of all records, or of those of one pool."""
     for path in sorted(config.pool_records_dir.glob("[!.]*.json")):
-        if not pool or path.stem.partition("+")[0] == pool:
+        if not pool or SegmentId(path.stem).pool == pool:
             yield path
 
 
