@@ -3,12 +3,7 @@
 
 from __future__ import annotations
 
-import re
-
-__all__ = ["POOL_NAME", "clipped", "printable"]
-
-POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
-"""The names that a pool can have."""
+__all__ = ["clipped", "printable"]
 
 
 def printable(text: str, *, keep: str = "") -> str:

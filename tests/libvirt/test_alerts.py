@@ -84,7 +84,7 @@ def test_a_guest_that_started_past_the_hook_is_told_of_until_it_ends(
     wait_for_the_end_of("guest-outside-pool")
     log = daemon.log.read_text()
     assert log.count("alert guest-outside-pool:") == 2, "once by each daemon"
-    assert log.count("alert guest-outside-pool is over") == 1
+    assert log.count("alert guest-outside-pool ended") == 1
 
 
 def test_a_guest_that_runs_when_it_is_applied_is_no_alert(

@@ -19,7 +19,7 @@ DEMO = [sys.executable, "-m", "bench.demo"]
 
 
 def host_state() -> tuple[int, bool | None]:
-    return huge_pages.huge_pages(PAGE).pages, huge_pages.hvo()
+    return huge_pages.counters(PAGE).pages, huge_pages.hvo()
 
 
 @pytest.mark.needs_hugepages
@@ -59,7 +59,7 @@ def test_ctrl_c_in_the_middle_undoes_everything() -> None:
         assert demo.stdout is not None
         for line in demo.stdout:
             if "virsh" in line and "start" in line:
-                assert huge_pages.huge_pages(PAGE).pages >= before[0] + 512
+                assert huge_pages.counters(PAGE).pages >= before[0] + 512
                 os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
                 break
         rest = demo.stdout.read()

@@ -25,7 +25,7 @@ HVO = Path("/proc/sys/vm/hugetlb_optimize_vmemmap")
 
 
 def taken() -> int:
-    return sum(huge_pages.huge_pages(HUGE, node.node).persistent for node in numa.nodes())
+    return sum(huge_pages.counters(HUGE, node.node).persistent for node in numa.nodes())
 
 
 @contextmanager

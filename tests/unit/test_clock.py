@@ -98,13 +98,13 @@ def test_a_pause_lasts_as_long_as_was_said(
     clock.ahead += step
     parts.service.end_due_pause()
     assert parts.alerts.apply_is_paused()
-    (alert,) = parts.alerts.look()
+    (alert,) = parts.alerts.refresh()
     assert alert.code == "apply-paused"
     later = kernel.uptime() + 61
     monkeypatch.setattr("virt_dmem.allocation.ledger.uptime", lambda: later)
     assert not parts.alerts.apply_is_paused()
     parts.service.end_due_pause()
-    assert parts.alerts.look() == []
+    assert parts.alerts.refresh() == []
     assert parts.ledger.pause_left("apply") is None
 
 
@@ -113,9 +113,9 @@ def test_a_guest_that_just_starts_is_not_called_outside_of_its_pool_when_the_clo
 ) -> None:
     reserve(parts.ledger, "guest")
     parts.ledger.set_phase("guest", Phase.LINKED)
-    parts.alerts.seen(Guest("guest", "guest", managed=True, devices=()))
+    parts.alerts.update_domain(Guest("guest", "guest", managed=True, devices=()))
     clock.ahead += HOUR
-    assert "guest-outside-pool" not in {alert.code for alert in parts.alerts.look()}
+    assert "guest-outside-pool" not in {alert.code for alert in parts.alerts.refresh()}
 
 
 def test_steps_come_in_their_order_and_none_takes_less_than_no_time(parts: Components, clock: Clock) -> None:

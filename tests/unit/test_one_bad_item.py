@@ -62,7 +62,7 @@ def some_domains(config: Config, phase: Phase) -> list[Path]:
 
 
 def alerts(parts: Components) -> dict[str, str]:
-    return {alert.subject: alert.code for alert in parts.alerts.look()}
+    return {alert.subject: alert.code for alert in parts.alerts.refresh()}
 
 
 def held(parts: Components) -> list[str]:
@@ -225,7 +225,7 @@ def test_whatever_bytes_of_the_ledger_are_wrong_the_daemon_starts(config: Config
         config.ledger_path.write_bytes(wrong[: chance.choice([len(wrong)] * 9 + [chance.randrange(len(wrong))])])
         parts = build(config)
         held(parts)
-        parts.alerts.look()
+        parts.alerts.refresh()
         parts.service.list_pools()
         asyncio.run(parts.close())
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files of the configuration, each by itself and unchecked; ``config`` knows what may be in them.
+"""Read the configuration files, each by itself and unchecked; ``schema`` defines their keys.
 
-Apart from ``config`` because ``virt-dmem list --json`` needs no more than the socket's path, and must be quick:
-no pathlib and no typing here, and TOML is parsed only where it can matter.
+Apart from ``schema`` because ``virt-dmem list --json`` needs only the socket's path, and must be quick: no pathlib
+and no typing here, and TOML is parsed only where it can matter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_files(path: Path | str | None = None) -> Iterator[tuple[str, dict[str, 
 
     Without ``path`` it is the default file, which may be missing.
 
-    :raise ConfigError: When a file cannot be read, or is no TOML; names the file.
+    :raise ConfigError: When a file cannot be read, or is no TOML; the message names the file.
     """
     import tomllib  # noqa: PLC0415 -- 9 ms
 
@@ -42,9 +42,9 @@ def read_files(path: Path | str | None = None) -> Iterator[tuple[str, dict[str, 
 
 
 def mentions(name: str, path: Path | str | None = None) -> bool:
-    """Tell whether one of these files may set a key of this name, without a parser: comments are passed over.
+    """Return whether one of these files may set a key of this name, without a parser; comments are ignored.
 
-    :raise ConfigError: When a file cannot be read; names the file.
+    :raise ConfigError: When a file cannot be read; the message names the file.
     """
     lines = (line for _, text in _texts(path) for line in text.splitlines() if not line.startswith("#"))
     return any(name in line or "\\" in line for line in lines)  # TOML may write any letter of a key as an escape
@@ -83,5 +83,5 @@ def _text(file: str) -> str:
 def _unusable(file: str, reason: object) -> ConfigError:
     return ConfigError(
         f"The configuration file {file} cannot be used: {reason}.",
-        hint="Mend it; virt-dmem.toml(5) describes the format and every key.",
+        hint="Correct it; virt-dmem.toml(5) describes the format and every key.",
     )

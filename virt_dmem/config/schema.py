@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The configuration: ``virt-dmem.toml``, then drop-ins, each key checked.
+"""Define the configuration: ``virt-dmem.toml``, then drop-ins, each key checked.
 
-Later files win key by key. An unknown key or a wrong type is refused with the file and the key: a typo must
-not silently mean the default. virt-dmem.toml(5) is made from what is said here below each key.
+Later files override earlier ones key by key. An unknown key or a wrong type is rejected with the file and the key:
+a typo must not silently mean the default. virt-dmem.toml(5) is generated from the docstring below each key.
 """
 
 from __future__ import annotations
@@ -35,49 +35,50 @@ class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[daemon]``."""
 
     state_dir: str = "/var/lib/virt-dmem"
-    """Ledger and pool records; survives a reboot."""
+    """Directory of the ledger and the pool records; has to survive a reboot."""
     run_dir: str = DEFAULT_RUN_DIR
-    """Control socket and pool mounts; made by tmpfiles."""
+    """Directory of the control socket and the pool mounts; created by tmpfiles."""
     group: str = "virt-dmem"
-    """Members may read over the control socket; only root may change."""
+    """Members of this group may read over the control socket; only root may change anything."""
 
 
 class LibvirtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[libvirt]``."""
 
     uri: str = "qemu:///system"
-    """The libvirt to follow."""
+    """URI of the libvirt to connect to."""
     config_file: str = "/etc/libvirt/qemu.conf"
-    """Where libvirt's own ``memory_backing_dir`` is looked up."""
+    """Libvirt's configuration file, from which its ``memory_backing_dir`` is read."""
     run_dir: str = "/run/libvirt/qemu"
-    """Where libvirt keeps each QEMU's PID file."""
+    """Directory in which libvirt keeps each QEMU's PID file."""
     auto_apply: bool = True
-    """Rewrite a domain by ourselves when it is defined with our metadata."""
+    """Rewrite a domain automatically when it is defined with virt-dmem's metadata."""
     monitor: bool = True
-    """Have ``apply`` give QEMU a second monitor, for what libvirt does not tell; libvirt then calls the domain
-    tainted (custom-argv)."""
+    """Have ``apply`` give QEMU a second monitor, for events that libvirt does not report; libvirt then marks the
+    domain as tainted (custom-argv)."""
     incoming: Literal["default-pool", "ordinary", "refuse"] = "default-pool"
-    """What becomes of a domain that migrates here or is restored, and whose pool this host has not: it gets memory
-    of the default pool; or else is refused, or ("ordinary") has a file in libvirt's memory_backing_dir."""
+    """How to handle a domain that is migrated to this host or restored, and whose pool does not exist here: use the
+    default pool, use a file in libvirt's memory_backing_dir ("ordinary"), or reject it ("refuse")."""
 
 
 class PrefaultConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[prefault]``."""
 
     threads: int = 0
-    """Threads of the helper for each extent; 0: one for each CPU it may run on, at most 16."""
+    """Number of threads that populate an extent; 0: one for each CPU the helper may run on, at most 16."""
     helper: str = ""
-    """Path of ``virt-dmem-prefault``; empty: the one that was built into the package."""
+    """Path of ``virt-dmem-prefault``; empty: the one in the package."""
     ready: Literal["all", "recent", "off"] = "all"
-    """Whose memory is brought in and zeroed ahead, so that they start at once: of all domains that are applied and
-    shut off, as far as the pools have room; of those that ran here before; of none."""
+    """Domains whose memory is pre-zeroed (populated and zeroed ahead), so that they start without delay: all that
+    are applied and shut off, as far as the pools have room; those that ran here before ("recent"); none ("off")."""
     ready_percent: int = 100
-    """How much of each pool may be ready at the same time; what domains reserve comes first in any case."""
+    """Largest part of each pool, in percent, that may be pre-zeroed at a time; reservations of domains always take
+    precedence."""
     ready_threads: int = 1
-    """Threads that work on that, at the lowest priority."""
+    """Number of threads that pre-zero memory, at the lowest priority."""
     ready_pressure: float = 20.0
-    """No such work while tasks of the host wait for a CPU, or for memory, for more percent of the time than this
-    (average of 10 seconds, /proc/pressure); memory of tmpfs that is ready is then given back to the host."""
+    """Pressure, in percent, above which pre-zeroing pauses: the time that tasks of the host wait for a CPU, or for
+    memory (10-second average of /proc/pressure); pre-zeroed memory of tmpfs is then given back to the host."""
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,16 +88,16 @@ class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """File that virt-dmemd writes for the node exporter's textfile collector, such as
     /var/lib/prometheus/node-exporter/virt_dmem.prom; empty: none."""
     interval_seconds: int = 15
-    """How often it is written, in seconds."""
+    """Interval at which that file is written, in seconds."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All of it; every key has a default that works."""
+    """The whole configuration; every key has a usable default."""
 
     default_pool: str = ""
-    """The pool of domains that name none; empty: the only pool, if there is exactly one."""
+    """Pool of domains that name none; empty: the only pool, if there is exactly one."""
     templates_dir: str = "/etc/virt-dmem/templates"
-    """XML fragments here replace those that came with the package, file by file."""
+    """Directory of XML fragments that replace those of the package, file by file."""
     daemon: DaemonConfig = DaemonConfig()
     libvirt: LibvirtConfig = LibvirtConfig()
     prefault: PrefaultConfig = PrefaultConfig()
@@ -104,12 +105,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def socket_path(self) -> Path:
-        """The control socket, root's own."""
+        """Path of the control socket, which only root may use."""
         return Path(self.daemon.run_dir) / SOCKET_NAME
 
     @property
     def readers_socket_path(self) -> Path:
-        """The socket of those who may only look: what waits there keeps nobody out of the other one."""
+        """Path of the read-only socket: callers waiting there do not delay those of the other one."""
         return Path(self.daemon.run_dir) / READERS_SOCKET_NAME
 
     @property
@@ -124,7 +125,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def ledger_path(self) -> Path:
-        """The SQLite file."""
+        """Path of the SQLite database."""
         return Path(self.daemon.state_dir) / "ledger.sqlite"
 
 
@@ -133,20 +134,22 @@ def load_config(path: Path | None = None) -> Config:
 
     Without ``path`` the default file is read, and may be missing.
 
-    :raise ConfigError: When a file cannot be read or holds what we do not know; names the file and the key.
+    :raise ConfigError: When a file cannot be read or has an unknown key; the message names file and key.
     """
     return load_config_and_origins(path)[0]
 
 
 def load_config_and_origins(path: Path | None = None) -> tuple[Config, dict[str, str]]:
-    """Read the same; return also, by key (``daemon.run_dir``), the file that each key was set by last.
+    """Read the configuration; return also, by key (``daemon.run_dir``), the file that set it last.
 
     :raise ConfigError: As ``load_config``.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for file, content in read_files(path):
-        for key, value in _checked(Config, content, file):  # each file by itself: the one named is to blame
+        for key, value in _checked(
+            Config, content, file
+        ):  # each file by itself: the message has to name the wrong one
             origins[key] = file
             section, dot, name = key.rpartition(".")
             (merged.setdefault(section, {}) if dot else merged)[name] = value
@@ -154,7 +157,7 @@ def load_config_and_origins(path: Path | None = None) -> tuple[Config, dict[str,
 
 
 def keys(kind: type[msgspec.Struct] = Config, above: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield every key that there is (``daemon.run_dir``), its type and its default."""
+    """Yield every key (``daemon.run_dir``) with its type and its default."""
     defaults = kind()
     for name, of in get_type_hints(kind, include_extras=True).items():
         if _is_section(of):
@@ -194,5 +197,5 @@ def _unknown(key: str, name: str, section: str, known: list[str], file: str) -> 
 
     near = [there for there, _, _ in keys() if there.endswith(f".{name}")]  # it is of another section
     near += [section + found for found in difflib.get_close_matches(name, known, n=1)]
-    hint = f"Did you mean {near[0]}?" if near else f"What is known here: {', '.join(known)}."
+    hint = f"Did you mean {near[0]}?" if near else f"Known here are: {', '.join(known)}."
     return ConfigError(f"In {file}, there is no key {key}.", hint=hint)

@@ -138,7 +138,7 @@ class LibvirtEvents:
         self._alerts.connected = True
         await self._on_listed(domains, listed_at)
         active = [domain.uuid for domain in domains if domain.active]
-        self._alerts.listed([guest for uuid in active if (guest := await self._read(hypervisor, uuid))])
+        self._alerts.set_domains([guest for uuid in active if (guest := await self._read(hypervisor, uuid))])
         for domain in domains:
             if domain.managed and not domain.applied:
                 await self._auto_apply.consider(hypervisor, domain.uuid)
@@ -152,10 +152,10 @@ class LibvirtEvents:
             self._auto_apply.end_fight(uuid)
             self._on_defined(uuid, None)
         elif event is Event.STOPPED:
-            self._alerts.gone(uuid)
+            self._alerts.remove_domain(uuid)
         else:
             if guest := await self._read(hypervisor, uuid):
-                self._alerts.seen(guest)
+                self._alerts.update_domain(guest)
             if alias:
                 await self._on_device(uuid, event, alias)
 

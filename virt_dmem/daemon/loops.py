@@ -147,7 +147,7 @@ async def alerts_loop(parts: Components) -> None:
     reported = ""
     while True:
         try:
-            parts.alerts.look()
+            parts.alerts.refresh()
             problem = ""
         except (DmemError, OSError) as error:
             problem = f"alerts cannot be evaluated: {error}"

@@ -53,7 +53,7 @@ class Reconciler:
         actions += await self.libvirt_stage(domains, listed_at, dry_run=dry_run)
         left = (GUEST_OUTSIDE_POOL, EXTENT_QUARANTINED, RECONCILE_FAILED)
         return actions + [
-            f"leave as it is: {alert.message} {alert.hint}" for alert in self.alerts.look() if alert.code in left
+            f"leave as it is: {alert.message} {alert.hint}" for alert in self.alerts.refresh() if alert.code in left
         ]
 
     async def host_stage(self, *, dry_run: bool = False) -> list[str]:

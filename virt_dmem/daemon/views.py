@@ -143,7 +143,7 @@ class ControlInterface(Interface):
     @method(returns="alerts")
     def ListAlerts(self) -> list[AlertView]:  # noqa: N802
         """Return the active alerts."""
-        return [AlertView(**asdict(alert)) for alert in self._service.alerts.look()]
+        return [AlertView(**asdict(alert)) for alert in self._service.alerts.refresh()]
 
     @method(returns="text")
     def ShowMetrics(self) -> str:  # noqa: N802

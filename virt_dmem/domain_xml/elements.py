@@ -10,7 +10,8 @@ from virt_dmem.domain_xml.memory_backends import PLACED_MODELS, refuse_too_many
 from virt_dmem.domain_xml.monitor import is_another_domains
 from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
-from virt_dmem.text import POOL_NAME, clipped
+from virt_dmem.pool_name import POOL_NAME
+from virt_dmem.text import clipped
 
 __all__ = [
     "NAMESPACE",

@@ -55,7 +55,7 @@ from virt_dmem.domain_xml.pinning import cannot_pin, obstacles
 from virt_dmem.domain_xml.requirements import memory_not_lockable, require_whole_pages
 from virt_dmem.domain_xml.templates import memory_backing
 from virt_dmem.errors import DomainXmlInvalid, UsageError
-from virt_dmem.text import POOL_NAME
+from virt_dmem.pool_name import POOL_NAME
 
 __all__ = ["apply", "unapply", "reprint", "doubtful", "request_of"]
 

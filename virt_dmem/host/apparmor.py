@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether AppArmor's rules let each QEMU reach its own extents and monitor, and libvirtd run the hook's program.
+"""Read from AppArmor's rules whether QEMU may access its extents and monitor, and libvirtd run the hook's program.
 
-libvirt makes a domain's profile anew at each start from ``libvirt/TEMPLATE.qemu``, which includes the abstraction
-``libvirt-qemu``; so what stands there now is what the next QEMU gets. The profile is named ``libvirt-<uuid>``.
+libvirt generates a domain's profile at each start from ``libvirt/TEMPLATE.qemu``, which includes the abstraction
+``libvirt-qemu``; so these files show what the next QEMU is allowed. The profile is named ``libvirt-<uuid>``.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ _GLOB = re.compile(r"\*\*|\*|\?|@\{profile_name\}|@\{\w+\}|[{},]|\[[^]]*\]|\\.|.
 
 
 def enabled(*, root: Path = kernel.ROOT) -> bool:
-    """Tell whether this kernel has AppArmor switched on."""
+    """Return whether AppArmor is enabled in this kernel."""
     return _text(root / "sys/module/apparmor/parameters/enabled").strip() == "Y"
 
 
 def rule(pools_dir: Path | str) -> str:
-    """Return the path of our rule, as AppArmor writes it."""
+    """Return the path of virt-dmem's rule, as AppArmor writes it."""
     return f"{pools_dir}/*/@{{profile_name}}/**"
 
 
 def lets_qemu_in(pools_dir: Path | str, *, root: Path = kernel.ROOT) -> bool:
-    """Tell whether some rule lets a QEMU read and write an extent of its own domain in a pool below ``pools_dir``.
+    """Return whether a rule lets a QEMU read and write an extent of its own domain in a pool below ``pools_dir``.
 
-    Any rule will do, not only ours. What is granted by other means (a profile that the administrator wrote for one
-    domain, a mode of complaining, an abstraction that is not about libvirt) is not seen.
+    Any rule counts, not only virt-dmem's. Access granted by other means (a profile that the administrator wrote for
+    one domain, complain mode, an abstraction that is not about libvirt) is not seen.
     """
     return _grant(f"{pools_dir}/pool/{_PROFILE}/ram-node0", "rw", _QEMU, root)
 
 
 def monitor_rule(directory: Path | str) -> str:
-    """Return the path of our rule for monitors in a directory, as AppArmor writes it."""
+    """Return the path of virt-dmem's rule for monitors in a directory, as AppArmor writes it."""
     return f"{directory}/@{{profile_name}}.qmp"
 
 
 def lets_qemu_listen(directory: Path | str, *, root: Path = kernel.ROOT) -> bool:
-    """Tell whether some rule lets a QEMU make its own domain's monitor in a directory; see ``lets_qemu_in``."""
+    """Return whether a rule lets a QEMU create its own domain's monitor in a directory; see ``lets_qemu_in``."""
     return _grant(f"{directory}/{_PROFILE}.qmp", "rw", _QEMU, root)
 
 
 def lets_libvirtd_run(program: Path | str, *, root: Path = kernel.ROOT) -> bool:
-    """Tell whether each profile for a daemon of libvirt lets it run a program; without one it is free to."""
+    """Return whether each profile of libvirt's daemons lets them execute a program; true without a profile."""
     profiles = [name for name in _LIBVIRTD if (root / str(RULES)[1:] / name).is_file()]
     return all(_grant(str(program), "x", (name,), root) for name in profiles)
 
@@ -71,7 +71,7 @@ def _grant(path: str, wanted: str, begin: tuple[str, ...], root: Path) -> bool:
 
 
 def _texts(rules: Path, begin: tuple[str, ...]) -> Iterator[str]:
-    """Yield the texts to begin with and those that they include about libvirt, each file once."""
+    """Yield the texts of the files ``begin`` and of those about libvirt that they include, each once."""
     seen: set[Path] = set()
     to_read = [rules / name for name in begin]
     while to_read:
@@ -87,7 +87,7 @@ def _texts(rules: Path, begin: tuple[str, ...]) -> Iterator[str]:
 
 
 def _pattern(glob: str) -> re.Pattern[str]:
-    """Translate a path of AppArmor (apparmor.d(5), "Globbing"); a variable that we do not know is anything."""
+    """Translate a path of AppArmor (apparmor.d(5), "Globbing"); an unknown variable matches anything."""
     translated = {
         "**": ".*",
         "*": "[^/]*",
@@ -110,7 +110,7 @@ def _pattern(glob: str) -> re.Pattern[str]:
             pieces.append(piece if piece.startswith("[") else re.escape(piece[-1]))
     try:
         return re.compile("".join(pieces))
-    except re.error:  # no rule that AppArmor would load
+    except re.error:  # not a rule that AppArmor would load
         return re.compile(r"(?!)")
 
 

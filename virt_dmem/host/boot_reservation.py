@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which ranges of a host's RAM to keep from the kernel at boot, and how a boot loader is told.
+"""Choose ranges of a host's RAM to keep from the kernel at boot, and configure the boot loader for it.
 
-``memmap=SIZE$START`` (``Documentation/admin-guide/kernel-parameters.txt`` of Linux, x86): such a range never gets a
-``struct page``, where it is made of whole sections of 128 MiB. Pure, but for GRUB's file.
+``memmap=SIZE$START`` (``Documentation/admin-guide/kernel-parameters.txt`` of Linux, x86): such a range has no
+``struct page``, where it consists of whole sections of 128 MiB. Pure, but for GRUB's file.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ __all__ = ["GRUB_DROP_IN", "choose", "grub_drop_in", "memmap", "remove_grub", "w
 GRUB_DROP_IN = Path("/etc/default/grub.d/virt-dmem.cfg")
 
 _LOW = Range(0, 4 * GIB)
-"""What devices with 32 address bits can reach; taken only where the rest is not enough."""
+"""Memory that devices with 32 address bits can access; used only where the rest is not enough."""
 _KERNEL = Range(0, GIB)
-"""Never taken: here lie the kernel's image and its early data."""
+"""Never used: it has the kernel's image and its early data."""
 
 
 def choose(ram: Mapping[int, Iterable[Range]], sizes: Mapping[int, int]) -> dict[int, tuple[Range, ...]] | None:
-    """Return for each node the ranges that make its size, a multiple of 128 MiB; ``None`` when one has not so much.
+    """Return ranges of each node for its size, a multiple of 128 MiB; ``None`` when a node has too little.
 
-    Whole sections from the upper end of a node's memory, above 4 GiB first; pieces of 1 GiB where they will do, so
-    that pages of 1 GiB find them aligned.
+    Whole sections from the upper end of a node's memory, above 4 GiB first; pieces of 1 GiB where possible, so that
+    they are aligned for pages of 1 GiB.
     """
     found = {}
     for node, size in sizes.items():
@@ -57,7 +57,7 @@ def memmap(ranges: Iterable[Range]) -> str:
 
 
 def _short(number: int) -> str:
-    """Return a number as memparse() of the kernel takes it, exact."""
+    """Return a number as the kernel's memparse() reads it, exact."""
     for factor, letter in ((GIB, "G"), (MIB, "M"), (KIB, "K")):
         if number and number % factor == 0:
             return f"{number // factor}{letter}"
@@ -72,13 +72,13 @@ def grub_drop_in(parameters: str) -> str:
     """
     quoted = parameters.replace("\\", "\\\\").replace("$", "\\$").replace("'", "'\\''")
     return (
-        "# Written by 'virt-dmem plan-host --write-grub'; '--remove-grub' takes it away again.\n"
+        "# Written by 'virt-dmem plan-host --write-grub'; '--remove-grub' removes it.\n"
         f"GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX \"'{quoted}'\n"
     )
 
 
 def write_grub(parameters: str, *, root: Path = Path("/")) -> Path:
-    """Write GRUB's drop-in, replacing ours if there is one; return its path.
+    """Write virt-dmem's drop-in for GRUB; return its path.
 
     :raise PermissionRefused: When it cannot be written.
     """
@@ -95,7 +95,7 @@ def write_grub(parameters: str, *, root: Path = Path("/")) -> Path:
 
 
 def remove_grub(*, root: Path = Path("/")) -> bool:
-    """Remove GRUB's drop-in; tell whether there was one.
+    """Remove virt-dmem's drop-in for GRUB; return whether there was one.
 
     :raise PermissionRefused: When it cannot be removed.
     """

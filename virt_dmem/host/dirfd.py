@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Work in directories that others may change at any moment: by descriptors alone, never by a path that was checked.
+"""Work safely in directories that others may change: by descriptors only, never by a path that was checked.
 
 A path is opened once, component by component, and then only ``dir_fd`` operations follow. (openat2(2) would do it
 in one call; systemd's RestrictSUIDSGID= forbids it, as seccomp cannot see the mode that it is asked for.) How far a
-component is trusted depends on who could put another one in its place:
+component is trusted depends on which users could replace it:
 
-* From ``/`` on, as long as each directory is root's and nobody else may write to it, what stands in it is root's
-  doing: its symbolic links are followed. So the administrator may have ``memory_backing_dir`` lead anywhere.
-* In a directory of root's with the sticky bit that others may write to (``/tmp``, ``/dev/shm``), a directory of
-  root's stays trusted, for nobody else can move it; everything else is another's, and no link is followed.
-* From the first directory on that another owns, or may write to, all below is that other's. No link is followed;
-  nothing is entered but real directories, and no mount of FUSE, which its owner may keep from ever answering
-  (``fusermount3`` mounts for whoever owns the mount point). Where it matters whose they are, each has to be root's,
-  or the user's to whom the first of them belongs (root let that one in), or a user's who was named.
+* From ``/`` on, as long as each directory belongs to root and only root may write to it, its content is trusted:
+  its symbolic links are followed. So the administrator may let ``memory_backing_dir`` lead anywhere.
+* In a directory of root with the sticky bit that others may write to (``/tmp``, ``/dev/shm``), a directory of root
+  is trusted, as no other user can move it; everything else is not, and no link is followed.
+* From the first directory on that another user owns, or may write to, nothing below is trusted. No link is
+  followed; only real directories are entered, and no mount of FUSE, whose owner may block every access
+  (``fusermount3`` mounts for the owner of the mount point). Where the owner matters, each directory has to belong
+  to root, to the owner of the first of them (whom root admitted), or to one of the users named.
 
-Whoever owns a directory may still change a name in it between our look and our act: what can be lost then is an
-entry of that directory, never anything elsewhere. *Root* is also whoever runs this: tests need not be root.
+The owner of a directory may still change a name in it between check and use: what can be lost then is an entry of
+that directory, never anything elsewhere. *Root* includes the user running this: tests need not be root.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST_LINKS = 40  # as the kernel itself (MAXSYMLINKS in include/linux/namei.h)
 
 
 class _Trust(enum.Enum):
-    """Whose doing it is what stands in a directory."""
+    """Which users control the content of a directory."""
 
     ROOTS = "root's"
     STICKY = "everybody's, but nobody moves what is root's"
@@ -46,23 +46,23 @@ class _Trust(enum.Enum):
 
 @dataclass(frozen=True)
 class _Place:
-    """A directory that is open."""
+    """An open directory."""
 
     fd: int
     trust: _Trust
     owner: int = 0
-    """Of the first directory that is not root's alone."""
+    """Owner of the first directory that is not root's alone."""
 
 
 @contextmanager
 def opened(path: Path, *, users: Collection[int] | None = None, roots: bool = False) -> Iterator[int]:
     """Open a directory for operations by ``dir_fd``, as the rules above allow.
 
-    :param users: Users beside root and the first one met to whom directories on the way may belong; ``None``: they
-        may belong to anybody.
-    :param roots: Accept only a directory that nobody but root may write to, or move.
-    :raise OSError: When it is not there, or not to be trusted: ELOOP or ENOTDIR where a link or a file is in the
-        way, EXDEV where a FUSE mount is, EPERM where it is a wrong user's.
+    :param users: Users beside root and the first other owner to whom directories of the path may belong; ``None``:
+        any user.
+    :param roots: Accept only a directory that only root may write to, or move.
+    :raise OSError: When it is missing, or not trusted: ELOOP or ENOTDIR for a link or a file, EXDEV for a FUSE
+        mount, EPERM for a wrong owner.
     """
     place = _walk(path, users)
     try:
@@ -74,9 +74,9 @@ def opened(path: Path, *, users: Collection[int] | None = None, roots: bool = Fa
 
 
 def require_roots(path: Path) -> None:
-    """Check that a directory, or the nearest above it that is there, is root's alone, and so is its place.
+    """Check that only root may change or move a directory, or the nearest existing one above it.
 
-    :raise OSError: When it is not, or is no directory.
+    :raise OSError: When others may, or it is no directory.
     """
     while True:
         try:
@@ -88,7 +88,7 @@ def require_roots(path: Path) -> None:
 
 def _walk(path: Path, users: Collection[int] | None) -> _Place:
     if not path.is_absolute() or "\0" in str(path):
-        raise OSError(errno.EINVAL, "It is no absolute path", shown(path))
+        raise OSError(errno.EINVAL, "It is not an absolute path", shown(path))
     place = _root()
     todo, links = [*reversed(path.parts[1:])], 0
     try:
@@ -128,7 +128,7 @@ def _root() -> _Place:
 
 
 def _judged(fd: int, parent: _Place) -> _Place:
-    """Return a directory that was entered from ``parent`` with how far it is trusted."""
+    """Return a directory that was entered from ``parent``, with its trust."""
     if parent.trust is _Trust.OTHERS:
         return _Place(fd, _Trust.OTHERS, parent.owner)
     found = os.fstat(fd)
@@ -142,17 +142,17 @@ def _judged(fd: int, parent: _Place) -> _Place:
 
 
 def _entered(place: _Place, name: str) -> _Place | str:
-    """Return the directory of that name; of a link that may be followed, where it leads to."""
+    """Return the directory of that name; the target of a link that may be followed."""
     if name == "..":
         if place.trust is _Trust.OTHERS:
             raise OSError(errno.EXDEV, "'..' is not followed in a directory of others")
-        # what is above one that is trusted is trusted
+        # the directory above a trusted one is trusted
         return _judged(os.open("..", _DIRECTORY, dir_fd=place.fd), _Place(-1, _Trust.ROOTS))
     try:
         fd = os.open(name, _DIRECTORY, dir_fd=place.fd)
     except OSError as error:
         if place.trust is _Trust.ROOTS and error.errno in (errno.ELOOP, errno.ENOTDIR):
-            with suppress(OSError):  # then it is no link
+            with suppress(OSError):  # it is not a link
                 return os.readlink(name, dir_fd=place.fd)
         raise
     # FUSE is not even asked for its owner: it may never answer
@@ -174,17 +174,17 @@ def _file_system(fd: int) -> str:
     for line in Path("/proc/thread-self/mountinfo").read_bytes().splitlines():
         if line.startswith(mount + b" "):
             return os.fsdecode(line.partition(b" - ")[2].split(b" ")[0])
-    return "fuse"  # gone again: whatever it was
+    return "fuse"  # unmounted meanwhile
 
 
-# In a directory that is open
+# In an open directory
 
 
 @contextmanager
 def inside(name: str, at: int) -> Iterator[int]:
-    """Open a directory in a directory: a real one, whoever's it is, and no mount of FUSE.
+    """Open a directory in a directory: a real one of any owner, and no mount of FUSE.
 
-    :raise OSError: When it is none; as ``opened``.
+    :raise OSError: When it is not one; as ``opened``.
     """
     place = _entered(_Place(at, _Trust.OTHERS), name)
     assert isinstance(place, _Place)  # noqa: S101 -- no link is followed in a directory of others
@@ -195,37 +195,37 @@ def inside(name: str, at: int) -> Iterator[int]:
 
 
 def status(name: str, at: int) -> os.stat_result | None:
-    """Return what stands under a name, a link as itself; ``None`` where nothing does, or the name can be none."""
+    """Return the status of a name, not following a link; ``None`` where it does not exist, or is not valid."""
     try:
         return os.stat(name, dir_fd=at, follow_symlinks=False)
     except (OSError, ValueError):
         return None
 
 
-def names(at: int, most: int) -> tuple[list[str], bool]:
-    """Return so many names in a directory at most, and whether there are more.
+def names(at: int, limit: int) -> tuple[list[str], bool]:
+    """Return at most ``limit`` names of a directory, and whether there are more.
 
     :raise OSError: When it cannot be read.
     """
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
     try:
         with os.scandir(fd) as entries:
-            found = [entry.name for entry in itertools.islice(entries, most + 1)]
+            found = [entry.name for entry in itertools.islice(entries, limit + 1)]
     finally:
         os.close(fd)
-    return found[:most], len(found) > most
+    return found[:limit], len(found) > limit
 
 
-def remove_link(name: str, at: int, may_go: Callable[[str], bool]) -> bool:
-    """Remove a symbolic link, if it may go by where it leads to, and nothing else; return whether that was done.
+def remove_link(name: str, at: int, may_remove: Callable[[str], bool]) -> bool:
+    """Remove a symbolic link, and nothing else, if its target allows; return whether it was removed.
 
-    It is compared by inode right before: another of that name stays.
+    It is compared by inode right before: another file of that name is kept.
     """
     before = status(name, at)
     if before is None or not stat.S_ISLNK(before.st_mode):
         return False
     try:
-        if not may_go(os.readlink(name, dir_fd=at)):
+        if not may_remove(os.readlink(name, dir_fd=at)):
             return False
         now = status(name, at)
         if now is None or _identity(now) != _identity(before):
@@ -241,7 +241,7 @@ def _identity(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def shown(path: Path | str) -> str:
-    """Return a path with all that is not printable escaped: one line, valid UTF-8, and no order to a terminal."""
+    """Return a path with everything unprintable escaped: one line, valid UTF-8, no terminal control."""
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in os.fspath(path)
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ``dmem=`` parameter of the original dmemfs, and how much memory it means. Pure.
+"""Parse the ``dmem=`` parameter of the original dmemfs, and compute the memory that it asks for. Pure.
 
-``dmem=[!]size[KMG][:align]``: so much of each node, or (``!``) all of each node but so much;
+``dmem=[!]size[KMG][:align]``: this size of each node, or (``!``) all of each node but this size;
 ``dmem=size[KMG]@start[KMG][:align]``: that range. It may be given several times.
 """
 
@@ -17,7 +17,7 @@ from virt_dmem.units import MIB, parse_number, round_up
 __all__ = ["Parameter", "parameters", "parse_parameter", "wanted"]
 
 _ALIGN = 128 * MIB
-"""What the original aligns by where it is not told."""
+"""Default alignment of the original."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Parameter:
     size: int
     align: int = _ALIGN
     start: int | None = None
-    """Of the range; ``None``: so much of each node."""
+    """Start of the range; ``None``: ``size`` is of each node."""
     kept: bool = False
-    """``size`` is what the kernel keeps of each node."""
+    """``size`` is the part of each node that the kernel keeps."""
 
 
 def parameters(command_line: str) -> tuple[Parameter, ...]:
@@ -43,7 +43,7 @@ def parameters(command_line: str) -> tuple[Parameter, ...]:
 
 
 def parse_parameter(text: str) -> Parameter:
-    """Return what stands behind ``dmem=``.
+    """Parse the value of ``dmem=``.
 
     :raise UsageError: When it cannot be read.
     """
@@ -60,8 +60,8 @@ def parse_parameter(text: str) -> Parameter:
     )
     if found.align <= 0 or found.align & (found.align - 1) or (kept and at) or not (found.size or kept):
         raise UsageError(
-            f"{shown!r} is no dmem= parameter: an alignment is a power of two, a size is not 0, and '!' goes with"
-            " sizes of nodes only.",
+            f"{shown!r} is not a valid dmem= parameter: an alignment is a power of two, a size is not 0, and '!'"
+            " goes with sizes of nodes only.",
             hint="Write dmem=[!]SIZE[:ALIGN] or dmem=SIZE@START[:ALIGN].",
         )
     return found

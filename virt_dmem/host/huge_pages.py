@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Huge pages of the host and of its nodes: their counters, and HVO, which gives back their struct pages.
+"""Read and set the huge pages of the host and its nodes, and HVO, which frees their struct pages.
 
 Sizes are bytes, except where a name says pages. ``root`` is the directory that stands for ``/``.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from virt_dmem.host.kernel import ROOT
 
-__all__ = ["HugePages", "huge_page_sizes", "huge_pages", "hvo", "set_huge_pages", "set_hvo"]
+__all__ = ["HugePages", "sizes", "counters", "hvo", "set_persistent", "set_hvo"]
 
 _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
 
@@ -20,7 +20,7 @@ _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
 class HugePages:
     """Huge pages of one size, of one node or of the host; ``pages`` counts free, used and surplus ones.
 
-    ``reserved`` are promised to mappings and mounts; the kernel counts them for the whole host only, so it
+    ``reserved`` are reserved for mappings and mounts; the kernel counts them for the whole host only, so it
     is 0 for a node.
     """
 
@@ -31,17 +31,17 @@ class HugePages:
 
     @property
     def persistent(self) -> int:
-        """What was asked of ``nr_hugepages``: surplus pages go away by themselves when they are freed."""
+        """The number written to ``nr_hugepages``: surplus pages are returned to the kernel when they are freed."""
         return self.pages - self.surplus
 
 
-def huge_page_sizes(*, root: Path = ROOT) -> tuple[int, ...]:
-    """Return the huge page sizes that the kernel offers, smallest first; none without hugetlb."""
+def sizes(*, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the huge page sizes of the kernel, smallest first; empty without hugetlb."""
     names = [path.name for path in (root / "sys/kernel/mm/hugepages").glob("hugepages-*kB")]
     return tuple(sorted(int(name.removeprefix("hugepages-").removesuffix("kB")) * 1024 for name in names))
 
 
-def huge_pages(page_size: int, node: int | None = None, *, root: Path = ROOT) -> HugePages:
+def counters(page_size: int, node: int | None = None, *, root: Path = ROOT) -> HugePages:
     """Return the counters of one page size, of a node or (``None``) of the host.
 
     :raise OSError: When there is no such page size or node.
@@ -64,26 +64,26 @@ def _huge_pages_dir(page_size: int, node: int | None, root: Path) -> Path:
 
 
 def hvo(*, root: Path = ROOT) -> bool | None:
-    """Tell whether HVO is switched on for huge pages taken from now on; ``None`` where the kernel has none."""
+    """Return whether HVO applies to huge pages allocated from now on; ``None`` where the kernel has none."""
     try:
         return (root / _HVO).read_text().strip() != "0"
     except FileNotFoundError:
         return None
 
 
-def set_huge_pages(page_size: int, node: int, pages: int, *, root: Path = ROOT) -> None:
-    """Ask the kernel for so many persistent huge pages on a node; how many it has then is read back.
+def set_persistent(page_size: int, node: int, pages: int, *, root: Path = ROOT) -> None:
+    """Set the number of persistent huge pages of a node; read back how many it has then.
 
-    Getting fewer is no error to the kernel (``mm/hugetlb.c``, ``set_max_huge_pages``).
+    The kernel reports no error when it allocates fewer (``mm/hugetlb.c``, ``set_max_huge_pages``).
 
-    :raise OSError: When the kernel refuses altogether.
+    :raise OSError: When the kernel rejects the number.
     """
     (_huge_pages_dir(page_size, node, root) / "nr_hugepages").write_text(f"{pages}\n")
 
 
 def set_hvo(on: bool, *, root: Path = ROOT) -> None:
-    """Switch HVO for huge pages taken from now on.
+    """Switch HVO for huge pages allocated from now on.
 
-    :raise OSError: When the kernel has none, or refuses.
+    :raise OSError: When the kernel has none, or rejects it.
     """
     (root / _HVO).write_text("1\n" if on else "0\n")

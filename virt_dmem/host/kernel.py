@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The running kernel: its memory, its release, this boot.
+"""Read the state of the running kernel: its memory, its release, this boot.
 
 Every function takes ``root``, the directory that stands for ``/``, so that a tree copied from another machine can
 be read as well. Sizes are bytes.
@@ -21,7 +21,7 @@ __all__ = [
     "cma_bytes",
     "struct_page_bytes",
     "bad_pages_met",
-    "kernel_release",
+    "release",
     "uptime",
     "boot_id",
 ]
@@ -32,7 +32,7 @@ _TAINT_BAD_PAGE = 1 << 5  # Documentation/admin-guide/tainted-kernels.rst
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of the host or of one node; ``available_bytes`` is what can be had without swapping."""
+    """Memory of the host or of one node; ``available_bytes`` can be allocated without swapping."""
 
     total_bytes: int
     free_bytes: int
@@ -46,9 +46,9 @@ def memory(*, root: Path = ROOT) -> Memory:
 
 
 def pressure(of: str, *, root: Path = ROOT) -> float:
-    """Return for how much of the last 10 s, in percent, some task waited: for ``cpu``, ``memory`` or ``io``.
+    """Return the percentage of the last 10 s in which some task waited for ``cpu``, ``memory`` or ``io``.
 
-    0 where the kernel does not tell (``/proc/pressure``, Documentation/accounting/psi.rst).
+    0 where the kernel does not report it (``/proc/pressure``, Documentation/accounting/psi.rst).
     """
     try:
         some = (root / "proc/pressure" / of).read_text("ascii")
@@ -65,12 +65,12 @@ def _meminfo(path: Path) -> dict[str, int]:
 
 
 def cma_bytes(*, root: Path = ROOT) -> int | None:
-    """Return what the kernel keeps movable to allocate from it in one piece; ``None`` without CONFIG_CMA."""
+    """Return the size of the kernel's contiguous memory area; ``None`` without CONFIG_CMA."""
     return _meminfo(root / "proc/meminfo").get("CmaTotal")
 
 
 def struct_page_bytes(*, root: Path = ROOT) -> int | None:
-    """Return how much memory holds ``struct page``; ``None`` on kernels that do not count it (before 6.11).
+    """Return the bytes of all ``struct page``; ``None`` on kernels that do not count them (before 6.11).
 
     ``nr_memmap_pages`` and ``nr_memmap_boot_pages`` of ``/proc/vmstat``, which count base pages.
     """
@@ -81,23 +81,23 @@ def struct_page_bytes(*, root: Path = ROOT) -> int | None:
 
 
 def bad_pages_met(*, root: Path = ROOT) -> bool:
-    """Tell whether the kernel has met a page in a bad state since it booted; such a page it does not use again."""
+    """Return whether the kernel has found a page in a bad state, which it then does not use, since it booted."""
     try:
         return bool(int((root / "proc/sys/kernel/tainted").read_text()) & _TAINT_BAD_PAGE)
     except FileNotFoundError:
         return False
 
 
-def kernel_release(*, root: Path = ROOT) -> str:
-    """Return the running kernel's release, as ``uname -r`` says it."""
+def release(*, root: Path = ROOT) -> str:
+    """Return the running kernel's release, as ``uname -r`` prints it."""
     return (root / "proc/sys/kernel/osrelease").read_text().strip()
 
 
 def uptime() -> float:
-    """Return the seconds since this boot, also those that the host slept: nobody sets this clock."""
+    """Return the seconds since this boot, including suspend: a clock that cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_id(*, root: Path = ROOT) -> str:
-    """Return the identity of this boot: what was taken from the host under another one is gone."""
+    """Return the identity of this boot; memory taken from the host under another one is gone."""
     return (root / "proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which physical memory the host has, on which node, and which of it the kernel was told at boot not to use.
+"""Read the host's physical memory map: by node, and which memory the kernel was told at boot not to use.
 
-All of it is the kernel's own account: the firmware's map as it was handed over (/sys/firmware/memmap), what became
-of it (/proc/iomem), the nodes (ACPI's SRAT, else the memory blocks of /sys). Functions take ``root`` as ``host``'s.
+Sources: the firmware's map (/sys/firmware/memmap), the kernel's resources (/proc/iomem), the nodes (ACPI's SRAT,
+else the memory blocks of /sys). Functions take ``root`` as those of ``kernel`` do.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def command_line(*, root: Path = ROOT) -> str:
 
 
 def firmware_ram(*, root: Path = ROOT) -> tuple[Range, ...]:
-    """Return what the firmware said is RAM; nothing where the kernel does not tell (no CONFIG_FIRMWARE_MEMMAP)."""
+    """Return the RAM that the firmware reported; empty without CONFIG_FIRMWARE_MEMMAP."""
     found = []
     for entry in (root / "sys/firmware/memmap").glob("[0-9]*"):
         if (entry / "type").read_text().strip() == "System RAM":
@@ -58,9 +58,9 @@ def firmware_ram(*, root: Path = ROOT) -> tuple[Range, ...]:
 
 
 def kernel_ram(*, root: Path = ROOT) -> tuple[Range, ...]:
-    """Return what the kernel uses as its own memory.
+    """Return the RAM that the kernel manages itself.
 
-    :raise PermissionRefused: When the kernel hides the addresses from us.
+    :raise PermissionRefused: When the kernel hides the addresses from this user.
     """
     return merged(item for _, item, name in _resources(root) if name.startswith("System RAM"))
 
@@ -75,13 +75,13 @@ def _resources(root: Path) -> Iterator[tuple[int, Range, str]]:
 
 
 def reserved(*, with_pools: bool = False, root: Path = ROOT) -> dict[int, tuple[Range, ...]]:
-    """Return by node the RAM that the kernel does not use, has no struct pages for, and nobody else has claimed.
+    """Return the RAM by node that the kernel does not use, has no struct pages for, and that is not claimed.
 
-    RAM by the firmware's word, not in a section with System RAM, and nothing but 'Reserved' in /proc/iomem: whoever
-    uses a range (a mounted dmemfs, persistent memory) has a resource of its own there. ``with_pools``: also what a
-    mounted dmemfs has.
+    It is RAM according to the firmware, not in a section with System RAM, and nothing but 'Reserved' in
+    /proc/iomem: every user of a range (a mounted dmemfs, persistent memory) has a resource of its own there.
+    ``with_pools``: include memory of mounted dmemfs.
 
-    :raise PermissionRefused: When the kernel hides the addresses from us.
+    :raise PermissionRefused: When the kernel hides the addresses from this user.
     """
     claimed = [
         item
@@ -94,9 +94,9 @@ def reserved(*, with_pools: bool = False, root: Path = ROOT) -> dict[int, tuple[
 
 
 def given_away(*, root: Path = ROOT) -> tuple[Range, ...]:
-    """Return the ranges that its command line keeps from the kernel: ``memmap=SIZE$BASE`` and ``mem=SIZE``.
+    """Return the ranges that the command line keeps from the kernel: ``memmap=SIZE$BASE`` and ``mem=SIZE``.
 
-    What is reserved for another reason (memory that the kernel found not to be cached, say) is not ours to find.
+    Memory reserved for another reason (because the kernel found it uncached, say) is not included.
     """
     found = []
     for word in command_line(root=root).split():
@@ -110,22 +110,22 @@ def given_away(*, root: Path = ROOT) -> tuple[Range, ...]:
             elif name == "mem":
                 limit = parse_number(value)
                 found.append(Range(limit, _TOP - limit))
-        except UsageError:  # for the kernel to refuse, as it did
+        except UsageError:  # the kernel rejected it as well
             continue
     return merged(found)
 
 
 def ram_by_node(*, root: Path = ROOT) -> dict[int, tuple[Range, ...]]:
-    """Return the firmware's RAM by node, also what is reserved."""
+    """Return the firmware's RAM by node, reserved memory included."""
     ram = firmware_ram(root=root)
     return {node: found for node, ranges in node_ranges(root=root).items() if (found := common(ram, ranges))}
 
 
 def node_ranges(*, root: Path = ROOT) -> dict[int, tuple[Range, ...]]:
-    """Return which addresses belong to which node; an only node has them all.
+    """Return the address ranges of each node; a single node has all of them.
 
-    From the SRAT if it knows the nodes that are online (``numa=off`` and ``numa=fake`` make others), else by the
-    memory blocks of the nodes, a range without blocks going to the node below it.
+    From the SRAT if it describes the nodes that are online (``numa=off`` and ``numa=fake`` create others), else
+    from the memory blocks of the nodes; a range without blocks belongs to the node below it.
     """
     online = [node.node for node in nodes(root=root)]
     if len(online) == 1:
@@ -138,9 +138,9 @@ def node_ranges(*, root: Path = ROOT) -> dict[int, tuple[Range, ...]]:
 
 
 def _srat(table: bytes) -> dict[int, tuple[Range, ...]]:
-    """Return the memory of each node as ACPI's SRAT has it.
+    """Return the memory of each node according to ACPI's SRAT.
 
-    Nodes are numbered in the order in which their domains turn up: processors first, then memory
+    Nodes are numbered in the order in which their domains appear: processors first, then memory
     (``acpi_numa_init`` and ``acpi_map_pxm_to_node`` in drivers/acpi/numa/srat.c).
     """
     wide = table[8] >= 2  # before that a domain had 8 bits
@@ -187,9 +187,9 @@ def _by_blocks(online: list[int], root: Path) -> dict[int, tuple[Range, ...]]:
 
 
 def bytes_with_struct_pages(*, root: Path = ROOT) -> int:
-    """Return for how much memory the kernel has struct pages: all of every section that it has memory in.
+    """Return the bytes of memory for which the kernel has struct pages: every section with memory of its own.
 
-    :raise PermissionRefused: When the kernel hides the addresses from us.
+    :raise PermissionRefused: When the kernel hides the addresses from this user.
     """
     return total(_sections(item) for item in kernel_ram(root=root))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The mounts of our mount namespace, read again only when they have changed."""
+"""Read the mounts of this mount namespace, again only when they have changed."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Mount:
 
 
 def mounts(*, root: Path = ROOT) -> tuple[Mount, ...]:
-    """Return the mounts of our mount namespace, in the order they were made."""
+    """Return the mounts of this mount namespace, in the order in which they were mounted."""
     if root == ROOT:
         return _mount_table.read()
     return _parse_mounts((root / "proc/self/mountinfo").read_bytes())
 
 
 class _MountTable:
-    """The mounts of our mount namespace, read again only when they changed.
+    """The mounts of this mount namespace, read again only when they changed.
 
-    The kernel then lets its file poll as an error: proc_pid_mountinfo(5).
+    Its file in /proc then polls as an error: proc_pid_mountinfo(5).
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def _mount(line: str) -> Mount:
 
 
 def mount_at(path: Path, *, root: Path = ROOT) -> Mount | None:
-    """Return what is mounted at ``path``, the uppermost where there are several; ``None`` when nothing is."""
+    """Return the mount at ``path``, the uppermost where there are several; ``None`` without one."""
     if root == ROOT:
         return _mount_table.at(str(path))
     return {mount.path: mount for mount in mounts(root=root)}.get(str(path))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NUMA nodes: which are online, and the memory and the processors of each. Sizes are bytes."""
+"""Read the NUMA nodes: which are online, and the memory and processors of each. Sizes are bytes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def parse_list(text: str) -> tuple[int, ...]:
 
 
 def nodes(*, root: Path = ROOT) -> tuple[Node, ...]:
-    """Return the nodes that are online; a kernel built without NUMA is one node 0 with everything.
+    """Return the nodes that are online; a kernel built without NUMA has one node 0.
 
-    An only node has the memory of the host: that is more exact, and right also while the kernel is still
-    initialising memory (deferred struct pages), which the node's own MemTotal does not count yet.
+    A single node gets the memory of the host, which is more exact, and correct also while the kernel is still
+    initialising memory (deferred struct pages) that the node's own MemTotal does not count yet.
     """
     base = root / "sys/devices/system/node"
     try:
@@ -53,7 +53,7 @@ def nodes(*, root: Path = ROOT) -> tuple[Node, ...]:
 
 
 def nodes_with_memory(*, root: Path = ROOT) -> tuple[int, ...]:
-    """Return the nodes that have memory; a kernel built without NUMA is one node 0."""
+    """Return the nodes that have memory; a kernel built without NUMA has one node 0."""
     try:
         return parse_list((root / "sys/devices/system/node/has_memory").read_text())
     except FileNotFoundError:
@@ -71,9 +71,9 @@ def nodes_without_cpus(*, root: Path = ROOT) -> frozenset[int]:
 
 
 def node_memory(node: int, *, root: Path = ROOT) -> Memory:
-    """Return the memory of a node by its own account.
+    """Return the memory of a node from its own counters.
 
-    It has no MemAvailable; that is taken to be what is free plus page cache and slab that can be dropped.
+    They have no MemAvailable; it is computed as free memory plus page cache and slab that can be reclaimed.
     """
     found = _meminfo(root / f"sys/devices/system/node/node{node}/meminfo")
     reclaimable = sum(found.get(key, 0) for key in ("Active(file)", "Inactive(file)", "SReclaimable"))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes: what each maps and keeps open.
+"""Read what processes map and keep open.
 
-A process can keep its ``maps`` and ``numa_maps`` from being read, for ever. Functions that look at all processes
-leave such a one out; those that look at one are for worker threads.
+A process can block reads of its ``maps`` and ``numa_maps`` indefinitely. Functions that look at all processes leave
+such a process out; those that look at one are for worker threads.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def processes(*, root: Path = ROOT) -> tuple[int, ...]:
 
 
 def process_name(pid: int, *, root: Path = ROOT) -> str:
-    """Return the command name of a process, ``""`` when it is gone."""
+    """Return the command name of a process, ``""`` when it has ended."""
     try:
         return (root / f"proc/{pid}/comm").read_text("utf-8", "replace").rstrip("\n")
     except _GONE:
@@ -55,7 +55,7 @@ def process_name(pid: int, *, root: Path = ROOT) -> str:
 
 
 def mappings(pid: int, *, root: Path = ROOT) -> Iterator[Mapping]:
-    """Return what a process maps; nothing when it is gone or is a kernel thread."""
+    """Yield the mappings of a process; none when it has ended or is a kernel thread."""
     try:
         lines = (root / f"proc/{pid}/maps").read_bytes().rstrip(b"\n").split(b"\n")
     except _GONE:
@@ -96,13 +96,13 @@ def _opens_on(pid: int, device: int, root: Path) -> bool:
         try:
             if name.stat().st_dev == device:
                 return True
-        except OSError:  # closed meanwhile, or a file that cannot be looked at (a kernel thread's cwd)
+        except OSError:  # closed meanwhile, or a file that cannot be read (a kernel thread's cwd)
             continue
     return False
 
 
 def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:
-    """Return how much of a file a process has mapped and present on each node, from ``/proc/PID/numa_maps``."""
+    """Return the present bytes of a file that a process maps, by node, from ``/proc/PID/numa_maps``."""
     starts = {area.start for area in mappings(pid, root=root) if (area.device, area.inode) == (device, inode)}
     found: dict[int, int] = {}
     try:

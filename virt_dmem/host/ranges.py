@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Arithmetic of physical address ranges. Pure numbers: bytes, and no look at any host."""
+"""Compute with physical address ranges. Pure: numbers of bytes only."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class Range(msgspec.Struct, frozen=True, order=True):
 
     @property
     def end(self) -> int:
-        """The first byte behind it."""
+        """The first byte after the range."""
         return self.start + self.size
 
     def __str__(self) -> str:
-        """As mount options and our own have it: ``0x80000000+0x40000000``."""
+        """Return the form of mount options and of ``--region``: ``0x80000000+0x40000000``."""
         return f"{self.start:#x}+{self.size:#x}"
 
 
 def parse_range(text: str) -> Range:
-    """Return the range that ``BASE+SIZE`` means; both take K, M, G, T and ``0x``.
+    """Parse a range ``BASE+SIZE``; both take K, M, G, T and ``0x``.
 
-    :raise UsageError: When it is none.
+    :raise UsageError: When it is not one.
     """
     base, _, size = text.partition("+")
     return Range(parse_number(base, text), parse_number(size, text))
 
 
 def merged(ranges: Iterable[Range]) -> tuple[Range, ...]:
-    """Return the same bytes in ascending ranges that neither overlap nor touch; empty ones are left out."""
+    """Return the same bytes as ascending ranges that neither overlap nor touch, without empty ones."""
     found: list[Range] = []
     for item in sorted(ranges):
         if item.size <= 0:
@@ -52,7 +52,7 @@ def merged(ranges: Iterable[Range]) -> tuple[Range, ...]:
 
 
 def without(ranges: Iterable[Range], holes: Iterable[Range]) -> tuple[Range, ...]:
-    """Return what of ``ranges`` is in none of ``holes``."""
+    """Return the parts of ``ranges`` that are in none of ``holes``."""
     left = list(merged(ranges))
     for hole in merged(holes):
         left = [
@@ -68,7 +68,7 @@ def without(ranges: Iterable[Range], holes: Iterable[Range]) -> tuple[Range, ...
 
 
 def common(one: Iterable[Range], other: Iterable[Range]) -> tuple[Range, ...]:
-    """Return what is in both."""
+    """Return the intersection of two sets of ranges."""
     others = merged(other)
     return merged(
         Range(max(item.start, found.start), min(item.end, found.end) - max(item.start, found.start))
@@ -87,15 +87,15 @@ def whole(ranges: Iterable[Range], unit: int) -> tuple[Range, ...]:
 
 
 def total(ranges: Iterable[Range]) -> int:
-    """Return how many bytes there are."""
+    """Return the total number of bytes."""
     return sum(item.size for item in merged(ranges))
 
 
 def take(ranges: Iterable[Range], size: int, unit: int) -> tuple[Range, ...] | None:
     """Choose ``size`` bytes, a multiple of ``unit``, in whole pieces of ``unit``; ``None`` when there are fewer.
 
-    In as few ranges as can be, each from its upper end: of those that hold all that is still wanted the smallest,
-    of several the uppermost, else the largest.
+    Uses as few ranges as possible, each from its upper end: the smallest of those that hold all that is still
+    missing, the uppermost of several, else the largest.
     """
     left = list(whole(ranges, unit))
     taken: list[Range] = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host's processors and memory as they come and go. The only module that imports pyudev.
+"""Watch for hotplug of the host's processors and memory. The only module that imports pyudev.
 
-What the kernel itself says is listened to, not what udevd passes on: that would not reach a network namespace of
-ours, and nothing is asked here that only udevd's rules know.
+It listens to the kernel's own events, not to those of udevd, which would not reach another network namespace;
+nothing is needed here that only udevd's rules add.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 SUBSYSTEMS = ("cpu", "memory", "node")
 """Below ``/sys/devices/system`` (cputopology, memory-hotplug and numaperf in the kernel's Documentation)."""
 SETTLE_SECONDS = 1.0
-"""Memory comes in blocks, each with a word of its own, and one terabyte has 512 of them or more."""
+"""Memory is hotplugged in blocks with an event each, and one terabyte has 512 of them or more."""
 
 
 @contextmanager
 def watched(on_change: Callable[[], None]) -> Iterator[None]:
     """Call ``on_change`` in the event loop soon after processors, memory or nodes were added, removed or switched.
 
-    Where the host has no libudev, or the kernel lets nobody listen, the log says so, and it is never called.
+    Where the host has no libudev, or the kernel does not allow listening, it is never called, and the log says so.
     """
     try:
         monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
@@ -36,7 +36,7 @@ def watched(on_change: Callable[[], None]) -> Iterator[None]:
             monitor.filter_by(subsystem)
         monitor.start()
     except (ImportError, OSError) as error:
-        log.warning("what changes of the host's processors and memory is not seen: %s", error)
+        log.warning("hotplug of the host's processors and memory cannot be watched: %s", error)
         yield
         return
     loop = asyncio.get_running_loop()
@@ -48,7 +48,7 @@ def watched(on_change: Callable[[], None]) -> Iterator[None]:
         try:
             while monitor.poll(timeout=0) is not None:
                 some = True
-        except OSError:  # more than there is room for
+        except OSError:  # the buffer overflowed
             some = True
         if some and (due is None or due.when() <= loop.time()):
             due = loop.call_later(SETTLE_SECONDS, on_change)

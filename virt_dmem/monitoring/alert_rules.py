@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an administrator should know and no command has failed to tell him: alerts, each with a stable code.
+"""Derive the alerts that are due from the state of guests, ledger and pools: faults that no command reported.
 
-Pure: from what is known of guests, ledger and pools to the alerts that are due now. ``watch.py`` asks, and
-remembers which of them are new.
+Pure; ``alert_tracker`` collects the facts, and remembers which alerts are new.
 """
 
 from __future__ import annotations
@@ -29,62 +28,63 @@ from virt_dmem.monitoring.alert_codes import (
     POOL_SHORT,
     RECONCILE_FAILED,
 )
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["Alert", "Facts", "due"]
 
-_MOST = 100
-"""So many alerts of a kind whose number others choose."""
+_LIMIT = 100
+"""Alerts of one kind that are named, where others can cause any number."""
 START_SECONDS = 30.0
-"""A guest that libvirt calls started is expected to be RUNNING in the ledger within so long."""
+"""Time within which a guest that libvirt calls started is expected to be RUNNING in the ledger."""
 
 
 @dataclass(frozen=True)
 class Alert:
-    """One thing that is not as it should be: what, where, what happened, what to do."""
+    """A fault, with its place and how to fix it."""
 
     code: str
     subject: str
-    """The UUID of a domain, the name of a pool, the path of a file: with ``code`` it tells alerts apart."""
+    """UUID of a domain, name of a pool or path of a file; identifies the alert together with ``code``."""
     message: str
     hint: str
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known at one moment."""
+    """State of the host at one moment."""
 
     uptime: float
-    """By ``host.uptime``: how old things are, nobody's setting of a clock is to change."""
+    """By ``kernel.uptime``, as ages must not depend on the wall clock."""
     guests: Iterable[Guest] = ()
-    """Those that libvirt says have started and run."""
+    """Running guests, according to libvirt."""
     standings: Mapping[str, PhaseChange] = field(default_factory=dict)
-    """Domains (UUIDs) that hold memory, and how far it has come."""
+    """Domains that hold memory, by UUID, with the phase of their start."""
     extents: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """The aliases of the extents of guests (UUIDs) with memory devices."""
+    """Aliases of the extents of guests with memory devices, by UUID."""
     on_raw_memory: Mapping[str, str] = field(default_factory=dict)
-    """Guests (UUIDs) with devices that need struct pages and memory that has none, and the pool of that."""
+    """Pools without struct pages, by the UUID of guests with devices that need them."""
     quarantined: Iterable[Extent] = ()
-    capacity: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    """Bytes that there really are, by segment of a pool and node."""
+    capacity: Mapping[tuple[SegmentId, int], int] = field(default_factory=dict)
+    """Bytes that exist, by segment and node."""
     reserved: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    """Bytes that domains hold, likewise; also of pools that are gone."""
+    """Bytes that domains hold, likewise; also of pools that no longer exist."""
     pinned: Mapping[str, int] = field(default_factory=dict)
-    """Bytes by segment that guests gave back and somebody has kept pinned for a while."""
+    """Bytes by segment that guests gave back and that have been pinned for some time."""
     enlarged: Mapping[str, int] = field(default_factory=dict)
-    """Bytes by path that the files of domains were too large, and were cut to their size."""
+    """Bytes by path by which files of domains were too large, and were truncated."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """What could not be reconciled: each item, and why."""
+    """Items that could not be reconciled, with the reason."""
     damaged_ledger: str = ""
     """The path of a ledger that could not be read and was set aside."""
     failures: Iterable[Failure] = ()
-    """Extents with memory that failed."""
+    """Extents with failed memory."""
     fights: Mapping[str, str] = field(default_factory=dict)
-    """What to say of each domain (UUID) whose XML another tool keeps changing back."""
+    """Messages by UUID of domains whose XML another tool keeps reverting."""
     paused_until: float | None = None
-    """Until when automatic apply is paused, in seconds since the epoch; ``None``: it is not."""
+    """End of the pause of automatic apply, in seconds since the epoch; ``None``: it is not paused."""
     is_alive: Callable[[Guest], bool] = lambda _: True
-    """Whether a guest's QEMU is there: libvirt's word may be a moment old. Asked of suspects only."""
+    """Return whether a guest's QEMU exists: libvirt's word may be a moment old. Called for suspects only."""
 
 
 def due(facts: Facts) -> list[Alert]:
@@ -106,12 +106,12 @@ def _guests(facts: Facts) -> Iterable[Alert]:
     for guest in sorted(facts.guests, key=lambda guest: guest.name):
         standing = facts.standings.get(guest.uuid)
         if guest.managed and _is_outside(standing, facts.uptime) and facts.is_alive(guest):
-            knows = f"still holds it {standing.phase.value}" if standing else "knows nothing of its start"
+            state = f"has it as {standing.phase.value}" if standing else "did not see its start"
             yield Alert(
                 GUEST_OUTSIDE_POOL,
                 guest.uuid,
-                f"Domain {guest.name} asks for pool memory and runs outside of any pool: virt-dmemd {knows}.",
-                "Run 'virt-dmem check' and mend what it says of the hook, then shut the domain down and start it.",
+                f"Domain {guest.name} asks for pool memory but runs outside of any pool: virt-dmemd {state}.",
+                "Run 'virt-dmem check' and fix the checks of the hook, then shut the domain down and start it.",
             )
         elif guest.managed or standing:
             ours = facts.extents.get(guest.uuid, ())
@@ -122,7 +122,7 @@ def _guests(facts: Facts) -> Iterable[Alert]:
                         f"{guest.uuid} {device.alias}",
                         f"Domain {guest.name} has {format_size(device.size_bytes)} outside of any pool, in its"
                         f" memory device {device.alias} ({device.model}).",
-                        "Take the device away with 'virsh detach-device', and use 'virt-dmem attach' instead.",
+                        "Detach the device with 'virsh detach-device', and use 'virt-dmem attach' instead.",
                     )
 
 
@@ -151,37 +151,37 @@ def _is_outside(standing: PhaseChange | None, uptime: float) -> bool:
 
 def _quarantined(facts: Facts) -> Iterable[Alert]:
     quarantined = list(facts.quarantined)
-    for extent in quarantined[:_MOST]:
+    for extent in quarantined[:_LIMIT]:
         yield Alert(
             EXTENT_QUARANTINED,
             str(extent.path),
-            f"A process still has {format_size(extent.size_bytes)} of pool {extent.segment} that domain"
-            f" {extent.uuid} had before it ended.",
-            f"'fuser -v {extent.path}' names the process; end it, and the memory is free some seconds later.",
+            f"A process still uses {format_size(extent.size_bytes)} of pool {extent.segment} that belonged to"
+            f" domain {extent.uuid}, which has ended.",
+            f"'fuser -v {extent.path}' names the process; stop it, and the memory is freed some seconds later.",
         )
     yield from _more(EXTENT_QUARANTINED, len(quarantined))
 
 
 def _more(code: str, number: int) -> Iterable[Alert]:
-    """Say how many there are beyond those that are named: others can cause any number, and each costs time."""
-    if number > _MOST:
+    """Yield an alert that counts those beyond the limit: others can cause any number, and each costs time."""
+    if number > _LIMIT:
         yield Alert(
             code,
             "more",
-            f"There are {number - _MOST} more of this kind than those {_MOST} that are named.",
-            "Mend what is named, and see what is left.",
+            f"There are {number - _LIMIT} more alerts of this kind than the {_LIMIT} that are listed.",
+            "Fix those that are listed, and see what remains.",
         )
 
 
 def _enlarged(facts: Facts) -> Iterable[Alert]:
-    for path, size in [*facts.enlarged.items()][:_MOST]:
+    for path, size in [*facts.enlarged.items()][:_LIMIT]:
         yield Alert(
             EXTENT_ENLARGED,
             path,
-            f"The memory file {path} of a domain was made {format_size(size)} larger than what the domain reserved;"
-            " it was cut back.",
-            f"'fuser -v {path}' names who has it open; QEMU does not do that by itself. The alert ends with the"
-            " domain.",
+            f"The memory file {path} of a domain was made {format_size(size)} larger than the domain reserved; it"
+            " was truncated.",
+            f"'fuser -v {path}' names the processes that have it open; QEMU does not do that by itself. The alert"
+            " ends with the domain.",
         )
     yield from _more(EXTENT_ENLARGED, len(facts.enlarged))
 
@@ -193,8 +193,9 @@ def _pinned(facts: Facts) -> Iterable[Alert]:
             segment,
             f"{format_size(size)} of pool {segment} belong to no domain and are not free: most likely guests gave"
             " them back, and a process or a device keeps them pinned.",
-            "They are free by themselves when the pin is gone: look for processes of QEMU's user that outlive their"
-            " guest, for direct I/O or RDMA that does not end, and for files in the pool that are not virt-dmem's.",
+            "They are freed automatically once they are unpinned: look for processes of QEMU's user that"
+            " outlive their guest, for direct I/O or RDMA that does not end, and for files in the pool that"
+            " virt-dmem did not create.",
         )
 
 
@@ -203,15 +204,15 @@ def _reconcile(facts: Facts) -> Iterable[Alert]:
         yield Alert(
             LEDGER_DAMAGED,
             facts.damaged_ledger,
-            f"The ledger was damaged and is now {facts.damaged_ledger}; running domains were found again.",
-            "Look for a failing disk; remove that file when you do not need it any more.",
+            f"The ledger was damaged and is now {facts.damaged_ledger}; running domains were rediscovered.",
+            "Check the disk; delete that file when you no longer need it.",
         )
-    for item, why in sorted(facts.failed.items())[:_MOST]:
+    for item, why in sorted(facts.failed.items())[:_LIMIT]:
         yield Alert(
             RECONCILE_FAILED,
             item,
             f"{item} could not be reconciled: {why}",
-            "It is tried again every few seconds; all others were reconciled.",
+            "It is retried every few seconds; all others were reconciled.",
         )
     yield from _more(RECONCILE_FAILED, len(facts.failed))
 
@@ -222,7 +223,7 @@ def _failed(facts: Facts) -> Iterable[Alert]:
             MEMORY_FAILED,
             str(failure.path),
             f"Memory of domain {failure.domain} failed ({failure.what}), somewhere in {failure.path}.",
-            "Look in the kernel log for the machine check, replace the module, and restart the domain soon.",
+            "Find the machine check in the kernel log, replace the memory module, and restart the domain soon.",
         )
 
 
@@ -257,6 +258,6 @@ def _apply(facts: Facts) -> Iterable[Alert]:
         yield Alert(
             APPLY_PAUSED,
             "",
-            f"Automatic apply is paused {until}: domains defined with our metadata are not rewritten.",
+            f"Automatic apply is paused {until}: domains defined with virt-dmem's metadata are not rewritten.",
             "Run 'virt-dmem pause-apply --resume' when the other tool is done.",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which alerts are active: asked anew from time to time, each logged once when it comes and once when it goes."""
+"""Track active alerts: derived anew each time, and logged once when they begin and once when they end."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = ["APPLY", "ActiveAlert", "AlertTracker"]
 log = logging.getLogger(__name__)
 
 APPLY = "apply"
-"""What ``pause-apply`` pauses, in the ledger."""
+"""Name under which the ledger keeps the pause of ``pause-apply``."""
 
 
 PINNED_SECONDS = 5.0
-"""io_uring gives its buffers back in a worker, about a second after the process that had them."""
+"""io_uring frees its buffers in a worker, about a second after the process that registered them has ended."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ActiveAlert:
 
 
 class AlertTracker:
-    """What libvirt said of guests, and the alerts that follow from it and from all else that is known."""
+    """Keep what libvirt reports of guests, and derive alerts from it and from the daemon's state."""
 
     def __init__(
         self, config: Config, ledger: Ledger, inventory: Inventory, reclaim: Reclaimer, tries: Attempts
@@ -63,34 +63,34 @@ class AlertTracker:
         self._active: dict[tuple[str, str], ActiveAlert] = {}
         self._fights: dict[str, str] = {}
         self._alive: set[str] = set()
-        """Of the guests that seem to run outside of any pool, those whose QEMU was found."""
+        """Guests that seem to run outside of any pool, and whose QEMU was found."""
         self._looking: dict[str, asyncio.Task[None]] = {}
         self.connected = False
-        """libvirt answers, and what is known of guests is of now."""
+        """libvirt answers, and the guests are current."""
         self.changed = asyncio.Event()
-        """Something happened that may bring or end an alert."""
+        """Set when something happened that may begin or end an alert."""
 
-    # What libvirt says
+    # What libvirt reports
 
-    def listed(self, guests: Iterable[Guest]) -> None:
-        """Take these for all the guests there are."""
+    def set_domains(self, guests: Iterable[Guest]) -> None:
+        """Replace all guests."""
         self._guests = {guest.uuid: guest for guest in guests}
         self._alive &= self._guests.keys()
         self.changed.set()
 
-    def seen(self, guest: Guest) -> None:
-        """Take note of one guest as it is now."""
+    def update_domain(self, guest: Guest) -> None:
+        """Record the current state of one guest."""
         self._guests[guest.uuid] = guest
         self.changed.set()
 
-    def gone(self, uuid: str) -> None:
-        """Take note that a guest does not run any more."""
+    def remove_domain(self, uuid: str) -> None:
+        """Forget a guest that is no longer running."""
         self._guests.pop(uuid, None)
         self._alive.discard(uuid)
         self.changed.set()
 
     def set_fight(self, uuid: str, message: str | None) -> None:
-        """Take note that another tool fights over a domain with us, and what to say of it; or that it does not."""
+        """Record the message about another tool that keeps reverting a domain's XML; ``None``: it stopped."""
         if message:
             self._fights[uuid] = message
         else:
@@ -98,17 +98,17 @@ class AlertTracker:
         self.changed.set()
 
     def apply_is_paused(self) -> bool:
-        """Tell whether no domain is to be applied without being asked to."""
+        """Return whether automatic apply is paused."""
         return (self._ledger.pause_left(APPLY) or 0) > 0
 
-    # What follows
+    # Alerts
 
-    def look(self) -> list[ActiveAlert]:
-        """Return the alerts that are active now, by code; log those that are new and those that are over."""
+    def refresh(self) -> list[ActiveAlert]:
+        """Return the active alerts, by code; log those that began and those that ended."""
         due = {(alert.code, alert.subject): alert for alert in alert_rules.due(self._facts())}
         for key in sorted(self._active.keys() - due.keys()):
             over = self._active.pop(key)
-            log.info("alert %s is over: %s", over.code, over.message)
+            log.info("alert %s ended: %s", over.code, over.message)
         for key, alert in due.items():
             known = self._active.get(key)
             if known is None:
@@ -138,25 +138,25 @@ class AlertTracker:
         )
 
     def _reserved(self) -> dict[tuple[str, int], int]:
-        """Return what domains hold, but for segments whose record cannot be read: that is an alert of its own."""
+        """Return the bytes that domains hold, without segments whose record is unreadable: another alert."""
         unknown = {Path(path).stem for path in self._inventory.damaged()}
         reserved = self._ledger.reserved()
         return {(str(where), node): size for (where, node), size in reserved.items() if where not in unknown}
 
     def _pinned(self) -> dict[str, int]:
-        """Return what has been withheld for longer than a process takes to end."""
+        """Return the bytes that have been withheld for longer than a process takes to end."""
         long_ago = time.monotonic() - PINNED_SECONDS
         withheld = self._inventory.withheld()
         return {str(segment): one.size_bytes for segment, one in withheld.items() if one.since < long_ago}
 
     def _extents(self) -> dict[str, set[str]]:
-        """Return the aliases of the extents of guests with memory devices, for which alone they matter."""
+        """Return the aliases of the extents of guests with memory devices; no others matter."""
         with_devices = [uuid for uuid, guest in self._guests.items() if guest.devices]
         held = {uuid: self._ledger.find(uuid) for uuid in with_devices}
         return {uuid: {extent.alias for extent in one.extents} for uuid, one in held.items() if one}
 
     def _is_alive(self, guest: Guest) -> bool:
-        """Tell whether a guest's QEMU was there when we asked last, and ask again: it may let us wait for that."""
+        """Return whether a guest's QEMU was found last time, and look again in the background: it may block."""
         if guest.uuid not in self._looking:
             self._looking[guest.uuid] = asyncio.create_task(self._look_for(guest))
         return guest.uuid in self._alive
@@ -165,7 +165,7 @@ class AlertTracker:
         find = partial(qemu_processes.find_qemu, Path(self._config.libvirt.run_dir), guest.name, guest.uuid)
         try:
             alive = await within(find, f"QEMU of {guest.name}") is not None
-        except Delayed:  # whatever keeps it from answering is there
+        except Delayed:  # a process that delays the answer exists
             alive = True
         finally:
             del self._looking[guest.uuid]

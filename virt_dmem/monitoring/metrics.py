@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Numbers for Prometheus: how things are, read when they are asked for, and what happened since the daemon began.
+"""Export metrics for Prometheus: gauges, read at each scrape, and counters of what the daemon did.
 
-Counters live in memory and begin at 0 with each daemon, as Prometheus expects of a process. Each metric is
-described in ``docs/metrics.md``.
+Counters are in memory and start at 0 with each daemon, as Prometheus expects of a process. Each metric is described
+in ``docs/metrics.md``.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from virt_dmem.pools.savings import savings
 __all__ = ["Metrics", "write_textfile"]
 
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
-"""Seconds: from linking a file to prefaulting terabytes."""
+"""Seconds, from linking a file to prefaulting terabytes."""
 
 
 class Metrics:
-    """The registry of one daemon; what happens is counted on its members."""
+    """The registry of one daemon; its members are the counters."""
 
-    def __init__(self, config: Config, ledger: Ledger, prezero: PrezeroCache, watch: AlertTracker) -> None:
+    def __init__(self, config: Config, ledger: Ledger, prezero: PrezeroCache, alerts: AlertTracker) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_State(config, ledger, prezero, watch))
+        self._registry.register(_State(config, ledger, prezero, alerts))
         self._hook_seconds = Histogram(
             "virt_dmem_hook_seconds",
-            "How long hook operations of domains with pool memory took.",
+            "Duration of hook operations of domains with pool memory.",
             ["operation"],
             buckets=BUCKETS,
             registry=self._registry,
         )
         self._refused = Counter(
             "virt_dmem_hook_refused",
-            "Hook operations that failed, by the code of the error: each is a start that libvirt gave up.",
+            "Hook operations that failed, by error code: each is a start that libvirt aborted.",
             ["operation", "code"],
             registry=self._registry,
         )
         self.reconciled = Counter(
             "virt_dmem_reconcile_actions",
-            "Things that had to be mended, by what was needed to see them (host, libvirt).",
+            "Corrections made by reconciliation, by the stage that found them (host, libvirt).",
             ["stage"],
             registry=self._registry,
         )
@@ -85,36 +85,36 @@ class Metrics:
             self._hook_seconds.labels(operation).observe(time.monotonic() - began)
 
     def exposition(self) -> bytes:
-        """Return all of it in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _State(Collector):
-    """How things are at the moment of a scrape."""
+    """Gauges, read at each scrape."""
 
-    def __init__(self, config: Config, ledger: Ledger, prezero: PrezeroCache, watch: AlertTracker) -> None:
+    def __init__(self, config: Config, ledger: Ledger, prezero: PrezeroCache, alerts: AlertTracker) -> None:
         self._config = config
         self._ledger = ledger
         self._prezero = prezero
-        self._watch = watch
+        self._alerts = alerts
 
     def describe(self) -> Iterator[Metric]:
-        """Name nothing beforehand: a registry would otherwise scrape us when we are registered."""
+        """Return nothing: a registry would otherwise scrape at registration."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Read all of it."""
+        """Read all gauges."""
         yield _gauge(
             "virt_dmem_build_info", "Always 1; the version of the daemon.", {("version",): {(__version__,): 1}}
         )
         yield _gauge(
-            "virt_dmem_exposition_time_seconds", "When these numbers were read, since the epoch.", time.time()
+            "virt_dmem_exposition_time_seconds", "Time when these metrics were read, since the epoch.", time.time()
         )
-        yield _gauge("virt_dmem_libvirt_connected", "1 if libvirt answers, else 0.", int(self._watch.connected))
+        yield _gauge("virt_dmem_libvirt_connected", "1 if libvirt answers, else 0.", int(self._alerts.connected))
         yield from self._pools()
         yield from self._savings()
         yield from self._domains()
-        active = Count(alert.code for alert in self._watch.look())
+        active = Count(alert.code for alert in self._alerts.refresh())
         by_code: dict[tuple[str, ...], float] = {(code,): active[code] for code in EXPLANATIONS}
         yield _gauge("virt_dmem_alerts", "Alerts that are active, by code.", {("code",): by_code})
 
@@ -122,7 +122,7 @@ class _State(Collector):
         views = self._prezero.pool_statuses()
         labels = ("pool", "node")
         for word, help_text in {
-            "capacity": "Memory that a pool really has now; node is 'any' where its backend knows none.",
+            "capacity": "Memory that a pool provides now; node is 'any' where its backend knows none.",
             "reserved": "Memory of a pool that domains hold.",
             "free": "Capacity less reserved, never below 0.",
         }.items():
@@ -134,7 +134,9 @@ class _State(Collector):
             yield _gauge(f"virt_dmem_pool_{word}_bytes", help_text, {labels: values})
         ready: dict[tuple[str, ...], float] = {(pool.name,): pool.ready_bytes for pool in views}
         yield _gauge(
-            "virt_dmem_pool_ready_bytes", "Free memory of a pool that is brought in and zeroed.", {("pool",): ready}
+            "virt_dmem_pool_ready_bytes",
+            "Free memory of a pool that is populated and zeroed ahead.",
+            {("pool",): ready},
         )
         states: dict[tuple[str, ...], float] = {(pool.name, pool.state): 1 for pool in views}
         yield _gauge(
@@ -145,7 +147,7 @@ class _State(Collector):
         pinned: dict[tuple[str, ...], float] = {(pool.name,): pool.pinned_bytes for pool in views}
         yield _gauge(
             "virt_dmem_pinned_bytes",
-            "Memory that guests gave back and that a process or device keeps pinned; not in capacity.",
+            "Memory that guests gave back and that a process or device keeps pinned; not part of capacity.",
             {("pool",): pinned},
         )
         quarantined: Count[str] = Count({pool.name: 0 for pool in views})
@@ -153,7 +155,7 @@ class _State(Collector):
             quarantined[extent.segment.pool] += extent.size_bytes
         yield _gauge(
             "virt_dmem_quarantined_bytes",
-            "Memory whose domain is gone while a process still maps it.",
+            "Memory of domains that have ended which a process still maps.",
             {("pool",): {(name,): size for name, size in quarantined.items()}},
         )
 
@@ -165,10 +167,8 @@ class _State(Collector):
             saved[key] += item.net_bytes
             left[key] += item.metadata_left_bytes
         labels = ("pool", "source")
-        yield _gauge("virt_dmem_struct_page_saved_bytes", "Struct pages that a pool made go away.", {labels: saved})
-        yield _gauge(
-            "virt_dmem_struct_page_left_bytes", "Struct pages of a pool that are still there.", {labels: left}
-        )
+        yield _gauge("virt_dmem_struct_page_saved_bytes", "Struct pages that a pool saves.", {labels: saved})
+        yield _gauge("virt_dmem_struct_page_left_bytes", "Struct pages of a pool that remain.", {labels: left})
 
     def _domains(self) -> Iterator[Metric]:
         phases = Count(standing.phase for standing in self._ledger.phases().values())
@@ -195,17 +195,17 @@ def _gauge(name: str, help_text: str, value: float | dict[tuple[str, ...], _Valu
 
 
 def write_textfile(path: Path, text: bytes) -> None:
-    """Replace a file that the node exporter may be reading, and may read (0644); it reads none but ``*.prom``.
+    """Replace a file (0644) that the node exporter may be reading; it reads only ``*.prom``.
 
-    Its directory may be the exporter's, which then may as well put there what it likes, but not have us write
-    anywhere else. For worker threads.
+    Its directory may belong to the exporter, which may put anything there, but cannot redirect the write elsewhere.
+    For worker threads.
 
-    :raise OSError: When its directory is missing or not to be written.
+    :raise OSError: When its directory is missing or not writable.
     """
     fresh = f".{path.name}.new"
     with dirfd.opened(path.parent) as at:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh, dir_fd=at)  # left by one that was killed, or put there for us to write to
+            os.unlink(fresh, dir_fd=at)  # left by a killed daemon, or put there to be written to
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=at)
         with os.fdopen(fd, "wb") as file:
             os.fchmod(fd, 0o644)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virt-dmem report``: what somebody needs to know who was not there, and no secret.
+"""Collect ``virt-dmem report``: what support needs for a diagnosis, without secrets.
 
-Nothing is left out because it looks like a secret; everything is left out that is not known to be none: of domain
-XML, of qemu.conf, of mounts and of the kernel's command line only what is on a list here. No guest memory is read.
+By allow lists, not by guessing what looks like a secret: of domain XML, qemu.conf, mounts and the kernel's command
+line only what is listed here is included. No guest memory is read.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from virt_dmem.host import huge_pages, kernel, mounts, numa
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.ipc.client import Client
 from virt_dmem.monitoring.checks import suite
+from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.text import printable
 
 __all__ = ["Source", "collect", "reduced", "write"]
@@ -88,7 +89,7 @@ _ELEMENTS = {
     "device": "model size node index access",
 }
 _PLAIN = re.compile(r"[\w .,:^+/-]{0,100}", re.ASCII)
-"""What values on the list look like; the name of a domain may be anything."""
+"""Pattern of allowed values; the name of a domain may be anything."""
 _QEMU_CONF = (
     "memory_backing_dir hugetlbfs_mount user group dynamic_ownership remember_owner security_driver"
     " security_default_confined namespaces cgroup_device_acl"
@@ -103,7 +104,7 @@ _UNITS = ("virt-dmem*", "libvirtd*", "virtqemud*", "dev-hugepages.mount")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where everything is asked for."""
+    """Where the report is collected from."""
 
     config: Config
     origins: dict[str, str]
@@ -117,22 +118,24 @@ class Source:
 
 
 def write(source: Source, path: Path) -> list[str]:
-    """Pack up everything in a new archive that only we may read; return the names of what is in it.
+    """Write everything to a new archive that only this user may read; return the names of its files.
 
-    :param path: ``.tar.gz`` or ``.tar.xz``; its name without that is the directory in it.
-    :raise UsageError: When it is called otherwise, or exists.
+    :param path: Ends with ``.tar.gz`` or ``.tar.xz``; the rest of its name is the directory in the archive.
+    :raise UsageError: When it ends otherwise, or exists.
     """
     found = re.fullmatch(r"(.+)\.tar\.(gz|xz)", path.name)
     if found is None:
-        raise UsageError(f"{path.name} is no .tar.gz or .tar.xz.", hint="Give the file one of these endings.")
-    at = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # as named; and then that very one
+        raise UsageError(
+            f"{path.name} does not end with .tar.gz or .tar.xz.", hint="Give the file one of these suffixes."
+        )
+    at = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # resolved once
     try:
         fd = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=at)
         with os.fdopen(fd, "w+b") as file:
             try:
                 return _pack(source, file, found[1], found[2])
             except BaseException:
-                _remove(path.name, at, os.fstat(fd))  # half a report looks like a whole one
+                _remove(path.name, at, os.fstat(fd))  # a partial report looks like a complete one
                 raise
     except FileExistsError as error:
         raise UsageError(f"{path} exists already.", hint="Name a new file with -o.") from error
@@ -141,7 +144,7 @@ def write(source: Source, path: Path) -> list[str]:
 
 
 def _remove(name: str, at: int, ours: os.stat_result) -> None:
-    """Remove our own file from a directory that may be somebody else's."""
+    """Remove the file from a directory that others may change, unless it was replaced."""
     with suppress(OSError):
         found = os.stat(name, dir_fd=at, follow_symlinks=False)
         if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
@@ -161,7 +164,7 @@ def _pack(source: Source, file: IO[bytes], directory: str, compression: str) -> 
 
 
 def collect(source: Source) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and content of each file; of what cannot be had, the reason."""
+    """Yield name and content of each file; the reason instead of what cannot be read."""
     for name, part in _PARTS.items():
         try:
             for file, content in part(source).items():
@@ -171,7 +174,7 @@ def collect(source: Source) -> Iterator[tuple[str, bytes]]:
 
 
 def reduced(xml: bytes) -> str:
-    """Return a domain XML with nothing in it but what is on the list above.
+    """Return a domain XML reduced to the elements and attributes listed above.
 
     :raise DomainXmlInvalid: When it is no domain XML.
     """
@@ -226,7 +229,7 @@ def _versions(source: Source) -> dict[str, str]:
 def _check(source: Source) -> dict[str, str]:
     found = [
         {"name": check.name, "status": result.status.value, "message": result.message, "hint": result.hint}
-        for check, result in suite.run(suite.Host(source.config, source.uri, source.root))
+        for check, result in suite.run(Machine(source.config, source.uri, source.root))
     ]
     return {"": _json(found)}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compile our programs: by hand with ``python -m virt_dmem.native.build``, else from ``hatch_build.py``.
+"""Compile the C programs: by hand with ``python -m virt_dmem.native.build``, else from ``hatch_build.py``.
 
 Imports the standard library only: the build of a wheel loads this file by its path, before there is a package.
 """
@@ -18,7 +18,7 @@ __all__ = ["PROGRAMS", "build", "main"]
 
 _HERE = Path(__file__).resolve().parent
 PROGRAMS = {"virt-dmem-prefault": ["-pthread"], "virt-dmem-hook": ["-ljson-c"]}
-"""Their names, and what each is linked to; virt-dmem-NAME is made of NAME.c."""
+"""Linker options by program; virt-dmem-NAME is compiled from NAME.c."""
 
 
 def _version() -> str:
@@ -29,11 +29,11 @@ def _version() -> str:
 def build(program: str, output: Path | None = None, *, flags: Iterable[str] = ()) -> Path:
     """Compile one of ``PROGRAMS`` to ``output``, beside this file by default; print the command, return ``output``.
 
-    The compiler is ``$CC`` (else ``cc``); ``$CFLAGS`` (else ``-O2``), ``$CPPFLAGS`` and ``$LDFLAGS`` are obeyed as
-    distributions expect it; ``flags`` come last. The new program replaces an old one only once it is whole.
+    The compiler is ``$CC`` (else ``cc``); ``$CFLAGS`` (else ``-O2``), ``$CPPFLAGS`` and ``$LDFLAGS`` are honoured
+    as distributions expect; ``flags`` come last. The new program replaces an old one only once it is complete.
 
     :raise OSError: When there is no such compiler.
-    :raise subprocess.CalledProcessError: When it fails; it has said why on standard error.
+    :raise subprocess.CalledProcessError: When it fails; the reason is on standard error.
     """
 
     def env(name: str, default: str = "") -> list[str]:

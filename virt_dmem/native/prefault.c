@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * virt-dmem-prefault: bring in, zero, scrub or check the memory of one file of a pool.
+ * virt-dmem-prefault: populate, zero, scrub or verify the memory of one file of a pool.
  *
  * The file is mapped shared, the NUMA policy is set, and only then are its pages touched: a policy counts for pages
  * that come later, never for those that are there. Pages stay with the file when this program ends, so whoever maps it
@@ -53,8 +53,8 @@
 #endif
 
 #define CHUNK ((size_t)64 << 20) /* what a thread takes at a time: some 5 to 50 ms of work */
-#define STEP ((size_t)2 << 20)	 /* after so much a thread looks whether it is to end */
-#define PIECE ((size_t)64 << 10) /* what is looked at in one go; stays in the first caches */
+#define STEP ((size_t)2 << 20)	 /* bytes after which a thread checks whether to stop */
+#define PIECE ((size_t)64 << 10) /* bytes compared at a time; fits into the first caches */
 #define MAX_CPUS 8192
 #define MAX_NODES 1024
 #define MAX_THREADS 1024
@@ -88,11 +88,11 @@ static struct {
 static struct {
 	int fd, wake;
 	char *base;
-	atomic_bool touch;   /* pages are brought in by touching them: MADV_POPULATE_WRITE cannot */
-	atomic_bool by_read; /* contents are looked at with pread(), not through the mapping */
+	atomic_bool touch;   /* pages are populated by touching them: MADV_POPULATE_WRITE cannot */
+	atomic_bool by_read; /* contents are read with pread(), not through the mapping */
 	atomic_bool stop;    /* take no more chunks */
 	atomic_bool quit;    /* leave the one you have, too */
-	bool clean_holes;    /* what the kernel brings in is zero */
+	bool clean_holes;    /* pages that the kernel adds are zero */
 	bool all_holes;	     /* and the file has nothing else */
 	bool no_holes;	     /* or it has none */
 	atomic_size_t next, done;
@@ -167,7 +167,7 @@ static bool failed(int error, size_t offset)
 	return false;
 }
 
-/* SIGBUS is how the kernel says "no page" or "bad page" to who touches a mapping; back to guarded() with it. */
+/* SIGBUS is how the kernel says "no page" or "bad page" to the thread that touches a mapping; return to guarded() with it. */
 static _Thread_local struct {
 	sigjmp_buf back;
 	volatile sig_atomic_t armed;
@@ -342,7 +342,7 @@ static bool verify_zero(size_t offset, size_t length)
 
 /*
  * Writes only to pages with something in them: holes stay holes, also those of one page, and clean pages are only read.
- * What was written to is looked at again, while it is still in the caches.
+ * What was written is read again, while it is still in the caches.
  */
 static bool scrub(size_t offset, size_t length)
 {
@@ -417,7 +417,7 @@ static void open_file(void)
 	if ((uintmax_t)st.st_size < end)
 		fail(EINVAL, 0, "the file has %jd bytes, less than the %zu asked for", (intmax_t)st.st_size, end);
 
-	/* A file system with pages of its own (hugetlbfs, dmemfs) says so in f_bsize; one touch brings in one of them. */
+	/* A file system with pages of its own (hugetlbfs, dmemfs) says so in f_bsize; one touch populates one of them. */
 	size_t base_page = (size_t)sysconf(_SC_PAGESIZE), fs_page = (size_t)fs.f_bsize;
 	if (fs_page > base_page && fs_page != ask.page)
 		fail(EINVAL, 0, "the file system has pages of %zu bytes, not of %zu", fs_page, ask.page);
@@ -431,8 +431,8 @@ static void open_file(void)
 	atomic_init(&work.touch, ask.method == TOUCH);
 
 	/*
-	 * Who fills the file wants hugetlbfs to promise all its pages here, not to fail half way; who only looks must not
-	 * take pages for its holes.
+	 * To populate the file, hugetlbfs has to reserve all its pages here, not to fail half way; to verify it, no pages
+	 * may be allocated for its holes.
 	 */
 	int protection = ask.mode == VERIFY_ZERO ? PROT_READ : PROT_READ | PROT_WRITE;
 	int flags = ask.mode == POPULATE || ask.mode == ZERO ? MAP_SHARED : MAP_SHARED | MAP_NORESERVE;
@@ -460,7 +460,7 @@ static void set_policy(void)
 {
 	if (ask.policy == NONE)
 		return;
-	/* mbind() silently drops nodes that have no memory as long as one is left, so look first. */
+	/* mbind() silently drops nodes that have no memory as long as one is left, so check first. */
 	unsigned long allowed[MAX_NODES / BITS] = {0};
 	if (syscall(SYS_get_mempolicy, NULL, allowed, (unsigned long)MAX_NODES, NULL, MPOL_F_MEMS_ALLOWED))
 		fail(errno, 0, "NUMA policies cannot be used: %s", strerror(errno));
@@ -489,32 +489,32 @@ static void check_policy(void)
 static void usage(void)
 {
 	printf("Usage: virt-dmem-prefault --mode MODE --size BYTES --page-size BYTES [OPTION...] FILE\n"
-	       "Bring in, zero, scrub or check the memory of FILE, a file of a pool.\n\n"
-	       "  --mode populate        bring in every page; contents stay as they are\n"
-	       "  --mode zero            bring in every page and write zeroes to all of it\n"
-	       "  --mode scrub           zero what is not zero, and read that again to prove it; holes stay holes\n"
+	       "Populate, zero, scrub or verify the memory of FILE, a file of a pool.\n\n"
+	       "  --mode populate        populate every page; contents are kept\n"
+	       "  --mode zero            populate every page and write zeroes to all of them\n"
+	       "  --mode scrub           zero what is not zero, and read it again to verify; holes stay holes\n"
 	       "  --mode verify-zero     read all of it, fail at the first byte that is not zero; holes stay holes\n"
-	       "  --size BYTES           work on so much of FILE; a multiple of the page size\n"
-	       "  --offset BYTES         from here on; a multiple of the page size (default: 0)\n"
+	       "  --size BYTES           size of the range to work on; a multiple of the page size\n"
+	       "  --offset BYTES         start of that range; a multiple of the page size (default: 0)\n"
 	       "  --page-size BYTES      page size of the pool\n"
 	       "  --policy none|bind|interleave|preferred\n"
-	       "                         NUMA policy that is set before the first page (default: none)\n"
+	       "                         NUMA policy, set before the first page is populated (default: none)\n"
 	       "  --nodes LIST           its nodes, such as 0,2-3\n"
 	       "  --threads N            default 0: one for each CPU it may run on, at most %d; with --nodes it runs\n"
 	       "                         on their CPUs, if they have any\n"
 	       "  --method auto|madvise|touch\n"
-	       "                         how pages are brought in; auto touches where madvise cannot\n"
+	       "                         how pages are populated; auto touches where madvise cannot\n"
 	       "  --progress-ms N        least time between progress events (default: 200; 0: none)\n"
-	       "  --background           let others' work come first: nice 19, of its session too if it leads one\n"
-	       "  --parent PID           end when this process, our parent, ends\n"
+	       "  --background           run at the lowest priority: nice 19, its session as well if it leads one\n"
+	       "  --parent PID           exit when this process, the parent, exits\n"
 	       "  --help, --version\n\n"
 	       "Events are JSON lines on standard output: any number of\n"
 	       "  {\"event\":\"progress\",\"done\":BYTES,\"total\":BYTES}\n"
-	       "and at last one of\n"
+	       "and finally one of\n"
 	       "  {\"event\":\"done\",\"bytes\":N,\"seconds\":S,\"threads\":N,\"method\":\"madvise|touch|memset|read\"}\n"
 	       "  {\"event\":\"error\",\"errno\":\"ENOMEM\",\"message\":\"...\",\"offset\":N}\n"
 	       "  {\"event\":\"stopped\",\"signal\":N,\"done\":BYTES,\"total\":BYTES}\n"
-	       "Exit status: 0 done, 1 failed, 2 wrong usage, 128+N stopped by signal N (143: SIGTERM).\n",
+	       "Exit status: 0 done, 1 failed, 2 usage error, 128+N stopped by signal N (143: SIGTERM).\n",
 	       MAX_AUTO_THREADS);
 }
 
@@ -641,7 +641,7 @@ static void parse(int argc, char **argv)
 		errx(USAGE, "--offset %zu and --size %zu reach beyond the largest file", ask.offset, ask.size);
 	if ((ask.policy == NONE) != (ask.node_count == 0))
 		errx(USAGE, "--policy %s goes %s --nodes", policy_names[ask.policy], ask.policy == NONE ? "without" : "with");
-	/* Two threads that bring in the same page would wait for each other; two that look at it do not. */
+	/* Two threads that populate the same page would wait for each other; two that read it do not. */
 	ask.chunk = ask.page > CHUNK && (ask.mode == POPULATE || ask.mode == ZERO) ? ask.page : CHUNK;
 }
 

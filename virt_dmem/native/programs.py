@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the two C programs are."""
+"""Locate the two C programs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pathlib import Path
 __all__ = ["HELPER", "HOOK_CLIENT"]
 
 HELPER = Path(__file__).with_name("virt-dmem-prefault")
-"""Where the build puts the program; wheels carry it there."""
+"""Path at which the build, and a wheel, puts the helper."""
 HOOK_CLIENT = Path(__file__).with_name("virt-dmem-hook")
-"""The same for what libvirt's hook runs; ``make install`` puts a copy where libvirtd may run it."""
+"""The same for the hook's program; ``make install`` copies it to where libvirtd may execute it."""

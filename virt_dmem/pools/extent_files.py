@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files of a pool: made, handed to QEMU, taken back, removed.
+"""Create the files of a pool, grant QEMU access to them, revoke it, remove them.
 
-A domain's extents stand in ``<pool>/libvirt-<uuid>/<alias>``. That directory name is also the name of the
-domain's AppArmor profile, so one rule lets each QEMU reach its own memory only. Files are 0600 and belong to
-root except from ``start`` to ``started``, when QEMU opens them as its own user.
+A domain's extents are ``<pool>/libvirt-<uuid>/<alias>``. That directory name is also the name of the domain's
+AppArmor profile, so one rule lets each QEMU access its own memory only. Files are 0600 and belong to root except
+from ``start`` to ``started``, when QEMU opens them as its own user.
 
-Functions here act on files and know nothing of the ledger; each may be repeated after a crash. A pool is
-root's, and a path in it is as good as a descriptor; in the directories of QEMU's user only descriptors count
-(``host.dirfd``). A file that QEMU's user owns or has owned is opened so that no lease delays us. From Linux
-6.19 on (``F_SETDELEG``) its owner can delay changes of it and of its directory as well, so the event loop leaves
-those to ``deadline.within``.
+Functions here act on files only, not on the ledger; each may be repeated after a crash. A pool belongs to root, so
+a path in it is as safe as a descriptor; in the directories of QEMU's user only descriptors are (``host.dirfd``). A
+file that QEMU's user owns or has owned is opened so that no lease delays it. From Linux 6.19 on (``F_SETDELEG``)
+its owner can delay changes of it and of its directory as well, so the event loop leaves those to
+``deadline.within``.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FileId:
-    """What a file is, whatever its path: paths differ between mount namespaces."""
+    """Identity of a file; paths differ between mount namespaces."""
 
     device: int
     inode: int
 
 
 def path_of(mount: Path, uuid: str, alias: str) -> Path:
-    """Return where the extent of a domain's memory backend stands.
+    """Return the path of the extent of a domain's memory backend.
 
-    ``alias`` comes from our own reading of the XML, and is checked all the same: it becomes a file name.
+    ``alias`` was checked when the XML was read, and is checked again: it becomes a file name.
 
-    :raise ExtentError: When the alias is no plain file name.
+    :raise ExtentError: When the alias is not a plain file name.
     """
     if not alias or alias.startswith(".") or "/" in alias or "\0" in alias:
         raise ExtentError(
@@ -73,9 +73,9 @@ def path_of(mount: Path, uuid: str, alias: str) -> Path:
 
 
 def create(path: Path, size_bytes: int) -> FileId:
-    """Make an extent with holes for pages, root's own; one left by an interrupted try is replaced.
+    """Create an extent without pages, owned by root; one left by an interrupted attempt is replaced.
 
-    :raise ExtentError: When the pool does not take it.
+    :raise ExtentError: When the pool rejects it.
     """
     try:
         _passable(path.parent)
@@ -93,7 +93,7 @@ def create(path: Path, size_bytes: int) -> FileId:
 
 
 def move_in(source: Path, path: Path, size_bytes: int) -> None:
-    """Let a file of the same pool, root's own, be the extent; one left by an interrupted try is replaced.
+    """Rename a file of the same pool, owned by root, to the extent; one left by an interrupted attempt is replaced.
 
     :raise FileNotFoundError: When there is no such file.
     :raise ExtentError: When it cannot be done.
@@ -111,7 +111,7 @@ def move_in(source: Path, path: Path, size_bytes: int) -> None:
 def truncate(path: Path, size_bytes: int) -> None:
     """Set the size of a file that a guest may have had, without waiting for leases on it as ``os.truncate`` does.
 
-    :raise OSError: When it cannot be done; BlockingIOError where there is a lease, so somebody has it open.
+    :raise OSError: When it fails; BlockingIOError where there is a lease, so that a process has it open.
     """
     fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -121,32 +121,32 @@ def truncate(path: Path, size_bytes: int) -> None:
 
 
 def _passable(directory: Path) -> None:
-    """Make the directory of a domain, through which its QEMU can pass whatever the umask."""
+    """Create the directory of a domain, which its QEMU can search whatever the umask."""
     directory.mkdir(mode=0o711, exist_ok=True)
     directory.chmod(0o711)
 
 
 def _not_made(path: Path, size_bytes: int, error: OSError) -> ExtentError:
     return ExtentError(
-        f"The extent {path} of {format_size(size_bytes)} could not be made: {os.strerror(error.errno or 0)}.",
-        hint="Look with 'virt-dmem pool show' whether the pool is mounted as recorded.",
+        f"The extent {path} of {format_size(size_bytes)} could not be created: {os.strerror(error.errno or 0)}.",
+        hint="Check with 'virt-dmem check' that the pool is mounted as recorded.",
     )
 
 
 def file_id(path: Path) -> FileId:
     """Return device and inode of an extent.
 
-    :raise ExtentError: When it is missing, or no regular file.
+    :raise ExtentError: When it is missing, or not a regular file.
     """
     try:
         found = path.lstat()
     except OSError as error:
         raise ExtentError(
-            f"The extent {path} is not there: {os.strerror(error.errno or 0)}.",
+            f"The extent {path} does not exist: {os.strerror(error.errno or 0)}.",
             hint="Run 'virt-dmem reconcile' and start the domain again.",
         ) from error
     if not stat.S_ISREG(found.st_mode):
-        raise ExtentError(f"{path} is not a regular file.", hint="Nothing but virt-dmemd may write in a pool.")
+        raise ExtentError(f"{path} is not a regular file.", hint="Only virt-dmemd may create files in a pool.")
     return FileId(found.st_dev, found.st_ino)
 
 
@@ -159,7 +159,7 @@ def grant_access(path: Path, uid: int, gid: int) -> None:
 
 
 def revoke_access(path: Path) -> None:
-    """Give an extent to root again: whoever has it open keeps it, nobody else reaches it.
+    """Give an extent back to root: processes that have it open keep it, no others can open it.
 
     :raise ExtentError: When it cannot be done.
     """
@@ -172,7 +172,7 @@ def _own(path: Path, uid: int, gid: int) -> None:
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file")
             if (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (uid, gid, 0o600):
-                return  # who writes to it without end would have us wait
+                return  # a process that keeps writing to it would delay the change
             os.chown(file, uid, gid)
             os.chmod(file, 0o600)  # noqa: PTH101 -- after it is no longer its owner's to change
     except OSError as error:
@@ -184,9 +184,10 @@ def _own(path: Path, uid: int, gid: int) -> None:
 
 @contextmanager
 def _seen(name: Path | str, *, at: int | None = None) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield a path that is that very file's, whatever becomes of its name, and what it is (of a link, the link).
+    """Yield a path to exactly this file, even if its name changes, and its status (of a link, the link's).
 
-    With O_PATH no lease is broken, no FIFO waits. fchown(2) refuses such a descriptor; chown(2) takes the path.
+    With O_PATH no lease is broken, and a FIFO does not block. fchown(2) rejects such a descriptor; chown(2) accepts
+    the path.
     """
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
     try:
@@ -196,25 +197,24 @@ def _seen(name: Path | str, *, at: int | None = None) -> Iterator[tuple[str, os.
 
 
 def close_socket(path: Path) -> None:
-    """Let nobody but root connect to a monitor any more: all QEMUs may share its owner. Missing is fine.
+    """Allow only root to connect to a monitor from now on, as all QEMUs may share its owner; a missing one is fine.
 
-    Only a socket that belongs to the owner of its directory, under no other name: a link may have been put there to
-    what is somebody else's.
+    Only a socket that belongs to the owner of its directory, and has no other name, is changed: a link to a file of
+    another user may have been put there.
     """
     with suppress(OSError), dirfd.opened(path.parent) as at, _seen(path.name, at=at) as (file, found):
         owners = {0, os.geteuid(), os.fstat(at).st_uid}
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid not in owners or found.st_nlink != 1:
-            log.warning("%s is no socket of QEMU's alone, and left as it is", dirfd.shown(path))
+            log.warning("%s is not a socket of QEMU alone, and is left as it is", dirfd.shown(path))
             return
         os.chown(file, 0, 0)
 
 
 def link(target: Path, name: Path, *, users: Collection[int] | None = None) -> None:
-    """Make ``name`` a symbolic link to an extent; an older link of that name is replaced, nothing else is.
+    """Create a symbolic link to an extent; an older link of that name is replaced, any other file is not.
 
-    :param users: Users beside root and QEMU's own to whom its directory may belong; ``None``: anybody.
-    :raise ExtentError: When something that is no link stands there, or the directory is not writable or not to be
-        trusted.
+    :param users: Users beside root and QEMU's own to whom its directory may belong; ``None``: any user.
+    :raise ExtentError: When the name exists and is not a link, or the directory is not writable or not trusted.
     """
     try:
         with dirfd.opened(name.parent, users=users) as at:
@@ -222,21 +222,21 @@ def link(target: Path, name: Path, *, users: Collection[int] | None = None) -> N
             os.symlink(target, name.name, dir_fd=at)
     except OSError as error:
         raise ExtentError(
-            f"The link {dirfd.shown(name)} could not be made: {error.strerror}.",
-            hint="libvirt makes that directory before it calls the hook; look at memory_backing_dir in qemu.conf.",
+            f"The link {dirfd.shown(name)} could not be created: {error.strerror}.",
+            hint="libvirt creates that directory before it calls the hook; check memory_backing_dir in qemu.conf.",
         ) from error
 
 
 def unlink(name: Path, target: Path) -> None:
-    """Remove a link to an extent, if that is what stands there; the log says what stays, and nothing is raised.
+    """Remove a link to an extent, and nothing else; failures are logged, not raised.
 
-    A link that stays does no harm: it leads to a file that is root's alone by then, or to nothing.
+    A link that remains does no harm: by then it leads to a file that only root may open, or to none.
     """
     try:
         with dirfd.opened(name.parent) as at:
             gone = dirfd.remove_link(name.name, at, lambda leads_to: leads_to == str(target))
             if not gone and dirfd.status(name.name, at) is not None:
-                log.warning("%s is no link to %s, and left as it is", dirfd.shown(name), target)
+                log.warning("%s is not a link to %s, and is left as it is", dirfd.shown(name), target)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -244,13 +244,13 @@ def unlink(name: Path, target: Path) -> None:
 
 
 def in_use(path: Path) -> bool:
-    """Tell whether any process but us has an extent open or mapped, without waiting for any.
+    """Return whether another process has an extent open or mapped, without waiting for any.
 
-    A write lease is refused as long as another open file refers to the inode, and a mapping is one
-    (``fs/locks.c``, ``check_conflicting_open``). Who holds a lease itself has it open; a lease stays when the file
-    is another's by then.
+    A write lease is rejected as long as another open file refers to the inode, and a mapping is one
+    (``fs/locks.c``, ``check_conflicting_open``). A process that holds a lease itself has it open; the lease
+    survives a change of the file's owner.
 
-    :raise OSError: When it is missing, or no regular file.
+    :raise OSError: When it is missing, or not a regular file.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -271,7 +271,7 @@ def in_use(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove an extent and, when it was the domain's last in this pool, its directory; missing is fine.
+    """Remove an extent and, when it was the domain's last in this pool, its directory; a missing one is fine.
 
     :raise ExtentError: When it cannot be removed.
     """
@@ -290,12 +290,12 @@ def remove(path: Path) -> None:
 
 
 def check_visible(pid: int, path: Path) -> None:
-    """Check that a QEMU that runs finds an extent at its path, in its own mount namespace.
+    """Check that a running QEMU finds an extent at its path, in its own mount namespace.
 
-    It would follow a link that leads to nothing for ever, with the domain locked. Whose namespace it is may mount
-    FUSE there and answer never: for worker threads. A link on the way can lead nowhere but to another answer.
+    QEMU would retry a dangling link for ever, with the domain locked. The namespace's owner may mount FUSE there
+    and never answer: for worker threads. A link on the path can only lead to another result.
 
-    :raise ExtentError: When it finds nothing there, or another file.
+    :raise ExtentError: When it finds no file there, or another one.
     """
     wanted = file_id(path)
     try:
@@ -303,19 +303,19 @@ def check_visible(pid: int, path: Path) -> None:
     except OSError as error:
         raise ExtentError(
             f"QEMU {pid} does not see the extent {path}: {os.strerror(error.errno or 0)}.",
-            hint="The pool was mounted after the domain's mount namespace was made; start the domain again.",
+            hint="The pool was mounted after the domain's mount namespace was created; restart the domain.",
         ) from error
     if (seen.st_dev, seen.st_ino) != (wanted.device, wanted.inode):
-        raise ExtentError(f"QEMU {pid} sees another file at {path}.", hint="Start the domain again.")
+        raise ExtentError(f"QEMU {pid} sees another file at {path}.", hint="Restart the domain.")
 
 
 def check_mapped(pid: int, expected: Iterable[tuple[str, Path, int]]) -> None:
-    """Check that a QEMU maps every extent (alias, path, size in bytes), whole and shared.
+    """Check that a QEMU maps every extent (alias, path, size in bytes), completely and shared.
 
-    Compared by device and inode in ``/proc/PID/maps``; what the path says there does not count. A process can keep
-    that from being read: for worker threads.
+    Compared by device and inode in ``/proc/PID/maps``, not by path. A process can block reading that file: for
+    worker threads.
 
-    :raise NotMapped: Names the first backend that is elsewhere, private or not whole.
+    :raise NotMapped: Names the first backend that is elsewhere, private or incomplete.
     """
     areas = sorted(mappings(pid), key=lambda area: area.offset)
     for alias, path, size_bytes in expected:
@@ -327,7 +327,7 @@ def check_mapped(pid: int, expected: Iterable[tuple[str, Path, int]]) -> None:
                 hint="Apply the domain again with 'virt-dmem apply'.",
             )
         mapped_bytes = 0
-        for area in ours:  # one mapping may stand in several lines, split where its flags differ
+        for area in ours:  # one mapping may be split over several lines where its flags differ
             if area.offset <= mapped_bytes:
                 mapped_bytes = max(mapped_bytes, area.offset + area.end - area.start)
         if mapped_bytes < size_bytes:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Drive ``virt-dmem-prefault``, the C helper that touches, zeroes or reads all memory of an extent.
+"""Run ``virt-dmem-prefault``, the C helper that populates, zeroes or reads all memory of an extent.
 
-A program of its own, because that takes seconds to minutes in threads, can die of SIGBUS or of the OOM killer, and
-has to be stopped at once. What the modes do, and the events: ``virt-dmem-prefault --help``.
+A program of its own, because that takes seconds to minutes in threads, can be killed by SIGBUS or the OOM killer,
+and has to be stopped immediately. ``virt-dmem-prefault --help`` describes its modes and events.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ __all__ = ["prefault", "Mode", "Progress"]
 Mode = Literal["populate", "zero", "scrub", "verify-zero"]
 
 _GRACE_SECONDS = 5.0
-"""How long the helper may take to end after SIGTERM; it looks about every 50 ms (one page of 1 GiB: longer)."""
+"""Time that the helper may take to exit after SIGTERM; it checks about every 50 ms (one page of 1 GiB: longer)."""
 
 _DID = {
-    "populate": "The memory of {} was not brought in",
+    "populate": "The memory of {} was not populated",
     "zero": "{} was not zeroed",
     "scrub": "{} was not scrubbed",
-    "verify-zero": "{} was not found clean",
+    "verify-zero": "{} is not completely zero",
 }
 
 _HINTS = {
-    "ENOMEM": "Look at the free memory of the pool with 'virt-dmem pool show', and at cgroup limits.",
-    "EHWPOISON": "Take this memory out of use and look in the kernel log for the machine check.",
-    "EIO": "Look where the pages of the file lie, and in the kernel log.",
-    "EUCLEAN": "Do not give it to another domain before it is scrubbed.",
+    "ENOMEM": "Check the free memory of the pool with 'virt-dmem pool show', and cgroup limits.",
+    "EHWPOISON": "Stop using this memory, and find the machine check in the kernel log.",
+    "EIO": "Check the nodes of the file's pages, and the kernel log.",
+    "EUCLEAN": "Do not use it for another domain before it is scrubbed.",
 }
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the helper is; the last one has ``done_bytes == total_bytes``."""
+    """Progress of the helper; the last one has ``done_bytes == total_bytes``."""
 
     done_bytes: int
     total_bytes: int
@@ -64,20 +64,20 @@ async def prefault(
     helper: Path | None = None,
     gentle: bool = False,
 ) -> AsyncGenerator[Progress, None]:
-    """Bring in ``size_bytes`` of ``path`` from ``offset_bytes`` on, yielding progress about 5 times a second.
+    """Populate ``size_bytes`` of ``path`` from ``offset_bytes`` on, yielding progress about 5 times a second.
 
     Both are multiples of ``page_size``, the page size of the pool in bytes. ``policy`` is "none", or
-    "bind", "interleave", "preferred" over the host ``nodes``. ``threads`` 0: one for each CPU we may run on, at
-    most 16. ``mode`` "populate" leaves contents as they are; "zero" brings in and zeroes all; "scrub" zeroes what
-    is not zero and proves it by reading; "verify-zero" only reads. The last two leave holes as holes. ``helper``
-    replaces the program that came with the package. ``gentle``: others' CPU time comes first, as where a guest runs
-    already that must not stand still. With ``nodes`` the threads run on their CPUs.
+    "bind", "interleave", "preferred" over the host ``nodes``. ``threads`` 0: one for each CPU allowed, at most 16.
+    ``mode`` "populate" keeps contents; "zero" populates and zeroes all; "scrub" zeroes what is not zero and
+    verifies it by reading; "verify-zero" only reads. The last two keep holes. ``helper`` replaces the program of
+    the package. ``gentle``: run at the lowest priority, where a running guest must not be stalled. With ``nodes``
+    the threads run on their CPUs.
 
     Cancelling, or closing the generator (``contextlib.aclosing``), ends the helper before it returns: SIGTERM,
     after 5 s SIGKILL. The helper also ends with the thread that runs the event loop, however that ends
     (``PR_SET_PDEATHSIG`` in prctl(2) is about the thread that forked).
 
-    :raise PrefaultFailed: When it could not do all of it, or there is no helper; what is done stays done.
+    :raise PrefaultFailed: When it did not complete, or there is no helper; what is done stays done.
     """
     program = helper or HELPER
     command = [str(program), "--mode", mode, "--size", str(size_bytes), "--page-size", str(page_size)]
@@ -95,7 +95,7 @@ async def prefault(
         async with _read(process) as lines:
             async for line in lines:
                 event = _event(line)
-                if event is None:  # standard error comes the same way; only its end is of use
+                if event is None:  # standard error comes the same way; only its end is useful
                     words = [*words[-9:], line.decode(errors="replace").strip()]
                     continue
                 last = event
@@ -110,7 +110,7 @@ async def prefault(
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    """Start the helper. Not by asyncio's own: cancelled while it connects the pipes, that waits for ever."""
+    """Start the helper; not by asyncio, which hangs when it is cancelled while it connects the pipes."""
     try:
         return subprocess.Popen(
             command,
@@ -123,14 +123,14 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
         )
     except OSError as error:
         raise PrefaultFailed(
-            f"The helper {command[0]} cannot be run: {error.strerror}.",
-            hint="Install the package anew, or build it with 'python3 -m virt_dmem.native.build'.",
+            f"The helper {command[0]} cannot be executed: {error.strerror}.",
+            hint="Reinstall the package, or build it with 'python3 -m virt_dmem.native.build'.",
         ) from error
 
 
 @contextlib.asynccontextmanager
 async def _read(process: subprocess.Popen[bytes]) -> AsyncIterator[asyncio.StreamReader]:
-    """Read what the helper says."""
+    """Read the output of the helper."""
     lines = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), process.stdout
@@ -140,7 +140,7 @@ async def _read(process: subprocess.Popen[bytes]) -> AsyncIterator[asyncio.Strea
 
 
 async def _status(process: subprocess.Popen[bytes]) -> int:
-    """Wait until the helper has ended; return its status."""
+    """Wait until the helper has exited; return its status."""
     if process.poll() is None:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         pidfd = os.pidfd_open(process.pid)
@@ -164,7 +164,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 async def _end(process: subprocess.Popen[bytes]) -> None:
-    """Leave no helper behind, whatever comes: a second cancellation only makes it quicker."""
+    """Stop the helper, whatever happens: a second cancellation only makes it faster."""
     if process.returncode is not None:
         return
     process.terminate()
@@ -180,12 +180,12 @@ async def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _failure(mode: str, path: Path, status: int, last: dict[str, Any], words: str) -> PrefaultFailed:
     if last.get("event") == "error":
-        reason, hint = last["message"], _HINTS.get(last["errno"], "Mend what the message names and try again.")
+        reason, hint = last["message"], _HINTS.get(last["errno"], "Fix what the message names and try again.")
     elif status < 0 or last.get("event") == "stopped":
         number = -status if status < 0 else last["signal"]
-        reason = f"the helper was ended by {signal.Signals(number).name}"
-        hint = "Look in the kernel log for the OOM killer, or who else ended it, and try again."
+        reason = f"the helper was killed by {signal.Signals(number).name}"
+        hint = "Check the kernel log for the OOM killer, or find out what else killed it, and try again."
     else:
-        reason = f"the helper ended with status {status}: {words or 'it said nothing'}"
-        hint = "This is a fault of virt-dmem; report it with this message."
+        reason = f"the helper exited with status {status}: {words or 'no message'}"
+        hint = "This is a bug of virt-dmem; report it with this message."
     return PrefaultFailed(f"{_DID[mode].format(path)}: {reason}.", hint=hint)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Make a pool larger or smaller while domains run on it.
+"""Grow or shrink a pool while domains run on it.
 
 Where a mount cannot change its size (``remount,size=`` of hugetlbfs succeeds and does nothing) a pool grows by
-a segment and shrinks by its empty segments: they go, or one of them becomes smaller. What domains hold is never
-touched. Each step is in a record before it is done; what a kill left is finished by ``pools.mount``, or by
+a segment and shrinks by its empty segments: they are removed, or one of them shrinks. Memory of domains is never
+touched. Each step is in a record before it is done; what a kill interrupted is finished by ``manage.mount``, or by
 asking for the same size again.
 """
 
@@ -13,45 +13,45 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError, PoolBusy, PoolError
 from virt_dmem.host import kernel
 from virt_dmem.pools import manage, registry
-from virt_dmem.pools.backends.base import Backend, Job, Report
+from virt_dmem.pools.backends.base import Backend, Job, ProgressCallback
 from virt_dmem.pools.backends.table import backend as backend_named
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
-__all__ = ["resize", "Change", "Daemon", "NoDaemon"]
+__all__ = ["resize", "SegmentChange", "Daemon", "NoDaemon"]
 
 
 class Daemon(Protocol):
-    """Who gives memory of the pool meanwhile, and has to know first."""
+    """The daemon that allocates memory of the pool meanwhile, and has to be asked first."""
 
     def retire(self, segment: str) -> None:
-        """Let nothing more be given from ``POOL+N``; refuses while somebody holds memory of it."""
+        """Stop allocating from ``POOL+N``; raises while domains hold memory of it."""
 
     def reserved(self, pool: str) -> int:
-        """Let the records be read again; return the bytes that are then reserved."""
+        """Have the records read again; return the bytes reserved after that."""
 
 
 class NoDaemon:
-    """Nobody listens, so nobody gives memory either."""
+    """Stands for a daemon that does not run, and so allocates nothing."""
 
     def retire(self, segment: str) -> None:
-        """Nobody to tell."""
+        """Do nothing."""
 
     def reserved(self, pool: str) -> int:
-        """Return what the ledger of nobody says."""
+        """Return that nothing is reserved."""
         return 0
 
 
 @dataclass(frozen=True)
-class Change:
-    """What becomes of one segment: bytes by node before and after; none before, it is new; none after, it goes."""
+class SegmentChange:
+    """Change of one segment: bytes by node before (none: it is new) and after (none: it is removed)."""
 
     segment: str
     before: Mapping[int, int]
@@ -62,10 +62,9 @@ class Change:
         if not self.before:
             return f"add segment {self.segment} of {size}{_by_node(self.after)}"
         if not self.after:
-            return f"give back segment {self.segment} of {was}"
-        larger = sum(self.after.values()) > sum(self.before.values())
-        how = "larger" if larger else "smaller"
-        return f"make segment {self.segment} {how}: {size}{_by_node(self.after)} instead of {was}"
+            return f"remove segment {self.segment} of {was}"
+        grows = sum(self.after.values()) > sum(self.before.values())
+        return f"{'grow' if grows else 'shrink'} segment {self.segment} to {size}{_by_node(self.after)} from {was}"
 
 
 def _by_node(sizes: Mapping[int, int]) -> str:
@@ -79,25 +78,26 @@ def resize(
     *,
     sizes: int | Mapping[int, int],
     daemon: Daemon,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
     dry_run: bool = False,
     root: Path = kernel.ROOT,
-) -> list[Change]:
-    """Let a pool have ``sizes``, and return what was (``dry_run``: would be) changed, in order.
+) -> list[SegmentChange]:
+    """Give a pool ``sizes``, and return what was (``dry_run``: would be) changed, in order.
 
     :param sizes: Bytes in all, or bytes by node; nodes that are not named stay as they are.
     :raise PoolNotFound: When there is no such pool.
     :raise UsageError: When a size is no whole number of pages, or a node has no memory.
-    :raise PoolBusy: When domains hold too much of it, nothing was changed then; or a process is in the way.
-    :raise PoolShort: When the host has not enough memory for more.
-    :raise PoolError: When the pool is not as recorded, or the kernel refuses.
+    :raise PoolBusy: When domains hold too much of it, and nothing was changed; or when a process uses it.
+    :raise PoolShort: When the host has not enough memory to grow it.
+    :raise PoolError: When the pool is not as recorded, or the kernel rejects it.
     """
     with manage.locked(config):
         there = {record.name: record for record in registry.segments(config, name)}
         for record in there.values():
-            if record.state != "ready" or not backend_named(record.backend).mounted(record, root=root):
+            mounted = backend_named(record.backend).mounted(record, root=root)
+            if record.state != "ready" or not mounted:
                 raise PoolError(
-                    f"Segment {record.name} of the pool is {record.state} and not as it should be.",
+                    f"Segment {record.name} of the pool is {record.state}{'' if mounted else ', and not mounted'}.",
                     hint=f"Run 'virt-dmem pool mount {name}' first.",
                 )
         first = next(iter(there.values()))
@@ -107,17 +107,17 @@ def resize(
         work = _Work(config, backend_named(first.backend), daemon, report, root)
         for change in changes:
             if work.kind.resizes_in_place:
-                work.in_place(first, change)
+                work.resize_in_place(first, change)
             elif change.before:
-                work.reduce(there[change.segment], change)
+                work.shrink(there[change.segment], change)
             else:
                 work.grow(first, change)
-        work.let_go(name)
+        work.release_surplus(name)
     return changes
 
 
-def _changes(there: list[PoolRecord], sizes: int | Mapping[int, int], root: Path) -> list[Change]:
-    """Return what leads from the segments that are there to ``sizes``: first what goes, then what comes."""
+def _changes(there: list[PoolRecord], sizes: int | Mapping[int, int], root: Path) -> list[SegmentChange]:
+    """Return the changes that lead from the existing segments to ``sizes``, those that free memory first."""
     first = there[0]
     kind = backend_named(first.backend)
     now: Counter[int] = Counter()
@@ -126,24 +126,24 @@ def _changes(there: list[PoolRecord], sizes: int | Mapping[int, int], root: Path
     asked = manage.shares_of(kind, first.page_size, sizes, root, least=int(isinstance(sizes, int)))
     more = {node: size - now[node] for node, size in asked.items() if size > now[node]}
     less: int | dict[int, int] = {node: now[node] - size for node, size in asked.items() if size < now[node]}
-    if isinstance(sizes, int):  # spread is what is more or less, not what stays where it is
+    if isinstance(sizes, int):  # the difference is spread, not what stays in place
         more = manage.evenly(max(0, sizes - now.total()), sorted(now), first.page_size)
         less = max(0, now.total() - sizes)
     if kind.resizes_in_place:
-        return [Change(first.name, dict(now), asked)] if asked != now else []
+        return [SegmentChange(first.name, dict(now), asked)] if asked != now else []
     changes = _without(there, less, root) if less else []
     if more:
         number = max(record.number for record in there) + 1
-        changes.append(Change(str(SegmentId.of(first.pool, number)), {}, more))
+        changes.append(SegmentChange(str(SegmentId.of(first.pool, number)), {}, more))
     if not more and len([change for change in changes if not change.after]) == len(there):
         raise PoolError(
-            f"Pool {first.pool} would have nothing left.", hint=f"That is 'virt-dmem pool destroy {first.pool}'."
+            f"Pool {first.pool} would be empty.", hint=f"Run 'virt-dmem pool destroy {first.pool}' instead."
         )
     return changes
 
 
-def _without(there: list[PoolRecord], less: int | dict[int, int], root: Path) -> list[Change]:
-    """Return how to have ``less`` bytes, in all or of each node, by empty segments; those added last go first."""
+def _without(there: list[PoolRecord], less: int | dict[int, int], root: Path) -> list[SegmentChange]:
+    """Return how to free ``less`` bytes, in all or of each node, from empty segments, the last one first."""
     changes = []
     wanted = less if isinstance(less, int) else sum(less.values())
     left: Counter[int] = Counter() if isinstance(less, int) else Counter(less)
@@ -157,7 +157,7 @@ def _without(there: list[PoolRecord], less: int | dict[int, int], root: Path) ->
             left.subtract(takes)
         if any(takes.values()):
             after = {node: size - takes.get(node, 0) for node, size in before.items()}
-            changes.append(Change(record.name, before, {node: size for node, size in after.items() if size}))
+            changes.append(SegmentChange(record.name, before, {node: size for node, size in after.items() if size}))
             wanted -= sum(takes.values())
     if wanted:
         name, used = there[0].pool, [record for record in there if record not in empty]
@@ -168,14 +168,14 @@ def _without(there: list[PoolRecord], less: int | dict[int, int], root: Path) ->
         raise PoolBusy(
             f"Pool {name} of {format_size(has)} cannot give back {format_size(asked)}"
             f"{'' if isinstance(less, int) else ' of these nodes'}: domains hold {format_size(held)} in segment"
-            f" {kept}, and {format_size(asked - wanted)} is all that the others can give.",
-            hint="Stop these domains first: a segment goes or becomes smaller only while nobody has memory in it.",
+            f" {kept}, and the others can free only {format_size(asked - wanted)}.",
+            hint="Shut these domains down first: a segment can shrink or be removed only while it is empty.",
         )
     return changes
 
 
 def _evenly_from(sizes: Mapping[int, int], most: int, page_size: int) -> dict[int, int]:
-    """Return what to take of each node, ``most`` bytes in all or everything, leaving them as even as can be."""
+    """Return the bytes to take of each node, at most ``most`` in all, leaving the rest spread evenly."""
     keep = max(0, sum(sizes.values()) - most) // page_size
     takes = {}
     for done, node in enumerate(sorted(sizes, key=lambda node: (sizes[node], node))):
@@ -187,19 +187,20 @@ def _evenly_from(sizes: Mapping[int, int], most: int, page_size: int) -> dict[in
 
 @dataclass(frozen=True)
 class _Work:
-    """Carries out changes."""
+    """Carries out the changes of one resize."""
 
     config: Config
-    kind: Backend
+    kind: Backend[Any]
     daemon: Daemon
-    report: Report | None
+    report: ProgressCallback | None
     root: Path
 
-    def job(self, record: PoolRecord) -> Job:
+    def job(self, record: PoolRecord) -> Job[Any]:
+        """Return the job of changing a segment."""
         return manage.job_of(self.config, record, self.report, self.root)
 
-    def reduce(self, record: PoolRecord, change: Change) -> None:
-        """Let an empty segment go, or have less."""
+    def shrink(self, record: PoolRecord, change: SegmentChange) -> None:
+        """Remove an empty segment, or give it less."""
         self.daemon.retire(f"{record.pool}+{record.number}")
         manage.refuse_if_used(record, self.root)
         kind, job = self.kind, self.job(record)
@@ -211,17 +212,17 @@ class _Work:
         record.state = "mounting"
         job.save()
         try:
-            manage.bring_up(kind, job)
+            manage.provide(kind, job)
         except DmemError:
-            if kind.mounted(record, root=self.root):  # somebody came in meanwhile: as it was
+            if kind.mounted(record, root=self.root):  # it came into use meanwhile: restore it
                 for node, share in record.nodes.items():
                     share.wanted_bytes = change.before[node]
                 record.state = "ready"
                 job.save()
             raise
 
-    def let_go(self, name: str) -> None:
-        """Give back what is no longer wanted and would not go at its time."""
+    def release_surplus(self, name: str) -> None:
+        """Give back memory that could not be given back when its segment shrank."""
         left = 0
         for record in registry.segments(self.config, name):
             job = self.job(record)
@@ -233,28 +234,28 @@ class _Work:
                 job.save()
         if left:
             raise PoolError(
-                f"Pool {name} has the size that was asked for, but {format_size(left)} would not go back to the"
-                " host: a process or a device has pages of it (one pinned page keeps all of a segment), or memory"
-                " for their struct pages is missing.",
-                hint="End what has them or free memory, then ask for the same size again; 'virt-dmem explain"
+                f"Pool {name} has the size that was asked for, but {format_size(left)} could not be given back"
+                " to the host: a process or a device uses pages of it (one pinned page keeps all of a segment), or"
+                " memory for their struct pages is missing.",
+                hint="Stop what uses them or free memory, then ask for the same size again; 'virt-dmem explain"
                 " memory-pinned' says what may pin pages.",
             )
 
-    def grow(self, first: PoolRecord, change: Change) -> None:
+    def grow(self, first: PoolRecord, change: SegmentChange) -> None:
         """Add a segment."""
-        record = PoolRecord(
+        record = self.kind.record(
             name=change.segment,
             backend=first.backend,
             page_size=first.page_size,
             mount=str(self.config.pools_dir.resolve() / change.segment),
             nodes={node: NodeShare(size) for node, size in change.after.items()},
             boot_id=kernel.boot_id(root=self.root),
-            hvo=first.hvo,
+            **self.kind.inherited_settings(first),
         )
         manage.add(self.config, self.kind, self.job(record))
 
-    def in_place(self, record: PoolRecord, change: Change) -> None:
-        """Change the size of a mount. A smaller one is recorded first: what is reserved after that fits in it."""
+    def resize_in_place(self, record: PoolRecord, change: SegmentChange) -> None:
+        """Change the size of a mount; a smaller one is recorded first, so that all later reservations fit."""
         kind, job = self.kind, self.job(record)
         (node,) = record.nodes
         before, after = change.before[node], change.after[node]
@@ -269,9 +270,9 @@ class _Work:
             )
             if held > after:
                 raise PoolBusy(
-                    f"Pool {record.pool} of {format_size(before)} cannot become {format_size(after)}: domains hold"
-                    f" {format_size(held)} of it.",
-                    hint=f"Stop some of these domains first, or ask for {format_size(held)} or more.",
+                    f"Pool {record.pool} of {format_size(before)} cannot shrink to {format_size(after)}: domains"
+                    f" hold {format_size(held)} of it.",
+                    hint=f"Shut some of these domains down first, or ask for {format_size(held)} or more.",
                 )
             kind.remount(job)
         except DmemError:

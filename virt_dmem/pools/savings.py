@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the pools save: never one figure alone, always gross, what is left, and net."""
+"""Compute the struct pages that each pool saves: gross, remaining, and net."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from virt_dmem.config.schema import Config
 from virt_dmem.host import kernel
 from virt_dmem.pools import registry
-from virt_dmem.pools.backends.base import struct_pages_of
+from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.record import PoolRecord
 
 __all__ = ["PoolSavings", "savings"]
@@ -18,25 +18,25 @@ __all__ = ["PoolSavings", "savings"]
 
 @dataclass(frozen=True)
 class PoolSavings:
-    """One pool; all sizes in bytes. ``gross_bytes`` = ``metadata_left_bytes`` + ``net_bytes``."""
+    """The savings of one pool; all sizes in bytes. ``gross_bytes`` = ``metadata_left_bytes`` + ``net_bytes``."""
 
     pool: str
     backend: str
     page_size: int
     size_bytes: int
-    """What the pool has taken from the host."""
+    """Memory taken from the host, where the pool is mounted."""
     gross_bytes: int
-    """Struct pages that an ordinary host keeps for so much memory."""
+    """Struct pages that an ordinary host keeps for that memory."""
     metadata_left_bytes: int
-    """Struct pages that are still there."""
+    """Struct pages that remain."""
     net_bytes: int
-    """Struct pages that are gone."""
+    """Struct pages saved."""
     measured: bool
-    """The kernel counted what is gone when the memory was taken; else it is an estimate."""
+    """``net_bytes`` comes from the kernel's counters; otherwise it is an estimate."""
 
 
 def savings(config: Config, *, root: Path = kernel.ROOT) -> list[PoolSavings]:
-    """Return what each pool saves, by name; a pool that is not there now (not mounted) saves nothing.
+    """Return the savings of each pool, by name; a pool that is not mounted saves nothing.
 
     :raise PoolError: When a record cannot be read.
     """

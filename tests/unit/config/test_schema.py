@@ -56,7 +56,7 @@ def test_later_files_win_key_by_key_and_each_key_knows_its_file(file: Path) -> N
         ('[daemon]\nrundir = "a"', "there is no key daemon.rundir", "Did you mean daemon.run_dir?"),
         ('[deamon]\nrun_dir = "a"', "there is no key deamon", "Did you mean daemon?"),
         ('state_dir = "a"', "there is no key state_dir", "Did you mean daemon.state_dir?"),
-        ("colour = 1", "there is no key colour", "What is known here: default_pool, "),
+        ("colour = 1", "there is no key colour", "Known here are: default_pool, "),
         ("[libvirt]\nauto_apply = 1", "libvirt.auto_apply cannot be 1: expected `bool`, got `int`", ""),
         ('[prefault]\nthreads = "4"', "prefault.threads cannot be '4': expected `int`, got `str`", ""),
         ('daemon = "x"', "daemon cannot be 'x': expected `object`, got `str`", ""),

@@ -13,8 +13,6 @@ from virt_dmem.domain_xml.devices import Device, memory_of
 from virt_dmem.domain_xml.reader import DomainDocument, read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.errors import DomainRefused
-from virt_dmem.monitoring.checks import dmemfs
-from virt_dmem.pools.record import NodeShare, PoolRecord
 
 DISK = "<disk type='file' device='disk'><driver name='qemu' {}/><source file='/x'/><target dev='vda'/></disk>"
 PCI = (
@@ -168,11 +166,3 @@ def test_a_domain_that_was_changed_after_apply_is_refused_when_it_starts() -> No
     with pytest.raises(DomainRefused, match="cache='none'"):
         plan_domain(read_domain(apply(xml, pool="dm")), free, "")
     assert plan_domain(read_domain(apply(domain(DISK.format("")), pool="dm")), free, "").total_bytes == 64 * MIB
-
-
-def test_check_finds_domains_that_cannot_work() -> None:
-    record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none/dm", {0: NodeShare(GIB)})
-    other = PoolRecord("hp", "hugetlbfs", 2 * MIB, "/none/hp", {0: NodeShare(GIB)})
-    memory = read_domain(domain(DISK.format("cache='none'")))
-    (refusal,) = dmemfs.impossible([(memory, record), (memory, other), (read_domain(domain()), record)])
-    assert "'g' cannot work on pool 'dm'" in refusal.message

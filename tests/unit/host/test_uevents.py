@@ -62,4 +62,4 @@ def test_without_libudev_nothing_is_seen_and_the_log_says_so(
             pass
 
     asyncio.run(story())
-    assert "is not seen: No library named udev" in caplog.text
+    assert "cannot be watched: No library named udev" in caplog.text

@@ -14,14 +14,15 @@ from tests.rig.fake_tree import GIB, MIB, fake_tree
 from virt_dmem.cli.main import main
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.errors import ExitStatus
-from virt_dmem.pools.host_planning import HostFacts, Option, plan_host, read_host, warnings
+from virt_dmem.pools.backends.host_options import HostFacts, HostOption
+from virt_dmem.pools.host_planning import plan_host, read_host, warnings
 
 KIB = 1 << 10
 PARSER = build_parser()
 TWO_NODES = HostFacts(nodes={0: 192 * GIB, 1: 192 * GIB}, page_sizes=(2 * MIB, GIB), hvo=False, cma_bytes=0)
 
 
-def of(options: list[Option], backend: str, page_size: int) -> Option:
+def of(options: list[HostOption], backend: str, page_size: int) -> HostOption:
     (found,) = [option for option in options if (option.backend, option.page_size) == (backend, page_size)]
     return found
 
@@ -71,7 +72,7 @@ def test_without_cma_pages_of_1_gib_are_not_promised() -> None:
     facts = HostFacts(TWO_NODES.nodes, TWO_NODES.page_sizes, hvo=True, cma_bytes=None)
     option = of(plan_host(321 * GIB, facts), "hugetlbfs", GIB)
     assert option.kernel_command_line == "hugetlb_free_vmemmap=on"
-    assert "'hugepagesz=1G hugepages=0:161,1:160' would set them aside" in " ".join(option.notes)
+    assert "Do not add 'hugepagesz=1G hugepages=0:161,1:160'" in " ".join(option.notes)
     one_node = HostFacts({0: 400 * GIB}, (GIB,), hvo=True, cma_bytes=None)
     assert "'hugepagesz=1G hugepages=321'" in " ".join(of(plan_host(321 * GIB, one_node), "hugetlbfs", GIB).notes)
 
@@ -125,8 +126,8 @@ def test_figures_add_up_and_the_pool_command_parses(
 def test_a_tree_of_another_host_can_be_read(tmp_path: Path) -> None:
     root = fake_tree(tmp_path, memory=(16 * GIB, 0, 8 * GIB), hvo="1")
     facts = read_host(root=root)
-    assert not facts.dmemfs.available
-    assert facts == HostFacts({0: 16 * GIB, 2: 8 * GIB}, (2 * MIB, GIB), True, None, dmemfs=facts.dmemfs)
+    assert not facts.probe("dmemfs").available
+    assert facts == HostFacts({0: 16 * GIB, 2: 8 * GIB}, (2 * MIB, GIB), True, None, probes=facts.probes)
     with (root / "proc/meminfo").open("a") as file:
         file.write("CmaTotal:         65536 kB\n")
     assert read_host(root=root).cma_bytes == 64 * MIB

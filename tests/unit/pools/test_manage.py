@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names, sizes, records and refusals of pools: all that goes before the first change of the host.
+"""Names, sizes and refusals of pools: all that goes before the first change of the host.
 
-Sizes are spread over the nodes of a fake tree; what the kernel then does is in test_pools_real.py.
+Sizes are spread over the nodes of a fake tree; what the kernel then does is in test_manage_real.py.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from tests.rig.fake_tree import BOOT, GIB, MIB, fake_tree
+from tests.rig.fake_tree import GIB, MIB, fake_tree
+from tests.rig.pool_records import HUGE, huge_record, write_record
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolError, PoolExists, PoolNotFound, PoolShort, UsageError
 from virt_dmem.pools import manage, registry
-from virt_dmem.pools.backends.base import Job
 from virt_dmem.pools.backends.table import backend
-from virt_dmem.pools.record import NodeShare, PageCountChange, PoolRecord
-
-HUGE = 2 * MIB
+from virt_dmem.pools.record import NodeShare
 
 
 @pytest.fixture
@@ -29,16 +26,7 @@ def config(tmp_path: Path) -> Config:
     return Config(daemon=DaemonConfig(state_dir=str(tmp_path / "state"), run_dir=str(tmp_path / "run")))
 
 
-def write_record(config: Config, record: PoolRecord) -> None:
-    config.pool_records_dir.mkdir(parents=True, exist_ok=True)
-    (config.pool_records_dir / f"{record.name}.json").write_bytes(msgspec.json.encode(record))
-
-
-def a_record(config: Config, name: str = "p") -> PoolRecord:
-    return PoolRecord(name, "hugetlbfs", HUGE, str(config.pools_dir / name), {0: NodeShare(HUGE)})
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "-p", ".p", "a/b", "../p", "a b", "é", "p\n", "x" * 33])
+@pytest.mark.parametrize("name", ["", ".", "..", "-p", ".p", "a/b", "../p", "a b", "é", "p\n", "x" * 65])
 def test_a_name_that_cannot_be_is_refused_and_nothing_is_written(config: Config, name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name"):
         manage.create(config, name, sizes=HUGE)
@@ -47,56 +35,17 @@ def test_a_name_that_cannot_be_is_refused_and_nothing_is_written(config: Config,
     assert not config.pool_records_dir.exists()
 
 
-def test_there_are_no_pools_at_first(config: Config) -> None:
-    assert registry.records(config) == []
-    with pytest.raises(PoolNotFound, match="'p'"):
-        registry.find(config, "p")
-    with pytest.raises(PoolNotFound):
-        manage.destroy(config, "p")
-
-
-def test_records_are_read_back_by_name(config: Config) -> None:
-    for name in ("b", "a.1", "C-2"):
-        write_record(config, a_record(config, name))
-    (config.pool_records_dir / ".a.1.new").write_text("half a rec")
-    assert [record.name for record in registry.records(config)] == ["C-2", "a.1", "b"]
-    assert registry.find(config, "b") == a_record(config, "b")
-
-
-DAMAGED = (
-    b"", b"{", b"{}", b'{"name": 1}', b"\xff",
-    b'{"name": "q", "backend": "tmpfs", "page_size": 4096, "mount": "/m/p", "nodes": {"-1": {"wanted_bytes": 1}}}',
-    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m/q", "nodes": {"-1": {"wanted_bytes": 1}}}',
-    b'{"name": "p", "backend": "tmpgs", "page_size": 4096, "mount": "/m/p", "nodes": {"-1": {"wanted_bytes": 1}}}',
-    b'{"name": "p", "backend": "tmpfs", "page_size": 0, "mount": "/m/p", "nodes": {"-1": {"wanted_bytes": 1}}}',
-    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "m", "nodes": {"-1": {"wanted_bytes": 1}}}',
-    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m/p", "nodes": {"-1": {"wanted_bytes": -1}}}',
-    b'{"name": "p", "backend": "tmpfs", "page_size": 4096, "mount": "/m/p", "nodes": {}}',
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("content", DAMAGED)
-def test_a_record_that_cannot_be_read_is_named_and_harms_no_other_pool(config: Config, content: bytes) -> None:
-    write_record(config, a_record(config, "good"))
-    (config.pool_records_dir / "p.json").write_bytes(content)
-    with pytest.raises(PoolError, match=r"p\.json"):
-        registry.find(config, "p")
-    assert registry.find(config, "good").name == "good"
-    assert [record.name for record in registry.records(config)] == ["good"]
-    assert [Path(path).name for path in registry.readable(config)[1]] == ["p.json"]
-
-
 def test_an_existing_pool_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
-    write_record(config, a_record(config))
+    write_record(config, huge_record(config))
     with pytest.raises(PoolExists):
         manage.create(config, "p", sizes=HUGE, root=fake_tree(tmp_path / "root"))
-    assert registry.find(config, "p") == a_record(config)
+    assert registry.find(config, "p") == huge_record(config)
 
 
 def test_what_is_mounted_in_the_place_of_a_pool_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
     root = fake_tree(tmp_path / "root")
     (root / "proc/self/mountinfo").write_text(f"30 1 0:50 / {config.pools_dir / 'p'} rw - tmpfs x rw\n")
-    with pytest.raises(PoolExists, match="no pool of ours"):
+    with pytest.raises(PoolExists, match="not a pool"):
         manage.create(config, "p", sizes=HUGE, root=root)
     assert registry.records(config) == []
 
@@ -184,53 +133,17 @@ def test_the_last_memory_of_the_host_is_left_to_it(config: Config, tmp_path: Pat
         manage.create(config, "p", sizes=25 * GIB, backend="tmpfs", root=root)
 
 
-def test_a_pool_that_is_not_mounted_has_nothing(config: Config) -> None:
-    record = a_record(config)
-    record.state, record.nodes = "ready", {0: NodeShare(HUGE, HUGE)}
-    assert registry.capacity(record) == {0: 0}
-
-
 def test_destroying_a_record_of_an_earlier_boot_gives_back_nothing(config: Config, tmp_path: Path) -> None:
     root = fake_tree(tmp_path / "root", hvo="1")
     nr = root / "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages"
     nr.write_text("100\n")
-    record = a_record(config)
+    record = huge_record(config)
     record.nodes, record.boot_id, record.switched_hvo = {0: NodeShare(HUGE, HUGE)}, "another boot", True
     write_record(config, record)
     manage.destroy(config, "p", root=root)
     assert nr.read_text() == "100\n"
     assert (root / "proc/sys/vm/hugetlb_optimize_vmemmap").read_text() == "1\n"
     assert registry.records(config) == []
-
-
-@pytest.mark.parametrize(
-    ("from_pages", "to_pages", "now", "got", "expected"),
-    [
-        (10, 18, 10, 0, 0),  # killed before the kernel was asked
-        (10, 18, 13, 0, 3),  # in the middle
-        (10, 18, 18, 4, 12),  # after it, before that was written down
-        (10, 18, 30, 0, 8),  # and others took pages
-        (10, 18, 5, 0, 0),  # or gave them back
-        (18, 10, 18, 8, 8),  # the same on the way back
-        (18, 10, 15, 8, 5),
-        (18, 10, 10, 8, 0),
-        (18, 10, 3, 8, 0),
-    ],
-)
-def test_a_step_that_was_cut_short_is_counted_by_what_the_node_has(
-    config: Config, tmp_path: Path, from_pages: int, to_pages: int, now: int, got: int, expected: int
-) -> None:
-    root = fake_tree(tmp_path / "root")
-    (root / "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages").write_text(f"{now}\n")
-    record = a_record(config)
-    record.nodes, record.boot_id = {0: NodeShare(16 * HUGE, got * HUGE)}, BOOT
-    record.step = PageCountChange(0, from_pages, to_pages)
-    saved: list[PoolRecord] = []
-    # no page is free in this tree, so nothing can be given back: what remains is what the step left
-    job = Job(record, (), lambda: saved.append(record), lambda *_: None, root)
-    assert backend("hugetlbfs").release(job) == expected * HUGE
-    assert record.step is None
-    assert saved
 
 
 def test_records_are_for_root_alone(config: Config, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_where_the_kernel_does_not_count_the_saving_is_called_an_estimate(config
 
 @in_own_mount_namespace
 def test_without_hvo_huge_pages_save_nothing(config: Config) -> None:
-    manage.create(config, "p", sizes=SIZE, hvo=False)
+    manage.create(config, "p", sizes=SIZE, settings={"hvo": False})
     assert HVO.read_text() == "0\n"
     (found,) = savings(config)
     assert (found.net_bytes, found.metadata_left_bytes, found.measured) == (0, found.gross_bytes, True)
@@ -155,13 +155,13 @@ def test_more_than_the_host_has_is_refused_and_nothing_has_changed(config: Confi
 @in_own_mount_namespace
 def test_a_pool_that_the_kernel_gives_less_for_is_rolled_back_whole(config: Config) -> None:
     """The kernel is real; it is only never asked for more than 7 pages, as if it had no more of them."""
-    before, real = taken(), huge_pages.set_huge_pages
+    before, real = taken(), huge_pages.set_persistent
 
     def stingy(page_size: int, node: int, pages: int, *, root: Path) -> None:
         real(page_size, node, min(pages, before + 7), root=root)
 
-    huge_pages.set_huge_pages = stingy
-    with pytest.raises(PoolShort, match="to take 32 MiB of node 0 in pages of 2 MiB, and got 14 MiB of node 0"):
+    huge_pages.set_persistent = stingy
+    with pytest.raises(PoolShort, match="needs 32 MiB of node 0 in pages of 2 MiB, but got 14 MiB of node 0"):
         manage.create(config, "p", sizes={0: SIZE})
     assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
     assert not (config.pools_dir / "p").exists()
@@ -173,16 +173,16 @@ def test_a_pool_whose_pages_another_takes_is_rolled_back_whole(config: Config, t
 
     def steal(doing: str, _done: int, _total: int) -> None:
         if doing.startswith("Mounting"):
-            now = huge_pages.huge_pages(HUGE)
+            now = huge_pages.counters(HUGE)
             options = f"pagesize=2M,min_size={(now.free - now.reserved - 11) * HUGE}"
             subprocess.run(["mount", "-t", "hugetlbfs", "-o", options, "thief", tmp_path], check=True)
 
-    with pytest.raises(PoolShort, match="only 22 MiB are left") as caught:
+    with pytest.raises(PoolShort, match="only 22 MiB of them are still free") as caught:
         manage.create(config, "p", sizes=SIZE, report=steal)
-    assert "10 MiB of 32 MiB would not go back" in caught.value.hint
+    assert "10 MiB of 32 MiB could not be given back" in caught.value.hint
     assert taken() == before + 5  # the thief's, which are ours all the same
     assert not (config.pools_dir / "p").exists()
-    with pytest.raises(PoolError, match="10 MiB of 10 MiB would not go back"):
+    with pytest.raises(PoolError, match="10 MiB of 10 MiB could not be given back"):
         manage.destroy(config, "p")
     subprocess.run(["umount", tmp_path], check=True)
     manage.destroy(config, "p")
@@ -193,13 +193,13 @@ def test_a_pool_whose_pages_another_takes_is_rolled_back_whole(config: Config, t
 def test_destroy_gives_back_what_we_took_and_no_more(config: Config) -> None:
     manage.create(config, "p", sizes=SIZE)
     node = numa.nodes()[0].node
-    now = huge_pages.huge_pages(HUGE, node).persistent
-    huge_pages.set_huge_pages(HUGE, node, now + 3)  # the administrator's own
+    now = huge_pages.counters(HUGE, node).persistent
+    huge_pages.set_persistent(HUGE, node, now + 3)  # the administrator's own
     try:
         manage.destroy(config, "p")
-        assert huge_pages.huge_pages(HUGE, node).persistent == now + 3 - 16
+        assert huge_pages.counters(HUGE, node).persistent == now + 3 - 16
     finally:
-        huge_pages.set_huge_pages(HUGE, node, huge_pages.huge_pages(HUGE, node).persistent - 3)
+        huge_pages.set_persistent(HUGE, node, huge_pages.counters(HUGE, node).persistent - 3)
 
 
 @pytest.mark.parametrize("at", [1, 3, 5, 6])
@@ -222,7 +222,7 @@ def test_a_create_that_was_killed_is_undone(config: Config, at: int, undo: Calla
 @in_own_mount_namespace
 def test_a_kill_right_at_a_change_of_huge_pages_loses_none(config: Config, when: str, change: int) -> None:
     """Changes 1 to 4 take pages, 5 to 8 give them back; the record does not know yet whether it was done."""
-    before, real, calls = taken(), huge_pages.set_huge_pages, [0]
+    before, real, calls = taken(), huge_pages.set_persistent, [0]
 
     def die(page_size: int, node: int, pages: int, *, root: Path) -> None:
         calls[0] += 1
@@ -232,7 +232,7 @@ def test_a_kill_right_at_a_change_of_huge_pages_loses_none(config: Config, when:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def create_and_destroy() -> None:
-        huge_pages.set_huge_pages = die
+        huge_pages.set_persistent = die
         manage.create(config, "p", sizes=SIZE)
         manage.destroy(config, "p")
 

@@ -85,7 +85,7 @@ def test_every_mode_policy_and_node_reaches_the_helper(helper: Path, shm: Path) 
     path.write_bytes(b"secret" + bytes(MIB - 6))
     with pytest.raises(PrefaultFailed) as refused:
         all_steps(path, helper=helper, mode="verify-zero")
-    assert refused.value.message == f"{path} was not found clean: the byte at offset 0 is not zero."
+    assert refused.value.message == f"{path} is not completely zero: the byte at offset 0 is not zero."
     assert all_steps(path, helper=helper, mode="scrub") == [Progress(MIB, MIB)]
     assert all_steps(path, helper=helper, mode="verify-zero") == [Progress(MIB, MIB)]
     assert all_steps(path, helper=helper, mode="zero") == [Progress(MIB, MIB)]
@@ -105,7 +105,7 @@ def test_a_node_that_is_not_there_is_an_error_with_a_sentence(helper: Path, shm:
     with pytest.raises(PrefaultFailed) as refused:
         all_steps(path, helper=helper, policy="bind", nodes=(0, 999))
     assert refused.value.message == (
-        f"The memory of {path} was not brought in: node 999 has no memory or may not be used here."
+        f"The memory of {path} was not populated: node 999 has no memory or may not be used here."
     )
     assert refused.value.hint
 
@@ -126,25 +126,25 @@ def test_a_helper_that_cannot_be_run_is_an_error_that_says_how_to_get_it(shm: Pa
         program.touch(mode=0o644)
     with pytest.raises(PrefaultFailed) as refused:
         all_steps(path, helper=program)
-    assert f"The helper {program} cannot be run" in refused.value.message
+    assert f"The helper {program} cannot be executed" in refused.value.message
     assert "virt_dmem.native.build" in refused.value.hint
 
 
 def test_what_the_helper_says_on_standard_error_is_in_the_error(helper: Path, shm: Path) -> None:
     path = sparse(shm / "extent", MIB)
-    with pytest.raises(PrefaultFailed, match=r"ended with status 2: virt-dmem-prefault: --size is a multiple"):
+    with pytest.raises(PrefaultFailed, match=r"exited with status 2: virt-dmem-prefault: --size is a multiple"):
         all_steps(path, helper=helper, size_bytes=PAGE + 1)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("kill -9 $$", "the helper was ended by SIGKILL"),
-        ("exit 0", "the helper ended with status 0: it said nothing"),
-        ("echo '{\"event\":'; echo oops >&2; exit 7", 'the helper ended with status 7: {"event": oops'),
+        ("kill -9 $$", "the helper was killed by SIGKILL"),
+        ("exit 0", "the helper exited with status 0: no message"),
+        ("echo '{\"event\":'; echo oops >&2; exit 7", 'the helper exited with status 7: {"event": oops'),
         (
             'echo \'{"event":"stopped","signal":15,"done":0,"total":9}\'; exit 143',
-            "the helper was ended by SIGTERM",
+            "the helper was killed by SIGTERM",
         ),
     ],
 )

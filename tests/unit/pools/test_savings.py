@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Gross, left and net of each pool. What a kernel counted is in test_pools_real.py."""
+"""Gross, left and net of each pool. What a kernel counted is in test_manage_real.py."""
 
 from __future__ import annotations
 

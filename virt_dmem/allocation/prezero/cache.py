@@ -127,7 +127,7 @@ class PrezeroCache:
         return {
             segment
             for segment, record in self._inventory.allocatable().items()
-            if backend(record.backend).ready_ahead and not self._inventory.is_draining(record.pool)
+            if backend(record.backend).prezeroable and not self._inventory.is_draining(record.pool)
         }
 
     def _limit_bytes(self, pool: str) -> int:
@@ -150,7 +150,7 @@ class PrezeroCache:
             )
             for status in self._inventory.pool_statuses()
             for now, target in [by_pool.get(status.name, (0, 0))]
-            for policy in [self._config.prefault.ready if backend(status.backend).ready_ahead else "kernel"]
+            for policy in [self._config.prefault.ready if backend(status.backend).prezeroable else "kernel"]
         ]
 
     def _prezeroed_bytes(self) -> dict[str, tuple[int, int]]:

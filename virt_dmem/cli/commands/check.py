@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from virt_dmem.cli.json_schema import Hint, says
     from virt_dmem.cli.output import Output
-    from virt_dmem.monitoring.checks.suite import Result
+    from virt_dmem.pools.backends.checks import Result
 
 __all__ = ["COMMANDS"]
 
@@ -42,12 +42,13 @@ class CheckAnswer:
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Run all checks, and print each result with its hint as soon as it is known."""
     from virt_dmem.config.schema import load_config
-    from virt_dmem.monitoring.checks.suite import Host, Status
+    from virt_dmem.monitoring.checks.base import Machine
     from virt_dmem.monitoring.checks.suite import run as run_checks
+    from virt_dmem.pools.backends.checks import Status
 
     config = load_config(args.config)
     found: list[tuple[str, Result]] = []
-    for item, result in run_checks(Host(config, args.connect or config.libvirt.uri)):
+    for item, result in run_checks(Machine(config, args.connect or config.libvirt.uri)):
         found.append((item.name, result))
         out.text(f"{result.status.value}  {item.name}: {result.message}")
         if result.hint:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from virt_dmem.cli.json_schema import PageSize, says
     from virt_dmem.cli.output import Output
-    from virt_dmem.pools.host_planning import Option
+    from virt_dmem.pools.backends.host_options import HostOption as Option
 
 __all__ = ["COMMANDS"]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The interface of a backend, a kind of pool memory.
+"""Define the interface of a backend, a kind of pool memory.
 
-A backend takes memory from the host (``acquire``), shows it as a directory of files (``mount``), and the other
-way round (``unmount``, ``release``). All four may be repeated after a crash: what is about to change is written
-to the pool's record first.
+A backend takes memory from the host (``acquire``), makes it available as a directory of files (``mount``), and
+undoes both (``unmount``, ``release``). All four may be repeated after a crash: every change is written to the
+pool's record first. ``table`` lists the backends; a new one is one module, and a line there.
 """
 
 from __future__ import annotations
@@ -12,85 +12,71 @@ import os
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from virt_dmem.errors import PoolBusy, PoolError, UsageError
 from virt_dmem.host import kernel, mounts, numa, processes
+from virt_dmem.pools.backends.checks import BackendCheck
+from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.record import PoolRecord
 
-__all__ = [
-    "BASE_PAGE",
-    "NO_NODE",
-    "Backend",
-    "Job",
-    "Probe",
-    "Report",
-    "run_program",
-    "struct_pages_of",
-]
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["Backend", "Job", "ProgressCallback", "Record", "NO_NODE", "run_program"]
 
 NO_NODE = -1
 """Stands for a node where the backend knows none."""
-BASE_PAGE = os.sysconf("SC_PAGESIZE")
-_LET_GO_SECONDS = 3.0
-_STRUCT_PAGE = 64  # sizeof(struct page) wherever HVO exists: it needs a power of two
+_UNMOUNT_SECONDS = 3.0
 
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, the bytes done, and the bytes in all."""
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with the operation, the bytes done, and the bytes in all."""
 
-
-def struct_pages_of(size_bytes: int) -> int:
-    """Return the bytes of struct pages that an ordinary host keeps for so much memory."""
-    return size_bytes // BASE_PAGE * _STRUCT_PAGE
+Record = TypeVar("Record", bound=PoolRecord)
+"""The record of a backend: ``PoolRecord``, or a subclass with fields of its own."""
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Whether this host has what a backend needs; the reason says what is missing."""
+class Job(Generic[Record]):
+    """A change of one segment of a pool."""
 
-    available: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One pool being made or given back."""
-
-    record: PoolRecord
+    record: Record
     others: tuple[PoolRecord, ...]
-    """The host's other pools."""
+    """The host's other segments."""
     save: Callable[[], None]
-    """Writes the record to disk; returns when it is safe there."""
-    report: Report
+    """Writes the record to disk, and returns when it is safe there."""
+    report: ProgressCallback
     root: Path = kernel.ROOT
 
 
-class Backend(ABC):
-    """One kind of pool memory. Stateless: all it has to remember is in the record."""
+class Backend(ABC, Generic[Record]):
+    """One kind of pool memory. Stateless: all its state is in the record."""
 
     name: ClassVar[str]
     fstype: ClassVar[str]
+    record: type[Record]
+    """The type of its records."""
     zeroes_on_allocation: ClassVar[bool]
-    """The kernel hands out memory of this kind clean; else we scrub it."""
+    """The kernel zeroes this memory when it allocates it; otherwise virt-dmem scrubs it."""
     has_nodes: ClassVar[bool]
-    """Memory can be taken from a node of choice; else it is all on ``NO_NODE``."""
+    """Memory can be taken from a node of choice; otherwise all of it is on ``NO_NODE``."""
     has_struct_pages: ClassVar[bool] = True
-    """The kernel can pin its memory, as direct I/O and others want it."""
+    """The kernel can pin its memory, as direct I/O and others need it."""
     lockable: ClassVar[bool] = True
-    """Domains with locked memory may use it: QEMU can lock what it maps of it."""
+    """Domains with locked memory may use it: QEMU can lock its mappings."""
     holds_nodes: ClassVar[bool] = False
-    """The kernel promises memory of the host as a whole only: what is free has to be held on its node by files."""
-    ready_ahead: ClassVar[bool] = True
-    """We zero what is free, and bring it in ahead; else the kernel zeroes it by itself as soon as it is free."""
+    """The kernel reserves its memory for the host as a whole only: free memory is held on its node by files."""
+    prezeroable: ClassVar[bool] = True
+    """virt-dmemd pre-zeroes free memory; otherwise the kernel zeroes it as soon as it is free."""
     counts_used: ClassVar[bool] = False
-    """What the file system calls used is in files, or cannot be had: pinned pages, files unlinked while open."""
+    """The file system's used bytes are in files, or unavailable: pinned pages, files unlinked while open."""
     from_host: ClassVar[bool] = False
-    """What no file has is the host's memory to use."""
+    """Memory that is in no file is available to the host."""
     resizes_in_place: ClassVar[bool] = False
-    """A mounted pool can become larger and smaller; else segments come and go."""
+    """A mounted pool can grow and shrink; otherwise segments are added and removed."""
 
     @abstractmethod
     def page_sizes(self, *, root: Path = kernel.ROOT) -> tuple[int, ...]:
@@ -98,16 +84,49 @@ class Backend(ABC):
 
     @abstractmethod
     def probe(self, *, root: Path = kernel.ROOT) -> Probe:
-        """Tell whether this host can have such pools."""
+        """Return whether this host supports such pools."""
 
     @abstractmethod
     def metadata_left(self, size_bytes: int, page_size: int) -> int:
-        """Return the bytes of struct pages that stay for so much memory in such a pool, at the best."""
+        """Return the bytes of struct pages that remain for ``size_bytes`` in such a pool, at best."""
+
+    # What 'pool create', 'check' and 'plan-host' find here
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of 'pool create' that only this backend has."""
+
+    def reject_options(self, args: argparse.Namespace, backend: str) -> None:
+        """Reject this backend's own options in a command for another one.
+
+        :raise UsageError: When one of them is given that makes no sense there.
+        """
+
+    def settings(self, args: argparse.Namespace, *, sized: bool) -> dict[str, Any]:
+        """Return the fields of a new record that this backend's own options set.
+
+        :param sized: The size of the pool is given by other options.
+        :raise UsageError: When these options contradict each other.
+        """
+        return {}
+
+    def inherited_settings(self, record: Record) -> dict[str, Any]:
+        """Return the fields that a new segment of a pool takes over from its first one."""
+        return {}
+
+    def checks(self) -> tuple[BackendCheck, ...]:
+        """Return the checks of 'virt-dmem check' that belong to this backend."""
+        return ()
+
+    def host_options(self, size_bytes: int, facts: HostFacts) -> list[HostOption]:
+        """Return how a host could provide ``size_bytes`` of guest memory by this backend, for 'plan-host'."""
+        return []
+
+    # Before a pool is created
 
     def nodes(self, *, root: Path = kernel.ROOT) -> tuple[list[int], list[int]]:
-        """Return the nodes that such a pool may have memory of, and those of them that it has it of unasked.
+        """Return the nodes that such a pool may use, and those of them that it uses by default.
 
-        Memory without CPUs nearby (CXL) is taken only where it is named: it is slow.
+        Nodes without CPUs (CXL memory) are slow, and used only where they are named.
         """
         if not self.has_nodes:
             return [NO_NODE], [NO_NODE]
@@ -116,64 +135,72 @@ class Backend(ABC):
         return with_memory, near or with_memory
 
     def how_to_have_memory(self, *, root: Path = kernel.ROOT) -> str:
-        """Return what is to be done where no node has memory for such a pool."""
-        return "Look which nodes have memory ('virt-dmem plan-host')."
+        """Return the hint for a host where no node has memory for such a pool."""
+        return "'virt-dmem plan-host' shows which nodes have memory."
 
     def default_sizes(
-        self, page_size: int, others: Sequence[PoolRecord], *, root: Path = kernel.ROOT
+        self,
+        page_size: int,
+        settings: Mapping[str, Any],
+        others: Sequence[PoolRecord],
+        *,
+        root: Path = kernel.ROOT,
     ) -> dict[int, int]:
-        """Return the bytes of each node that a pool has of which nobody said how large it is to be.
+        """Return the bytes by node of a pool whose size is not given.
 
-        :raise UsageError: When that has to be said.
+        :param settings: As ``settings`` returned them.
+        :raise UsageError: When the size has to be given.
         """
-        raise UsageError("How large the pool is to be is missing.", hint="Give --size SIZE, or --node N=SIZE.")
+        raise UsageError("The size of the pool is missing.", hint="Give --size SIZE, or --node N=SIZE.")
 
-    def zeroes(self, record: PoolRecord) -> bool:
-        """Tell whether memory of this pool is handed out clean by the kernel."""
+    def zeroes(self, record: Record) -> bool:
+        """Return whether the kernel zeroes the memory of this pool when it allocates it."""
         return self.zeroes_on_allocation
 
+    # Changes of a segment
+
     @abstractmethod
-    def check(self, job: Job) -> None:
-        """Look, before anything is changed, whether the host has the memory.
+    def check(self, job: Job[Record]) -> None:
+        """Check that the host has the memory, before anything is changed.
 
         :raise PoolShort: When it clearly has not.
         """
 
     @abstractmethod
-    def acquire(self, job: Job) -> None:
-        """Take what is still wanted from the host; what was got stays in the record, whatever happens.
+    def acquire(self, job: Job[Record]) -> None:
+        """Take from the host what is still missing; the record always says how much was taken.
 
-        :raise PoolShort: When the host gives less; the caller then calls ``release``.
+        :raise PoolShort: When the host provides less; the caller then calls ``release``.
         """
 
     @abstractmethod
-    def release(self, job: Job, *, keep_wanted: bool = False) -> int:
-        """Give back to the host what we took, never more; return the bytes that would not go.
+    def release(self, job: Job[Record], *, keep_wanted: bool = False) -> int:
+        """Give back to the host what was taken for this pool, never more; return the bytes that could not be.
 
-        :param keep_wanted: Give back only what is more than the record wants.
+        :param keep_wanted: Give back only what exceeds the record's wanted size.
         """
 
     @abstractmethod
-    def mount_options(self, record: PoolRecord) -> tuple[str, ...]:
-        """Return the options to mount with; when one set is refused, the next is tried."""
+    def mount_options(self, record: Record) -> tuple[str, ...]:
+        """Return sets of mount options; when the kernel rejects one, the next is tried."""
 
-    def mount(self, job: Job) -> None:
+    def mount(self, job: Job[Record]) -> None:
         """Mount the pool.
 
         The root directory is 0711: QEMU's user must be able to pass through it, and nobody can list it.
 
-        :raise PoolError: When the kernel refuses.
+        :raise PoolError: When the kernel rejects it.
         """
         self._mount(job, "nosuid,nodev,noexec,mode=0711,uid=0,gid=0")
 
-    def remount(self, job: Job) -> None:
+    def remount(self, job: Job[Record]) -> None:
         """Give a mounted pool the size that its record wants, where it ``resizes_in_place``.
 
-        :raise PoolError: When the kernel refuses; less than what is in it, it always does.
+        :raise PoolError: When the kernel rejects it, as it does for any size below what is in use.
         """
         self._mount(job, "remount")
 
-    def _mount(self, job: Job, how: str) -> None:
+    def _mount(self, job: Job[Record], how: str) -> None:
         record = job.record
         refusal = ""
         for options in self.mount_options(record):
@@ -183,22 +210,22 @@ class Backend(ABC):
                 return
         raise self.mount_refused(job, f"Pool {record.name} could not be mounted at {record.mount}: {refusal}")
 
-    def mount_refused(self, job: Job, message: str) -> PoolError:
-        """Return the error for a mount that the kernel refused."""
-        return PoolError(message, hint=f"Look into the kernel's log (dmesg) for what it has against {self.fstype}.")
+    def mount_refused(self, job: Job[Record], message: str) -> PoolError:
+        """Return the error for a mount that the kernel rejected."""
+        return PoolError(message, hint=f"The kernel log (dmesg) may say why {self.fstype} rejected it.")
 
-    def mounted(self, record: PoolRecord, *, root: Path = kernel.ROOT) -> mounts.Mount | None:
+    def mounted(self, record: Record, *, root: Path = kernel.ROOT) -> mounts.Mount | None:
         """Return the pool's mount; ``None`` when it is not there, or is something else."""
         found = mounts.mount_at(Path(record.mount), root=root)
         return found if found and found.fstype == self.fstype else None
 
-    def unmount(self, record: PoolRecord) -> None:
-        """Unmount the pool; who has just ended may hold it for a moment more, in a mount namespace of its own.
+    def unmount(self, record: Record) -> None:
+        """Unmount the pool; a process that is just exiting may keep it busy for a moment, in its mount namespace.
 
-        :raise PoolBusy: When somebody is still in it.
-        :raise PoolError: When the kernel refuses for another reason.
+        :raise PoolBusy: When it is still in use.
+        :raise PoolError: When the kernel rejects it for another reason.
         """
-        tried_until = time.monotonic() + _LET_GO_SECONDS
+        tried_until = time.monotonic() + _UNMOUNT_SECONDS
         while refusal := run_program("umount", record.mount):
             if "busy" in refusal and time.monotonic() < tried_until:
                 time.sleep(0.1)
@@ -206,19 +233,19 @@ class Backend(ABC):
             kind = PoolBusy if "busy" in refusal else PoolError
             raise kind(
                 f"Pool {record.name} could not be unmounted from {record.mount}: {refusal}",
-                hint="End what still uses it ('virt-dmem list', 'fuser -m' on the mount), then try again.",
+                hint="Stop what still uses it ('virt-dmem list', 'fuser -m' on the mount), then try again.",
             )
 
     def bytes_by_node(self, path: Path, mappers: Sequence[int]) -> dict[int, int]:
-        """Return how much of a file's memory is known to lie on each node: what the first of ``mappers`` touched.
+        """Return the bytes of a file known to be on each node: those that the first of ``mappers`` touched.
 
         :param mappers: The PIDs of the processes that map it.
         """
         found = path.stat()
         return processes.bytes_by_node(mappers[0], found.st_dev, found.st_ino) if mappers else {}
 
-    def capacity(self, record: PoolRecord, *, root: Path = kernel.ROOT) -> dict[int, int]:
-        """Return the bytes that the pool really has by node now: as recorded and mounted, whichever is less."""
+    def capacity(self, record: Record, *, root: Path = kernel.ROOT) -> dict[int, int]:
+        """Return the bytes that the segment provides now, by node: the recorded or the mounted ones, if less."""
         left = 0
         if self.mounted(record, root=root):
             found = os.statvfs(record.mount)
@@ -231,7 +258,7 @@ class Backend(ABC):
 
 
 def run_program(*command: str) -> str:
-    """Run mount(8) and the like; return its first line of complaint, ``""`` when it succeeded."""
+    """Run mount(8) and the like; return the first line of its error, ``""`` when it succeeded."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
     if done.returncode == 0:
         return ""

@@ -1,57 +1,85 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools of memory that the kernel was told at boot not to use, and so never gave a ``struct page``.
+"""Implement pools of memory that is kept from the kernel at boot, and so has no ``struct page``.
 
-The memory is found, not taken: what was reserved at boot and belongs to no other pool. The file system over it is
-our own module's (docs/dmemfs.md); where the kernel has the original dmemfs, see ``dmemfs_original``.
+Such memory is found rather than taken: whatever was reserved at boot and belongs to no other pool. The file system
+on it is virt-dmem's own module (docs/dmemfs.md); for kernels with the original dmemfs, see ``dmemfs_legacy``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from virt_dmem.errors import PoolError, PoolShort, UsageError
+import msgspec
+
+from virt_dmem.errors import PermissionRefused, PoolError, PoolShort, UsageError
 from virt_dmem.host import kernel, memory_map
 from virt_dmem.host.boot_reservation import choose, memmap
 from virt_dmem.host.dmem_cmdline import parameters, wanted
-from virt_dmem.host.ranges import Range, common, merged, take, total, whole, without
+from virt_dmem.host.ranges import Range, common, merged, parse_range, take, total, whole, without
 from virt_dmem.pools.backends import dmemfs_legacy as original
-from virt_dmem.pools.backends.base import Backend, Job, Probe, run_program, struct_pages_of
+from virt_dmem.pools.backends.base import Backend, Job, run_program
+from virt_dmem.pools.backends.checks import BackendCheck, Result, passed, warned
+from virt_dmem.pools.backends.host_options import (
+    HostFacts,
+    HostOption,
+    Probe,
+    by_node_options,
+    exact_size,
+    host_option,
+    shares,
+)
+from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import GIB, KIB, MIB, format_size, round_up
 
-__all__ = ["Dmemfs", "regions_by_node"]
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["Dmemfs", "DmemfsRecord"]
 
 _BITS_PER_PAGE = 2
-"""Of the module's own tables: is it clean, is it dirty."""
-_MAPPED_BY = 4 * KIB
-"""Page table for each GiB, by which the kernel itself maps the memory where pages of 1 GiB do not fit."""
+"""In the module's own tables: one for zeroed pages, one for written pages."""
+_PAGE_TABLE_PER_GIB = 4 * KIB
+"""Page table by which the kernel itself maps each GiB where pages of 1 GiB do not fit."""
 
 
-class Dmemfs(Backend):
-    """Ranges of physical memory, of which each pool has its own."""
+class DmemfsRecord(PoolRecord):
+    """The record of a segment of dmemfs."""
+
+    regions: dict[int, list[Range]] = msgspec.field(default_factory=dict)
+    """Physical memory of the segment, by node."""
+    regions_named: bool = False
+    """The regions were named by the administrator; otherwise others may be chosen after the next boot."""
+    original: bool = False
+    """It is the original dmemfs, which does not zero its memory."""
+
+
+class Dmemfs(Backend[DmemfsRecord]):
+    """Ranges of physical memory, each belonging to one pool."""
 
     name: ClassVar[str] = "dmemfs"
     fstype: ClassVar[str] = "dmemfs"
+    record = DmemfsRecord
     zeroes_on_allocation: ClassVar[bool] = True
     has_nodes: ClassVar[bool] = True
     has_struct_pages: ClassVar[bool] = False
     lockable: ClassVar[bool] = False
-    ready_ahead: ClassVar[bool] = False  # workers of the module zero what is free (kernel/scrub.c)
+    prezeroable: ClassVar[bool] = False  # workers of the module zero free memory (kernel/scrub.c)
 
     def page_sizes(self, *, root: Path = kernel.ROOT) -> tuple[int, ...]:
-        """Return what the module maps by; smaller pages are for who cannot do with larger ones."""
+        """Return the page sizes by which the module maps; 4 KiB is for cases where larger pages do not fit."""
         return (2 * MIB, GIB, 4 * KIB)
 
     def probe(self, *, root: Path = kernel.ROOT) -> Probe:
-        """Tell whether the file system is there, or its module can be loaded."""
+        """Return whether the file system is registered, or its module can be loaded."""
         if self._registered(root):
             if original.is_original(root):
-                return Probe(available=True, reason="this is the original dmemfs: its memory is zeroed by us")
+                return Probe(available=True, reason="this is the original dmemfs: virt-dmem zeroes its memory")
             return Probe(available=True)
-        release = kernel.kernel_release(root=root)
+        release = kernel.release(root=root)
         modules = _text(root / f"lib/modules/{release}/modules.dep")
         if any(line.partition(":")[0].rpartition("/")[2].startswith("dmemfs.ko") for line in modules.splitlines()):
             return Probe(available=True)
@@ -64,14 +92,117 @@ class Dmemfs(Backend):
         return "dmemfs" in _text(root / "proc/filesystems").split()
 
     def metadata_left(self, size_bytes: int, page_size: int) -> int:
-        """Return what the module's own tables take at most."""
+        """Return the bytes of the module's own tables, at most."""
         return (
             round_up(size_bytes // page_size * _BITS_PER_PAGE, 8) // 8
-            + round_up(size_bytes, GIB) // GIB * _MAPPED_BY
+            + round_up(size_bytes, GIB) // GIB * _PAGE_TABLE_PER_GIB
         )
 
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Add ``--region``."""
+        parser.add_argument(
+            "--region",
+            action="append",
+            default=[],
+            metavar="BASE+SIZE",
+            help="of dmemfs: this reserved range (repeatable); 'auto', the default: those that belong to no pool",
+        )
+
+    def reject_options(self, args: argparse.Namespace, backend: str) -> None:
+        """Reject ``--region`` for other backends.
+
+        :raise UsageError: When it is given.
+        """
+        if args.region:
+            raise UsageError(f"A {backend} pool has no regions.", hint="--region goes with --backend dmemfs.")
+
+    def settings(self, args: argparse.Namespace, *, sized: bool) -> dict[str, Any]:
+        """Return the regions that the administrator named; nothing where they are to be chosen.
+
+        :raise UsageError: When they are not valid, or given beside a size.
+        """
+        if args.region in ([], ["auto"]):
+            return {}
+        if sized:
+            raise UsageError("The regions already determine the size.", hint="Omit --size and --node.")
+        return {
+            "regions": _regions_by_node([parse_range(text) for text in args.region]),
+            "regions_named": True,
+        }
+
+    def checks(self) -> tuple[BackendCheck, ...]:
+        """Return the check of the kernel under dmemfs pools."""
+        return (BackendCheck("dmemfs", self._check_kernel),)
+
+    def _check_kernel(self, records: Sequence[DmemfsRecord], root: Path) -> Result:
+        found = _not_reserved(records, root) or self._small_mappings(records, root)
+        if found:
+            return found
+        if not records:
+            return passed("No pool uses dmemfs.")
+        return passed(f"{len(records)} use dmemfs, whose memory cannot be pinned: no post-copy migration.")
+
+    def _small_mappings(self, records: Sequence[DmemfsRecord], root: Path) -> Result | None:
+        """Return a warning where the kernel maps large pages by 4 KiB."""
+        large = [record for record in records if record.page_size > 4 * KIB]
+        enabled = root / "sys/kernel/mm/transparent_hugepage/enabled"
+        if large and enabled.exists() and "[never]" in enabled.read_text():
+            return warned(
+                f"Transparent huge pages are off, so the kernel maps the pages of pool {large[0].name} by 4 KiB:"
+                " its guests have more TLB misses, and need more memory for page tables.",
+                f"echo madvise >/{enabled.relative_to(root)}; it applies to guests from their next start on.",
+            )
+        for record in large:
+            mount = self.mounted(record, root=root)
+            if mount and not _has_huge_entries(mount.device, root):
+                return warned(
+                    f"Linux {kernel.release(root=root)} maps the pages of pool {record.name} by 4 KiB.",
+                    "Boot Linux 6.12 or later (dmesg says what dmemfs lacks), or use a pool of huge pages.",
+                )
+        return None
+
+    def host_options(self, size_bytes: int, facts: HostFacts) -> list[HostOption]:
+        """Return the option of memory reserved at boot, at this host's addresses where they are known."""
+        size = round_up(size_bytes, memory_map.SECTION)
+        by_node = shares(size, memory_map.SECTION, facts)
+        ranges = choose(facts.ram, by_node) if facts.ram else None
+        if ranges:
+            line = memmap(item for items in ranges.values() for item in items)
+            notes = ["These are addresses of this host: whole sections of 128 MiB, so that no struct page remains."]
+        else:
+            line = " ".join(f"memmap={exact_size(share)}$START{node}" for node, share in by_node.items())
+            notes = [
+                "This host does not have that much memory outside of its lowest 1 GiB."
+                if facts.ram
+                else "The addresses of this host's memory are not known; root may be able to read them.",
+                "For each START insert an address of that node's RAM in /proc/iomem, on a boundary of 128 MiB.",
+            ]
+        notes.append(
+            "In GRUB's configuration '$' is written '\\\\\\$' between double quotes; --write-grub does so. More"
+            " than four such parameters disable the kernel's address randomization (physical KASLR)."
+        )
+        notes.append(
+            "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA. docs/dmemfs.md"
+            " explains when huge pages are the better choice. What remains are the module's own tables."
+        )
+        probe = facts.probe(self.name)
+        if not probe.available:
+            notes.append(f"Not available here yet: {probe.reason}.")
+        create = f"virt-dmem pool create NAME --backend dmemfs --page-size 2M {by_node_options(by_node)}"
+        return [
+            host_option(
+                self.name,
+                size,
+                2 * MIB,
+                left=self.metadata_left(size, 2 * MIB),
+                line=line,
+                pool_create=create if probe.available else "",
+                notes=notes,
+            )
+        ]
+
     def bytes_by_node(self, path: Path, mappers: Sequence[int]) -> dict[int, int]:
-        """Return what the module says of it; nothing where it is an older one, or the original."""
+        """Return the bytes of a file by node; empty with an older module, and with the original."""
         try:
             said = os.getxattr(path, "system.dmemfs.nodes").decode()
         except OSError:
@@ -81,7 +212,7 @@ class Dmemfs(Backend):
         }
 
     def nodes(self, *, root: Path = kernel.ROOT) -> tuple[list[int], list[int]]:
-        """Return the nodes with memory that was reserved; all of it was meant for guests."""
+        """Return the nodes with memory reserved at boot, all of which is meant for guests."""
         if original.is_original(root):
             found = sorted(original.registered(root))
         else:
@@ -89,16 +220,25 @@ class Dmemfs(Backend):
         return found, found
 
     def how_to_have_memory(self, *, root: Path = kernel.ROOT) -> str:
-        """Return that it is reserved at boot, and how."""
+        """Return the hint that memory is reserved at boot, and how."""
         return _how_to_reserve(root)
 
     def default_sizes(
-        self, page_size: int, others: Sequence[PoolRecord], *, root: Path = kernel.ROOT
+        self,
+        page_size: int,
+        settings: Mapping[str, Any],
+        others: Sequence[PoolRecord],
+        *,
+        root: Path = kernel.ROOT,
     ) -> dict[int, int]:
-        """Return what ``dmem=`` on the kernel's command line says, else all that was reserved and has no pool.
+        """Return the sizes of named regions, of ``dmem=`` on the kernel's command line, or of all free memory.
 
-        :raise PoolShort: When there is nothing, or less than ``dmem=`` says.
+        Free memory was reserved at boot and belongs to no pool.
+
+        :raise PoolShort: When there is none, or less than ``dmem=`` asks for.
         """
+        if settings.get("regions_named"):
+            return {node: total(ranges) for node, ranges in settings["regions"].items()}
         free = {node: total(whole(ranges, page_size)) for node, ranges in self._free(others, root).items()}
         if original.is_original(root):
             return {node: size for node, size in free.items() if size}
@@ -106,18 +246,18 @@ class Dmemfs(Backend):
         sizes = {node: size // page_size * page_size for node, size in (asked or free).items()}
         sizes = {node: size for node, size in sizes.items() if size}
         if not sizes:
-            raise PoolShort("No memory was reserved at boot that has no pool yet.", hint=_how_to_reserve(root))
+            raise PoolShort("No memory reserved at boot is without a pool.", hint=_how_to_reserve(root))
         return sizes
 
-    def check(self, job: Job) -> None:
-        """Refuse what was not reserved, or belongs to another pool.
+    def check(self, job: Job[DmemfsRecord]) -> None:
+        """Reject memory that was not reserved at boot, or belongs to another pool.
 
-        :raise PoolShort: Says what each node has.
+        :raise PoolShort: When a node has too little; the message says how much each has.
         """
         self._chosen(job)
 
-    def acquire(self, job: Job) -> None:
-        """Choose the pool's ranges: those that it had, as far as they are still there, and others that are free.
+    def acquire(self, job: Job[DmemfsRecord]) -> None:
+        """Choose the pool's ranges: those it had, as far as they still exist, and free ones for the rest.
 
         :raise PoolShort: When there are not enough.
         """
@@ -129,7 +269,7 @@ class Dmemfs(Backend):
         self._count_saving(job)
         job.save()
 
-    def _chosen(self, job: Job) -> dict[int, tuple[Range, ...]]:
+    def _chosen(self, job: Job[DmemfsRecord]) -> dict[int, tuple[Range, ...]]:
         record = job.record
         if all(share.got_bytes == share.wanted_bytes for share in record.nodes.values()):  # it may be mounted, too
             return {node: tuple(ranges) for node, ranges in record.regions.items()}
@@ -151,10 +291,13 @@ class Dmemfs(Backend):
     def _free(
         self, others: Sequence[PoolRecord], root: Path, *, named: bool = False
     ) -> dict[int, tuple[Range, ...]]:
-        """Return the reserved ranges by node that no other pool has; ``named``: also those we would not find."""
+        """Return the reserved ranges by node that belong to no other pool; ``named``: also those only named."""
         if original.is_original(root):
-            return original.free(others, root)
-        taken = [item for other in others for ranges in other.regions.values() for item in ranges]
+            return original.free(
+                root, taken=any(isinstance(other, DmemfsRecord) and other.original for other in others)
+            )
+        in_pools = (other.regions for other in others if isinstance(other, DmemfsRecord))
+        taken = [item for regions in in_pools for ranges in regions.values() for item in ranges]
         given = memory_map.given_away(root=root)
         found = {
             node: without(ranges if named else common(ranges, given), taken)
@@ -162,30 +305,30 @@ class Dmemfs(Backend):
         }
         return {node: ranges for node, ranges in found.items() if ranges}
 
-    def _not_there(self, record: PoolRecord, node: int, had: tuple[Range, ...]) -> PoolShort:
+    def _not_there(self, record: DmemfsRecord, node: int, had: tuple[Range, ...]) -> PoolShort:
         missing = without(record.regions.get(node, ()), had)
         named = ", ".join(map(str, missing))
         return PoolShort(
-            f"Pool {record.name} is to have {named} of node {node}, which is not (whole pages of"
-            f" {format_size(record.page_size)} of) memory that was reserved at boot, has no user, and shares no"
+            f"Pool {record.name} needs {named} of node {node}, which is not (whole pages of"
+            f" {format_size(record.page_size)} of) memory that was reserved at boot, is unused, and shares no"
             " section of 128 MiB with the kernel's.",
-            hint=f"Boot with {memmap(missing)}, or name other ranges; 'virt-dmem plan-host' writes the parameters.",
+            hint=f"Boot with {memmap(missing)}, or name other ranges; 'virt-dmem plan-host' prints the parameters.",
         )
 
-    def _short(self, record: PoolRecord, free: dict[int, tuple[Range, ...]], root: Path) -> PoolShort:
+    def _short(self, record: DmemfsRecord, free: dict[int, tuple[Range, ...]], root: Path) -> PoolShort:
         sizes = {node: share.wanted_bytes for node, share in sorted(record.nodes.items())}
         has = {node: total(whole(free.get(node, ()), record.page_size)) for node in sizes}
         return PoolShort(
-            f"Pool {record.name} is to have {_by_node(sizes)}, and {_by_node(has)}, in whole pages of"
-            f" {format_size(record.page_size)}, were reserved at boot and have no pool.",
+            f"Pool {record.name} needs {_by_node(sizes)}, but only {_by_node(has)}, in whole pages of"
+            f" {format_size(record.page_size)}, were reserved at boot and belong to no pool.",
             hint=_how_to_reserve(root),
         )
 
-    def _count_saving(self, job: Job) -> None:
-        """Note that there are no struct pages, less what the module has instead.
+    def _count_saving(self, job: Job[DmemfsRecord]) -> None:
+        """Record the struct pages saved: all of them, less the module's own tables.
 
-        That the memory has none is the kernel's word (/proc/iomem); it is measured where the kernel counts all its
-        struct pages and has no more than its own memory needs.
+        That the memory has none follows from /proc/iomem; it is measured where the kernel counts all its struct
+        pages, and has no more than its own memory needs.
         """
         record = job.record
         if record.original:
@@ -199,8 +342,8 @@ class Dmemfs(Backend):
             memory_map.bytes_with_struct_pages(root=job.root)
         )
 
-    def release(self, job: Job, *, keep_wanted: bool = False) -> int:
-        """Note what is no longer the pool's; the host cannot use it before it is booted without reserving it."""
+    def release(self, job: Job[DmemfsRecord], *, keep_wanted: bool = False) -> int:
+        """Record the memory as given back; the host can use it once it is booted without reserving it."""
         record = job.record
         before = record.got_bytes
         for node, share in record.nodes.items():
@@ -213,11 +356,11 @@ class Dmemfs(Backend):
         job.save()
         return 0
 
-    def mount_options(self, record: PoolRecord) -> tuple[str, ...]:
+    def mount_options(self, record: DmemfsRecord) -> tuple[str, ...]:
         """Return page size and ranges.
 
-        ``compat=hugetlbfs`` lets statfs say what QEMU goes by: it maps the files of such a file system at addresses
-        that are multiples of ``f_bsize``, and of no other (``qemu_fd_getpagesize`` in its util/mmap-alloc.c).
+        ``compat=hugetlbfs`` makes statfs report the type that QEMU checks: it aligns mappings to ``f_bsize`` on
+        such a file system only (``qemu_fd_getpagesize`` in its util/mmap-alloc.c).
         """
         if record.original:
             return (f"pagesize={_size(record.page_size)}",)
@@ -225,10 +368,10 @@ class Dmemfs(Backend):
         compat = ",compat=hugetlbfs" if record.page_size > 4 * KIB else ""
         return (f"{regions},pagesize={_size(record.page_size)}{compat}",)
 
-    def mount(self, job: Job) -> None:
+    def mount(self, job: Job[DmemfsRecord]) -> None:
         """Load the module and mount the pool; its root is 0711, as every pool's.
 
-        :raise PoolError: When the kernel refuses, or what is mounted is not what was asked for.
+        :raise PoolError: When the kernel rejects it, or mounts another size than asked for.
         """
         record = job.record
         if not self._registered(job.root):
@@ -242,38 +385,64 @@ class Dmemfs(Backend):
         os.chown(record.mount, 0, 0)
         Path(record.mount).chmod(0o711)
         try:
-            self._look(record)
+            self._require_usable(record)
         except PoolError:
             self.unmount(record)
             raise
 
-    def _look(self, record: PoolRecord) -> None:
+    def _require_usable(self, record: DmemfsRecord) -> None:
         found = os.statvfs(record.mount)
         size = found.f_blocks * found.f_frsize
         if record.original:
             original.require_usable(record)
         elif size != record.wanted_bytes:
             raise PoolError(
-                f"Pool {record.name} is to have {format_size(record.wanted_bytes)}, and the mounted file system has"
+                f"Pool {record.name} needs {format_size(record.wanted_bytes)}, but the mounted file system has"
                 f" {format_size(size)}.",
-                hint="Look into the kernel's log (dmesg) for what dmemfs made of its regions.",
+                hint="The kernel log (dmesg) says how dmemfs read its regions.",
             )
 
-    def capacity(self, record: PoolRecord, *, root: Path = kernel.ROOT) -> dict[int, int]:
-        """Return the bytes by node; the original tells nothing in statfs, so there the record is believed."""
+    def capacity(self, record: DmemfsRecord, *, root: Path = kernel.ROOT) -> dict[int, int]:
+        """Return the bytes by node; from the record for the original, whose statfs reports none."""
         if record.original and self.mounted(record, root=root):
             return {node: share.got_bytes for node, share in sorted(record.nodes.items())}
         return super().capacity(record, root=root)
 
-    def zeroes(self, record: PoolRecord) -> bool:
-        """Tell whether the file system zeroes: the original does not."""
+    def zeroes(self, record: DmemfsRecord) -> bool:
+        """Return whether the file system zeroes memory: the original does not."""
         return not record.original
 
 
-def regions_by_node(regions: Sequence[Range], *, root: Path = kernel.ROOT) -> dict[int, list[Range]]:
-    """Return by node the ranges that an administrator named.
+def _has_huge_entries(device: int, root: Path) -> bool:
+    """Return whether the module maps by large entries, as it reports by mount; the original reports nothing."""
+    reported = root / f"sys/fs/dmemfs/{os.major(device)}:{os.minor(device)}/huge_entries"
+    return not reported.exists() or reported.read_text().strip() != "0"
 
-    :raise UsageError: When one lies on no node.
+
+def _not_reserved(records: Sequence[DmemfsRecord], root: Path) -> Result | None:
+    """Return a warning where ``dmem=`` is on the kernel's command line and was not understood."""
+    asked = parameters(memory_map.command_line(root=root))
+    if not asked or any(record.original for record in records):
+        return None
+    try:
+        reserved = memory_map.reserved(root=root)
+    except PermissionRefused:
+        return None
+    want = sum(wanted(asked, memory_map.ram_by_node(root=root)).values())
+    has = sum(map(total, reserved.values())) + sum(record.wanted_bytes for record in records)
+    if has >= want:
+        return None
+    return warned(
+        f"{' '.join(parameter.text for parameter in asked)} asks for {format_size(want)}, but {format_size(has)}"
+        " were reserved: this kernel does not know that parameter.",
+        "'virt-dmem plan-host --guest-memory SIZE' prints the memmap= parameters that do it.",
+    )
+
+
+def _regions_by_node(regions: Sequence[Range], *, root: Path = kernel.ROOT) -> dict[int, list[Range]]:
+    """Return the ranges that an administrator named, by node.
+
+    :raise UsageError: When one is on no node.
     """
     found: dict[int, list[Range]] = {}
     for node, ranges in memory_map.node_ranges(root=root).items():
@@ -281,15 +450,15 @@ def regions_by_node(regions: Sequence[Range], *, root: Path = kernel.ROOT) -> di
             found[node] = list(mine)
     if total(item for items in found.values() for item in items) != total(regions):
         raise UsageError(
-            f"{', '.join(map(str, regions))} is on no node of this host.", hint="See /proc/iomem for its memory."
+            f"{', '.join(map(str, regions))} is on no node of this host.", hint="/proc/iomem lists its memory."
         )
     return found
 
 
 def _how_to_reserve(root: Path) -> str:
-    """Return the hint for a host that did not reserve enough."""
+    """Return the hint for a host on which too little was reserved."""
     asked = parameters(memory_map.command_line(root=root))
-    plan = "'virt-dmem plan-host --guest-memory SIZE' writes the kernel parameters for it; then reboot."
+    plan = "'virt-dmem plan-host --guest-memory SIZE' prints the kernel parameters for it; then reboot."
     if not asked:
         return f"Memory for dmemfs is reserved at boot: {plan}"
     ram = memory_map.ram_by_node(root=root)

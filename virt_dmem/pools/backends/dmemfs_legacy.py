@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The original dmemfs (LKML, October 2020), where a kernel was built with it, and what it takes to use it.
+"""Support the original dmemfs (LKML, October 2020) on kernels that were built with it.
 
-Against our module it lacks: zeroing, so we zero what is given out; ``fallocate`` and ``lseek(SEEK_DATA)``, so the
-helper touches every page; a capacity in ``statfs``, which only its debugfs tells; ranges of one's own, so there can
-be one pool of it. And QEMU maps its files at any multiple of 4 KiB, as ``f_type`` is its own: where it does not let
-itself be mapped so, only pages of 4 KiB are served.
+Compared to virt-dmem's module it lacks: zeroing, so virt-dmem zeroes memory before it is used; ``fallocate`` and
+``lseek(SEEK_DATA)``, so the helper touches every page; a capacity in ``statfs``, which only its debugfs shows; a
+choice of ranges, so there can be one pool of it. And as its ``f_type`` is its own, QEMU maps its files at any
+multiple of 4 KiB: where it does not support that, only pages of 4 KiB can be used.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from virt_dmem.errors import PoolError
 from virt_dmem.host.ranges import Range
-from virt_dmem.pools.backends.base import BASE_PAGE
+from virt_dmem.pools.backends.struct_pages import BASE_PAGE
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
@@ -28,7 +27,7 @@ _MAP_FIXED = 0x10  # not in Python's mmap
 
 
 def is_original(root: Path) -> bool:
-    """Tell whether the kernel's dmemfs is the original one: ours has a directory in /sys/fs, loaded or built in."""
+    """Return whether the kernel's dmemfs is the original: virt-dmem's has a directory in /sys/fs."""
     try:
         known = (root / "proc/filesystems").read_text().split()
     except FileNotFoundError:
@@ -37,9 +36,9 @@ def is_original(root: Path) -> bool:
 
 
 def registered(root: Path) -> dict[int, int]:
-    """Return the bytes that it has of each node, from its debugfs.
+    """Return its bytes of each node, from its debugfs.
 
-    :raise PoolError: When that is not to be read.
+    :raise PoolError: When debugfs cannot be read.
     """
     base = root / _DEBUGFS
     found = {}
@@ -51,36 +50,39 @@ def registered(root: Path) -> dict[int, int]:
             found[0] = int((base / "registered_pages").read_text(), 0) * BASE_PAGE
     except (OSError, ValueError) as error:
         raise PoolError(
-            f"How much memory the original dmemfs has cannot be read below /{_DEBUGFS}: {error}.",
+            f"The size of the original dmemfs cannot be read below /{_DEBUGFS}: {error}.",
             hint="Mount debugfs: mount -t debugfs none /sys/kernel/debug",
         ) from error
     return {node: size for node, size in found.items() if size}
 
 
-def free(others: Sequence[PoolRecord], root: Path) -> dict[int, tuple[Range, ...]]:
-    """Return what no other pool has: one has it all. The addresses stand for sizes only, it shows none."""
-    if any(other.original for other in others):
+def free(root: Path, *, taken: bool) -> dict[int, tuple[Range, ...]]:
+    """Return its free memory by node: all or, where a pool has ``taken`` it, nothing.
+
+    Addresses are not known: the ranges start at 0 and only carry sizes.
+    """
+    if taken:
         return {}
     return {node: (Range(0, size),) for node, size in registered(root).items()}
 
 
 def require_usable(record: PoolRecord) -> None:
-    """Refuse a mounted pool whose files QEMU could not map.
+    """Reject a mounted pool whose files QEMU could not map.
 
     :raise PoolError: When they can be mapped at multiples of the page size only.
     """
     if record.page_size > BASE_PAGE and not maps_anywhere(Path(record.mount), record.page_size):
         raise PoolError(
-            f"The original dmemfs maps files at multiples of {format_size(record.page_size)} only, and QEMU maps"
+            f"The original dmemfs maps files at multiples of {format_size(record.page_size)} only, but QEMU maps"
             f" them at any multiple of {format_size(BASE_PAGE)}.",
-            hint="Make the pool with --page-size 4K, or use the dmemfs module that comes with virt-dmem.",
+            hint="Create the pool with --page-size 4K, or use the dmemfs module that comes with virt-dmem.",
         )
 
 
 def maps_anywhere(directory: Path, page_size: int) -> bool:
-    """Tell whether a file in ``directory`` can be mapped at an address that is no multiple of ``page_size``.
+    """Return whether a file in ``directory`` can be mapped at an address that is no multiple of ``page_size``.
 
-    Nothing of it is touched.
+    No page of it is touched.
     """
     probe = directory / f".probe-{os.getpid()}"
     fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

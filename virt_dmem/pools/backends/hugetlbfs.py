@@ -1,59 +1,175 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools of huge pages, with most of their struct pages given back by HVO: the default on stock kernels.
+"""Implement pools of huge pages, most of whose struct pages HVO frees: the default on stock kernels.
 
 How the kernel counts (``mm/hugetlb.c``): ``nr_hugepages`` of a node shows all its pages, but a number written
-there sets the *persistent* ones, without surplus. What is written too low turns pages in use into surplus
-ones; so does a page whose struct pages could not be had back for want of memory.
+there sets the *persistent* ones, without surplus. Writing too low a number turns pages in use into surplus pages;
+so does a page whose struct pages cannot be reallocated for lack of memory.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
 
 from virt_dmem.errors import PoolError, PoolShort
 from virt_dmem.host import huge_pages, kernel, numa
-from virt_dmem.pools.backends.base import BASE_PAGE, Backend, Job, Probe, struct_pages_of
-from virt_dmem.pools.record import NodeShare, PageCountChange, PoolRecord
-from virt_dmem.units import GIB, MIB, format_size
+from virt_dmem.pools.backends.base import Backend, Job
+from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed, warned
+from virt_dmem.pools.backends.host_options import (
+    HostFacts,
+    HostOption,
+    Probe,
+    by_node_options,
+    exact_size,
+    host_option,
+    per_node,
+    shares,
+)
+from virt_dmem.pools.backends.struct_pages import BASE_PAGE, struct_pages_of
+from virt_dmem.pools.record import NodeShare, PoolRecord
+from virt_dmem.units import GIB, MIB, format_size, round_up
 
-__all__ = ["Hugetlbfs"]
+if TYPE_CHECKING:
+    import argparse
 
-_HOST_KEEPS = 256 * MIB  # asked for more, the kernel would squeeze every process before it gives up
+__all__ = ["Hugetlbfs", "HugetlbfsRecord", "PageCountChange"]
+
+_HOST_KEEPS = 256 * MIB  # asked for more, the kernel would reclaim from every process before it gives up
+
+_LOSES_OPTIMIZED_PAGES = re.compile(r"6\.12\.117\b")
+"""Kernels known to free optimized huge pages wrongly (docs/operations.md); others show it by their taint."""
 
 
-class Hugetlbfs(Backend):
-    """Huge pages of one size, taken node by node and promised to our mount by the kernel."""
+class PageCountChange(msgspec.Struct, frozen=True):
+    """A change of a node's huge pages in progress: its persistent count goes from one to the other."""
+
+    node: int
+    from_pages: int
+    to_pages: int
+
+
+class HugetlbfsRecord(PoolRecord):
+    """The record of a segment of huge pages."""
+
+    hvo: bool = True
+    """Switch HVO on before memory is taken."""
+    switched_hvo: bool = False
+    """HVO was off before this pool, or before another one that switched it on and still exists."""
+    optimized: bool = False
+    """HVO was on when the memory was taken."""
+    step: PageCountChange | None = None
+
+    def forget_boot(self, boot_id: str) -> None:
+        """Forget what was taken and switched under an earlier boot."""
+        super().forget_boot(boot_id)
+        self.step, self.switched_hvo = None, False
+
+
+class Hugetlbfs(Backend[HugetlbfsRecord]):
+    """Huge pages of one size, taken node by node and reserved for the pool's mount by the kernel."""
 
     name: ClassVar[str] = "hugetlbfs"
     fstype: ClassVar[str] = "hugetlbfs"
+    record = HugetlbfsRecord
     zeroes_on_allocation: ClassVar[bool] = True  # hugetlb_no_page() and hugetlbfs_fallocate() clear each folio
     has_nodes: ClassVar[bool] = True
     holds_nodes: ClassVar[bool] = True
     counts_used: ClassVar[bool] = True
 
     step_bytes = GIB
-    """How much is taken or given back between two reports."""
+    """Bytes taken or given back between two progress reports."""
 
     def page_sizes(self, *, root: Path = kernel.ROOT) -> tuple[int, ...]:
-        """Return what the kernel offers, smallest first."""
-        return huge_pages.huge_page_sizes(root=root)
+        """Return the huge page sizes of the kernel, smallest first."""
+        return huge_pages.sizes(root=root)
 
     def probe(self, *, root: Path = kernel.ROOT) -> Probe:
-        """Tell whether the kernel has huge pages and whether it can save their struct pages."""
-        if not huge_pages.huge_page_sizes(root=root):
+        """Return whether the kernel has huge pages and can free their struct pages."""
+        if not huge_pages.sizes(root=root):
             return Probe(available=False, reason="this kernel has no huge pages (CONFIG_HUGETLBFS)")
         if huge_pages.hvo(root=root) is None:
-            return Probe(available=True, reason="this kernel has no HVO: huge pages, but no saving")
+            return Probe(available=True, reason="this kernel has no HVO: huge pages save nothing")
         return Probe(available=True)
 
     def metadata_left(self, size_bytes: int, page_size: int) -> int:
         """Return one base page for each huge page: what HVO keeps (``mm/hugetlb_vmemmap.c``)."""
         return _metadata_left(size_bytes, page_size)
 
-    def check(self, job: Job) -> None:
-        """Refuse what a node or the host does not have available.
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Add ``--no-hvo``."""
+        parser.add_argument("--no-hvo", action="store_true", help="leave HVO as it is: keep all struct pages")
+
+    def settings(self, args: argparse.Namespace, *, sized: bool) -> dict[str, Any]:
+        """Return whether HVO is to be switched on."""
+        return {"hvo": not args.no_hvo}
+
+    def inherited_settings(self, record: HugetlbfsRecord) -> dict[str, Any]:
+        """Return whether HVO is to be switched on."""
+        return {"hvo": record.hvo}
+
+    def checks(self) -> tuple[BackendCheck, ...]:
+        """Return the checks of huge pages and HVO."""
+        return BackendCheck("huge-pages", self._check_huge_pages), BackendCheck("hvo", _check_hvo)
+
+    def _check_huge_pages(self, records: Sequence[HugetlbfsRecord], root: Path) -> Result:
+        probe = self.probe(root=root)
+        if not probe.available:
+            outcome = failed if records else warned
+            return outcome(f"hugetlbfs pools cannot be used here: {probe.reason}.", "Boot a kernel with hugetlbfs.")
+        sizes = ", ".join(map(format_size, self.page_sizes(root=root)))
+        return passed(f"The kernel has huge pages of {sizes}.")
+
+    def host_options(self, size_bytes: int, facts: HostFacts) -> list[HostOption]:
+        """Return an option for each huge page size."""
+        return [self._host_option(round_up(size_bytes, page), page, facts) for page in facts.page_sizes]
+
+    def _host_option(self, size: int, page_size: int, facts: HostFacts) -> HostOption:
+        by_node = shares(size, page_size, facts)
+        line, notes = [], []
+        if facts.hvo is None:
+            notes.append("This kernel has no HVO (CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP): all struct pages remain.")
+        else:
+            line.append("hugetlb_free_vmemmap=on")
+            notes.append(
+                "'pool create' also switches HVO on by itself (vm.hugetlb_optimize_vmemmap); on the command line it"
+                " applies to huge pages of others, too."
+            )
+        if page_size >= GIB:
+            notes.append(f"Each memory backend of a domain must be a multiple of {format_size(page_size)}.")
+            per_size = per_node(by_node, lambda share: share // page_size)
+            if facts.cma_bytes is None:
+                notes.append(
+                    "This kernel has no CMA (CONFIG_CMA): such pages can be allocated only while memory is not"
+                    f" fragmented, soon after boot. Do not add 'hugepagesz={exact_size(page_size)}"
+                    f" hugepages={per_size}': it would reserve them for certain, but 'pool create' allocates new"
+                    " pages and uses none that were reserved at boot."
+                )
+            else:
+                line.append(f"hugetlb_cma={per_node(by_node, exact_size)}")
+                notes.append(
+                    "hugetlb_cma keeps memory from which such pages can be allocated at any time. It makes the"
+                    " kernel ignore hugepages= for them; 'pool create' allocates new pages anyway."
+                )
+        left = struct_pages_of(size) if facts.hvo is None else self.metadata_left(size, page_size)
+        return host_option(
+            self.name,
+            size,
+            page_size,
+            left=left,
+            line=" ".join(line),
+            pool_create=(
+                f"virt-dmem pool create NAME --page-size {exact_size(page_size)} {by_node_options(by_node)}"
+            ),
+            notes=notes,
+        )
+
+    def check(self, job: Job[HugetlbfsRecord]) -> None:
+        """Reject a size that a node or the host does not have available.
 
         :raise PoolShort: When it does not.
         """
@@ -63,97 +179,125 @@ class Hugetlbfs(Backend):
         for node, wanted in missing.items():
             if wanted > available.get(node, 0):
                 raise PoolShort(
-                    f"Pool {record.name} is to take {format_size(wanted)} of node {node}, and"
+                    f"Pool {record.name} needs {format_size(wanted)} of node {node}, but only"
                     f" {format_size(available.get(node, 0))} are available there.",
-                    hint="Make it smaller, or spread it over other nodes.",
+                    hint="Choose a smaller size, or spread it over other nodes.",
                 )
         of_host = kernel.memory(root=job.root).available_bytes
         if sum(missing.values()) > of_host - _HOST_KEEPS:
             raise PoolShort(
-                f"Pool {record.name} is to take {format_size(sum(missing.values()))}, and the host has"
+                f"Pool {record.name} needs {format_size(sum(missing.values()))}, but the host has"
                 f" {format_size(of_host)} available, of which it must keep {format_size(_HOST_KEEPS)}.",
-                hint="Make it smaller, or free memory on the host first.",
+                hint="Choose a smaller size, or free memory on the host first.",
             )
 
-    def acquire(self, job: Job) -> None:
-        """Switch HVO on, then raise each node's huge pages until we have what is wanted.
+    def acquire(self, job: Job[HugetlbfsRecord]) -> None:
+        """Switch HVO on, then raise each node's huge pages until the pool has its size.
 
-        :raise PoolShort: When a node gives less; says what was wanted and got of each.
-        :raise PoolError: When the kernel refuses altogether.
+        :raise PoolShort: When a node provides less; the message gives both figures of each.
+        :raise PoolError: When the kernel rejects it.
         """
-        _settle(job)
+        _finish_step(job)
         _switch_hvo_on(job)
         record = job.record
         for node, share in sorted(record.nodes.items()):
             while share.got_bytes < share.wanted_bytes:
-                job.report(f"Taking huge pages of node {node}", record.got_bytes, record.wanted_bytes)
+                job.report(f"Allocating huge pages of node {node}", record.got_bytes, record.wanted_bytes)
                 pages = min(share.wanted_bytes - share.got_bytes, max(self.step_bytes, record.page_size))
                 if not _raise(job, node, share, pages // record.page_size):
                     raise _short(record)
-        job.report("Took huge pages", record.got_bytes, record.wanted_bytes)
+        job.report("Allocated huge pages", record.got_bytes, record.wanted_bytes)
 
-    def release(self, job: Job, *, keep_wanted: bool = False) -> int:
-        """Lower each node's huge pages by what we took; put HVO back once nobody needs it any more.
+    def release(self, job: Job[HugetlbfsRecord], *, keep_wanted: bool = False) -> int:
+        """Lower each node's huge pages by those of this pool; restore HVO once no pool needs it.
 
-        Others may have changed the counts meanwhile, so they are lowered from where they are now; and only by
-        free pages that nobody was promised.
+        Others may have changed the counts meanwhile, so they are lowered from their current value, and only by
+        free pages that are not reserved.
         """
-        _settle(job)
+        _finish_step(job)
         record = job.record
         before = record.got_bytes
         kept = record.wanted_bytes if keep_wanted else 0
-        too_much = 0
+        left = 0
         for node, share in sorted(record.nodes.items()):
             least = share.wanted_bytes if keep_wanted else 0
             while share.got_bytes > least:
-                job.report(f"Giving back huge pages of node {node}", before - record.got_bytes, before - kept)
+                job.report(f"Freeing huge pages of node {node}", before - record.got_bytes, before - kept)
                 pages = min(share.got_bytes - least, max(self.step_bytes, record.page_size)) // record.page_size
                 if not _lower(job, node, share, pages):
                     break
-            too_much += max(0, share.got_bytes - least)
+            left += max(0, share.got_bytes - least)
         if not record.got_bytes:
             _switch_hvo_back(job)
         if before:
             record.saved_bytes = record.saved_bytes * record.got_bytes // before
-        job.report("Gave back huge pages", before - record.got_bytes, before - kept)
-        return too_much
+        job.report("Freed huge pages", before - record.got_bytes, before - kept)
+        return left
 
-    def mount_options(self, record: PoolRecord) -> tuple[str, ...]:
-        """Return a size that is minimum and maximum: the kernel holds the pages for this mount alone."""
+    def mount_options(self, record: HugetlbfsRecord) -> tuple[str, ...]:
+        """Return the size as minimum and maximum: the kernel reserves the pages for this mount alone."""
         size = record.wanted_bytes
         return (f"pagesize={record.page_size},size={size},min_size={size}",)
 
-    def mount_refused(self, job: Job, message: str) -> PoolError:
-        """Return ``PoolShort`` when somebody took our pages meanwhile: ``min_size`` must find enough of them."""
-        found = huge_pages.huge_pages(job.record.page_size, root=job.root)
-        unpromised = max(0, found.free - found.reserved) * job.record.page_size
-        if unpromised >= job.record.wanted_bytes:
+    def mount_refused(self, job: Job[HugetlbfsRecord], message: str) -> PoolError:
+        """Return ``PoolShort`` when others used the pages meanwhile: ``min_size`` must find enough of them."""
+        found = huge_pages.counters(job.record.page_size, root=job.root)
+        unreserved = max(0, found.free - found.reserved) * job.record.page_size
+        if unreserved >= job.record.wanted_bytes:
             return super().mount_refused(job, message)
         return PoolShort(
-            f"Pool {job.record.name} took {format_size(job.record.got_bytes)} in huge pages, but only"
-            f" {format_size(unpromised)} are left that nobody else uses or was promised.",
-            hint="See which process takes huge pages (HugePages_Rsvd in /proc/meminfo), then try again.",
+            f"Pool {job.record.name} allocated {format_size(job.record.got_bytes)} in huge pages, but only"
+            f" {format_size(unreserved)} of them are still free and not reserved by others.",
+            hint="Find out which process uses huge pages (HugePages_Rsvd in /proc/meminfo), then try again.",
         )
+
+
+def _check_hvo(records: Sequence[HugetlbfsRecord], root: Path) -> Result:
+    """Check that HVO is available, and was on when the pages of a pool that wants it were allocated."""
+    on = huge_pages.hvo(root=root)
+    if on is None:
+        return warned(
+            "The kernel has no HVO: pools of huge pages keep all their struct pages, and nothing is saved.",
+            "Boot a kernel with CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP (x86-64, 5.19 or later).",
+        )
+    late = [pool.name for pool in records if pool.hvo and pool.got_bytes and not pool.optimized]
+    if late:
+        return warned(
+            f"HVO was off when the pages of pool {', '.join(late)} were allocated: they save nothing.",
+            "Shut down the pool's domains, then destroy it and create it again.",
+        )
+    if kernel.bad_pages_met(root=root):
+        return warned(
+            "The kernel has found pages in a bad state since it booted, and does not use them again: with HVO,"
+            " mostly huge pages that were to be freed.",
+            "Look for 'Bad page state' in dmesg. A reboot recovers the memory; do not shrink pools before it.",
+        )
+    if _LOSES_OPTIMIZED_PAGES.match(release := kernel.release(root=root)):
+        return warned(
+            f"Linux {release} loses huge pages that HVO optimized when they are freed.",
+            "Pools work, and save as much as elsewhere. Do not destroy or shrink one without a reboot after it.",
+        )
+    return passed(f"HVO is {'on' if on else 'available; creating a pool switches it on'}.")
 
 
 def _metadata_left(size_bytes: int, page_size: int) -> int:
     return size_bytes // page_size * min(BASE_PAGE, struct_pages_of(page_size))
 
 
-def _saved_at_best(record: PoolRecord, size_bytes: int) -> int:
+def _saved_at_best(record: HugetlbfsRecord, size_bytes: int) -> int:
     return struct_pages_of(size_bytes) - _metadata_left(size_bytes, record.page_size) if record.optimized else 0
 
 
-def _raise(job: Job, node: int, share: NodeShare, pages: int) -> bool:
-    """Raise a node's huge pages; ``False`` when it gave fewer."""
+def _raise(job: Job[HugetlbfsRecord], node: int, share: NodeShare, pages: int) -> bool:
+    """Raise a node's huge pages; return ``False`` when it provides fewer."""
     record = job.record
-    before = huge_pages.huge_pages(record.page_size, node, root=job.root).persistent
+    before = huge_pages.counters(record.page_size, node, root=job.root).persistent
     record.step = PageCountChange(node, before, before + pages)
     job.save()
     metadata, free = kernel.struct_page_bytes(root=job.root), kernel.memory(root=job.root).free_bytes
     _set(job, node, before + pages)
     metadata_now, free_now = kernel.struct_page_bytes(root=job.root), kernel.memory(root=job.root).free_bytes
-    got = min(max(0, huge_pages.huge_pages(record.page_size, node, root=job.root).persistent - before), pages)
+    got = min(max(0, huge_pages.counters(record.page_size, node, root=job.root).persistent - before), pages)
     taken = got * record.page_size
     if metadata is not None and metadata_now is not None:
         record.saved_bytes += max(0, metadata - metadata_now)
@@ -166,11 +310,11 @@ def _raise(job: Job, node: int, share: NodeShare, pages: int) -> bool:
     return got == pages
 
 
-def _lower(job: Job, node: int, share: NodeShare, pages: int) -> bool:
-    """Lower a node's huge pages; ``False`` when nothing went, or not all of it."""
+def _lower(job: Job[HugetlbfsRecord], node: int, share: NodeShare, pages: int) -> bool:
+    """Lower a node's huge pages; return ``False`` when not all of them could be freed."""
     record = job.record
-    of_node = huge_pages.huge_pages(record.page_size, node, root=job.root)
-    of_host = huge_pages.huge_pages(record.page_size, root=job.root)
+    of_node = huge_pages.counters(record.page_size, node, root=job.root)
+    of_host = huge_pages.counters(record.page_size, root=job.root)
     spare = min(of_node.free, of_node.persistent, max(0, of_host.free - of_host.reserved))
     asked = min(pages, spare)
     if not asked:
@@ -178,7 +322,7 @@ def _lower(job: Job, node: int, share: NodeShare, pages: int) -> bool:
     record.step = PageCountChange(node, of_node.persistent, of_node.persistent - asked)
     job.save()
     _set(job, node, of_node.persistent - asked)
-    now = huge_pages.huge_pages(record.page_size, node, root=job.root)
+    now = huge_pages.counters(record.page_size, node, root=job.root)
     gone = min(max(0, of_node.pages - now.pages), asked)
     if gone < asked:  # the rest became surplus pages: make them persistent again, to try once more later
         _set(job, node, now.persistent + asked - gone)
@@ -188,27 +332,27 @@ def _lower(job: Job, node: int, share: NodeShare, pages: int) -> bool:
     return gone == pages
 
 
-def _set(job: Job, node: int, pages: int) -> None:
+def _set(job: Job[HugetlbfsRecord], node: int, pages: int) -> None:
     try:
-        huge_pages.set_huge_pages(job.record.page_size, node, pages, root=job.root)
+        huge_pages.set_persistent(job.record.page_size, node, pages, root=job.root)
     except OSError as error:
         raise PoolError(
-            f"The kernel refused to have {pages} huge pages of {format_size(job.record.page_size)} on node {node}:"
+            f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}:"
             f" {os.strerror(error.errno or 0)}.",
-            hint="Pools are made by root, outside of containers; dmesg may say more.",
+            hint="Pools have to be created by root, outside of containers; dmesg may say more.",
         ) from error
 
 
-def _settle(job: Job) -> None:
-    """Find out how far a step came that was cut short (kill -9), and count it.
+def _finish_step(job: Job[HugetlbfsRecord]) -> None:
+    """Account for a change of a node's pages that was interrupted (kill -9).
 
-    What the node has now tells, within the bounds of the step: should others have changed it meanwhile, we
-    may leave pages behind, but think no more ours than the step was about.
+    The node's current count shows how far it came, within the bounds of the change: should others have changed the
+    count meanwhile, pages may be left behind, but never more are taken for the pool's than the change was about.
     """
     record, step = job.record, job.record.step
     if step is None:
         return
-    now = huge_pages.huge_pages(record.page_size, step.node, root=job.root).persistent
+    now = huge_pages.counters(record.page_size, step.node, root=job.root).persistent
     low, high = sorted((0, step.to_pages - step.from_pages))
     moved = min(max(now - step.from_pages, low), high) * record.page_size
     share = record.nodes[step.node]
@@ -220,13 +364,13 @@ def _settle(job: Job) -> None:
     job.save()
 
 
-def _switch_hvo_on(job: Job) -> None:
+def _switch_hvo_on(job: Job[HugetlbfsRecord]) -> None:
     record = job.record
     now = huge_pages.hvo(root=job.root)
     if now is None:
         job.report("This kernel has no HVO: the pool will save nothing", 0, record.wanted_bytes)
     elif record.hvo:
-        # who switches last must not take "on" for how the administrator had it
+        # a pool that finds HVO on because of another pool must not take that for the administrator's setting
         record.switched_hvo = record.switched_hvo or not now or _switched_by_others(job)
         job.save()
         if not now:
@@ -236,7 +380,7 @@ def _switch_hvo_on(job: Job) -> None:
     job.save()
 
 
-def _switch_hvo_back(job: Job) -> None:
+def _switch_hvo_back(job: Job[HugetlbfsRecord]) -> None:
     record = job.record
     if record.switched_hvo and not _switched_by_others(job) and huge_pages.hvo(root=job.root):
         _set_hvo(job, on=False)
@@ -244,25 +388,28 @@ def _switch_hvo_back(job: Job) -> None:
     job.save()
 
 
-def _switched_by_others(job: Job) -> bool:
-    return any(other.switched_hvo and other.boot_id == job.record.boot_id for other in job.others)
+def _switched_by_others(job: Job[HugetlbfsRecord]) -> bool:
+    return any(
+        isinstance(other, HugetlbfsRecord) and other.switched_hvo and other.boot_id == job.record.boot_id
+        for other in job.others
+    )
 
 
-def _set_hvo(job: Job, *, on: bool) -> None:
+def _set_hvo(job: Job[HugetlbfsRecord], *, on: bool) -> None:
     try:
         huge_pages.set_hvo(on, root=job.root)
     except OSError as error:
         raise PoolError(
             f"HVO could not be switched {'on' if on else 'off'}: {os.strerror(error.errno or 0)}.",
-            hint="Set vm.hugetlb_optimize_vmemmap yourself, or make the pool without HVO.",
+            hint="Set vm.hugetlb_optimize_vmemmap yourself, or create the pool with --no-hvo.",
         ) from error
 
 
-def _short(record: PoolRecord) -> PoolShort:
+def _short(record: HugetlbfsRecord) -> PoolShort:
     shares = sorted(record.nodes.items())
     wanted = ", ".join(f"{format_size(share.wanted_bytes)} of node {node}" for node, share in shares)
     got = ", ".join(f"{format_size(share.got_bytes)} of node {node}" for node, share in shares)
     return PoolShort(
-        f"Pool {record.name} is to take {wanted} in pages of {format_size(record.page_size)}, and got {got}.",
-        hint="Take huge pages soon after boot, run 'echo 1 > /proc/sys/vm/compact_memory' first, or ask for less.",
+        f"Pool {record.name} needs {wanted} in pages of {format_size(record.page_size)}, but got {got}.",
+        hint="Create pools soon after boot, run 'echo 1 > /proc/sys/vm/compact_memory' first, or ask for less.",
     )

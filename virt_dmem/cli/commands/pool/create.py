@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from virt_dmem.cli.arguments import add_pool, add_sizes, sizes
 from virt_dmem.cli.command import Command
-from virt_dmem.errors import ExitStatus, UsageError
+from virt_dmem.errors import ExitStatus
 from virt_dmem.units import format_size, parse_size
 
 TYPE_CHECKING = False
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import argparse
 
     from virt_dmem.cli.output import Output
-    from virt_dmem.host.ranges import Range
 
 __all__ = ["COMMANDS"]
 
@@ -30,21 +29,13 @@ it takes what that specifies."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declare the arguments, among them those of all backends."""
+    from virt_dmem.pools.backends.table import add_options
+
     add_pool(parser)
     add_sizes(parser, "total size, spread evenly over the host's nodes")
-    parser.add_argument(
-        "--backend", choices=("hugetlbfs", "dmemfs", "tmpfs"), default="hugetlbfs", help="kind of memory"
-    )
     parser.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; default: 2M")
-    parser.add_argument(
-        "--region",
-        action="append",
-        default=[],
-        metavar="BASE+SIZE",
-        help="reserved range for dmemfs (repeatable); 'auto', the default: all that belong to no pool yet",
-    )
-    parser.add_argument("--no-hvo", action="store_true", help="do not switch HVO on: keep all struct pages")
+    add_options(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
@@ -55,11 +46,12 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.cli.progress import progress
     from virt_dmem.config.schema import load_config
     from virt_dmem.pools import manage
+    from virt_dmem.pools.backends.table import settings
 
     config = load_config(args.config)
     size = sizes(args)
     require_root("Creating a pool")
-    regions = _regions(args, sized=size is not None)
+    own = settings(args, sized=size is not None)
     with progress(out) as report:
         record = manage.create(
             config,
@@ -67,8 +59,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
             sizes=size,
             backend=args.backend,
             page_size=args.page_size,
-            hvo=not args.no_hvo,
-            regions=regions,
+            settings=own,
             report=report,
         )
     pages = f"pages of {format_size(record.page_size)}"
@@ -76,20 +67,6 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     out.result(pool=row_of([record]))
     refresh_pools(config)
     return ExitStatus.DONE
-
-
-def _regions(args: argparse.Namespace, *, sized: bool) -> dict[int, list[Range]] | None:
-    """Return the ranges that ``--region`` names, by node; ``None`` for those that are found."""
-    from virt_dmem.host.ranges import parse_range
-    from virt_dmem.pools.backends.dmemfs import regions_by_node
-
-    if args.region and args.backend != "dmemfs":
-        raise UsageError(f"A {args.backend} pool has no regions.", hint="--region requires --backend dmemfs.")
-    if args.region in ([], ["auto"]):
-        return None
-    if sized:
-        raise UsageError("Regions already have a size.", hint="Omit --size and --node.")
-    return regions_by_node([parse_range(text) for text in args.region])
 
 
 COMMANDS = (

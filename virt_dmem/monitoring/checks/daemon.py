@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Check virt-dmemd: that it answers, its alerts, its group and its helper."""
+
+from __future__ import annotations
+
+import subprocess
+
+from virt_dmem.errors import DaemonUnreachable, DmemError, PermissionRefused
+from virt_dmem.ipc.client import Client
+from virt_dmem.monitoring.checks.base import Machine
+from virt_dmem.native.programs import HELPER
+from virt_dmem.pools.backends.checks import Result, failed, passed, warned
+
+__all__ = ["daemon", "alerts", "group", "helper"]
+
+
+def daemon(machine: Machine) -> Result:
+    """Check that virt-dmemd answers."""
+    try:
+        with Client(machine.path(machine.config.socket_path)) as client:
+            count = len(client.call("ListDomains")["domains"])
+    except DmemError as error:
+        if isinstance(error, PermissionRefused) or isinstance(error.__cause__, PermissionError):
+            return warned(error.message, "Run the check as root, or as a member of the group.")
+        raise
+    return passed(f"virt-dmemd answers; {count} domains hold memory.")
+
+
+def alerts(machine: Machine) -> Result:
+    """Check that virt-dmemd reports no alert."""
+    try:
+        with Client(machine.path(machine.config.socket_path)) as client:
+            active = client.call("ListAlerts")["alerts"]
+    except (DaemonUnreachable, PermissionRefused):
+        return warned("Only virt-dmemd knows its alerts, and it does not answer.", "Fix the 'daemon' check first.")
+    if active:
+        message = " ".join(f"{alert['code']}: {alert['message']}" for alert in active)
+        return warned(message, "'virt-dmem alerts' prints how to fix them.")
+    return passed("No alert is active.")
+
+
+def group(machine: Machine) -> Result:
+    """Check that the group of readers exists."""
+    name = machine.config.daemon.group
+    lines = machine.path("/etc/group").read_text("utf-8", "replace").splitlines()
+    if any(line.startswith(f"{name}:") for line in lines):
+        return passed(f"There is a group {name}.")
+    return warned(f"There is no group {name}: only root can query virt-dmemd.", f"groupadd --system {name}")
+
+
+def helper(machine: Machine) -> Result:
+    """Check that the prefault helper can be executed."""
+    program = machine.config.prefault.helper or HELPER
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return failed(
+            f"The helper {program} cannot be executed: {error}.",
+            "Reinstall virt-dmem; building it needs a C compiler.",
+        )
+    if done.returncode != 0:
+        return failed(f"The helper {program} ended with status {done.returncode}.", "Reinstall virt-dmem.")
+    return passed(f"{program} runs.")
