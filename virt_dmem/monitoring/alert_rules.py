@@ -28,7 +28,6 @@ from virt_dmem.monitoring.alert_codes import (
     POOL_SHORT,
     RECONCILE_FAILED,
 )
-from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["Alert", "Facts", "due"]
@@ -65,7 +64,7 @@ class Facts:
     on_raw_memory: Mapping[str, str] = field(default_factory=dict)
     """Pools without struct pages, by the UUID of guests with devices that need them."""
     quarantined: Iterable[Extent] = ()
-    capacity: Mapping[tuple[SegmentId, int], int] = field(default_factory=dict)
+    capacity: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that exist, by segment and node."""
     reserved: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that domains hold, likewise; also of pools that no longer exist."""
