@@ -9,8 +9,8 @@ pytest := $(python) -m pytest --timeout=300 --durations=10
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh systemd/module.sh .ci/run
-python_code := virt_dmem tests bench docs hatch_build.py
+shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh packaging/install.sh packaging/uninstall.sh packaging/module.sh .ci/run
+python_code := virt_dmem tests bench tools docs hatch_build.py
 
 .PHONY: help setup plots bench demo test test-unit test-libvirt test-numa lab lab-shell lint docs install uninstall clean
 
@@ -31,7 +31,7 @@ bench: plots ## Measure all, or BENCH=start alone; BENCH_OUT=build/bench is wher
 	@$(python) -m bench --out '$(BENCH_OUT)' $(BENCH)
 
 demo: setup ## Boot a guest on a pool of huge pages and show what that saves (BACKEND=dmemfs: without struct pages)
-	@BACKEND='$(BACKEND)' $(python) -m bench.demo
+	@BACKEND='$(BACKEND)' $(python) -m tools.demo
 
 test: plots ## Run all tests, the lab's too; all but those of tests/unit need root
 	$(pytest) tests/unit tests/libvirt tests/numa
@@ -62,11 +62,11 @@ docs: setup ## Write the documents that are made from the code
 	$(python) docs/generate.py
 
 install: setup ## Install for this host (PREFIX=/usr, DESTDIR= for packagers)
-	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/install.sh
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh
 
 uninstall: ## Take away what install put there
-	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/uninstall.sh
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/uninstall.sh
 
 clean: ## Remove what was built; .venv and .cache stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(programs)
-	find virt_dmem tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find virt_dmem tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,7 +75,7 @@ def root(lab_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             assert holder.stdout is not None
             assert holder.stdout.readline() == "up\n"
             root = Root(holder.pid, directory / "root")
-            install = ["systemd/install.sh"]
+            install = ["packaging/install.sh"]
             env = {**os.environ, "DESTDIR": str(root.directory), "PREFIX": "/usr"}
             subprocess.run(install, cwd=_REPOSITORY, env=env, stdout=subprocess.DEVNULL, check=True)
             uname = root.directory / "usr/local/bin/uname"

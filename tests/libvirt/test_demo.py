@@ -15,7 +15,7 @@ from tests.rig.repository import REPOSITORY
 from virt_dmem.host import huge_pages
 
 PAGE = 2 << 20
-DEMO = [sys.executable, "-m", "bench.demo"]
+DEMO = [sys.executable, "-m", "tools.demo"]
 
 
 def host_state() -> tuple[int, bool | None]:

@@ -160,7 +160,7 @@ def test_the_manual_page_of_the_configuration_knows_every_key() -> None:
 
 @pytest.mark.parametrize("code", codes())
 def test_every_error_has_its_place_in_the_documents(code: str) -> None:
-    assert f"\n| `{code}` | " in (REPOSITORY / "docs/errors.md").read_text("utf-8")
+    assert f"\n| `{code}` | " in (REPOSITORY / "docs/reference/errors.md").read_text("utf-8")
 
 
 def test_every_handler_exists() -> None:

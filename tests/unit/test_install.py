@@ -23,7 +23,7 @@ from virt_dmem.config.schema import Config
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SYSTEMD = REPOSITORY / "systemd"
+PACKAGING = REPOSITORY / "packaging"
 SITE = f"usr/lib/virt-dmem/python{sys.version_info.major}.{sys.version_info.minor}"
 EXPECTED = {
     "etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem": 0o644,
@@ -76,7 +76,7 @@ exec cat    # until the pipe is closed
 
 def script(name: str, destdir: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SYSTEMD / name], env=os.environ | {"DESTDIR": str(destdir), "PREFIX": "/usr"} | env,
+        [PACKAGING / name], env=os.environ | {"DESTDIR": str(destdir), "PREFIX": "/usr"} | env,
         capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -275,7 +275,7 @@ def test_a_destdir_that_sh_could_misread_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_example_configuration_has_every_key_with_its_default() -> None:
-    lines = (SYSTEMD / "virt-dmem.toml").read_text().splitlines()
+    lines = (PACKAGING / "virt-dmem.toml").read_text().splitlines()
     example = tomllib.loads("\n".join(re.sub(r"^#(?=[a-z_]+ = )", "", line) for line in lines))
     assert example == msgspec.to_builtins(Config())
     assert tomllib.loads("\n".join(lines)) == {"daemon": {}, "libvirt": {}, "prefault": {}, "metrics": {}}, (
@@ -285,7 +285,7 @@ def test_the_example_configuration_has_every_key_with_its_default() -> None:
 
 @pytest.mark.needs_libvirt
 def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host) -> None:
-    said = host.run("systemd/install.sh").stdout
+    said = host.run("packaging/install.sh").stdout
     assert "systemctl try-reload-or-restart libvirtd.service" in said
     for program in ("/usr/bin/virt-dmem", "/usr/bin/virt-dmem-hook", "/usr/sbin/virt-dmemd"):
         assert __version__ in host.run(program, "--version").stdout
@@ -301,12 +301,12 @@ def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host)
 
     host.run("mkdir", "-p", "/etc/libvirt/qemu")
     host.run("sh", "-c", f'echo "{_REQUEST}" >/etc/libvirt/qemu/alpha.xml')
-    refused = host.run("systemd/uninstall.sh", check=False)
+    refused = host.run("packaging/uninstall.sh", check=False)
     assert refused.returncode == 1
     assert "alpha\n" in refused.stderr
     host.run("rm", "/etc/libvirt/qemu/alpha.xml")
 
-    host.run("systemd/uninstall.sh")
+    host.run("packaging/uninstall.sh")
     left = host.new_files()
     assert {path for path in left if "virt-dmem" in path} == set()
     assert {path for path in left if "__pycache__" not in path} <= {
@@ -317,7 +317,7 @@ def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host)
 
 @pytest.mark.needs_libvirt
 def test_systemd_finds_no_fault_with_the_units(host: Host) -> None:
-    host.run("systemd/install.sh")
+    host.run("packaging/install.sh")
     ours = ["virt-dmemd.service", "virt-dmem-pool@small.service"]
     host.run("systemctl", "--root=/", "enable", *ours)
     for units in (
@@ -335,7 +335,7 @@ def test_systemd_finds_no_fault_with_the_units(host: Host) -> None:
 
 @pytest.mark.needs_libvirt
 def test_an_installed_program_of_another_python_says_so(host: Host) -> None:
-    host.run("systemd/install.sh")
+    host.run("packaging/install.sh")
     host.run("sh", "-c", f"mv /{SITE} /usr/lib/virt-dmem/python2.7")
     done = host.run("virt-dmem", "--version", check=False)
     assert done.returncode == 1

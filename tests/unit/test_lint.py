@@ -17,9 +17,9 @@ import pytest
 import virt_dmem
 from tests.rig.repository import REPOSITORY
 
-PYTHON_CODE = ("virt_dmem", "tests", "bench", "docs", "hatch_build.py")
+PYTHON_CODE = ("virt_dmem", "tests", "bench", "tools", "docs", "hatch_build.py")
 HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
-SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
+SHELL_CODE = ("hooks/*/*", "packaging/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
 
 PACKAGES = (
     "config",
@@ -151,7 +151,8 @@ def test_a_library_that_talks_to_others_is_imported_in_one_place(library: str, o
 def test_every_source_file_names_its_license() -> None:
     files = [*(path for _, path in modules()), HOOK]
     files += [*REPOSITORY.glob("tests/**/*.py"), *REPOSITORY.glob("bench/**/*.py"), REPOSITORY / "Makefile"]
-    files += [*REPOSITORY.glob("virt_dmem/native/*.c"), *REPOSITORY.glob("systemd/*")]
+    files += [*REPOSITORY.glob("tools/**/*.py"), *REPOSITORY.glob("virt_dmem/native/*.c")]
+    files += [*REPOSITORY.glob("systemd/*"), *REPOSITORY.glob("packaging/*")]
     unlicensed = [
         str(path) for path in files if path.is_file() and "SPDX-License-Identifier: GPL-2.0" not in head(path)
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What each command prints with ``--json``, as types: docs/json.md and the JSON Schema are made from them.
+"""Define what each command prints with ``--json``: docs/reference/json.md and the JSON Schema come from here.
 
 Nothing here runs when a command does. Tests hold every answer of a real command against its type: every field is
 here, and of that type. A field may be added at any time; ``SCHEMA_VERSION`` goes up when one goes away, or means

@@ -2,7 +2,7 @@
 """Numbers for Prometheus: how things are, read when they are asked for, and what happened since the daemon began.
 
 Counters live in memory and begin at 0 with each daemon, as Prometheus expects of a process. Each metric is
-described in ``docs/metrics.md``.
+described in ``docs/reference/metrics.md``.
 """
 
 from __future__ import annotations

@@ -189,8 +189,8 @@ def _dmemfs(size: int, facts: HostFacts) -> Option:
         " than four such parameters switch off the kernel's choice of a random physical address (KASLR)."
     )
     notes.append(
-        "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA. docs/dmemfs.md tells"
-        " when huge pages are the better choice. What is left are the module's own tables."
+        "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA. docs/guide/dmemfs.md"
+        " tells when huge pages are the better choice. What is left are the module's own tables."
     )
     if not facts.dmemfs.available:
         notes.append(f"Not yet here: {facts.dmemfs.reason}.")

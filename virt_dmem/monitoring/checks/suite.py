@@ -55,7 +55,7 @@ BTIME_SECONDS = 2
 
 
 _LOSES_OPTIMIZED_PAGES = re.compile(r"6\.12\.117\b")
-"""Kernels seen to free optimized huge pages wrongly (docs/operations.md); others tell it by their taint."""
+"""Kernels seen to free optimized huge pages wrongly (docs/guide/operations.md); others tell it by their taint."""
 
 
 class Status(enum.Enum):

@@ -2,7 +2,7 @@
 """Pools of memory that the kernel was told at boot not to use, and so never gave a ``struct page``.
 
 The memory is found, not taken: what was reserved at boot and belongs to no other pool. The file system over it is
-our own module's (docs/dmemfs.md); where the kernel has the original dmemfs, see ``dmemfs_original``.
+our own module's (docs/guide/dmemfs.md); where the kernel has the original dmemfs, see ``dmemfs_original``.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ put() { # MODE SOURCE PATH: a text, which is told where it comes to
 }
 
 launcher() { # MODULE PATH
-    sed "s|@MODULE@|$1|" systemd/launcher.in >"$work/launcher"
+    sed "s|@MODULE@|$1|" packaging/launcher.in >"$work/launcher"
     put 0755 "$work/launcher" "$2"
 }
 
@@ -92,8 +92,8 @@ if [ -e kernel/Kbuild ]; then
     while read -r file; do
         put 0644 "$file" "$src/${file#kernel/}"
     done <"$work/sources"
-    put 0644 systemd/dkms.conf "$src/dkms.conf"
-    put 0755 systemd/module.sh "$lib/module"
+    put 0644 packaging/dkms.conf "$src/dkms.conf"
+    put 0755 packaging/module.sh "$lib/module"
 fi
 
 # -- for systemd
@@ -108,23 +108,23 @@ directory 0755 /etc/virt-dmem
 directory 0755 /etc/virt-dmem/conf.d
 directory 0755 /etc/virt-dmem/templates
 config=/etc/virt-dmem/virt-dmem.toml
-sum=$(cksum <systemd/virt-dmem.toml)
+sum=$(cksum <packaging/virt-dmem.toml)
 if [ ! -e "$dest$config" ] || grep -qsxF "C $config $(cksum <"$dest$config")" "$manifest"; then
-    install -m 0644 systemd/virt-dmem.toml "$dest$config"
+    install -m 0644 packaging/virt-dmem.toml "$dest$config"
     echo "C $config $sum" >>"$work/manifest"
 else
     echo "install: $config was changed and is left as it is; the new one is in $prefix/share/doc/virt-dmem"
     grep -s "^C $config " "$manifest" >>"$work/manifest" || true
 fi
-put 0644 systemd/virt-dmem.toml "$prefix/share/doc/virt-dmem/virt-dmem.toml"
+put 0644 packaging/virt-dmem.toml "$prefix/share/doc/virt-dmem/virt-dmem.toml"
 put 0644 README.md "$prefix/share/doc/virt-dmem/README.md"
-put 0644 docs/prometheus-rules.yml "$prefix/share/doc/virt-dmem/prometheus-rules.yml"
+put 0644 docs/reference/prometheus-rules.yml "$prefix/share/doc/virt-dmem/prometheus-rules.yml"
 for page in docs/man/*.[1-8]; do
     [ -e "$page" ] || continue
     put 0644 "$page" "$prefix/share/man/man${page##*.}/${page##*/}"
 done
 for document in json.md errors.md virt-dmem.schema.json; do
-    put 0644 "docs/$document" "$prefix/share/doc/virt-dmem/$document"
+    put 0644 "docs/reference/$document" "$prefix/share/doc/virt-dmem/$document"
 done
 for shell in bash zsh; do
     "$python" -m virt_dmem.cli.main completion "$shell" >"$work/$shell"
@@ -134,7 +134,7 @@ put 0644 "$work/zsh" "$prefix/share/zsh/site-functions/_virt-dmem"
 
 # -- AppArmor: QEMU may reach its own domain's extents
 rule=/etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem
-put 0644 systemd/apparmor.conf "$rule"
+put 0644 packaging/apparmor.conf "$rule"
 abstraction=$dest/etc/apparmor.d/abstractions/libvirt-qemu
 local=/etc/apparmor.d/local/abstractions/libvirt-qemu
 line='include if exists <abstractions/libvirt-qemu.d/virt-dmem>' # else no guest starts where it is gone

@@ -168,7 +168,7 @@ def demo_in_lab() -> int:
         whole Debian host is booted in QEMU (a minute or two), and all that follows happens there.
     """)
     try:
-        return run_in_lab("bench.demo", env={"BACKEND": "dmemfs"})
+        return run_in_lab("tools.demo", env={"BACKEND": "dmemfs"})
     except RigError as error:
         print(f"\nThe demo stopped: {error}", file=sys.stderr)
         return 1
