@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Install on this host, or below DESTDIR for whoever makes a package of it. May be repeated: it then replaces.
-# What was put where is written down for uninstall.sh. Needs 'make setup' before, and no network.
+# Install on this host, or below DESTDIR to build a package. A repeated run replaces the earlier installation.
+# The manifest records the installed files for uninstall.sh. Requires 'make setup' first, and no network.
 
 set -eu
 
@@ -23,7 +23,7 @@ if [ ! -x "$python" ] || [ ! -d .cache/wheels ]; then
     die "run 'make setup' first"
 fi
 case $dest$prefix in
-*[!A-Za-z0-9_./+~-]*) die "DESTDIR and PREFIX are plain paths: letters, digits and _ . / + ~ -" ;;
+*[!A-Za-z0-9_./+~-]*) die "DESTDIR and PREFIX must be plain paths: letters, digits and _ . / + ~ -" ;;
 esac
 
 [ -z "$dest" ] || mkdir -p "$dest"
@@ -34,7 +34,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 : >"$work/manifest"
 
-# Directories that we make are ours to remove; those that an earlier install made still are.
+# The manifest lists directories that this or an earlier installation created: only those are removed again.
 directory() { # MODE PATH
     if [ ! -d "$dest$2" ]; then
         directory 0755 "$(dirname "$2")"
@@ -46,7 +46,7 @@ directory() { # MODE PATH
     fi
 }
 
-place() { # MODE SOURCE PATH: at once, so that nobody reads half a file
+place() { # MODE SOURCE PATH: atomically, so that nobody reads a partial file
     directory 0755 "$(dirname "$3")"
     new=$dest$(dirname "$(dirname "$3")")/.virt-dmem-new
     install -m "$1" "$2" "$new"
@@ -54,7 +54,7 @@ place() { # MODE SOURCE PATH: at once, so that nobody reads half a file
     echo "F $3" >>"$work/manifest"
 }
 
-put() { # MODE SOURCE PATH: a text, which is told where it comes to
+put() { # MODE SOURCE PATH: a text file, with its placeholders filled in
     sed "s|@PREFIX@|$prefix|g; s|@PYTHON@|$tag|g; s|@VERSION@|$version|g" "$2" >"$work/file"
     place "$1" "$work/file" "$3"
 }
@@ -64,7 +64,7 @@ launcher() { # MODULE PATH
     put 0755 "$work/launcher" "$2"
 }
 
-# -- the package and what it needs, for /usr/bin/python3 alone, apart from the system's Python packages
+# -- the package and its dependencies, for /usr/bin/python3 only, separate from the system's Python packages
 tag=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 site=$lib/$tag
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' virt_dmem/__init__.py)
@@ -84,7 +84,7 @@ echo "T $site" >>"$work/manifest"
 launcher virt_dmem.cli.main "$prefix/bin/virt-dmem"
 launcher virt_dmem.daemon.main "$prefix/sbin/virt-dmemd"
 
-# -- the dmemfs module: its sources, and what builds them for a kernel
+# -- the dmemfs module: its sources, and the script that builds them for a kernel
 if [ -e kernel/Kbuild ]; then
     src=$prefix/src/virt-dmem-$version
     find kernel -type f \( -name '*.[ch]' -o -name Kbuild -o -name Makefile \) ! -name '*.mod.c' \
@@ -103,7 +103,7 @@ done
 put 0644 systemd/sysusers.conf "$prefix/lib/sysusers.d/virt-dmem.conf"
 put 0644 systemd/tmpfiles.conf "$prefix/lib/tmpfiles.d/virt-dmem.conf"
 
-# -- the configuration: an existing one is the administrator's
+# -- the configuration: a modified one belongs to the administrator
 directory 0755 /etc/virt-dmem
 directory 0755 /etc/virt-dmem/conf.d
 directory 0755 /etc/virt-dmem/templates
@@ -113,7 +113,7 @@ if [ ! -e "$dest$config" ] || grep -qsxF "C $config $(cksum <"$dest$config")" "$
     install -m 0644 packaging/virt-dmem.toml "$dest$config"
     echo "C $config $sum" >>"$work/manifest"
 else
-    echo "install: $config was changed and is left as it is; the new one is in $prefix/share/doc/virt-dmem"
+    echo "install: $config was modified and is kept; the new version is in $prefix/share/doc/virt-dmem"
     grep -s "^C $config " "$manifest" >>"$work/manifest" || true
 fi
 put 0644 packaging/virt-dmem.toml "$prefix/share/doc/virt-dmem/virt-dmem.toml"
@@ -132,21 +132,22 @@ done
 put 0644 "$work/bash" "$prefix/share/bash-completion/completions/virt-dmem"
 put 0644 "$work/zsh" "$prefix/share/zsh/site-functions/_virt-dmem"
 
-# -- AppArmor: QEMU may reach its own domain's extents
+# -- AppArmor: allow QEMU to access its own domain's extents
 rule=/etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem
 put 0644 packaging/apparmor.conf "$rule"
 abstraction=$dest/etc/apparmor.d/abstractions/libvirt-qemu
 local=/etc/apparmor.d/local/abstractions/libvirt-qemu
-line='include if exists <abstractions/libvirt-qemu.d/virt-dmem>' # else no guest starts where it is gone
-# libvirt 9.0 (Debian 12) does not look into libvirt-qemu.d by itself
+line='include if exists <abstractions/libvirt-qemu.d/virt-dmem>' # else no guest starts once it is removed
+# libvirt 9.0 (Debian 12) does not include libvirt-qemu.d by itself
 if [ -e "$abstraction" ] && ! grep -q 'abstractions/libvirt-qemu\.d>' "$abstraction"; then
     directory 0755 "$(dirname "$local")"
     grep -qsxF "$line" "$dest$local" || echo "$line" >>"$dest$local"
     echo "L $local $line" >>"$work/manifest"
 fi
 
-# -- the hook, last: from here on domains with our metadata need the rest. A real file, and moved in from outside:
-#    libvirt runs every executable that it finds in qemu.d. And what it runs: libvirtd may be confined to /usr/bin.
+# -- the hook, last: from here on domains with virt-dmem metadata need all the rest. A regular file, moved in from
+#    another directory, because libvirt runs every executable in qemu.d. And its program: AppArmor may confine
+#    libvirtd to /usr/bin.
 hooks=/etc/libvirt/hooks
 first=yes
 for hook in "$dest$hooks/qemu" "$dest$hooks"/qemu.d/*; do
@@ -155,7 +156,7 @@ done
 place 0755 "$dest$site/virt_dmem/native/virt-dmem-hook" "$prefix/bin/virt-dmem-hook"
 put 0755 hooks/qemu.d/50-virt-dmem "$hooks/qemu.d/50-virt-dmem"
 
-# -- what an earlier install put and this one did not
+# -- remove what an earlier version installed and this one does not
 if [ -e "$manifest" ]; then
     sed -n 's/^F //p' "$manifest" | sort >"$work/old"
     sed -n 's/^F //p' "$work/manifest" | sort >"$work/kept"
@@ -164,7 +165,7 @@ if [ -e "$manifest" ]; then
     done
     sed -n 's/^D //p' "$manifest" | sort >"$work/old"
     sed -n 's/^D //p' "$work/manifest" | sort >"$work/kept"
-    comm -23 "$work/old" "$work/kept" | sort -r | while read -r path; do # what is in a directory goes before it
+    comm -23 "$work/old" "$work/kept" | sort -r | while read -r path; do # subdirectories first
         rmdir "$dest$path" 2>/dev/null || true
     done
 fi
@@ -183,14 +184,14 @@ if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     systemctl enable --quiet virt-dmemd.service # and its socket
     systemctl start virt-dmemd.socket
-    systemctl restart virt-dmemd.service # running guests do not notice
+    systemctl restart virt-dmemd.service # does not affect running guests
 else
-    echo "install: no systemd runs here; start $prefix/sbin/virt-dmemd by other means"
+    echo "install: systemd is not running; start $prefix/sbin/virt-dmemd by other means"
 fi
 if [ "$prefix" != /usr ] && [ -e /etc/apparmor.d/usr.sbin.libvirtd ]; then
-    echo "install: AppArmor lets libvirtd run nothing in $prefix/bin; 'virt-dmem check' says whether that matters here"
+    echo "install: AppArmor may keep libvirtd from running programs in $prefix/bin; 'virt-dmem check' tells"
 fi
 if [ -n "$first" ]; then
-    echo "install: libvirt looks for hooks when it starts. If it runs already, tell it to look again (guests go on):"
+    echo "install: libvirt looks for hooks when it starts. If it is running already, reload it (guests keep running):"
     echo "install:     systemctl try-reload-or-restart libvirtd.service    (or virtqemud.service)"
 fi

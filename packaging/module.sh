@@ -3,10 +3,10 @@
 #
 # Build the dmemfs module from the sources in /usr/src for kernels whose headers are installed.
 #
-#   module build [KERNEL...]   for these kernels, or for all that have headers; through DKMS where that is installed,
-#                              else not again where it was built from the same sources
-#   module for-pool NAME       for the running kernel, if pool NAME is on dmemfs and the module is missing: after an
-#                              update of the kernel this is at its first boot
+#   module build [KERNEL...]   for these kernels, or for all with headers; through DKMS if that is installed, else
+#                              skipped where it was built from the same sources
+#   module for-pool NAME       for the running kernel, if pool NAME is on dmemfs and the module is missing, as at the
+#                              first boot after a kernel update
 #   module remove              for all kernels
 
 set -eu
@@ -20,7 +20,7 @@ say() {
     echo "dmemfs: $*"
 }
 
-headers() { # the kernels that a module can be built for
+headers() { # list the kernels that a module can be built for
     for build in /lib/modules/*/build; do
         [ ! -e "$build/Makefile" ] || basename "$(dirname "$build")"
     done
@@ -34,9 +34,9 @@ by_dkms() {
     command -v dkms >/dev/null
 }
 
-dkms_remove() { # whatever version was installed last
+dkms_remove() { # whichever version was installed last
     dkms status -m virt-dmem 2>/dev/null | sed -n 's|^virt-dmem/\([^,:]*\).*|\1|p' | sort -u | while read -r found; do
-        # it does not remove a version whose sources are gone, as those of an earlier one are after an upgrade
+        # dkms does not remove a version whose sources are gone, such as the previous one after an upgrade
         dkms remove -m virt-dmem -v "$found" --all >/dev/null 2>&1 || rm -rf "/var/lib/dkms/virt-dmem/$found"
     done
     for module in /lib/modules/*/updates/dkms/dmemfs.ko*; do
@@ -57,13 +57,13 @@ is_built() { # KERNEL: from these sources
         [ "$(cat "/lib/modules/$1/updates/virt-dmem/sources" 2>/dev/null)" = "$(source_sum)" ]
 }
 
-build() { # KERNEL: at once or not at all
+build() { # KERNEL: atomically
     if by_dkms; then
         dkms install --force -m virt-dmem -v "$version" -k "$1" >"$log" 2>&1 || return 1
         return
     fi
     command -v make >/dev/null || {
-        echo "there is no make" >"$log"
+        echo "make is not installed" >"$log"
         return 1
     }
     work=$(mktemp -d)
@@ -90,8 +90,8 @@ build_all() { # KERNEL...
         set -- $(headers)
     fi
     if [ $# -eq 0 ]; then
-        say "the module was not built: no kernel headers are installed (Debian: linux-headers-amd64)."
-        say "Pools of huge pages need none. Later: $0 build"
+        say "the module was not built, because no kernel headers are installed (Debian: linux-headers-amd64)."
+        say "Pools of huge pages do not need it. To build it later: $0 build"
         return
     fi
     if by_dkms; then
@@ -99,11 +99,11 @@ build_all() { # KERNEL...
     fi
     for kernel in "$@"; do
         if is_built "$kernel"; then
-            say "is there for $kernel, from the same sources"
+            say "already built for $kernel from the same sources"
         elif build "$kernel"; then
             say "built for $kernel"
         else
-            say "the module could not be built for $kernel; the end of $log:"
+            say "building the module for $kernel failed; the end of $log:"
             tail -n 3 "$log" | sed 's/^/dmemfs:     /'
         fi
     done
@@ -112,7 +112,7 @@ build_all() { # KERNEL...
 case ${1:-} in
 build)
     shift
-    if [ $# -eq 0 ] && by_dkms; then # the sources may be others than last time
+    if [ $# -eq 0 ] && by_dkms; then # the sources may have changed
         dkms_remove
     fi
     build_all "$@"
@@ -134,7 +134,7 @@ remove)
         depmod "${kernel%%/*}" || true
     done
     if [ -d /sys/module/dmemfs ] && [ -d /sys/fs/dmemfs ]; then
-        rmmod dmemfs 2>/dev/null || say "the module is in use and stays loaded until the next boot."
+        rmmod dmemfs 2>/dev/null || say "the module is in use and remains loaded until the next boot."
     fi
     rm -f "$log"
     ;;

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Take away what install.sh put, and nothing else. State in /var/lib/virt-dmem and a changed configuration stay.
-# Refused while a domain takes its memory from us: it could not be started any more.
+# Remove what install.sh installed, and nothing else. State in /var/lib/virt-dmem and a modified configuration stay.
+# Rejected while a domain uses pool memory: it could not be started any more.
 
 set -eu
 
@@ -15,11 +15,11 @@ if [ ! -e "$manifest" ]; then
     exit 0
 fi
 [ -n "$dest" ] || [ "$(id -u)" -eq 0 ] || {
-    echo "uninstall: only root can" >&2
+    echo "uninstall: only root can uninstall on this host" >&2
     exit 1
 }
 
-# Ask libvirt; where that does not work, look at its files. What runs and is not persistent is only in these.
+# Ask libvirt; if it does not answer, search its files. Transient running domains are found only in these.
 applied_domains() {
     if [ -z "$dest" ] && answer=$("$prefix/bin/virt-dmem" list --applied --json 2>/dev/null); then
         printf '%s' "$answer" | /usr/bin/python3 -IS -c '
@@ -40,9 +40,9 @@ for domain in json.load(sys.stdin)["domains"]:
 domains=$(applied_domains | sort -u)
 if [ -n "$domains" ]; then
     {
-        echo "uninstall: refused, for these domains take their memory from virt-dmem:"
+        echo "uninstall: rejected, because these domains use memory from virt-dmem pools:"
         echo "$domains" | sed 's/^/uninstall:     /'
-        echo "uninstall: give them ordinary memory again with 'virt-dmem unapply DOMAIN', then try again"
+        echo "uninstall: run 'virt-dmem unapply DOMAIN' for each, then try again"
     } >&2
     exit 1
 fi
@@ -69,7 +69,7 @@ sed -n 's/^C //p' "$manifest" | while read -r path sum; do
     if [ "$(cksum <"$dest$path")" = "$sum" ]; then
         rm -f "$dest$path"
     else
-        echo "uninstall: $path was changed and stays"
+        echo "uninstall: $path was modified and is kept"
     fi
 done
 sed -n 's/^L //p' "$manifest" | while read -r path line; do
@@ -81,7 +81,7 @@ done
 directories=$(sed -n 's/^D //p' "$manifest" | sort -r)
 rm -f "$manifest"
 echo "$directories" | while read -r path; do
-    rmdir "$dest$path" 2>/dev/null || true # something of others is in it
+    rmdir "$dest$path" 2>/dev/null || true # it contains files of others
 done
 
 [ -z "$dest" ] || exit 0
@@ -90,6 +90,6 @@ if [ -d /run/systemd/system ]; then
 fi
 for record in /var/lib/virt-dmem/pools/*.json; do
     [ -e "$record" ] || continue
-    echo "uninstall: pool $(basename "$record" .json) keeps its memory; install again and destroy it to have that back"
+    echo "uninstall: pool $(basename "$record" .json) keeps its memory; to free it, install again and destroy the pool"
 done
-echo "uninstall: done; /var/lib/virt-dmem and the group virt-dmem stay"
+echo "uninstall: done; /var/lib/virt-dmem and the group virt-dmem are kept"

@@ -213,9 +213,9 @@ def test_a_changed_configuration_survives_install_and_uninstall(installed: Path)
     config = installed / "etc/virt-dmem/virt-dmem.toml"
     config.write_text('default_pool = "mine"\n')
     done = script("install.sh", installed)
-    assert "was changed and is left as it is" in done.stdout
+    assert "was modified and is kept" in done.stdout
     done = script("uninstall.sh", installed)
-    assert "was changed and stays" in done.stdout
+    assert "was modified and is kept" in done.stdout
     assert files_in(installed) == {"etc/virt-dmem/virt-dmem.toml": 0o644}
     assert config.read_text() == 'default_pool = "mine"\n'
 
