@@ -127,8 +127,8 @@ def test_it_builds_without_a_warning(host: Host) -> None:
 def test_a_region_must_be_memory_that_nobody_else_has(host: Host) -> None:
     assert "System RAM" in host.refused("region=0x20000000+128M,pagesize=2M")
     assert "System RAM" in host.refused(f"region={NODE0}+2G,pagesize=2M")
-    assert "not all RAM by the firmware's map" in host.refused("region=0xe0000000+128M,pagesize=2M")
-    assert "not all RAM by the firmware's map" in host.refused("region=512G+1G,pagesize=1G")
+    assert "not all RAM in the firmware's map" in host.refused("region=0xe0000000+128M,pagesize=2M")
+    assert "not all RAM in the firmware's map" in host.refused("region=512G+1G,pagesize=1G")
     assert "not aligned to the page size" in host.refused(f"region={NODE0}+3M,pagesize=2M")
     assert "not aligned to the page size" in host.refused("region=0x40200000+1G,pagesize=1G")
     assert "CPU can address" in host.refused("region=0xfffffffff0000000+256M,pagesize=2M")
