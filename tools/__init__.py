@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs that are neither part of the product nor a benchmark."""
+"""Programs that belong to neither the product nor the benchmarks."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The main job from end to end, told as a story: pool, apply, start, look, destroy, all undone.
+"""Demonstrate the main use case from end to end: pool, apply, start, inspect, destroy, revert.
 
-Runs as root in a mount namespace of its own, with a libvirtd and a virt-dmemd of its own; of the host it
-changes the number of huge pages and the HVO setting, and puts both back, also after Ctrl-C.
+Runs as root in a private mount namespace, with a private libvirtd and virt-dmemd; on the host it changes the
+number of huge pages and the HVO setting, and restores both, also after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def say(text: str) -> None:
 
 
 def chapter(title: str) -> None:
-    """Begin the next part of the story."""
+    """Print the title of the next part."""
     rule = "─" * max(4, 96 - len(title))
     print(f"\n── {title} {rule}\n", flush=True)
 
 
 def run(*command: str, check: bool = True) -> str:
-    """Show a command and what it prints, as an operator would see it; return what it printed."""
+    """Run a command, showing it and its output as an operator would see them; return the output."""
     shown = shlex.join(["virt-dmem" if part == VIRT_DMEM else part for part in command])
     print(f"  $ {shown}", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
@@ -63,7 +63,7 @@ def run(*command: str, check: bool = True) -> str:
 
 
 def make_pool(undo: ExitStack) -> None:
-    """Make a pool of huge pages or, as BACKEND says, on dmemfs; where there are none, one that saves nothing."""
+    """Create a pool of huge pages or, as BACKEND says, on dmemfs; if that is impossible, one that saves nothing."""
 
     def destroy() -> None:
         subprocess.run([VIRT_DMEM, "pool", "destroy", POOL], capture_output=True, check=False)
@@ -76,20 +76,20 @@ def make_pool(undo: ExitStack) -> None:
     print(textwrap.indent(done.stdout, "    "), flush=True)
     if done.returncode:
         say("""
-            This machine has no such memory to give, so the story goes on with a pool on tmpfs. It
-            works the same, and saves nothing.
+            This machine has no such memory available, so the demo continues with a pool on tmpfs. It
+            works the same way, and saves nothing.
         """)
         print()
         run(*create, "--backend", "tmpfs")
 
 
 def boot_lines(console: str) -> list[str]:
-    """Return what the guest has printed, once it has printed how much memory it has."""
+    """Return the lines of the guest's console, once it has printed its memory size; empty before."""
     return [line.strip() for line in console.splitlines()] if "MemTotal" in console else []
 
 
 def show_mappings(pid: int) -> None:
-    """Show where in QEMU's address space the pool's memory is."""
+    """Print the mappings of the pool's memory in QEMU's address space."""
     print(f"  $ grep virt-dmem /proc/{pid}/maps")
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         if "/virt-dmem/pools/" in line:
@@ -98,24 +98,24 @@ def show_mappings(pid: int) -> None:
 
 
 def tell(libvirt: PrivateLibvirt, image: GuestImage, undo: ExitStack) -> None:
-    """Tell the story, with everything it makes put on ``undo``."""
-    chapter("1. A pool: memory set aside for guests")
+    """Run all parts, and register with ``undo`` how to revert each step."""
+    chapter("1. A pool: memory reserved for guests")
     say(
         """
-        A pool is taken from the host once, before any guest needs it. The kernel's bookkeeping for
-        it is given back (HVO) as the pages are taken.
+        A pool is allocated once, before any guest needs it. The kernel's metadata for its pages
+        (struct page) is freed by HVO during the allocation.
     """
         if BACKEND == "hugetlbfs"
         else """
-        This memory was kept from the kernel when it booted, so there never was any bookkeeping for
-        it. The pool finds it by itself, and the module dmemfs makes files of it.
+        This memory was withheld from the kernel at boot, so it never had any metadata (struct page).
+        The pool finds it automatically, and the dmemfs module provides files on it.
     """
     )
     print()
     make_pool(undo)
     run(VIRT_DMEM, "savings")
 
-    chapter("2. An ordinary domain, and what 'apply' changes in it")
+    chapter("2. An ordinary domain, and what 'apply' changes in its XML")
     undo.callback(libvirt.remove, GUEST)
     cmdline = "mitigations=off nokaslr tsc=reliable no_timer_check" if BACKEND == "dmemfs" else ""
     libvirt.define(domain_xml(GUEST, memory=GUEST_MEMORY, image=image, cmdline=cmdline))
@@ -123,9 +123,9 @@ def tell(libvirt: PrivateLibvirt, image: GuestImage, undo: ExitStack) -> None:
 
     chapter("3. virsh start")
     say("""
-        libvirt calls the hook; the hook asks virt-dmemd, which reserves the memory, brings every
-        page of it in, links it where QEMU will open it, and checks afterwards that QEMU really maps
-        it.
+        libvirt calls the hook; the hook calls virt-dmemd, which reserves the memory, populates
+        every page that is not pre-zeroed, links it where QEMU opens it, and verifies afterwards that
+        QEMU maps it.
     """)
     print()
     began = time.monotonic()
@@ -134,17 +134,17 @@ def tell(libvirt: PrivateLibvirt, image: GuestImage, undo: ExitStack) -> None:
     print()
     run(VIRT_DMEM, "show", GUEST, "--timing")
 
-    chapter("4. The guest has it")
+    chapter("4. The guest runs on pool memory")
     lines = wait_for("the guest's console", lambda: boot_lines(libvirt.console(GUEST)), timeout=BOOT_SECONDS)
     print("  The guest's own console:\n")
     for line in lines:
         if re.search(r"virt-dmem|MemTotal|Linux version", line):
             print(f"    {line}")
-    print("\n  And this is where QEMU has it:\n")
+    print("\n  The mappings of the pool in QEMU:\n")
     show_mappings(libvirt.qemu_pids()[GUEST])
     run(VIRT_DMEM, "pool", "list")
 
-    chapter("5. virsh destroy: the pool is whole again")
+    chapter("5. virsh destroy: the memory is free again")
     run("virsh", "-c", libvirt.uri, "destroy", GUEST)
     run(VIRT_DMEM, "pool", "list")
     run(VIRT_DMEM, "unapply", GUEST)
@@ -152,30 +152,30 @@ def tell(libvirt: PrivateLibvirt, image: GuestImage, undo: ExitStack) -> None:
 
 
 def memory_was_reserved() -> bool:
-    """Tell whether this host has the module, and memory that its kernel was not given."""
+    """Return whether this host has the dmemfs module, and memory that was withheld from its kernel."""
     return Dmemfs().probe().available and bool(Dmemfs().nodes()[0])
 
 
 def demo_in_lab() -> int:
-    """Tell the story on a host that was booted for it."""
+    """Run the demo on a host that is booted for it."""
     if reason := missing_for_lab():
         print(
-            f"dmemfs wants a host that was booted for it; to boot one in QEMU this one {reason}.", file=sys.stderr
+            f"dmemfs needs a host that was booted for it; to boot one in QEMU, this one {reason}.", file=sys.stderr
         )
         return 1
     say("""
-        dmemfs wants a host that was booted with memory kept from its kernel. This one was not, so a
-        whole Debian host is booted in QEMU (a minute or two), and all that follows happens there.
+        dmemfs needs a host that was booted with memory withheld from its kernel. This one was not, so
+        a complete Debian host is booted in QEMU (a minute or two), and the demo runs there.
     """)
     try:
         return run_in_lab("tools.demo", env={"BACKEND": "dmemfs"})
     except RigError as error:
-        print(f"\nThe demo stopped: {error}", file=sys.stderr)
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
         return 1
 
 
 def host_counters() -> dict[str, str]:
-    """Return what of the host the demo may change, to show that it was put back."""
+    """Return the host settings that the demo may change, to show that they were restored."""
     files = {
         "huge pages of 2 MiB": Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"),
         "HVO (vm.hugetlb_optimize_vmemmap)": Path("/proc/sys/vm/hugetlb_optimize_vmemmap"),
@@ -197,11 +197,11 @@ def main() -> int:
     if BACKEND == "dmemfs" and not memory_was_reserved():
         return demo_in_lab()
     before = host_counters()
-    print("virt-dmem: a guest whose memory costs the host nothing beyond itself\n")
+    print("virt-dmem: guest memory without struct page overhead\n")
     say("""
-        All of this happens in a mount namespace of its own, with a libvirtd and a virt-dmemd of its
-        own; a libvirt that is on this machine already is not touched. This private libvirtd runs
-        without security drivers and without cgroups; an installation keeps both.
+        The demo runs in a private mount namespace, with a private libvirtd and virt-dmemd; an
+        existing libvirt on this machine is not touched. This private libvirtd runs without
+        security drivers and cgroups; an installation keeps both.
     """)
     status = 0
     try:
@@ -212,12 +212,12 @@ def main() -> int:
             undo.enter_context(Daemon())
             tell(libvirt, image, undo)
     except KeyboardInterrupt:
-        print("\nInterrupted; everything made so far is undone.")
+        print("\nInterrupted; all changes have been reverted.")
         status = 130
     except RigError as error:
-        print(f"\nThe demo stopped: {error}", file=sys.stderr)
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
         status = 1
-    chapter("Undone")
+    chapter("Reverted")
     after = host_counters()
     for name, value in before.items():
         print(f"  {name}: {value} before, {after[name]} now")
