@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command as ``make install`` starts it, without installing: its launcher, and links for what it installs."""
+"""Start the command as ``make install`` would, without installing: by its launcher, and links to the packages."""
 
 from __future__ import annotations
 
