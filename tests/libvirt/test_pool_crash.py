@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A SIGKILL of a pool command and of the daemon, between any two steps: no page leaks, no guest is harmed.
+"""Kill a pool command and the daemon between any two steps: no page leaks, no guest is harmed.
 
 The steps are not sampled: the command is killed before its first step, before its second, and so on, until it
-comes to its end. ``tests/rig/killing_command.py`` says what a step is.
+comes to its end. ``tests/rig/killing_command.py`` defines a step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.needs_hugepages
 
 
 class Host:
-    """The pool ``huge`` with a guest of 64 MiB in it that must never notice anything."""
+    """Create the pool ``huge`` with a guest of 64 MiB that must never be affected."""
 
     def __init__(self, libvirtd: PrivateLibvirt, daemon: Daemon) -> None:
         self.libvirtd, self.daemon = libvirtd, daemon
@@ -52,7 +52,7 @@ class Host:
         self.sure("reconcile")
 
     def require(self, *segments: str, size_bytes: int) -> None:
-        """Pages, mounts, records and the ledger are those of these segments, and the guest is as it was."""
+        """Verify that pages, mounts, records and ledger match these segments, and that the guest is unchanged."""
         assert huge_pages.huge_pages(PAGE).pages - self.before == size_bytes // PAGE
         assert sorted(mount_points_below(MOUNTS)) == [str(MOUNTS / name) for name in segments]
         assert sorted(path.name for path in MOUNTS.iterdir()) == list(segments)
@@ -67,7 +67,7 @@ class Host:
         assert f" {self.extent.stat().st_ino} " in Path(f"/proc/{self.pid}/maps").read_text()
 
     def each_kill(self, *args: str) -> Iterator[str]:
-        """Run the command, killed before each of its steps; yield each step, the daemon serving again."""
+        """Run the command, killed before each of its steps; yield each step once the daemon serves again."""
         for number in range(MOST_STEPS):
             ending: Ending = command_killed_before(number, *args, beside=self.daemon.pid)
             if not ending.step:
@@ -101,7 +101,7 @@ DESTROY = ("pool", "destroy", "other")
 def test_a_create_killed_between_any_two_steps_is_undone_whole(pool_host: Host) -> None:
     for step in pool_host.each_kill(*CREATE):
         ending = command_killed_before(None, *CREATE)
-        if ending.status:  # what there is of it is in its record
+        if ending.status:  # its record has the current amount
             assert "There is a pool other already" in ending.said, step
         else:
             pool_host.require("huge", "other", size_bytes=80 * MIB)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``make install`` and ``make uninstall``: below DESTDIR, and for real on an overlay of this host."""
+"""Install and uninstall: below DESTDIR, and for real on an overlay of this host."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ if MODULE_SOURCES:
     EXPECTED |= {f"{MODULE}/{path}": 0o644 for path in MODULE_SOURCES}
     EXPECTED |= {f"{MODULE}/dkms.conf": 0o644, "usr/lib/virt-dmem/module": 0o755}
 HIGHEST_EXPOSURE = 2.5
-"""What ``systemd-analyze security`` may say at most (it was 2.4): it runs as root and sees all processes."""
+"""Limit for ``systemd-analyze security`` (it was 2.4): the daemon runs as root and sees all processes."""
 
 _REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0'/>"
 _OVERLAY = """
@@ -87,7 +87,7 @@ def install(destdir: Path, **env: str) -> None:
 
 
 def files_in(directory: Path) -> dict[str, int]:
-    """Path and mode of every file, but those of the Python packages."""
+    """Return path and mode of every file, except those of the Python packages."""
     return {
         str(path.relative_to(directory)): stat.S_IMODE(path.lstat().st_mode)
         for path in directory.rglob("*")
@@ -104,12 +104,12 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed(staged: Path, tmp_path: Path) -> Path:
-    """A copy of what was staged, to be changed."""
+    """Return a modifiable copy of the staged files."""
     return Path(shutil.copytree(staged, tmp_path / "root", symlinks=True))
 
 
 class Host:
-    """A mount namespace in which this host's /usr, /etc and /var/lib can be written to, and nothing remains."""
+    """A mount namespace with writable overlays of this host's /usr, /etc and /var/lib."""
 
     def __init__(self) -> None:
         command = ["unshare", "-m", "--propagation", "private", "sh", "-e", "-c", _OVERLAY]
@@ -134,7 +134,7 @@ class Host:
         return done
 
     def new_files(self) -> set[str]:
-        """What was written over the host's files, without directories."""
+        """Return the files written in the overlays, without directories."""
         found = self.run("find", "/mnt/usr/new", "/mnt/etc/new", "/mnt/var/lib/new", "!", "-type", "d").stdout
         return {re.sub("^/mnt/(.*?)/new", r"/\1", path) for path in found.split()}
 
@@ -322,10 +322,10 @@ def test_systemd_finds_no_fault_with_the_units(host: Host) -> None:
     host.run("systemctl", "--root=/", "enable", *ours)
     for units in (
         [*ours, "virt-dmemd.socket"],
-        ["multi-user.target", "libvirtd.service", "libvirt-guests.service"],  # no ordering cycle with those either
+        ["multi-user.target", "libvirtd.service", "libvirt-guests.service"],  # nor an ordering cycle with those
     ):
         said = host.run("systemd-analyze", "verify", "--man=no", *units, check=False)
-        assert said.returncode == 0 or units[0] not in ours  # the others may have faults of their own
+        assert said.returncode == 0 or units[0] not in ours  # the others may have errors of their own
         assert [line for line in said.stderr.splitlines() if "virt-dmem" in line or "cycle" in line] == []
     said = host.run("systemd-analyze", "security", "--offline=true", "--no-pager", "virt-dmemd.service")
     (level,) = re.findall(r"Overall exposure level for virt-dmemd.service: ([\d.]+)", said.stdout)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The linters, and the rules of this code base that no linter knows."""
+"""Run the linters, and check the rules of this code base that no linter knows."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ ONLY_IN = {"libvirt": "hypervisor.connection", "qemu": "hypervisor.qmp", "pyudev
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module by its name below virt_dmem; the package itself is the empty name."""
+    """Yield every module by its name below virt_dmem; the package itself is the empty name."""
     package = REPOSITORY / "virt_dmem"
     for path in sorted(package.rglob("*.py")):
         yield ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").rstrip("."), path
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports anywhere in it, by its full name, the name imported from it included."""
+    """Return every module that a file imports anywhere, by full name, including the imported names."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -91,7 +91,7 @@ MODULES = dict(modules())
 
 
 def own_imports(path: Path) -> set[str]:
-    """The modules of virt_dmem that a file imports, by their names below it, packages left out."""
+    """Return the modules of virt_dmem that a file imports, by their names below it, without packages."""
     below = {full.removeprefix("virt_dmem.") for full in imported(path)}
     return {name for name in below if name in MODULES and MODULES[name].name != "__init__.py"}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What virsh does to memory devices behind our back is noticed, and the ledger follows it."""
+"""Change memory devices by virsh, bypassing virt-dmem: it is noticed, and the ledger follows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.rig.processes import RigError, wait_for
 
 
 def request(libvirtd: PrivateLibvirt, alias: str, size: str) -> None:
-    """Have virsh ask the guest for so much of its virtio-mem."""
+    """Request a size of the guest's virtio-mem device by virsh."""
     libvirtd.virsh("update-memory-device", "grower", "--alias", alias, "--requested-size", size)
 
 
@@ -53,7 +53,7 @@ def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
     assert reserved(roomy_pool) == 448 * MIB
     assert virt_dmem_json("resize", "grower", alias, "--size", "128M")["change"]["state"] == "resized"
     assert reserved(roomy_pool) == 320 * MIB
-    daemon.stop()  # and nobody looks
+    daemon.stop()  # and nobody checks
     request(libvirtd, alias, "384MiB")
     wait_for_memory(libvirtd, before + 350, before + 390)
     daemon.start()
@@ -66,7 +66,7 @@ def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
 def test_what_is_plugged_past_us_and_past_what_there_is_is_charged_and_told_of(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
-    """A guest that touches memory that is not there is killed by SIGBUS: this one does not."""
+    """A guest that touches missing memory is killed by SIGBUS: this one does not touch it."""
     start(libvirtd, roomy_pool, grower_image, hotplugged="offline")
     alias = virt_dmem_json("attach", "grower", "--size", "512M", "--type", "virtio-mem")["change"]["alias"]
     virt_dmem("resize", "grower", alias, "--size", "0")
@@ -87,7 +87,7 @@ def test_what_is_plugged_past_us_and_past_what_there_is_is_charged_and_told_of(
 def test_memory_of_a_pool_that_virsh_attached_is_adopted_and_can_be_detached(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage, while_the_daemon: str
 ) -> None:
-    """Somebody does by hand, and with virsh, what attach does: a file in the pool, a link to it, the device."""
+    """Do manually, with virsh, what attach does: a file in the pool, a link to it, the device."""
     uuid = start(libvirtd, roomy_pool, grower_image)
     if while_the_daemon == "is down":
         daemon.stop()
@@ -96,7 +96,7 @@ def test_memory_of_a_pool_that_virsh_attached_is_adopted_and_can_be_detached(
                 <alias name='ua-byhand'/></memory>"""
     (directory,) = Path("/var/lib/libvirt/qemu/ram").glob("*-grower")
     making = file.parent.with_name("byhand")  # nobody looks at it there, and charges half of it
-    with making.open("wb") as extent:  # open: nobody takes it for rubbish until QEMU has it
+    with making.open("wb") as extent:  # open, so that it is not removed as unused before QEMU has it
         extent.write(bytes(128 * MIB))
         shutil.chown(making, "libvirt-qemu")
         making.rename(file)
