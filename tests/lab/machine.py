@@ -32,7 +32,7 @@ _BELOW_4_GIB = 3 * _GIB
 """End of the low memory of QEMU's machine ``pc``; the rest begins at 4 GiB (pc_init1 in QEMU)."""
 _CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off systemd.show_status=no nokaslr nohz=off"
 _CPU = "max,-erms,-fsrm"
-"""All features but string instructions, which TCG emulates bytewise: the kernel zeroes 1.5 times as fast without."""
+"""All features but string instructions, which TCG runs bytewise: the kernel zeroes 1.5 times as fast without."""
 _ENVIRONMENT = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
 PATIENCE = float(os.environ.get("LAB_PATIENCE", "2"))
 """Factor for all timeouts: increase it if the machine's CPUs are busy."""
