@@ -1,34 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Work beside the event loop, and the end of tasks.
+"""Run work off the event loop, and end tasks.
 
-Who begins one ends it: those of a library may never end once they are cancelled.
+Whoever creates a task ends it: those of a library may never end once they are cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["aside", "cancelled", "finished"]
+__all__ = ["off_loop", "uninterrupted", "cancel_and_wait"]
 
 T = TypeVar("T")
+Document = TypeVar("Document", bound=Sized)
 SMALL_BYTES = 64 * 1024
-"""A document up to here is read in a few milliseconds, whatever is in it; those of common guests have a tenth."""
-_readers = ThreadPoolExecutor(2, "documents")
-"""Apart from the threads that wait for libvirt: all of those may wait for a hook that needs a document read."""
+"""A document up to this size is parsed in a few milliseconds in any case; common guests have a tenth of it."""
+_parsers = ThreadPoolExecutor(2, "documents")
+"""Separate from the threads that call libvirt: all of those may wait for a hook whose document must be parsed."""
 
 
-async def aside(work: Callable[[bytes], T], document: bytes) -> T:
-    """Return what ``work`` makes of a document: at once, or of a large one in a thread of its own."""
+async def off_loop(work: Callable[[Document], T], document: Document) -> T:
+    """Return ``work(document)``, computed in a worker thread where the document is large, else at once."""
     if len(document) <= SMALL_BYTES:
         return work(document)
-    return await asyncio.get_running_loop().run_in_executor(_readers, work, document)
+    return await asyncio.get_running_loop().run_in_executor(_parsers, work, document)
 
 
-async def finished(work: Coroutine[Any, Any, T]) -> T:
-    """Do work to its end, and be cancelled only then: files and what is known of them go together."""
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Run work to its end, and deliver a cancellation only then: files and their bookkeeping change together."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -37,8 +38,8 @@ async def finished(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks, and wait until they have ended, however that is."""
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until all have ended, with whatever outcome."""
     tasks = [*tasks]
     for task in tasks:
         task.cancel()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Try each item of a round of work by itself: one that fails harms no other, is said, and is tried again."""
+"""Try each item of a round of work by itself: a failure stops no other item, is logged once, and is retried."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ log = logging.getLogger(__name__)
 
 
 class Attempts:
-    """What failed in the last round of each kind of work."""
+    """Track the items that failed in the last round of each kind of work."""
 
     def __init__(self) -> None:
         self._failed: dict[str, dict[str, str]] = {}
 
     def failed(self) -> Mapping[str, str]:
-        """Return what was said of each item that failed when it was tried last."""
+        """Return the error message of each item that failed when it was last tried."""
         return {item: words for of_one in self._failed.values() for item, words in of_one.items()}
 
     @contextmanager
     def round(self, work: str) -> Iterator[Round]:
-        """Try all items of a kind of work in this context; what is not tried any more is forgotten at its end."""
+        """Try all items of a kind of work in this context; forget failures of items that are not tried any more."""
         before = self._failed.get(work, {})
         now = Round(before)
         try:
@@ -34,11 +34,11 @@ class Attempts:
         finally:
             self._failed[work] = now.failed
             for item in before.keys() - now.failed.keys():
-                log.info("%s: done, or no longer to be done", item)
+                log.info("%s: succeeded, or no longer needed", item)
 
 
 class Round:
-    """One round; each failure is logged when it is new, not each time."""
+    """Try the items of one round; log a failure when it is new, not each time."""
 
     def __init__(self, before: Mapping[str, str] | None = None) -> None:
         self._before = before or {}
@@ -46,10 +46,10 @@ class Round:
 
     @contextmanager
     def trying(self, item: str) -> Iterator[None]:
-        """Do something for one item in this context, which ends well whatever becomes of it."""
+        """Work on one item in this context, which never raises an ``Exception``."""
         try:
             yield
-        except Exception as error:  # a fault of ours as well: the others are to be served
+        except Exception as error:  # a bug of ours as well: it must not stop the others
             words = str(error) or type(error).__name__
             self.failed[item] = words
             if self._before.get(item) != words:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Calls that others can delay, for ever if they like: each in a thread of its own, and with a deadline.
+"""Run system calls that other users can delay without limit: each in a thread of its own, with a deadline.
 
-Who owns a file may hold a lease or a delegation on it; who may mount FUSE in a user namespace of its own decides
-when a path of its mount namespace answers, and, having mapped a file of it, when ``/proc/PID/cmdline`` and ``maps``
-do. The pool of threads that asyncio has would soon consist of those that wait for such a one. A thread that is
-overdue is left behind; what it waits for is not asked again before it came back, and there are never many of them.
+The owner of a file may hold a lease or a delegation on it. A process that may mount FUSE in its user namespace
+decides when a path of its mount namespace answers and, once it has mapped such a file, when its
+``/proc/PID/cmdline`` and ``maps`` do. Such calls would soon occupy asyncio's whole thread pool. A thread that
+misses its deadline is left behind; the same call is not repeated before it returns, and the number of such threads
+is limited. ``stuck_threads.each`` is the counterpart for worker threads; it works without asyncio.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ __all__ = ["DEADLINE_SECONDS", "within"]
 T = TypeVar("T")
 
 DEADLINE_SECONDS = 5.0
-"""Less than the hook waits for a word. What is not delayed on purpose takes milliseconds."""
+"""Less than the hook's own timeout. A call that nobody delays on purpose takes milliseconds."""
 
 
 _overdue = StuckThreads(256, 8)
 
 
 async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: float = DEADLINE_SECONDS) -> T:
-    """Call something from the event loop, which goes on turning, and wait so long for its end.
+    """Return ``call()`` without blocking the event loop, within ``seconds``.
 
-    Who is cancelled meanwhile is so when the call has ended, or is overdue: a change of files is made or not made.
+    A cancellation is delivered when the call has ended or is overdue: a change of files is made or not made.
 
     :param about: What may be slow, for the message; while a call about it is overdue, others fail at once.
-    :param of: The domain (UUID) that has many such things: few of them may be overdue, so that others' may be.
-    :raise Delayed: When it takes longer; it may come to its end later all the same.
+    :param of: The domain (UUID) it belongs to: few calls of one domain may be overdue, to leave room for others.
+    :raise Delayed: When it takes longer; the call may still complete later.
     """
     if _overdue.forbids(about, of):
-        raise _delayed(about, "still")
+        raise _delayed(about, "yet")
 
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
@@ -57,9 +58,9 @@ async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: fl
         result, error = None, None
         try:
             result = call()
-        except BaseException as raised:  # noqa: BLE001 -- it is raised where somebody waits for it
+        except BaseException as raised:  # noqa: BLE001 -- raised again where it is awaited
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop is closed by now
             loop.call_soon_threadsafe(settle, result, error)
 
     def give_up() -> None:
@@ -75,7 +76,7 @@ async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: fl
         return await asyncio.shield(outcome)
     except asyncio.CancelledError:
         await asyncio.wait([outcome])
-        outcome.exception()  # nobody else looks at it
+        outcome.exception()  # mark it as retrieved
         raise
     finally:
         timer.cancel()
@@ -83,6 +84,6 @@ async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: fl
 
 def _delayed(about: str, how_long: str) -> Delayed:
     return Delayed(
-        f"The kernel has given no answer about {about} {how_long}.",
-        hint="Look who holds a lease on the file, or what the process waits for ('cat /proc/PID/stack').",
+        f"The kernel did not answer about {about} {how_long}.",
+        hint="Find who holds a lease on the file, or what the process waits for ('cat /proc/PID/stack').",
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Threads that wait for what others can delay, and are left behind when it takes too long.
+"""Limit the threads that are left behind in system calls which other users can delay.
 
-``each`` is for who asks many processes the same; for one call from the event loop there is ``patience.within``.
+``each`` asks many processes the same from a worker thread; ``deadline.within`` runs one call from the event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ _EACH_SECONDS = 0.5
 
 
 class StuckThreads:
-    """The threads that were left behind, by what they wait for; never more than so many, in all and of one."""
+    """Track threads that were left behind, by what they wait for.
+
+    :param most: The limit in all; ``most_of_one``: that of one owner.
+    """
 
     def __init__(self, most: int, most_of_one: int) -> None:
         self._most = most
@@ -29,12 +32,12 @@ class StuckThreads:
         self._threads: dict[Hashable, tuple[threading.Thread, str]] = {}
 
     def add(self, about: Hashable, thread: threading.Thread, of: str = "") -> None:
-        """Take note of one."""
+        """Record a thread that was left behind."""
         with self._lock:
             self._threads[about] = thread, of
 
     def forbids(self, about: Hashable, of: str = "") -> bool:
-        """Tell whether one waits for this already, or there are too many."""
+        """Return whether a thread already waits for this, or a limit is reached."""
         with self._lock:
             self._threads = {key: one for key, one in self._threads.items() if one[0].is_alive()}
             of_one = sum(owner == of for _, owner in self._threads.values()) if of else 0
@@ -42,11 +45,11 @@ class StuckThreads:
 
 
 _overdue_items = StuckThreads(64, 64)
-"""Many processes may be hostile, and no domain is to fail for that."""
+"""Many processes may be hostile; no domain may fail because of them, so there is no lower limit of one."""
 
 
 def each(call: Callable[[K], T], items: Iterable[K], *, seconds: float = _EACH_SECONDS) -> Iterator[tuple[K, T]]:
-    """Yield each item with what the call says of it; those that take longer are left out. For worker threads.
+    """Yield each item with the result of the call; leave out those that take longer. For worker threads.
 
     :raise Exception: What the call raised.
     """
@@ -68,7 +71,7 @@ def each(call: Callable[[K], T], items: Iterable[K], *, seconds: float = _EACH_S
 
 
 class _Worker(Generic[K, T]):
-    """A thread that is given one item after another."""
+    """Process one item after another in a thread."""
 
     def __init__(self, call: Callable[[K], T]) -> None:
         self._call = call
@@ -78,9 +81,9 @@ class _Worker(Generic[K, T]):
         self.thread.start()
 
     def ask(self, item: K, seconds: float) -> T:
-        """Return the answer for one item.
+        """Return the result for one item.
 
-        :raise queue.Empty: When there is none in time; nothing more may be asked then.
+        :raise queue.Empty: When there is none in time; the worker takes no more items then.
         """
         self._questions.put((item,))
         try:
@@ -93,12 +96,12 @@ class _Worker(Generic[K, T]):
         return answer  # type: ignore[return-value]  # where there is no error
 
     def end(self) -> None:
-        """Let the thread end when it has answered."""
+        """End the thread after the item it works on."""
         self._questions.put(None)
 
     def _work(self) -> None:
         while (question := self._questions.get()) is not None:
             try:
                 self._answers.put((self._call(*question), None))
-            except Exception as error:  # noqa: BLE001 -- it is raised where somebody waits for it
+            except Exception as error:  # noqa: BLE001 -- raised again by ask()
                 self._answers.put((None, error))

@@ -116,7 +116,7 @@ def test_what_qemu_calls_something_else_is_taken_away_again(
         # and a guest that does not answer keeps it
         libvirtd.virsh("suspend", "grower")
         said = virt_dmem_fails("attach", "grower", "--size", "128M", status=1)
-        assert "128 MiB stay charged until the guest lets go of ua-dmem0" in said
+        assert "128 MiB stay charged until the guest unplugs ua-dmem0" in said
         assert reserved(roomy_pool) == 320 * MIB
         libvirtd.virsh("resume", "grower")
 

@@ -25,8 +25,12 @@ from virt_dmem.allocation.models import Reservation
 from virt_dmem.allocation.prezero import worker
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.config.schema import Config, DaemonConfig, PrefaultConfig
-from virt_dmem.domain_xml.reader import Cell, DomainMemory
-from virt_dmem.domains.hooks import Lifecycle
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.domains.admission import Admission
+from virt_dmem.domains.extents import ExtentManager
+from virt_dmem.domains.hooks import HookOperations
+from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import DmemError, NotEnoughMemory, PoolShort, PrefaultFailed
 from virt_dmem.host import kernel, numa, processes
 from virt_dmem.native.programs import HELPER
@@ -122,11 +126,14 @@ class Daemon:
         config.ledger_path.unlink(missing_ok=True)
         self.ledger = Ledger(config.ledger_path, kernel.boot_id())
         self.inventory = Inventory(config, self.ledger)
-        self.lifecycle = Lifecycle(config, self.ledger, self.inventory)
-        self.readying = PrezeroWorker(config, self.inventory, self.lifecycle.holding)
+        times = StepTimes(self.ledger)
+        self.extents = ExtentManager(config, self.ledger, self.inventory, times)
+        admission = Admission(config, self.ledger, self.inventory, self.extents.holding, self.extents.accounts)
+        self.hooks = HookOperations(config, self.ledger, admission, self.extents, times)
+        self.readying = PrezeroWorker(config, self.inventory, self.extents.holding)
 
     def prepare(self, *cells: Cell) -> Reservation:
-        asyncio.run(self.lifecycle.prepare(self.memory(*cells), lambda _: None))
+        asyncio.run(self.hooks.prepare(self.memory(*cells), lambda _: None))
         reservation = self.ledger.find(UUID)
         assert reservation is not None
         return reservation
@@ -135,7 +142,7 @@ class Daemon:
         return DomainMemory(UUID, "vm", "p", cells, True, True, None, None, None, None)
 
     def release(self) -> None:
-        asyncio.run(self.lifecycle.release(UUID))
+        asyncio.run(self.hooks.release(UUID))
 
     def hold_free(self) -> None:
         asyncio.run(self.readying.run_dry())
@@ -334,7 +341,7 @@ def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next()
             with competitor(0) as taken:
                 assert taken == 0, taken
             assert counts("free_hugepages") == [0, 8, 0]
-            held = daemon.lifecycle.holding.stock.held("p")
+            held = daemon.extents.holding.stock.held("p")
             assert {node: size // HUGE for node, size in held.items()} == {0: 8, 1: 3}
         reservation = daemon.prepare(cell(0, 7, 0))  # it yields it to another one
         assert where(reservation.extents[0].path) == {0: 7}
@@ -348,7 +355,7 @@ def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_i
         with spare_pages(1, 8), pool(8, 8):
             daemon = Daemon(READY)
             memory = daemon.memory(cell(0, 7, 0, 1, policy="interleave"))
-            holding = daemon.lifecycle.holding
+            holding = daemon.extents.holding
             holding.set_domains([memory])
             for done in (3, 6, 7):
                 asyncio.run(daemon.readying._step())
@@ -368,7 +375,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
     """The critical moment: the domain's ballast is released, and its pages are not faulted yet."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(CONFIG)
-        make_room = daemon.lifecycle.holding.make_room
+        make_room = daemon.extents.holding.make_room
         thieves = []
 
         async def robbed(segment: str) -> None:
@@ -376,7 +383,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
             thieves.append(competitor(0, 2))
             assert thieves[0].__enter__() == 2
 
-        daemon.lifecycle.holding.make_room = robbed  # type: ignore[method-assign]
+        daemon.extents.holding.make_room = robbed  # type: ignore[method-assign]
         try:
             daemon.prepare(cell(0, 6, 0))
         except PrefaultFailed as failure:

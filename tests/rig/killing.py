@@ -110,10 +110,10 @@ def main() -> int:
     def watched(name: str) -> Callable[..., Awaitable[object]]:
         method = getattr(Service, name)
 
-        async def change(self: Service, *args: object) -> object:
+        async def change(self: Service, *args: object, **more: object) -> object:
             killer.arm()
             try:
-                return await method(self, *args)
+                return await method(self, *args, **more)
             finally:
                 killer.step(f"answer to {name}")
 

@@ -20,7 +20,7 @@ import pytest
 from lxml import etree
 
 from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig
-from virt_dmem.daemon.service import Service
+from virt_dmem.daemon.wiring import Components, build
 
 GOLDEN = Path(__file__).parent / "golden"
 DOMAIN_RNG = Path("/usr/share/libvirt/schemas/domain.rng")
@@ -49,16 +49,16 @@ def as_libvirt_reads_it(xml: bytes) -> bytes:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+def parts(tmp_path: Path) -> Iterator[Components]:
     """The daemon's parts on a host without pools."""
-    service = Service(
+    parts = build(
         Config(
             daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)),
             libvirt=LibvirtConfig(uri="test:///default"),
         )
     )
-    yield service
-    asyncio.run(service.close())
+    yield parts
+    asyncio.run(parts.close())
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import NodeStatus, PoolStatus
 from virt_dmem.allocation.plan import PoolFree
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError, PoolBusy, PoolDraining, PoolNotFound
 from virt_dmem.host import numa
-from virt_dmem.ipc.messages import NodeView, PoolView
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
@@ -242,12 +242,12 @@ class Inventory:
             )
         self._retiring.update(names)
 
-    def views(self) -> list[PoolView]:
-        """Return every recorded pool, as the control socket shows it, but for what of it is ready."""
+    def views(self) -> list[PoolStatus]:
+        """Return the status of every recorded pool, without its pre-zeroed memory."""
         reserved = self._ledger.reserved()
         return [self._view(pool, reserved) for pool in sorted({record.pool for record in self._records.values()})]
 
-    def _view(self, pool: str, reserved: dict[tuple[str, int], int]) -> PoolView:
+    def _view(self, pool: str, reserved: dict[tuple[str, int], int]) -> PoolStatus:
         segments = self._segments(pool)
         capacity: Counter[int] = Counter()
         held: Counter[int] = Counter()
@@ -255,11 +255,11 @@ class Inventory:
             capacity.update(self._capacity(record))
             held.update({node: size for (name, node), size in reserved.items() if name == record.name})
         nodes = [
-            NodeView(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
+            NodeStatus(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
         ]
         gone = pool in self._draining or {record.name for record in segments} <= self._retiring
         state = next((record.state for record in segments if record.state != "ready"), "ready")
-        return PoolView(
+        return PoolStatus(
             name=pool,
             backend=segments[0].backend,
             page_size=segments[0].page_size,

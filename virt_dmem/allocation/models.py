@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Extent", "ExtentState", "Failure", "Part", "Phase", "Reservation", "Standing", "Step"]
+__all__ = [
+    "Extent",
+    "ExtentState",
+    "Failure",
+    "NodeStatus",
+    "Part",
+    "Phase",
+    "PoolStatus",
+    "Reservation",
+    "Standing",
+    "Step",
+]
 
 
 class Phase(enum.Enum):
@@ -151,3 +162,33 @@ class Step:
     step: str
     at: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """The share of a pool on one host node, in bytes; node -1 where the backend has no nodes."""
+
+    node: int
+    capacity_bytes: int
+    reserved_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """One pool as recorded, mounted and reserved, with its pre-zeroed memory (``ready_*``); sizes in bytes."""
+
+    name: str
+    backend: str
+    page_size: int
+    mount: str
+    state: str
+    capacity_bytes: int
+    reserved_bytes: int
+    free_bytes: int
+    ready_bytes: int
+    ready_goal_bytes: int
+    ready_most_bytes: int
+    ready_policy: str
+    pinned_bytes: int
+    nodes: list[NodeStatus]

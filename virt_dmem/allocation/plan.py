@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from virt_dmem.allocation.placement import Demand, Placement, fits, place
-from virt_dmem.domain_xml.reader import Cell, DomainMemory, require_possible, require_whole_pages
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.domain_xml.requirements import require_possible, require_whole_pages
 from virt_dmem.errors import NotEnoughMemory, PoolNotFound
 from virt_dmem.units import format_size
 

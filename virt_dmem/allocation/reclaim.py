@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from virt_dmem.aio import finished
+from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent
@@ -91,7 +91,7 @@ class Accounts:
 
         async with self._holding.at_rest_in(segment):
             async with self._locks[segment]:
-                came_back, is_whole = await finished(asyncio.to_thread(empty))
+                came_back, is_whole = await uninterrupted(asyncio.to_thread(empty))
                 self._moves[segment] += 1
                 if is_whole or not self._counts_used(segment):
                     return

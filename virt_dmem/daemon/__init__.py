@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virt-dmemd``: event loop, service, and the events that it follows."""
+"""Run ``virt-dmemd``: the event loop, the service, and the events it follows."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rewrite a domain by ourselves as soon as it is defined with our metadata.
+"""Rewrite a domain automatically as soon as it is defined with our metadata.
 
 libvirt is called from worker threads only.
 """
@@ -11,108 +11,90 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
-from virt_dmem.aio import aside
+from virt_dmem.aio import off_loop
 from virt_dmem.config.schema import Config
-from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
-from virt_dmem.domain_xml.rewrite import apply
+from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domains import migration
+from virt_dmem.domains.apply import XmlChange, apply_if_requested
 from virt_dmem.errors import DmemError
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.monitoring.alert_tracker import AlertTracker
-from virt_dmem.pools import registry
-from virt_dmem.pools.backends.table import backend
 
 __all__ = ["AutoApply"]
 
 log = logging.getLogger(__name__)
 
 MOST_TIMES = 3
-WITHIN_SECONDS = 10.0
+PERIOD_SECONDS = 10.0
 
 
 class AutoApply:
-    """Keeps the persistent XML of managed domains rewritten, unless that is switched off or paused.
+    """Keep the persistent XML of managed domains rewritten, unless disabled or paused.
 
-    :param watch: Told of domains that another tool keeps changing back.
-    :param count: Called with how each domain fared: ``applied``, ``failed`` or ``fight``.
+    :param alerts: Receives the domains that another tool keeps reverting.
+    :param count: Called with the outcome for each domain: ``applied``, ``failed`` or ``fight``.
     """
 
-    def __init__(self, config: Config, watch: AlertTracker, count: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, alerts: AlertTracker, count: Callable[[str], None]) -> None:
         self._config = config
-        self._watch = watch
+        self._alerts = alerts
         self._count = count
-        self._lately: deque[tuple[float, str]] = deque()
-        """When which domain was applied, in the last ``WITHIN_SECONDS``."""
+        self._recent: deque[tuple[float, str]] = deque()
+        """Time and UUID of each apply in the last ``PERIOD_SECONDS``."""
 
     async def consider(self, hypervisor: Hypervisor, uuid: str) -> None:
-        """Apply a domain if it asks for it and is not applied; never more than 3 times in 10 s."""
-        if not self._config.libvirt.auto_apply or self._watch.apply_is_paused():
+        """Apply a domain that requests it and is not applied; at most 3 times in 10 s."""
+        if not self._config.libvirt.auto_apply or self._alerts.apply_is_paused():
             return
         try:
             xml = await asyncio.to_thread(hypervisor.inactive_xml, uuid)
-            domain = await aside(_managed, xml)
+            domain = await off_loop(_managed, DomainDocument(xml))
             if domain is None or domain.applied:
-                self.forget(uuid)
-                await self._follow_what_runs(hypervisor, uuid, domain)
+                self.end_fight(uuid)
+                await self._adapt_to_live(hypervisor, uuid, domain)
                 return
-            if self._times_lately(uuid) >= MOST_TIMES:
-                self._watch.set_fight(
+            if self._recent_count(uuid) >= MOST_TIMES:
+                self._alerts.set_fight(
                     uuid,
-                    f"{domain.name}: applied {MOST_TIMES} times in {WITHIN_SECONDS:.0f} s and undone by another"
-                    " tool each time, so it was left alone, and does not start.",
+                    f"{domain.name}: applied {MOST_TIMES} times in {PERIOD_SECONDS:.0f} s, and reverted by another"
+                    " tool each time. It is not applied any more, and does not start.",
                 )
                 self._count("fight")
                 return
-            self._lately.append((time.monotonic(), uuid))
-            await asyncio.to_thread(hypervisor.redefine, uuid, self._transform)
-            self.forget(uuid)
-            log.info("%s: applied, for it was defined with our metadata", domain.name)
+            self._recent.append((time.monotonic(), uuid))
+            await asyncio.to_thread(hypervisor.redefine, uuid, lambda now: apply_if_requested(self._config, now))
+            self.end_fight(uuid)
+            log.info("%s: applied automatically", domain.name)
             self._count("applied")
         except DmemError as error:
-            log.warning("domain %s was not applied: %s", uuid, error)
+            log.warning("domain %s: automatic apply failed: %s", uuid, error)
             self._count("failed")
 
-    def _times_lately(self, uuid: str) -> int:
-        since = time.monotonic() - WITHIN_SECONDS
-        while self._lately and self._lately[0][0] < since:
-            self._lately.popleft()
-        return sum(applied == uuid for _, applied in self._lately)
+    def _recent_count(self, uuid: str) -> int:
+        since = time.monotonic() - PERIOD_SECONDS
+        while self._recent and self._recent[0][0] < since:
+            self._recent.popleft()
+        return sum(applied == uuid for _, applied in self._recent)
 
-    async def _follow_what_runs(self, hypervisor: Hypervisor, uuid: str, domain: DomainMemory | None) -> None:
-        """Have persistent XML that came from another host, by migration, fit this one as what runs does."""
+    async def _adapt_to_live(self, hypervisor: Hypervisor, uuid: str, domain: DomainMemory | None) -> None:
+        """Adapt persistent XML that came from another host, by migration, as the live XML was."""
         if domain is None or migration.is_known(self._config, domain.pool):
             return
         if live := await asyncio.to_thread(hypervisor.live_xml, uuid):
-            before, after = await asyncio.to_thread(
-                hypervisor.redefine, uuid, lambda now: migration.follow(self._config, now, live)
+            change = XmlChange(
+                *await asyncio.to_thread(
+                    hypervisor.redefine, uuid, lambda now: migration.adapt_persistent(self._config, now, live)
+                )
             )
-            if after != before:
-                log.info("%s: its persistent XML came from another host, and fits this one now", uuid)
+            if change.is_any:
+                log.info("%s: persistent XML from another host adapted to this one", uuid)
 
-    def forget(self, uuid: str) -> None:
-        """There is no fight over a domain any more: it is as it should be, or is gone."""
-        self._watch.set_fight(uuid, None)
-
-    def _transform(self, xml: bytes) -> bytes:
-        """Rewrite what still asks for it: between two reads it may have been applied, or have lost the wish."""
-        domain = read_domain(xml)
-        if not domain.managed or domain.applied:
-            return xml
-        record = registry.choose(self._config, domain.pool)
-        kind = backend(record.backend)
-        return apply(
-            xml,
-            pool=domain.pool,
-            page_size=record.page_size,
-            may_lock=kind.lockable,
-            may_pin=kind.has_struct_pages,
-            monitor=self._config.libvirt.monitor or None,
-            templates_dir=Path(self._config.templates_dir),
-        )
+    def end_fight(self, uuid: str) -> None:
+        """Note that no other tool reverts a domain any more: it is applied, or gone."""
+        self._alerts.set_fight(uuid, None)
 
 
-def _managed(xml: bytes) -> DomainMemory | None:
-    """Return what a domain that asks for pool memory says; ``None`` of any other."""
-    return read_domain(xml) if is_managed(xml) else None
+def _managed(document: DomainDocument) -> DomainMemory | None:
+    """Return the memory configuration of a domain that requests pool memory, else ``None``."""
+    return document.memory() if document.is_managed() else None

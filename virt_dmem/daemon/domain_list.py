@@ -1,55 +1,56 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The list of all domains that hold memory, kept as the JSON that goes over the socket.
+"""Cache the list of all domains that hold memory, as the JSON sent over the socket.
 
-With 10 000 domains it is 5 MB, and takes half a second to make: so what is written about one domain is made anew
-for that one only, a few at a time, and hooks are served in between.
+With 10 000 domains it is 5 MB, and takes half a second to encode: so only domains that changed are encoded again, a
+few at a time, and hooks are served in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import islice
 
-import msgspec
-
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Reservation, Step
-from virt_dmem.ipc.messages import DomainView, ExtentView, StepView
+from virt_dmem.allocation.models import Reservation
 
-__all__ = ["DomainList", "view"]
+__all__ = ["DomainList"]
 
 AT_ONCE = 40
-"""So many domains are made anew before others have their turn: some milliseconds."""
+"""Domains that are encoded before anything else is served: some milliseconds."""
 
 
 class DomainList:
-    """What is shown of each domain, by name, without steps, of which there are ten times as many."""
+    """Keep the JSON of each domain, sorted by name.
 
-    def __init__(self, ledger: Ledger) -> None:
+    :param encode: Returns the JSON of a domain.
+    """
+
+    def __init__(self, ledger: Ledger, encode: Callable[[Reservation], bytes]) -> None:
         self._ledger = ledger
+        self._encode = encode
         self._stale = set(ledger.standings())
         self._names: dict[str, str] = {}
-        """Of those that are shown, by UUID."""
+        """Of the domains in the list, by UUID."""
         self._order: list[tuple[str, str]] = []
-        """Name and UUID, and in the same order:"""
-        self._shown: list[bytes] = []
+        """Name and UUID, in the same order as ``_encoded``."""
+        self._encoded: list[bytes] = []
         self._whole = b""
 
     async def json(self) -> bytes:
-        """Return the list, of this moment.
+        """Return the current list.
 
         :raise LedgerError: When the ledger cannot be read.
         """
         while self.refresh():
             await asyncio.sleep(0)
         if not self._whole:
-            self._whole = _array(self._shown)
+            self._whole = _array(self._encoded)
         return self._whole
 
     def refresh(self) -> bool:
-        """Make some of what is not of now anew; return whether there is more of it.
+        """Encode some of the domains that changed; return whether there are more.
 
         :raise LedgerError: When the ledger cannot be read.
         """
@@ -58,20 +59,20 @@ class DomainList:
         if some:
             held = {one.uuid: one for one in self._ledger.reservations_of(some)}
             for uuid in some:
-                self._show(uuid, held.get(uuid))
+                self._update(uuid, held.get(uuid))
             self._stale.difference_update(some)
         return bool(self._stale)
 
-    def _show(self, uuid: str, held: Reservation | None) -> None:
+    def _update(self, uuid: str, held: Reservation | None) -> None:
         self._whole = b""
         if (name := self._names.pop(uuid, None)) is not None:
             at = bisect_left(self._order, (name, uuid))
-            del self._order[at], self._shown[at]
+            del self._order[at], self._encoded[at]
         if held is not None:
             self._names[uuid] = held.name
             at = bisect_left(self._order, (held.name, uuid))
             self._order.insert(at, (held.name, uuid))
-            self._shown.insert(at, msgspec.json.encode(view(held)))
+            self._encoded.insert(at, self._encode(held))
 
 
 def _array(items: list[bytes]) -> bytes:
@@ -83,28 +84,3 @@ def _array(items: list[bytes]) -> bytes:
         others[-1] += b"]"
         return b",".join([b"[" + first, *others])
     return b"[%b]" % first
-
-
-def view(held: Reservation, steps: Sequence[Step] = ()) -> DomainView:
-    """Return what is shown of a domain."""
-    return DomainView(
-        uuid=held.uuid,
-        name=held.name,
-        phase=held.phase.value,
-        since=held.since,
-        reserved_bytes=held.size_bytes,
-        extents=[
-            ExtentView(
-                alias=extent.alias,
-                pool=extent.pool.partition("+")[0],
-                path=str(extent.path),
-                size_bytes=extent.size_bytes,
-                page_size=extent.page_size,
-                policy=extent.policy,
-                nodes=list(extent.nodes),
-                state=extent.state.value,
-            )
-            for extent in held.extents
-        ],
-        steps=[StepView(step.step, step.at, step.seconds) for step in steps],
-    )

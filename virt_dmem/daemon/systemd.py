@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""systemd's notification protocol (sd_notify(3)): a datagram to ``$NOTIFY_SOCKET``."""
+"""Speak systemd's notification protocol (sd_notify(3)): datagrams to ``$NOTIFY_SOCKET``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["notify", "watchdog_seconds"]
 
 
 def notify(state: str) -> None:
-    """Tell systemd about a change of state; without systemd, nothing."""
+    """Notify systemd of a change of state; do nothing without systemd."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -22,7 +22,7 @@ def notify(state: str) -> None:
 
 
 def watchdog_seconds() -> float:
-    """Return how often systemd wants to hear from this process (sd_watchdog_enabled(3)); 0: never."""
+    """Return the interval of systemd's watchdog (sd_watchdog_enabled(3)); 0: it is disabled."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     return int(os.environ.get("WATCHDOG_USEC", "0")) / 1_000_000

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory devices of a domain that runs: is there room for one more, what libvirt is to be told, what is there."""
+"""Memory devices of a running domain: room for another one, the XML for libvirt, the devices that it has."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 from lxml import etree
 
+from virt_dmem.domain_xml.elements import parse_domain
 from virt_dmem.domain_xml.fields import find_child, read_nodeset, read_number, read_size, read_uuid_of, text_of
 from virt_dmem.domain_xml.memory_backends import all_memory, guest_cells, memory_backends
 from virt_dmem.domain_xml.pinning import obstacles
-from virt_dmem.domain_xml.reader import DomainMemory, parse_domain, read_domain
+from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.errors import DomainRefused
 from virt_dmem.units import KIB, format_size
 
@@ -32,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Device:
-    """A memory device to be attached, or that is there; sizes in bytes."""
+    """A memory device, attached or to be attached; sizes in bytes."""
 
     alias: str
     model: str
@@ -40,16 +42,16 @@ class Device:
     size_bytes: int
     cell: int
     node: int | None = None
-    """The host node that its memory is to come from; None: what the domain's XML says of its cell."""
+    """The host node that its memory is to come from; None: as the domain's XML says of its cell."""
     block_bytes: int = 0
     requested_bytes: int = 0
-    """Of virtio-mem: what its guest is to plug of it."""
+    """Of virtio-mem: the part that its guest is to plug."""
     current_bytes: int = 0
-    """Of virtio-mem: what its guest has plugged."""
+    """Of virtio-mem: the part that its guest has plugged."""
 
 
 def device_xml(device: Device) -> str:
-    """Return the ``<memory>`` element that libvirt is to attach, or to change a device to."""
+    """Return the ``<memory>`` element for libvirt to attach."""
     memory = etree.Element("memory", model=device.model)
     if device.node is not None:
         source = etree.SubElement(memory, "source")
@@ -64,18 +66,18 @@ def device_xml(device: Device) -> str:
     return etree.tostring(memory, encoding="unicode")
 
 
-def require_room(xml: bytes, model: str, size_bytes: int, cell: int) -> None:
-    """Refuse memory of that size that the running domain cannot take; says what is missing.
+def require_room(live: DomainDocument, model: str, size_bytes: int, cell: int) -> None:
+    """Refuse a memory device that the running domain cannot take.
 
-    :raise DomainRefused: When it lacks maximum, slots, a free one of them, or that cell.
+    :raise DomainRefused: When it lacks a maximum, slots, a free slot, or that cell; names which.
     """
-    root = parse_domain(xml)
+    root = live.root
     name, maximum = text_of(find_child(root, "name")), find_child(root, "maxMemory")
     cells = guest_cells(root)
     if maximum is None or not cells:
         lacks = "no <maxMemory> with slots" if maximum is None else "no guest NUMA cell"
         raise DomainRefused(
-            f"Domain {name!r} cannot be given memory while it runs: it has {lacks}.",
+            f"Memory cannot be attached to the running domain {name!r}: it has {lacks}.",
             hint=f"Shut it down, run 'virt-dmem apply {read_uuid_of(root)} --hotplug-max SIZE', and start it.",
         )
     if cell not in cells:
@@ -93,24 +95,24 @@ def require_room(xml: bytes, model: str, size_bytes: int, cell: int) -> None:
     slots = read_number(maximum.get("slots", "0"), "slots")
     if model == "dimm" and taken >= slots:
         raise DomainRefused(
-            f"All {slots} memory slots of domain {name!r} are taken.",
+            f"All {slots} memory slots of domain {name!r} are in use.",
             hint="Detach a device, or attach virtio-mem, which needs none.",
         )
 
 
 def free_alias(*documents: bytes) -> str:
-    """Return the first alias ``ua-dmemN`` that none of these XMLs of a domain has; libvirt wants ``ua-``."""
+    """Return the first alias ``ua-dmemN`` that is in none of a domain's XMLs; libvirt requires ``ua-``."""
     found = {alias for xml in documents for alias in re.findall(rb"(ua-dmem[0-9]{1,9})'", xml)}
     return next(alias for number in itertools.count() if (alias := f"ua-dmem{number}").encode() not in found)
 
 
 def find_device(xml: bytes, alias: str) -> Device | None:
-    """Return the memory device with that alias of a live XML, as libvirt printed it."""
+    """Return the memory device with that alias in a live XML, as libvirt printed it."""
     return find_devices(xml, {alias}).get(alias)
 
 
 def find_devices(xml: bytes, aliases: Collection[str]) -> dict[str, Device]:
-    """Return those of the memory devices with these aliases that a live XML has, as libvirt printed it."""
+    """Return the memory devices with these aliases in a live XML, as libvirt printed it."""
     devices = {}
     for device in parse_domain(xml).iterfind("devices/memory"):
         name, target = find_child(device, "alias"), find_child(device, "target")
@@ -137,9 +139,10 @@ def find_devices(xml: bytes, aliases: Collection[str]) -> dict[str, Device]:
 
 
 def resized_xml(xml: bytes, alias: str, requested_bytes: int) -> str:
-    """Return the virtio-mem device of a live XML as it is, address and all, but for what its guest is to plug.
+    """Return the ``<memory>`` element of a virtio-mem device in a live XML, with another requested size.
 
-    libvirt finds it by all that tells it apart (``virDomainMemoryFindByDeviceInfo`` in its domain_conf.c).
+    All else stays, its address included: libvirt compares all of it to find the device
+    (``virDomainMemoryFindByDeviceInfo`` in its domain_conf.c).
     """
     for device in parse_domain(xml).iterfind("devices/memory"):
         name, requested = find_child(device, "alias"), find_child(device, "target", "requested")
@@ -147,20 +150,20 @@ def resized_xml(xml: bytes, alias: str, requested_bytes: int) -> str:
             requested.set("unit", "KiB")
             requested.text = str(requested_bytes // KIB)
             return etree.tostring(device, encoding="unicode", with_tail=False)
-    raise DomainRefused(f"There is no virtio-mem {alias!r} any more.", hint="Look with 'virt-dmem show'.")
+    raise DomainRefused(f"There is no virtio-mem device {alias!r} any more.", hint="See 'virt-dmem show'.")
 
 
-def memory_of(xml: bytes, device: Device) -> DomainMemory:
-    """Return what the domain of a live XML asks of a pool if the device is to be attached: that alone."""
-    root = parse_domain(xml)
+def memory_of(live: DomainDocument, device: Device) -> DomainMemory:
+    """Return the memory that a running domain asks of a pool for a device to be attached: that device alone."""
+    root = deepcopy(live.root)
     devices = find_child(root, "devices")
     if devices is None:
         devices = etree.SubElement(root, "devices")
     devices.append(etree.fromstring(device_xml(device)))
     (backend,) = (cell for cell in memory_backends(root) if cell.alias == device.alias)
-    return replace(read_domain(xml), cells=(backend,), obstacles=obstacles(root))
+    return replace(live.memory(), cells=(backend,), obstacles=obstacles(root))
 
 
 def is_boot_backend(alias: str) -> bool:
-    """Whether a memory backend is a cell's or the whole boot memory: it is there as long as QEMU is."""
+    """Return whether a memory backend is a cell's or the whole boot memory, which stays as long as QEMU runs."""
     return alias.endswith(".ram") or re.fullmatch(r"ram-node\d+", alias) is not None

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the live XML of a domain that runs says about the memory it has now. Pure reading."""
+"""Read the memory devices and obstacles of a running domain from its live XML."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from virt_dmem.domain_xml.fields import read_size, text_of
+from virt_dmem.domain_xml.elements import find_request, parse_domain
+from virt_dmem.domain_xml.fields import find_child, read_size, read_uuid_of, text_of
 from virt_dmem.domain_xml.pinning import Obstacle, obstacles
-from virt_dmem.domain_xml.reader import find_child, find_request, parse_domain, read_uuid
 
 __all__ = ["Guest", "MemoryDevice", "read_guest"]
 
 
 @dataclass(frozen=True)
 class MemoryDevice:
-    """A memory device that is guest RAM; ``alias`` is also the name of the file libvirt would back it with."""
+    """A memory device that is guest RAM; ``alias`` is also the name of the file that libvirt would back it with."""
 
     alias: str
     model: str
@@ -23,19 +23,19 @@ class MemoryDevice:
 
 @dataclass(frozen=True)
 class Guest:
-    """A domain that runs."""
+    """A running domain."""
 
     uuid: str
     name: str
     managed: bool
-    """It was started with our metadata."""
+    """It was started with the request for pool memory in its metadata."""
     devices: tuple[MemoryDevice, ...]
     obstacles: tuple[Obstacle, ...] = ()
-    """What of it cannot work on memory without struct pages: attached while it runs, or by a network."""
+    """The parts that cannot work on memory without struct pages: attached while it runs, or by a network."""
 
 
 def read_guest(xml: bytes) -> Guest:
-    """Return what a live XML says, as libvirt printed it (there each memory device has its alias, and KiB).
+    """Return the running domain in a live XML, as libvirt printed it (each memory device with alias, and in KiB).
 
     :raise DomainXmlInvalid: When it is no domain XML.
     """
@@ -51,7 +51,7 @@ def read_guest(xml: bytes) -> Guest:
                 )
             )
     return Guest(
-        uuid=read_uuid(xml),
+        uuid=read_uuid_of(root),
         name=root.findtext("name") or "",
         managed=find_request(root) is not None,
         devices=tuple(devices),

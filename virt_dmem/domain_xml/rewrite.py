@@ -37,25 +37,24 @@ from lxml import etree
 
 from virt_dmem.domain_xml import hotplug
 from virt_dmem.domain_xml.edit import insert, last_of, lay_out, remove, swap
+from virt_dmem.domain_xml.elements import (
+    NAMESPACE,
+    find_request,
+    follows_numad,
+    is_locked,
+    is_rewritten,
+    parse_domain,
+    refuse_unsupported,
+)
 from virt_dmem.domain_xml.fields import find_child, read_size, text_of
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS, memory_backends
 from virt_dmem.domain_xml.monitor import add_monitor, remove_monitor
 from virt_dmem.domain_xml.parse import MAX_XML_BYTES, print_xml
 from virt_dmem.domain_xml.pinning import cannot_pin, obstacles
-from virt_dmem.domain_xml.reader import (
-    NAMESPACE,
-    POOL_NAME,
-    find_request,
-    follows_numad,
-    is_locked,
-    is_rewritten,
-    memory_not_lockable,
-    parse_domain,
-    refuse_unsupported,
-    require_whole_pages,
-)
+from virt_dmem.domain_xml.requirements import memory_not_lockable, require_whole_pages
 from virt_dmem.domain_xml.templates import memory_backing
 from virt_dmem.errors import DomainXmlInvalid, UsageError
+from virt_dmem.text import POOL_NAME
 
 __all__ = ["apply", "unapply", "reprint", "doubtful", "request_of"]
 
@@ -78,6 +77,7 @@ def apply(
     xml: bytes,
     *,
     pool: str = "",
+    pool_name: str = "",
     page_size: int | None = None,
     may_lock: bool = True,
     may_pin: bool = True,
@@ -92,7 +92,8 @@ def apply(
     would name, after the memory is prepared, are left to the plan. XML that is rewritten already comes back as it
     is, but for the name of the pool.
 
-    ``pool`` goes into the request; empty leaves the request's own, or the default pool. With ``page_size``
+    ``pool`` goes into the request; empty leaves the request's own, or the default pool. ``pool_name``: the name of
+    that pool, for refusals. With ``page_size``
     (bytes) sizes that are no multiple of it are refused, without ``may_lock`` locked memory is, and without
     ``may_pin`` (no struct pages there) what needs them. Without ``page_size`` no size and no machine type has
     to be known. ``hotplug_max``: bytes of memory that the domain may have in all, with what is attached while it
@@ -112,9 +113,9 @@ def apply(
     if page_size:
         require_whole_pages(name, memory_backends(root), page_size)
     if not may_lock and (is_locked(root) or any(element.tag == "locked" for element in ours)):
-        raise memory_not_lockable(name, pool, swapped=may_pin)
+        raise memory_not_lockable(name, pool_name or pool, swapped=may_pin)
     if not may_pin and (found := obstacles(root)):
-        raise cannot_pin(name, pool, found)
+        raise cannot_pin(name, pool_name or pool, found)
     request = find_request(root)
     record = find_child(request, _REPLACED)
     if request is not None and record is not None:

@@ -1,146 +1,197 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Track changes of memory devices, and share the steps of attach, detach, resize and reconcile.
+"""Track operations on memory devices, and share the steps of attach, detach, resize and reconcile.
 
-libvirt is called from worker threads, and with no lock held but the one that keeps two changes of one domain
-apart: nothing that a hook waits for.
+libvirt is called from worker threads, and under no lock but the one that serialises operations on the devices of
+one domain: no hook waits for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
 from virt_dmem.domain_xml.devices import is_boot_backend
-from virt_dmem.domains.hooks import Lifecycle
+from virt_dmem.domains.admission import Admission
+from virt_dmem.domains.extents import ExtentManager
 from virt_dmem.errors import DomainRefused, ExtentError
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.pools import extent_files
 
-__all__ = ["POLL_SECONDS", "Change", "DeviceOperations", "Progress", "change_of", "ended", "extent_of"]
+__all__ = [
+    "Cancellation",
+    "DeviceChange",
+    "DeviceOperations",
+    "POLL_SECONDS",
+    "describe_change",
+    "domain_ended",
+    "require_device",
+]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1
-"""How often a guest is looked at that was asked to plug, or to let go."""
+"""Between two looks at a guest that was asked to plug or unplug memory."""
 
 State = Literal["attached", "detached", "resized", "pending"]
 
 
 @dataclass(frozen=True)
-class Change:
-    """What became of a memory device."""
+class DeviceChange:
+    """The outcome of an operation on a memory device."""
 
     uuid: str
     name: str
     alias: str
     size_bytes: int
-    """Of the device; of virtio-mem what its guest has plugged."""
+    """Of the device; of virtio-mem the part that its guest has plugged."""
     state: State
     message: str = ""
-    """Of what is pending: why, and what is to come."""
+    """Of a pending change: the reason, and what follows."""
 
 
-@dataclass
-class Progress:
-    """How far an operation is, for who wants to stop it."""
+class Cancellation:
+    """Whether an operation may still be cancelled: no more once libvirt was asked to make the change."""
 
-    offered: bool = False
-    """libvirt was asked: it goes on to its end, whoever waits for it."""
+    def __init__(self) -> None:
+        self._allowed = True
+
+    @property
+    def allowed(self) -> bool:
+        """Whether cancelling the request cancels the operation."""
+        return self._allowed
+
+    def forbid(self) -> None:
+        """Carry the operation to its end from here on, even when its request is cancelled."""
+        self._allowed = False
 
 
 class DeviceOperations:
-    """The parts that a change needs, which are under way, and the steps they share."""
+    """The parts that operations on memory devices need, which devices are in work, and the steps they share."""
 
-    def __init__(self, config: Config, ledger: Ledger, inventory: Inventory, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, config: Config, ledger: Ledger, inventory: Inventory, admission: Admission, extents: ExtentManager
+    ) -> None:
         self.config = config
         self.ledger = ledger
         self.inventory = inventory
-        self.lifecycle = lifecycle
-        self.busy: set[int] = set()
-        """Extents (ids) that a command works on: whoever mends leaves them alone."""
-        self.refused: set[tuple[str, str]] = set()
-        """UUID and alias of devices that their guest would not let go of when it was asked last."""
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._tasks: set[asyncio.Task[Change]] = set()
+        self.admission = admission
+        self.extents = extents
+        self._busy: set[int] = set()
+        """Extents (ids) that an operation works on."""
+        self._refused: set[tuple[str, str]] = set()
+        """UUID and alias of devices whose guest refused the last hot-unplug."""
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[DeviceChange]] = set()
+
+    # Which operations are in progress
 
     def lock(self, uuid: str) -> asyncio.Lock:
-        """Return what keeps two changes of one domain apart."""
-        return self._turns.setdefault(uuid, asyncio.Lock())  # goes when nobody holds it or waits
+        """Return the lock that serialises operations on the devices of a domain."""
+        return self._locks.setdefault(uuid, asyncio.Lock())  # goes when nobody holds it or waits
 
-    async def ask(self, question: Callable[[Hypervisor], T]) -> T:
-        """Ask libvirt from a worker thread."""
+    @contextmanager
+    def working_on(self, extent: Extent) -> Iterator[None]:
+        """Mark an extent as in work in this context: reconcile leaves it alone."""
+        self._busy.add(extent.id)
+        try:
+            yield
+        finally:
+            self._busy.discard(extent.id)
 
-        def asked() -> T:
-            with Hypervisor(self.config.libvirt.uri) as libvirt:
-                return question(libvirt)
+    def is_busy(self, extent: Extent) -> bool:
+        """Return whether an operation works on an extent."""
+        return extent.id in self._busy
 
-        return await asyncio.to_thread(asked)
+    def note_refusal(self, uuid: str, alias: str) -> None:
+        """Note that a guest refused the hot-unplug of a device; ignore devices that the ledger does not have."""
+        if any(extent.alias == alias for extent in self.ledger.extents_of(uuid)):  # a guest may name anything
+            self._refused.add((uuid, alias))
 
-    async def whatever_the_caller_does(self, work: Callable[[Progress], Coroutine[Any, Any, Change]]) -> Change:
-        """Do a piece of work; who goes away cancels it only until libvirt was asked."""
-        progress = Progress()
-        task = asyncio.create_task(work(progress))
+    def forget_refusal(self, uuid: str, alias: str) -> None:
+        """Forget an earlier refusal, before the guest is asked again."""
+        self._refused.discard((uuid, alias))
+
+    def has_refused(self, uuid: str, alias: str) -> bool:
+        """Return whether the guest refused the hot-unplug that it was asked for last."""
+        return (uuid, alias) in self._refused
+
+    async def run_shielded(self, work: Callable[[Cancellation], Coroutine[Any, Any, DeviceChange]]) -> DeviceChange:
+        """Run an operation; cancelling the request cancels it only while ``Cancellation`` allows that."""
+        cancellation = Cancellation()
+        task = asyncio.create_task(work(cancellation))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not progress.offered:
+            if cancellation.allowed:
                 task.cancel()
             task.add_done_callback(_log_outcome)
             raise
 
     async def close(self) -> None:
-        """Give up all that goes on; the next start of virt-dmemd mends what was left half done."""
-        await cancelled(self._tasks)
+        """Cancel all operations; the next start of virt-dmemd reconciles those left unfinished."""
+        await cancel_and_wait(self._tasks)
 
-    def running(self, uuid: str) -> Reservation:
-        """Return what a domain that runs holds.
+    # Shared steps
+
+    async def ask_libvirt(self, question: Callable[[Hypervisor], T]) -> T:
+        """Return the answer of libvirt, asked in a worker thread."""
+
+        def ask() -> T:
+            with Hypervisor(self.config.libvirt.uri) as libvirt:
+                return question(libvirt)
+
+        return await asyncio.to_thread(ask)
+
+    def require_running(self, uuid: str) -> Reservation:
+        """Return the reservation of a running domain.
 
         :raise DomainRefused: When it does not run on memory of a pool.
         """
         return _require_running(self.ledger.find(uuid), uuid)
 
-    def running_named(self, typed: str) -> Reservation:
-        """Return what the domain that a person means (UUID or name) holds, if it runs.
+    def require_running_named(self, domain: str) -> Reservation:
+        """Return the reservation of a running domain, given its UUID or name.
 
         :raise DomainRefused: When it does not run on memory of a pool.
         :raise UsageError: When several have that name.
         """
-        return _require_running(self.ledger.find_named(typed), typed)
+        return _require_running(self.ledger.find_named(domain), domain)
 
-    def now(self, extent: Extent) -> Extent | None:
+    def current(self, extent: Extent) -> Extent | None:
         """Return an extent as the ledger has it now; ``None`` when it is gone."""
         found = self.ledger.find(extent.uuid)
         return next((held for held in found.extents if held.id == extent.id), None) if found else None
 
-    async def let_go(self, extent: Extent) -> bool:
-        """Free an extent if nobody maps it any more; return whether it is gone, also by somebody else's doing."""
-        now = self.now(extent)
-        return now is None or await self.lifecycle.free(now)
+    async def remove_if_unmapped(self, extent: Extent) -> bool:
+        """Remove an extent that no process maps; return whether it is gone, also if another operation did it."""
+        current = self.current(extent)
+        return current is None or await self.extents.remove(current)
 
-    async def commit(self, reservation: Reservation, extent: Extent) -> None:
-        """QEMU has it: no path leads to it any more.
+    async def finish_attach(self, reservation: Reservation, extent: Extent) -> None:
+        """Revoke access to an extent that QEMU has mapped, remove its link, and mark it READY.
 
         :raise ExtentError: When the domain ended meanwhile.
         """
-        async with self.lifecycle.lock(reservation.uuid):
-            now = self.now(extent)
-            if now is None:
-                raise ended(reservation)
-            link = now.link
+        async with self.extents.lock(reservation.uuid):
+            current = self.current(extent)
+            if current is None:
+                raise domain_ended(reservation)
+            link = current.link
 
             def close() -> None:
                 extent_files.revoke_access(extent.path)
@@ -155,35 +206,38 @@ def _require_running(reservation: Reservation | None, domain: str) -> Reservatio
     if reservation is None or reservation.phase is not Phase.RUNNING:
         raise DomainRefused(
             f"Domain {domain} does not run on memory of a pool.",
-            hint="'virt-dmem list' shows those that do; apply it, and start it.",
+            hint="'virt-dmem list' shows the domains that do; apply this one, and start it.",
         )
     return reservation
 
 
-def extent_of(reservation: Reservation, alias: str) -> Extent:
+def require_device(reservation: Reservation, alias: str) -> Extent:
     """Return the extent of a domain's memory device.
 
-    :raise DomainRefused: When that is no memory device, or none of a pool.
+    :raise DomainRefused: When there is no such memory device, or its memory is not from a pool.
     """
     found = {extent.alias: extent for extent in reservation.extents if not is_boot_backend(extent.alias)}
     if alias not in found:
-        has = f"It has {', '.join(found)}." if found else "It has none; 'virsh detach-device' takes others away."
-        raise DomainRefused(f"Domain {reservation.name} has no memory device {alias!r} of a pool.", hint=has)
+        has = f"It has {', '.join(found)}." if found else "It has none; 'virsh detach-device' removes others."
+        raise DomainRefused(f"Domain {reservation.name} has no memory device {alias!r} from a pool.", hint=has)
     return found[alias]
 
 
-def change_of(reservation: Reservation, extent: Extent, state: State, *, message: str = "") -> Change:
-    """Return what is to be told of a device."""
-    return Change(reservation.uuid, reservation.name, extent.alias, extent.size_bytes, state, message)
+def describe_change(reservation: Reservation, extent: Extent, state: State, *, message: str = "") -> DeviceChange:
+    """Return the outcome of an operation on a device of a domain."""
+    return DeviceChange(reservation.uuid, reservation.name, extent.alias, extent.size_bytes, state, message)
 
 
-def ended(reservation: Reservation) -> ExtentError:
-    """Return the error for a domain that is gone before its change came to an end."""
-    return ExtentError(f"Domain {reservation.name} ended meanwhile.", hint="Start it again and try once more.")
+def domain_ended(reservation: Reservation) -> ExtentError:
+    """Return the error for a domain that ended before the operation on its device did."""
+    return ExtentError(
+        f"Domain {reservation.name} ended before its memory device was changed.",
+        hint="Start it again, and repeat the command.",
+    )
 
 
-def _log_outcome(task: asyncio.Task[Change]) -> None:
+def _log_outcome(task: asyncio.Task[DeviceChange]) -> None:
     if task.cancelled():
-        log.info("an attach was given up: who asked for it went away")
+        log.info("attach cancelled: its request was cancelled")
     elif (error := task.exception()) is not None:
         log.warning("%s", error)

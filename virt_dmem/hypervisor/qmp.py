@@ -22,12 +22,12 @@ from typing import Any
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
 
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 from virt_dmem.domain_xml.monitor import socket_name, socket_of, sockets
 from virt_dmem.hypervisor import unix_socket
 from virt_dmem.rate_limit import RateLimitedLog
 
-__all__ = ["EVENTS", "Backend", "Monitors", "migration_capabilities"]
+__all__ = ["EVENTS", "QemuMemoryBackend", "Monitors", "migration_capabilities"]
 
 log = logging.getLogger(__name__)
 say = RateLimitedLog(log)
@@ -71,7 +71,7 @@ class Refused(QMPError):
 
 
 @dataclass(frozen=True)
-class Backend:
+class QemuMemoryBackend:
     """A memory backend as QEMU has it; sizes in bytes."""
 
     id: str
@@ -200,13 +200,13 @@ class Monitors:
 
     async def close(self) -> None:
         """Follow nobody any more."""
-        await cancelled(self._tasks.values())
+        await cancel_and_wait(self._tasks.values())
 
     def connected(self, uuid: str) -> bool:
         """Tell whether the domain's monitor answers now."""
         return uuid in self._clients
 
-    async def backends(self, uuid: str) -> list[Backend] | None:
+    async def backends(self, uuid: str) -> list[QemuMemoryBackend] | None:
         """Return what QEMU says of each memory backend; ``None`` where its monitor does not answer."""
         client = self._clients.get(uuid)
         if client is None:
@@ -342,13 +342,13 @@ def _words(error: BaseException | None) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-async def _backend(client: QMPClient, item: Mapping[str, Any]) -> Backend:
+async def _backend(client: QMPClient, item: Mapping[str, Any]) -> QemuMemoryBackend:
     path = f"/objects/{item['id']}"
     kind = str(await client.execute("qom-get", {"path": path, "property": "type"}))
     file = ""
     if kind == "memory-backend-file":
         file = str(await client.execute("qom-get", {"path": path, "property": "mem-path"}))
-    return Backend(
+    return QemuMemoryBackend(
         id=str(item["id"])[:4096],
         kind=kind[:4096],
         path=file[:4096],

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket between ``virt-dmemd`` and its callers: the wire only."""
+"""Talk over the control socket between ``virt-dmemd`` and its callers: the wire only."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A lock that is passed on to each waiting party in rotation."""
+"""Provide a lock that is granted to the waiting parties in rotation."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ __all__ = ["FairLock"]
 
 
 class FairLock:
-    """A lock that a party (a user, say) with many who wait does not get more often than one with a single one."""
+    """Lock that a party (such as a user) with many waiters gets no more often than one with a single waiter."""
 
     def __init__(self) -> None:
         self._taken = False
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
-        """By party; whose turn is next comes first."""
+        """By party; the next one comes first."""
 
     @asynccontextmanager
     async def of(self, party: Hashable) -> AsyncIterator[None]:
-        """Have a turn."""
+        """Hold the lock in this context, for this party."""
         if self._taken:
             mine = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(party, deque()).append(mine)
             try:
                 await mine
             except asyncio.CancelledError:
-                if mine.done() and not mine.cancelled():  # it was its turn in the same moment
+                if mine.done() and not mine.cancelled():  # it was granted in the same moment
                     self._pass_on()
                 raise
         self._taken = True
@@ -43,7 +43,7 @@ class FairLock:
             queue = self._waiting.pop(party)
             chosen = queue.popleft()
             if queue:
-                self._waiting[party] = queue  # behind the others
+                self._waiting[party] = queue  # after the others
             if not chosen.done():
                 chosen.set_result(None)
                 return

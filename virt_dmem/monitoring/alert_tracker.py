@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,9 @@ from virt_dmem.domains import passthrough
 from virt_dmem.errors import Delayed
 from virt_dmem.host import kernel
 from virt_dmem.hypervisor import processes as qemu_processes
-from virt_dmem.ipc.messages import AlertView
 from virt_dmem.monitoring import alert_rules
 
-__all__ = ["APPLY", "AlertTracker"]
+__all__ = ["APPLY", "ActiveAlert", "AlertTracker"]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,18 @@ APPLY = "apply"
 
 PINNED_SECONDS = 5.0
 """io_uring gives its buffers back in a worker, about a second after the process that had them."""
+
+
+@dataclass(frozen=True)
+class ActiveAlert:
+    """An active alert; ``subject`` is a domain, pool or file."""
+
+    code: str
+    subject: str
+    message: str
+    hint: str
+    since: float
+    """Seconds since the epoch."""
 
 
 class AlertTracker:
@@ -48,7 +60,7 @@ class AlertTracker:
         self._ledger = ledger
         self._inventory = inventory
         self._guests: dict[str, Guest] = {}
-        self._active: dict[tuple[str, str], AlertView] = {}
+        self._active: dict[tuple[str, str], ActiveAlert] = {}
         self._fights: dict[str, str] = {}
         self._alive: set[str] = set()
         """Of the guests that seem to run outside of any pool, those whose QEMU was found."""
@@ -91,7 +103,7 @@ class AlertTracker:
 
     # What follows
 
-    def look(self) -> list[AlertView]:
+    def look(self) -> list[ActiveAlert]:
         """Return the alerts that are active now, by code; log those that are new and those that are over."""
         due = {(alert.code, alert.subject): alert for alert in alert_rules.due(self._facts())}
         for key in sorted(self._active.keys() - due.keys()):
@@ -102,7 +114,7 @@ class AlertTracker:
             if known is None:
                 log.warning("alert %s: %s %s", alert.code, alert.message, alert.hint)
             since = known.since if known else time.time()
-            self._active[key] = AlertView(alert.code, alert.subject, alert.message, alert.hint, since)
+            self._active[key] = ActiveAlert(alert.code, alert.subject, alert.message, alert.hint, since)
         return [self._active[key] for key in sorted(self._active)]
 
     def _facts(self) -> alert_rules.Facts:

@@ -29,7 +29,7 @@ from lxml import etree
 
 from virt_dmem import __version__
 from virt_dmem.config.schema import Config, keys
-from virt_dmem.domain_xml.reader import NAMESPACE, parse_domain
+from virt_dmem.domain_xml.elements import NAMESPACE, parse_domain
 from virt_dmem.errors import DmemError, UsageError
 from virt_dmem.host import huge_pages, kernel, mounts, numa
 from virt_dmem.hypervisor.connection import Hypervisor

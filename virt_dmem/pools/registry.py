@@ -14,10 +14,11 @@ from virt_dmem.errors import PoolError, PoolNotFound
 from virt_dmem.host import kernel
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
+from virt_dmem.text import POOL_NAME
 
 __all__ = ["NAME", "capacity", "choose", "find", "readable", "records", "segments"]
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
+NAME = POOL_NAME
 _TOO_MUCH = 1 << 63
 _SEGMENT = re.compile(rf"{NAME.pattern}(\+[0-9]{{1,6}})?", re.ASCII)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.rig.mount_namespace import in_own_mount_namespace
 from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig
-from virt_dmem.daemon.service import Service
+from virt_dmem.daemon.wiring import build
 from virt_dmem.pools import manage
 
 MIB = 1 << 20
@@ -22,16 +22,16 @@ def test_a_pool_that_is_being_destroyed_gives_no_memory_whatever_is_done_with_an
     )
     for name in ("goes", "stays"):
         manage.create(config, name, sizes=4 * MIB, backend="tmpfs")
-    service = Service(config)
+    parts = build(config)
 
     async def story() -> None:
-        await service.retire_pool("goes")
-        service.drain_pool("stays", undo=False)
-        service.drain_pool("stays", undo=True)
-        await service.reconcile_host()
-        assert set(service._inventory.free()) == {"stays"}
-        await service.refresh_pools()  # it was not destroyed after all
-        assert set(service._inventory.free()) == {"goes", "stays"}
-        await service.close()
+        await parts.service.retire_pool("goes")
+        parts.service.drain_pool("stays", undo=False)
+        parts.service.drain_pool("stays", undo=True)
+        await parts.reconciler.host_stage()
+        assert set(parts.inventory.free()) == {"stays"}
+        await parts.service.refresh_pools()  # it was not destroyed after all
+        assert set(parts.inventory.free()) == {"goes", "stays"}
+        await parts.close()
 
     asyncio.run(story())

@@ -116,7 +116,7 @@ def test_what_was_committed_is_there_after_a_kill(tmp_path: Path) -> None:
         import os, signal
         from pathlib import Path
         from virt_dmem.allocation.ledger import Ledger
-            from virt_dmem.allocation.models import Phase
+        from virt_dmem.allocation.models import Phase
         from virt_dmem.allocation.plan import ExtentPlan, Plan
         ledger = Ledger(Path({str(path)!r}), "boot-1")
         path = Path("/pools/fast/libvirt-uuid-1/pc.ram")

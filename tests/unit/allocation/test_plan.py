@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virt_dmem.allocation.plan import NO_NODE, ExtentPlan, Plan, PoolFree, plan_domain
-from virt_dmem.domain_xml.reader import Cell, DomainMemory
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import DomainRefused, NotEnoughMemory, PoolNotFound
 from virt_dmem.units import GIB, KIB, MIB
 

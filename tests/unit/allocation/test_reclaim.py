@@ -23,10 +23,14 @@ from virt_dmem.allocation.models import Extent, Phase
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config, PrefaultConfig
-from virt_dmem.domain_xml.reader import Cell, DomainMemory
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.domains import reconcile
-from virt_dmem.domains.hooks import Lifecycle, Report
-from virt_dmem.domains.reconcile import Reality
+from virt_dmem.domains.admission import Admission
+from virt_dmem.domains.extents import ExtentManager, StepProgress
+from virt_dmem.domains.hooks import HookOperations
+from virt_dmem.domains.reconcile import ReconcileContext
+from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import NotEnoughMemory
 from virt_dmem.host import kernel
 from virt_dmem.pools import manage, segment_files
@@ -47,8 +51,14 @@ class Rig:
         self.config = config
         self.ledger = Ledger(config.ledger_path, kernel.boot_id())
         self.inventory = Inventory(config, self.ledger)
-        self.lifecycle = Lifecycle(config, self.ledger, self.inventory)
-        self.readying = PrezeroWorker(config, self.inventory, self.lifecycle.holding)
+        self.wire()
+        self.readying = PrezeroWorker(config, self.inventory, self.extents.holding)
+
+    def wire(self) -> None:
+        times = StepTimes(self.ledger)
+        self.extents = ExtentManager(self.config, self.ledger, self.inventory, times)
+        admission = Admission(self.config, self.ledger, self.inventory, self.extents.holding, self.extents.accounts)
+        self.hooks = HookOperations(self.config, self.ledger, admission, self.extents, times)
 
     def restarted(self) -> Rig:
         """A daemon anew, after the one before was killed."""
@@ -57,11 +67,11 @@ class Rig:
         again.backend, again.config = self.backend, self.config
         again.ledger = Ledger(self.config.ledger_path, kernel.boot_id())
         again.inventory = Inventory(self.config, again.ledger)
-        again.lifecycle = Lifecycle(self.config, again.ledger, again.inventory)
+        again.wire()
         return again
 
     async def prepared(self, uuid: str, size_bytes: int) -> Extent:
-        await self.lifecycle.prepare(domain(uuid, size_bytes), silent)
+        await self.hooks.prepare(domain(uuid, size_bytes), silent)
         found = self.ledger.find(uuid)
         assert found is not None
         return found.extents[0]
@@ -75,16 +85,16 @@ class Rig:
 
     async def reconciled(self) -> list[str]:
         """Let a round of housekeeping look at the pool."""
-        now = Reality(
+        now = ReconcileContext(
             self.config,
             self.ledger,
             self.inventory,
-            self.lifecycle,
+            self.extents,
             None,
             kernel.boot_id(),
             Round(),  # type: ignore[arg-type]
         )
-        return await reconcile._segment(now, "p")
+        return await reconcile._reconcile_segment(now, "p")
 
     def free(self) -> int:
         return sum(self.inventory.free_in("p").values())
@@ -94,7 +104,7 @@ class Rig:
         manage.destroy(self.config, "p")
 
 
-def silent(_report: Report) -> None:
+def silent(_report: StepProgress) -> None:
     """Report nothing."""
 
 
@@ -144,7 +154,7 @@ def test_who_pinned_a_guests_memory_neither_reads_nor_keeps_what_the_next_guest_
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE // 2)
         with pinned(extent.path, [0, HUGE]) as pinner:
-            await rig.lifecycle.release(ONE)
+            await rig.hooks.release(ONE)
             await rig.readying.run_dry()
             after = await rig.ran(TWO, SIZE // 2)
             write(after.path, b"the second guest's secret")
@@ -160,17 +170,17 @@ def test_a_pool_is_smaller_by_what_is_pinned_and_whole_again_afterwards() -> Non
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE)
         with pinned(extent.path, [0, 3 * HUGE, 3 * HUGE + 4096]):
-            await rig.lifecycle.release(ONE)
-            await rig.lifecycle.accounts.settle("p")
+            await rig.hooks.release(ONE)
+            await rig.extents.accounts.settle("p")
             assert rig.free() == SIZE - 2 * HUGE
             assert rig.inventory.views()[0].capacity_bytes == SIZE - 2 * HUGE
             with pytest.raises(NotEnoughMemory) as refused:
                 await rig.prepared(TWO, SIZE)
-            assert "4 MiB of p are no domain's and not free" in refused.value.hint
+            assert "4 MiB of p belong to no domain and are not free" in refused.value.hint
             assert rig.ledger.find(TWO) is None
             after = await rig.prepared(TWO, SIZE - 2 * HUGE)
             assert not read(after.path).strip(b"\0")
-            await rig.lifecycle.release(TWO)
+            await rig.hooks.release(TWO)
         assert await rig.prepared(TWO, SIZE), "asked again, the kernel has them back"
         assert rig.inventory.withheld() == {}
 
@@ -183,7 +193,7 @@ def test_at_once_after_a_release_nobody_is_promised_what_may_be_pinned() -> None
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE)
         with pinned(extent.path, [HUGE]):
-            await rig.lifecycle.release(ONE)
+            await rig.hooks.release(ONE)
             assert rig.free() <= SIZE - HUGE
             assert await rig.prepared(TWO, SIZE - HUGE), "what is surely there can be had at once"
 
@@ -196,9 +206,9 @@ def test_a_restart_forgets_no_pin() -> None:
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE)
         with pinned(extent.path, [HUGE]):
-            await rig.lifecycle.release(ONE)
+            await rig.hooks.release(ONE)
             again = rig.restarted()
-            await again.lifecycle.accounts.audit("p")
+            await again.extents.accounts.audit("p")
             assert again.free() == SIZE - HUGE
             again.ledger.close()
             rig.ledger = Ledger(rig.config.ledger_path, kernel.boot_id())
@@ -217,11 +227,11 @@ def test_what_a_running_guest_gives_back_while_it_is_pinned_is_promised_to_nobod
             fd = os.open(extent.path, os.O_RDWR)
             os.truncate(fd, 0)  # as punching all of it
             os.truncate(fd, SIZE // 2)
-            await rig.lifecycle.accounts.audit("p")
+            await rig.extents.accounts.audit("p")
             assert rig.free() == SIZE // 2 - HUGE
             os.close(fd)
         await asyncio.sleep(0.1)
-        await rig.lifecycle.accounts.audit("p")
+        await rig.extents.accounts.audit("p")
         assert rig.free() == SIZE // 2
 
     story("hugetlbfs", test)
@@ -236,15 +246,15 @@ def test_memory_that_comes_in_meanwhile_is_not_taken_for_pinned() -> None:
         async def come_and_go() -> None:
             for _ in range(10):
                 await rig.prepared(TWO, SIZE // 4)
-                await rig.lifecycle.release(TWO)
+                await rig.hooks.release(TWO)
 
         async def look() -> None:
             for _ in range(20):
-                await rig.lifecycle.accounts.audit("p")
+                await rig.extents.accounts.audit("p")
                 await asyncio.sleep(0.005)
 
         await asyncio.gather(come_and_go(), look())
-        await rig.lifecycle.accounts.settle("p")
+        await rig.extents.accounts.settle("p")
         assert (rig.inventory.withheld(), rig.free()) == ({}, SIZE // 2)
 
     story("hugetlbfs", test)
@@ -257,11 +267,11 @@ def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: st
         stray = rig.config.pools_dir / "p" / "stray"
         with stray.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, 4 * HUGE)
-        await rig.lifecycle.accounts.audit("p")
+        await rig.extents.accounts.audit("p")
         assert rig.free() == SIZE - 4 * HUGE
         with stray.open("rb"):
             stray.unlink()
-            await rig.lifecycle.accounts.audit("p")
+            await rig.extents.accounts.audit("p")
             assert rig.free() == SIZE - 4 * HUGE, "somebody has it open"
         assert await rig.prepared(ONE, SIZE)
 
@@ -308,9 +318,9 @@ def test_what_another_guest_gives_back_at_that_moment_is_not_taken_for_what_is_p
 
         with pinned(extent.path, [0]), pytest.MonkeyPatch.context() as patch:
             patch.setattr(segment_files, "_used", and_the_other_punches)
-            await rig.lifecycle.release(ONE)
+            await rig.hooks.release(ONE)
             assert rig.free() <= SIZE // 2 - HUGE
-            await rig.lifecycle.accounts.settle("p")
+            await rig.extents.accounts.settle("p")
             assert rig.free() == SIZE // 2 - HUGE
 
     story("hugetlbfs", test)
@@ -339,7 +349,7 @@ def test_a_file_that_was_enlarged_when_its_guest_ends_is_said_and_all_of_it_come
         os.truncate(extent.path, SIZE // 2 + HUGE)
         write(extent.path, SECRET)
         with said("virt_dmem.allocation.reclaim") as lines:
-            await rig.lifecycle.release(ONE)
+            await rig.hooks.release(ONE)
         assert "2 MiB larger" in lines[0]
         assert rig.free() == SIZE
         assert await rig.prepared(TWO, SIZE)

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,8 @@ from hypothesis import strategies as st
 from tests.unit.allocation.test_ledger import PAGE, make_plan, paths_of
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import ExtentState, Phase
-from virt_dmem.daemon.domain_list import AT_ONCE, DomainList, view
+from virt_dmem.daemon.domain_list import AT_ONCE, DomainList
+from virt_dmem.daemon.views import domain_json
 
 CAPACITY = {("fast", node): 10_000 * PAGE for node in range(2)}
 
@@ -27,8 +27,7 @@ def listed(listing: DomainList) -> list[dict[str, Any]]:
 
 
 def all_of(ledger: Ledger) -> list[Any]:
-    found: list[Any] = msgspec.to_builtins([view(held) for held in ledger.reservations()])
-    return found
+    return [json.loads(domain_json(held)) for held in ledger.reservations()]
 
 
 def reserve(ledger: Ledger, number: int) -> None:
@@ -51,7 +50,7 @@ def test_it_is_what_the_ledger_holds_after_whatever_was_written(
 ) -> None:
     ledger = Ledger(tmp_path_factory.mktemp("ledger") / "ledger.sqlite", "boot-1")
     reserve(ledger, 0)
-    listing = DomainList(ledger)
+    listing = DomainList(ledger, domain_json)
     for number, step in steps:
         held = ledger.find(f"uuid-{number}")
         if step == "list":
@@ -80,7 +79,7 @@ def test_what_was_rolled_back_is_not_shown_and_a_change_asks_for_one_domain(tmp_
     ledger = Ledger(tmp_path / "ledger.sqlite", "boot-1")
     for number in range(3 * AT_ONCE):
         reserve(ledger, number)
-    listing = DomainList(ledger)
+    listing = DomainList(ledger, domain_json)
     assert listed(listing) == all_of(ledger)
     asked: list[str] = []
     ledger._db.set_trace_callback(asked.append)
@@ -101,7 +100,7 @@ def test_who_makes_all_of_it_lets_others_have_their_turn(tmp_path: Path) -> None
 
     async def story() -> int:
         turns = 0
-        making = asyncio.create_task(DomainList(ledger).json())
+        making = asyncio.create_task(DomainList(ledger, domain_json).json())
         while not making.done():
             await asyncio.sleep(0)
             turns += 1

@@ -9,7 +9,7 @@ import pytest
 from lxml import etree
 
 from tests.rig.repository import REPOSITORY
-from virt_dmem.domain_xml.reader import NAMESPACE
+from virt_dmem.domain_xml.elements import NAMESPACE
 
 GOLDEN = REPOSITORY / "tests/unit/golden"
 REWRITTEN = [*sorted(GOLDEN.glob("*-out.xml")), *sorted((GOLDEN / "libvirt").glob("*-applied.xml"))]

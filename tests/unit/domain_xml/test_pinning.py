@@ -16,7 +16,7 @@ from virt_dmem.allocation.plan import PoolFree, plan_domain
 from virt_dmem.cli.main import main
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.devices import Device, memory_of
-from virt_dmem.domain_xml.reader import read_domain
+from virt_dmem.domain_xml.reader import DomainDocument, read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.domains import migration
 from virt_dmem.errors import DomainRefused, ExitStatus
@@ -155,7 +155,7 @@ def test_devices_that_are_given_to_qemu_past_libvirt_count_too(argument: str, *,
 
 def test_memory_attached_to_a_guest_that_has_a_host_device_is_refused() -> None:
     live = domain(PCI.format("<alias name='hostdev0'/>"))
-    memory = memory_of(live, Device("memdimm0", "dimm", 32 * MIB, 0))
+    memory = memory_of(DomainDocument(live), Device("memdimm0", "dimm", 32 * MIB, 0))
     free = {"dm": PoolFree("dm", "dmemfs", 2 * MIB, {"dm": {0: GIB}}, may_lock=False, may_pin=False)}
     with pytest.raises(DomainRefused, match="hostdev0 is passed through by VFIO"):
         plan_domain(memory, free, "dm")

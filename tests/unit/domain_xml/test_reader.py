@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from tests.rig.domain_strategy import domains
 from tests.rig.qemu_ram_ids import ARCHES, ask
 from tests.unit.conftest import GOLDEN
+from virt_dmem.domain_xml.elements import NAMESPACE
+from virt_dmem.domain_xml.memory_backends import Cell
 from virt_dmem.domain_xml.ram_ids import RAM_IDS
-from virt_dmem.domain_xml.reader import NAMESPACE, Cell, is_managed, read_domain, require_whole_pages
+from virt_dmem.domain_xml.reader import is_managed, read_domain
+from virt_dmem.domain_xml.requirements import require_whole_pages
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
 from virt_dmem.units import GIB, MIB
 

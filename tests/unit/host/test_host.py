@@ -7,6 +7,7 @@ import mmap
 import os
 import subprocess
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -249,9 +250,10 @@ def test_a_qemu_that_waits_for_a_guest_is_told_from_one_that_does_not(tmp_path: 
 
 
 def test_a_real_process_is_found_by_the_uuid_on_its_command_line(tmp_path: Path) -> None:
-    command = ["sh", "-c", "echo ready; read -r line", "sh", "-uuid", UUID]
+    uuid = str(uuid4())  # nobody else's: all processes of this host are searched
+    command = ["sh", "-c", "echo ready; read -r line", "sh", "-uuid", uuid]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert qemu_processes.find_qemu(tmp_path, "guest", UUID) == process.pid
+        assert qemu_processes.find_qemu(tmp_path, "guest", uuid) == process.pid
         assert processes.process_name(process.pid) == "sh"

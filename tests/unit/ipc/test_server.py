@@ -23,10 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.rig.repository import REPOSITORY
+from virt_dmem.daemon.views import ControlInterface
 from virt_dmem.errors import DaemonUnreachable, DmemError
 from virt_dmem.ipc.client import Client
 from virt_dmem.ipc.connection import CALLS_WAITING, ROOT_MESSAGE_BYTES
-from virt_dmem.ipc.server import CONNECTIONS, ControlInterface
+from virt_dmem.ipc.server import CONNECTIONS
 
 MIB = 1 << 20
 INTERFACE = "dev.virt-dmem"

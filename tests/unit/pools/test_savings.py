@@ -10,7 +10,7 @@ import pytest
 
 from tests.rig.fake_tree import GIB, MIB
 from virt_dmem.config.schema import Config, DaemonConfig
-from virt_dmem.pools import manage
+from virt_dmem.pools import registry
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.savings import PoolSavings, savings
 
@@ -43,7 +43,7 @@ def test_what_is_left_and_net_make_up_gross_and_an_estimate_says_so(
         config,
         PoolRecord("p", "hugetlbfs", 2 * MIB, "/p", {0: NodeShare(GIB, GIB)}, saved_bytes=14 * MIB, measured=False),
     )
-    monkeypatch.setattr(manage, "capacity", lambda record, root: {0: GIB})  # as if it were mounted
+    monkeypatch.setattr(registry, "capacity", lambda record, root: {0: GIB})  # as if it were mounted
     (found,) = savings(config)
     assert (found.gross_bytes, found.metadata_left_bytes, found.net_bytes) == (16 * MIB, 2 * MIB, 14 * MIB)
     assert not found.measured

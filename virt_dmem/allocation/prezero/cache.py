@@ -15,17 +15,16 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from virt_dmem.aio import finished
+from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Extent, ExtentState
+from virt_dmem.allocation.models import Extent, ExtentState, PoolStatus
 from virt_dmem.allocation.plan import Plan
 from virt_dmem.allocation.prezero.forecast import Target, forecast, plan_on_prezeroed
 from virt_dmem.allocation.prezero.index import PrezeroIndex
 from virt_dmem.allocation.prezero.job import BackgroundJobs
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory
-from virt_dmem.ipc.messages import PoolView
 from virt_dmem.pools import ballast, prezeroed_files
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent
@@ -134,8 +133,8 @@ class PrezeroCache:
         )
         return capacity * self._config.prefault.ready_percent // 100
 
-    def views(self) -> list[PoolView]:
-        """Return every recorded pool, as the control socket shows it."""
+    def views(self) -> list[PoolStatus]:
+        """Return the status of every recorded pool, its pre-zeroed memory included."""
         by_pool = self._ready_bytes()
         return [
             replace(
@@ -191,7 +190,7 @@ class PrezeroCache:
                     self.stock.replace(extent.pool, found, None)
                     take = asyncio.to_thread(prezeroed_files.take, found, extent.path, extent.size_bytes)
                     with contextlib.suppress(FileNotFoundError):  # somebody else emptied the pool
-                        clean[extent.id] = await finished(take)
+                        clean[extent.id] = await uninterrupted(take)
         for segment in {extent.pool for extent in wanted}:
             await self.make_room(segment)
         self.look_again()
@@ -222,7 +221,7 @@ class PrezeroCache:
             self.stock.replace(segment, extent, await asyncio.to_thread(prezeroed_files.cut, extent, size_bytes))
 
         for extent, size_bytes in cuts:
-            await finished(cut_one(extent, size_bytes))
+            await uninterrupted(cut_one(extent, size_bytes))
 
     async def let_ballast_go(self, segment: str, free: Mapping[int, int]) -> None:
         """Let ballast hold no more than what is free and not ready; for who has the lock of the segment."""

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from virt_dmem.aio import cancelled
+from virt_dmem.aio import cancel_and_wait
 
 __all__ = ["BackgroundJobs"]
 
@@ -49,7 +49,7 @@ class BackgroundJobs:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
-            await cancelled([task])
+            await cancel_and_wait([task])
             raise
         finally:
             self._now = None
@@ -79,4 +79,4 @@ class BackgroundJobs:
         """Stop what goes on in a segment, or only what goes on at ``what`` there; returns when it has ended."""
         now = self._now
         if now and now.segment == segment and what in (None, now.what):
-            await cancelled([now.task])
+            await cancel_and_wait([now.task])

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from virt_dmem.cli.output import Output, unified_diff
-from virt_dmem.config.schema import Config, load_config
+from virt_dmem.config.schema import load_config
 from virt_dmem.domain_xml import rewrite as rewriting
-from virt_dmem.errors import ExitStatus, PoolNotFound, UsageError
-from virt_dmem.pools.backends.table import backend
-from virt_dmem.pools.registry import choose
+from virt_dmem.domains.apply import ApplyOptions, apply_offline
+from virt_dmem.errors import ExitStatus, UsageError
 
 __all__ = ["rewrite"]
 
@@ -30,16 +28,10 @@ def rewrite(args: argparse.Namespace, out: Output) -> ExitStatus:
     if args.undo:
         after = rewriting.unapply(before, keep_request=not args.migratable, running=args.migratable)
     else:
-        may_lock, may_pin = _limits(args, out, config, before)
-        after = rewriting.apply(
-            before,
-            pool=args.pool,
-            may_lock=may_lock,
-            may_pin=may_pin,
-            hotplug_max=args.hotplug_max,
-            monitor=False if args.no_monitor else config.libvirt.monitor or None,
-            templates_dir=Path(config.templates_dir),
-        )
+        options = ApplyOptions(args.pool, args.hotplug_max, args.no_monitor)
+        after, unchecked = apply_offline(config, before, options)
+        if unchecked:
+            out.note(f"Not checked, because the pool's record cannot be read here: {unchecked}.")
     if args.print_diff:
         difference = unified_diff(printed, rewriting.reprint(after))
         out.result(changed=after != before, diff=difference)
@@ -50,18 +42,3 @@ def rewrite(args: argparse.Namespace, out: Output) -> ExitStatus:
     else:
         out.document(after)
     return ExitStatus.DONE
-
-
-def _limits(args: argparse.Namespace, out: Output, config: Config, xml: bytes) -> tuple[bool, bool]:
-    """Tell whether the pool's memory can be locked and pinned: as its record says, where there is one to be read.
-
-    The XML may be for another host, or for a pool that is still to be made: then it is rewritten all the same, and
-    what would be refused on some pools is said.
-    """
-    try:
-        kind = backend(choose(config, args.pool or rewriting.request_of(xml)).backend)
-    except (PoolNotFound, OSError):
-        if doubtful := rewriting.doubtful(xml):
-            out.note(f"Not looked at, for the pool's record cannot be read here: {doubtful}.")
-        return True, True
-    return kind.lockable, kind.has_struct_pages

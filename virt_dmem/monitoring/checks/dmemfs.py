@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from virt_dmem.domain_xml.reader import DomainMemory, require_possible
+from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.domain_xml.requirements import require_possible
 from virt_dmem.errors import DmemError, DomainRefused, PermissionRefused
 from virt_dmem.host import kernel, memory_map
 from virt_dmem.host.dmem_cmdline import parameters, wanted

@@ -20,8 +20,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.monitor import socket_of
-from virt_dmem.domain_xml.reader import NAMESPACE, read_domain
+from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.errors import DaemonUnreachable, DmemError, DomainRefused, PermissionRefused, PoolError
 from virt_dmem.host import apparmor as apparmor_rules
 from virt_dmem.host import kernel, mounts, processes

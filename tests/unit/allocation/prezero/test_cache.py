@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rig.mount_namespace import in_own_mount_namespace
-from virt_dmem.aio import finished
+from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState
@@ -27,7 +27,8 @@ from virt_dmem.allocation.prezero.forecast import forecast, plan_on_prezeroed
 from virt_dmem.allocation.prezero.index import PrezeroIndex
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.config.schema import Config, DaemonConfig, PrefaultConfig
-from virt_dmem.domain_xml.reader import Cell, DomainMemory
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import PrefaultFailed
 from virt_dmem.host import kernel
 from virt_dmem.pools import extent_files, prezeroed_files
@@ -231,7 +232,7 @@ def test_work_on_files_is_not_left_half_done_by_who_is_cancelled() -> None:
         steps.append("done")
 
     async def cancelled() -> None:
-        task = asyncio.create_task(finished(work()))
+        task = asyncio.create_task(uninterrupted(work()))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
