@@ -114,6 +114,20 @@ def test_a_relative_link_resolves_with_its_anchor(document: Path) -> None:
         assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("document", LINKING, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_file_or_module_that_is_named_exists(document: Path) -> None:
+    text = document.read_text("utf-8")
+    for path in re.findall(
+        r"(?<![\w/.])((?:tests|virt_dmem|bench|tools|packaging|systemd|docs)/[\w./*-]*\w)", text
+    ):
+        assert [*REPOSITORY.glob(path), *document.parent.glob(path)], path
+    packages = "|".join(path.parent.name for path in (REPOSITORY / "virt_dmem").glob("*/__init__.py"))
+    named = re.findall(rf"`((?:{packages})(?:\.\w+)+)`", text)
+    for name in set(named) - {key for key, _, _ in keys()}:
+        module = (REPOSITORY / "virt_dmem").joinpath(*name.split("."))
+        assert module.is_dir() or module.with_suffix(".py").exists(), name
+
+
 def test_no_document_is_left_beside_guide_reference_and_development() -> None:
     found = {path.name for path in (REPOSITORY / "docs").iterdir() if not path.name.startswith("__")}
     assert found == {"bench", "development", "generate.py", "guide", "man", "reference"}
