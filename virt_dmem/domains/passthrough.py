@@ -35,5 +35,5 @@ def on_raw_memory(ledger: Ledger, inventory: Inventory, guests: Iterable[Guest])
 
 def _raw_pool(ledger: Ledger, inventory: Inventory, uuid: str) -> str:
     """Return the first pool without struct pages that a domain has memory of; empty for none."""
-    pools = {extent.pool for extent in ledger.extents_of(uuid)}
-    return min((pool.partition("+")[0] for pool in pools if not inventory.has_struct_pages(pool)), default="")
+    pools = {extent.segment for extent in ledger.extents_of(uuid)}
+    return min((pool.pool for pool in pools if not inventory.has_struct_pages(pool)), default="")

@@ -35,7 +35,7 @@ async def refuse(config: Config, ledger: Ledger, inventory: Inventory, uuid: str
     reservation = ledger.find(uuid)
     if reservation is None:
         return
-    pools = {extent.pool for extent in reservation.extents if not inventory.has_struct_pages(extent.pool)}
+    pools = {extent.segment for extent in reservation.extents if not inventory.has_struct_pages(extent.segment)}
     if not pools:
         return
 

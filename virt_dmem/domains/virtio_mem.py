@@ -129,7 +129,7 @@ class VirtioMem:
         if not dry_run:
             log.warning("%s: %s was plugged bypassing virt-dmem; charging it", reservation.name, extent.alias)
             self._charge(extent, can_have)
-            await self._extents.holding.make_room(extent.pool)
+            await self._extents.prezero.evict(extent.segment)
         return [f"charge {format_size(can_have)} {words}: its guest may have it now"]
 
     async def _charge_and_populate(self, extent: Extent, device: Device, report: ReportProgress) -> None:
@@ -142,7 +142,7 @@ class VirtioMem:
             self._ledger.recharge(extent, whole, self._operations.inventory.capacity())
         if _present(extent) < extent.size_bytes:
             try:
-                await self._extents.holding.make_room(extent.pool)
+                await self._extents.prezero.evict(extent.segment)
                 await self._extents.populate(replace(extent, shares=whole), report, gentle=True)
             except BaseException:
                 self.settle(extent, device.current_bytes)
@@ -173,7 +173,7 @@ class VirtioMem:
         """
         if len(extent.shares) == 1:
             charged_bytes = (self._operations.current(extent) or extent).charged_bytes
-            self._extents.accounts.doubt(extent, charged_bytes - size_bytes)
+            self._extents.reclaim.withhold(extent, charged_bytes - size_bytes)
             self._ledger.recharge(extent, _shares(extent, size_bytes))
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from virt_dmem.allocation.models import Extent, Failure, Phase, Standing
+from virt_dmem.allocation.models import Extent, Failure, Phase, PhaseChange
 from virt_dmem.allocation.plan import NO_NODE
 from virt_dmem.domain_xml.live import Guest
 from virt_dmem.monitoring.alert_codes import (
@@ -29,6 +29,7 @@ from virt_dmem.monitoring.alert_codes import (
     POOL_SHORT,
     RECONCILE_FAILED,
 )
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["Alert", "Facts", "due"]
@@ -58,14 +59,14 @@ class Facts:
     """By ``host.uptime``: how old things are, nobody's setting of a clock is to change."""
     guests: Iterable[Guest] = ()
     """Those that libvirt says have started and run."""
-    standings: Mapping[str, Standing] = field(default_factory=dict)
+    standings: Mapping[str, PhaseChange] = field(default_factory=dict)
     """Domains (UUIDs) that hold memory, and how far it has come."""
     extents: Mapping[str, Collection[str]] = field(default_factory=dict)
     """The aliases of the extents of guests (UUIDs) with memory devices."""
     on_raw_memory: Mapping[str, str] = field(default_factory=dict)
     """Guests (UUIDs) with devices that need struct pages and memory that has none, and the pool of that."""
     quarantined: Iterable[Extent] = ()
-    capacity: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    capacity: Mapping[tuple[SegmentId, int], int] = field(default_factory=dict)
     """Bytes that there really are, by segment of a pool and node."""
     reserved: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that domains hold, likewise; also of pools that are gone."""
@@ -141,7 +142,7 @@ def _raw(facts: Facts) -> Iterable[Alert]:
             )
 
 
-def _is_outside(standing: Standing | None, uptime: float) -> bool:
+def _is_outside(standing: PhaseChange | None, uptime: float) -> bool:
     if standing is None:
         return True
     if standing.phase is Phase.STOPPED:  # libvirt has not said so yet
@@ -155,8 +156,8 @@ def _quarantined(facts: Facts) -> Iterable[Alert]:
         yield Alert(
             EXTENT_QUARANTINED,
             str(extent.path),
-            f"A process still has {format_size(extent.size_bytes)} of pool {extent.pool} that domain {extent.uuid}"
-            " had before it ended.",
+            f"A process still has {format_size(extent.size_bytes)} of pool {extent.segment} that domain"
+            f" {extent.uuid} had before it ended.",
             f"'fuser -v {extent.path}' names the process; end it, and the memory is free some seconds later.",
         )
     yield from _more(EXTENT_QUARANTINED, len(quarantined))
@@ -229,7 +230,7 @@ def _failed(facts: Facts) -> Iterable[Alert]:
 def _pools(facts: Facts) -> Iterable[Alert]:
     for name in sorted({segment for segment, _ in facts.reserved}):
         held = {node: size for (segment, node), size in facts.reserved.items() if segment == name}
-        has = {node: facts.capacity.get((name, node), 0) for node in held}
+        has = {node: facts.capacity.get((SegmentId(name), node), 0) for node in held}
         if any(has[node] < held[node] for node in held):
             on = ", ".join(
                 f"{format_size(held[node])} of {format_size(has[node])} on node {node}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.reclaim import Accounts
+from virt_dmem.allocation.reclaim import Reclaimer
 from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
@@ -52,9 +52,9 @@ class AlertTracker:
     """What libvirt said of guests, and the alerts that follow from it and from all else that is known."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, inventory: Inventory, accounts: Accounts, tries: Attempts
+        self, config: Config, ledger: Ledger, inventory: Inventory, reclaim: Reclaimer, tries: Attempts
     ) -> None:
-        self._accounts = accounts
+        self._reclaim = reclaim
         self._tries = tries
         self._config = config
         self._ledger = ledger
@@ -121,14 +121,14 @@ class AlertTracker:
         return alert_rules.Facts(
             uptime=kernel.uptime(),
             guests=self._guests.values(),
-            standings=self._ledger.standings(),
+            standings=self._ledger.phases(),
             extents=self._extents(),
             on_raw_memory=passthrough.on_raw_memory(self._ledger, self._inventory, self._guests.values()),
             quarantined=self._ledger.quarantined(),
             capacity=self._inventory.capacity(),
             reserved=self._reserved(),
             pinned=self._pinned(),
-            enlarged=self._accounts.enlarged,
+            enlarged=self._reclaim.enlarged,
             failed=self._tries.failed(),
             damaged_ledger=self._ledger.set_aside(),
             failures=self._ledger.failures(),

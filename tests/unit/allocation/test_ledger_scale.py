@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.allocation.test_ledger import PAGE, make_plan, paths_of
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import ExtentState, Phase, Step
+from virt_dmem.allocation.models import ExtentState, Phase, TimedStep
 
 CAPACITY = {("fast", node): 1000 * PAGE for node in range(2)}
 MANY = 50
@@ -60,7 +60,7 @@ def test_no_query_for_one_domain_goes_through_all(ledger: Ledger) -> None:
         ledger.set_ready(found.extents)
         ledger.set_phase(found.uuid, Phase.RUNNING)
         ledger.recharge(found.extents[0], {0: PAGE}, CAPACITY)
-        ledger.add_steps(found.uuid, [Step("prepare", 1.0, 0.5)])
+        ledger.add_steps(found.uuid, [TimedStep("prepare", 1.0, 0.5)])
         ledger.quarantined()
         assert not ledger.has_failed(found.extents[0])
         ledger.failures()
@@ -115,5 +115,5 @@ def test_a_domain_with_and_one_without_extents_are_read_alike(ledger: Ledger) ->
 def test_of_steps_only_the_newest_are_kept(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("virt_dmem.allocation.ledger._KEPT_STEPS", 10)
     for number in range(100):
-        ledger.add_steps(f"uuid-{number}", [Step("release", float(number), 0.1)])
+        ledger.add_steps(f"uuid-{number}", [TimedStep("release", float(number), 0.1)])
     assert set(ledger.last_steps()) == {f"uuid-{number}" for number in range(90, 100)}

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tenants choose names: a query by UUID never finds a domain that is only named like it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Phase
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.daemon.service import Service
+from virt_dmem.errors import DomainRefused, UsageError
+
+NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
+OURS = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+THEIRS = "5b7e6f3c-0000-4000-8000-000000000001"
+OTHER = "5b7e6f3c-0000-4000-8000-000000000002"
+MIB = 1 << 20
+
+
+def reserve(ledger: Ledger, uuid: str, name: str, phase: Phase = Phase.RUNNING) -> None:
+    extent = ExtentPlan("ram-node0", "p", MIB, 4096, "none", ((-1, MIB),))
+    paths = {"ram-node0": Path("/nowhere", f"libvirt-{uuid}", "ram-node0")}
+    ledger.reserve(Plan(uuid, name, (extent,)), paths, {("p", -1): 1 << 40})
+    ledger.set_phase(uuid, phase)
+
+
+def xml(uuid: str, name: str) -> bytes:
+    return (
+        f"<domain type='kvm'><name>{name}</name><uuid>{uuid}</uuid>"
+        f"<metadata><d:memory xmlns:d='{NAMESPACE}'/></metadata></domain>"
+    ).encode()
+
+
+@pytest.mark.parametrize("operation", ["stopped", "release"])
+def test_the_end_of_a_domain_is_nothing_to_one_that_is_named_as_its_uuid(service: Service, operation: str) -> None:
+    reserve(service._ledger, OURS, THEIRS, Phase.PREPARED)
+    asyncio.run(service.hook(operation, xml(THEIRS, "theirs"), lambda _: None))
+    (held,) = service._ledger.reservations()
+    assert (held.uuid, held.phase) == (OURS, Phase.PREPARED)
+
+
+def test_what_qemu_and_libvirt_say_of_a_domain_is_not_taken_for_another_s(service: Service) -> None:
+    reserve(service._ledger, OURS, THEIRS)
+    asyncio.run(service.monitor_event(THEIRS, "MEMORY_FAILURE", {}))
+    assert service._ledger.failures() == []
+    assert asyncio.run(service.show_backends(THEIRS)) == []
+
+
+def test_a_person_finds_a_domain_by_uuid_however_it_is_written_and_by_name(service: Service) -> None:
+    reserve(service._ledger, OURS, THEIRS)
+    reserve(service._ledger, THEIRS, "theirs")
+    for typed in (THEIRS, THEIRS.upper(), THEIRS.replace("-", ""), "theirs"):
+        assert service.show_domain(typed).uuid == THEIRS
+    assert service.show_domain(OURS).uuid == OURS
+
+
+def test_a_name_that_two_domains_have_is_refused_with_both_uuids(service: Service) -> None:
+    reserve(service._ledger, OURS, "web")  # it was renamed or undefined since, and another took its name
+    reserve(service._ledger, THEIRS, "web")
+    asks: list[Callable[[], object]] = [
+        lambda: service.show_domain("web"),
+        lambda: asyncio.run(service.detach("web", "dimm0", 1, lambda _: None)),
+        lambda: asyncio.run(service.resize("web", "dimm0", 0, 1, lambda _: None)),
+    ]
+    for ask in asks:
+        with pytest.raises(UsageError, match="2 domains") as caught:
+            ask()
+        assert OURS in str(caught.value)
+        assert THEIRS in str(caught.value)
+
+
+def test_a_domain_that_nobody_knows_is_named(service: Service) -> None:
+    with pytest.raises(DomainRefused, match="ghost"):
+        service.show_domain("ghost")
