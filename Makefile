@@ -9,15 +9,15 @@ pytest := $(python) -m pytest --timeout=300 --durations=10
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh systemd/install.sh systemd/uninstall.sh systemd/module.sh .ci/run
-python_code := virt_dmem tests bench docs hatch_build.py
+shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh packaging/install.sh packaging/uninstall.sh packaging/module.sh .ci/run
+python_code := virt_dmem tests bench tools docs hatch_build.py
 
 .PHONY: help setup plots bench demo test test-unit test-libvirt test-numa lab lab-shell lint docs install uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
 
-setup: ## Install missing Debian packages (as root), make .venv, build the C programs
+setup: ## Install missing Debian packages (as root), create .venv, build the C programs
 	@tests/rig/setup.sh
 	@$(MAKE) --no-print-directory --silent $(programs)
 
@@ -27,11 +27,11 @@ $(programs): virt_dmem/native/virt-dmem-%: virt_dmem/native/%.c virt_dmem/native
 plots: setup
 	@$(python) -m pip install --quiet --no-build-isolation --editable '.[bench]'
 
-bench: plots ## Measure all, or BENCH=start alone; BENCH_OUT=build/bench is where the results go
+bench: plots ## Run all benchmarks, or one (BENCH=start); results go to BENCH_OUT=build/bench
 	@$(python) -m bench --out '$(BENCH_OUT)' $(BENCH)
 
-demo: setup ## Boot a guest on a pool of huge pages and show what that saves (BACKEND=dmemfs: without struct pages)
-	@BACKEND='$(BACKEND)' $(python) -m bench.demo
+demo: setup ## Boot a guest from a pool of huge pages and show the savings (BACKEND=dmemfs: without struct pages)
+	@BACKEND='$(BACKEND)' $(python) -m tools.demo
 
 test: plots ## Run all tests, the lab's too; all but those of tests/unit need root
 	$(pytest) tests/unit tests/libvirt tests/numa
@@ -49,7 +49,7 @@ test-numa: setup ## Run the tests on a machine with three NUMA nodes, which QEMU
 lab: setup ## Run the tests on a whole Debian host, booted in QEMU (LAB_SUITE=bookworm: on Debian 12)
 	$(lab)
 
-lab-shell: setup ## Boot that host with a console on this terminal
+lab-shell: setup ## Boot that host with its console on this terminal
 	@$(python) -m tests.lab.machine
 
 lint: setup ## Run ruff, mypy and shellcheck
@@ -58,15 +58,15 @@ lint: setup ## Run ruff, mypy and shellcheck
 	$(python) -m mypy
 	shellcheck $(shell_scripts)
 
-docs: setup ## Write the documents that are made from the code
+docs: setup ## Generate the documents that come from the code
 	$(python) docs/generate.py
 
 install: setup ## Install for this host (PREFIX=/usr, DESTDIR= for packagers)
-	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/install.sh
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh
 
-uninstall: ## Take away what install put there
-	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/uninstall.sh
+uninstall: ## Remove the installed files
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/uninstall.sh
 
-clean: ## Remove what was built; .venv and .cache stay
+clean: ## Remove build products; keep .venv and .cache
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(programs)
-	find virt_dmem tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find virt_dmem tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +

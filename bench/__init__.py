@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measurements and the demo: what is run by hand, on a rig of its own."""
+"""Benchmarks, run by hand on a rig of their own."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run the benchmarks on this machine: ``make bench``, or one of them with ``make bench BENCH=start``.
 
-Each runs as a program of its own, one after another. All that they find is written to one directory:
+Each runs as a separate program, one after another. All results are written to one directory:
 ``results.json`` with every round, ``results.md`` with medians and spread, and plots as SVG. The exit status is 0
-when every goal that could be judged was met, 1 when one was not or a benchmark broke off.
+if every goal that could be judged was met, 1 if one was not or a benchmark was aborted.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ BENCHMARKS = {
     "crowd": "bench.crowd",
     "fragmentation": "bench.fragmentation",
 }
-"""By the name that BENCH= takes, in the order in which they run."""
+"""By their names for BENCH=, in the order in which they run."""
 
 
 def run_one(name: str, rounds: int | None) -> Results:
-    """Run one benchmark; when it ends without results, these say so."""
+    """Run one benchmark; if it ends without results, record that in a note."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "results.json")
         command = [sys.executable, "-m", BENCHMARKS[name], "--json", str(file)]
@@ -49,7 +49,7 @@ def run_one(name: str, rounds: int | None) -> Results:
 
 
 def main() -> int:
-    """Run what was asked for, write it down, and return the exit status."""
+    """Run the requested benchmarks, write the results, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,7 +80,7 @@ def main() -> int:
 
 def _draw(results: Results, directory: Path) -> None:
     try:
-        from bench.plots import draw  # noqa: PLC0415 - what only 'make bench' installs
+        from bench.plots import draw  # noqa: PLC0415 - installed by 'make bench' only
     except ModuleNotFoundError as error:
         print(f"bench: no plots: {error}; 'make bench' installs it", file=sys.stderr)
         return

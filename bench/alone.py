@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run one benchmark as a program: its options, its results as a table or as JSON."""
+"""Run one benchmark as a program: parse its options, print its results as a table or JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_alone(
     rounds: int = 5,
     options: Callable[[argparse.ArgumentParser], object] = lambda _: None,
 ) -> int:
-    """Measure, and print a table or write JSON; the exit status is 1 when a goal was not met or it broke off."""
+    """Measure, and print a table or write JSON; the exit status is 1 if a goal was not met or it was aborted."""
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds that count (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, and print no table")
@@ -36,7 +36,7 @@ def run_alone(
     try:
         measure(results, arguments)
     except RigError as error:
-        results.notes.append(f"{name} broke off: {error}")
+        results.notes.append(f"{name} was aborted: {error}")
         status = 1
     results.notes.append(f"{name}: {others.note()}")
     results.seconds[name] = time.monotonic() - began

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a hot-add costs: how long it takes, and how long QEMU answers nobody meanwhile.
+"""Measure the duration of a memory hotplug, and how long QEMU's main loop is blocked meanwhile.
 
-For each size, in turns: ``virt-dmem attach`` from a pool of huge pages; ``virsh attach-device`` alone to a guest
-with ``<hugepages>``, whose QEMU preallocates. The stall is the longest answer to ``query-status``, asked every 2 ms
-on a monitor of the benchmark's own. Paused guests under TCG. Takes huge pages for twice the largest size, and gives
-them back.
+For each size, alternately: ``virt-dmem attach`` from a pool of huge pages; ``virsh attach-device`` alone to a guest
+with ``<hugepages>``, whose QEMU preallocates. The stall is the longest answer to ``query-status``, sent every 2 ms
+on a separate monitor. Paused guests under TCG. Allocates huge pages for twice the largest size, and frees them.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ DEVICE = "<memory model='dimm'><target><size unit='b'>{}</size><node>0</node></t
 
 
 def attach_once(libvirt: PrivateLibvirt, size: int, case: str) -> tuple[float, float]:
-    """Start a guest, attach memory to it; return the seconds that took, and the longest stall."""
+    """Start a guest, attach memory to it; return the duration and the longest stall in seconds."""
     xml = domain_xml(
         GUEST,
         cells=[str(BOOT)],
@@ -73,7 +72,7 @@ def measure(results: Results, arguments: argparse.Namespace) -> None:
     sizes = [parse_size(size) for size in arguments.sizes]
     while sizes and 2 * (max(sizes) + BOOT) + MARGIN > available_bytes():
         largest = max(sizes)
-        results.notes.append(f"attach: not {format_size(largest)}: the host has not twice that available")
+        results.notes.append(f"attach: {format_size(largest)} skipped: the host does not have twice that available")
         sizes.remove(largest)
     if not sizes:
         return

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What it costs that a guest's memory goes back to the kernel between two guests, against zeroing it in place.
+"""Compare returning a guest's memory to the kernel between two guests with zeroing it in place.
 
-A file full of a guest's bytes, in turns: *in place*, renamed at the stop and zeroed by the helper in background;
-*given back*, emptied at the stop and brought in anew by the helper in the background, zeroed by the kernel. The
-start finds a whole file either way. A start that comes before any background work does the same in both: it empties
-the file, and brings its memory in.
+A file full of a guest's data, alternately: *in place*, renamed at the stop and zeroed by the helper in the
+background; *given back*, emptied at the stop and populated again by the helper in the background, zeroed by the
+kernel. The start finds a complete file either way. A start before any background work does the same in both
+cases: it empties the file, and populates it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ IN_PLACE, GIVEN_BACK = "in place", "given back"
 
 
 class Guest:
-    """The file of a guest that has written everywhere."""
+    """A file that a guest has written to everywhere."""
 
     def __init__(self, kind: Kind, directory: Path, size_bytes: int) -> None:
         self._kind, self._size_bytes = kind, size_bytes
         self._path, self._kept = directory / "extent", directory / "kept"
 
     def ran(self) -> None:
-        """Be there anew."""
+        """Create the file, and write to all of it."""
         self._kept.unlink(missing_ok=True)
         self._path.touch()
         os.truncate(self._path, self._size_bytes)
         self._helper("populate", self._path)
 
     def stop(self, case: str) -> None:
-        """Do what the stop waits for."""
+        """Do the work that the stop waits for."""
         if case == IN_PLACE:
             self._path.rename(self._kept)
             return
@@ -54,7 +54,7 @@ class Guest:
         self._path.unlink()
 
     def clean(self, case: str) -> None:
-        """Do what is done in the background, so that the next start finds clean memory."""
+        """Do the background work, so that the next start finds zeroed memory."""
         if case == GIVEN_BACK:
             self._kept.touch()
             os.truncate(self._kept, self._size_bytes)
@@ -66,14 +66,14 @@ class Guest:
 
 
 def seconds(work: Callable[[str], None], case: str) -> float:
-    """Return how long work takes."""
+    """Return the duration of some work in seconds."""
     began = time.perf_counter()
     work(case)
     return time.perf_counter() - began
 
 
 def measure_kind(results: Results, kind: Kind, sizes: list[int], rounds: int) -> None:
-    """Measure one kind of memory; what the host cannot give becomes a note."""
+    """Measure one type of memory; add a note if the host cannot provide it."""
     with ExitStack() as undo:
         try:
             most = obtainable(max(sizes), kind.huge_page) if kind.huge_page else max(sizes)
@@ -95,7 +95,7 @@ def measure_kind(results: Results, kind: Kind, sizes: list[int], rounds: int) ->
 
 
 def measure(results: Results, arguments: argparse.Namespace) -> None:
-    """Measure all kinds that a pool may be of."""
+    """Measure all types of pool memory."""
     enter_private_namespace()
     for kind in KINDS:
         if not kind.slow:

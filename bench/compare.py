@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Say whether anything got slower, beyond noise, from one run of the benchmarks to another.
+"""Compare two runs of the benchmarks, and report what became slower beyond noise.
 
-``python -m bench.compare A B``, A and B being the JSON that two runs wrote, or the directories they wrote it to. A
-case got slower when its median got worse by more than 5 %, and by more than three times the uncertainty of both
-medians. The exit status is 1 when one did, 2 when nothing could be compared.
+``python -m bench.compare A B``, where A and B are the JSON files of two runs, or their directories. A case became
+slower if its median got worse by more than 5 %, and by more than three times the uncertainty of both medians. The
+exit status is 1 if any case did, 2 if nothing could be compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def uncertainty(series: Series) -> float:
 
 
 def change(before: Series, after: Series) -> tuple[float, str]:
-    """Return how much larger the median became (0.1: by 10 %), and "slower", "faster" or "" for noise."""
+    """Return the relative change of the median (0.1: 10 % larger), and "slower", "faster" or "" for noise."""
     share = after.median / before.median - 1
     noise = SIGMAS * math.hypot(uncertainty(before), uncertainty(after))
     if abs(share) <= LEAST_SHARE or abs(after.median - before.median) <= noise:
@@ -54,7 +54,7 @@ def main() -> int:
     for name in sorted(before.machine.keys() | after.machine.keys()):
         old, new = before.machine.get(name, "-"), after.machine.get(name, "-")
         if old != new:
-            print(f"not the same {name}: {old}; {new}")
+            print(f"different {name}: {old}; {new}")
     slower = compared = 0
     for old_series in before.series:
         new_series = after.find(*old_series.key)

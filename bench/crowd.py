@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measure how long a hook waits while members of the group crowd the control socket.
+"""Measure the latency of hooks while members of the group flood the control socket.
 
-The host that is not there, its daemon and its domains are those of ``bench.scale``. The crowd has all the
-connections that others than root may have, and does with them what it likes: it calls every method that it may, as
-fast as it is answered, many at a time, never reads an answer or a few bytes of it, sends what is no call, and comes
-back as soon as it is hung up on. One crowd reads what it asked for, one does not, one does no more than to connect,
-again and again. Meanwhile domains are started and stopped, as root, one connection for each
-operation of the hook.
+The simulated host, its daemon and its domains are those of ``bench.scale``. The flooding clients use all the
+connections that non-root users may have: they call every permitted method, as fast as it is answered, many at a
+time, read no answer or only a few bytes of it, send invalid calls, and reconnect as soon as they are
+disconnected. One group reads its answers, one does not, one only connects, again and again. Meanwhile domains are
+started and stopped, as root, with one connection for each operation of the hook.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ __all__ = ["NAME", "measure"]
 NAME = "crowd"
 OPERATIONS = ("prepare", "start", "stopped", "release")
 CONNECTIONS = 64
-"""Of the crowd, in all."""
+"""Connections of the flooding clients in total."""
 PROCESSES = 2
 NOBODY = 65534
 GOAL_MS = 200
@@ -77,11 +76,11 @@ CROWDS = {
     "that does not read": ("crawls", "never reads", "reads"),
     "that connects": (),
 }
-"""What its members do."""
+"""The behaviours of the flooding clients."""
 
 
 class _Member:
-    """One connection of the crowd: it is made anew whenever it ends."""
+    """One flooding connection, re-established whenever it ends."""
 
     def __init__(self, selector: selectors.BaseSelector, way: str, calls: Iterator[bytes]) -> None:
         self._selector = selector
@@ -103,7 +102,7 @@ class _Member:
         return call * 30 if self._way == "pipelines" and len(call) < 1000 else call
 
     def step(self, events: int) -> None:
-        """Do what can be done now."""
+        """Send and receive as far as possible without blocking."""
         try:
             if events & selectors.EVENT_WRITE and self._left:
                 self._left = self._left[self._socket.send(self._left) :]
@@ -129,7 +128,7 @@ class _Member:
 
 
 def crowd(seed: int, name: str) -> None:
-    """Be a part of the crowd until killed; a process of a member of the group."""
+    """Flood until killed, as a process of a group member."""
     os.setgroups([])
     os.setgid(0)
     os.setuid(NOBODY)
@@ -147,7 +146,7 @@ def crowd(seed: int, name: str) -> None:
 
 
 def _connect() -> Never:
-    """Connect for ever; when there is no room for one more, at once again."""
+    """Connect endlessly; if the backlog is full, retry immediately."""
     some: deque[socket.socket] = deque(maxlen=500)
     while True:
         one = socket.socket(socket.AF_UNIX)
@@ -159,7 +158,7 @@ def _connect() -> Never:
 
 @contextlib.contextmanager
 def crowded(name: str) -> Iterator[None]:
-    """Have a crowd there."""
+    """Run flooding clients for as long as the context lasts."""
     code = "import sys; from bench import crowd; crowd.crowd(int(sys.argv[1]), sys.argv[2])"
     some = [subprocess.Popen([sys.executable, "-c", code, str(number), name]) for number in range(PROCESSES)]
     try:
@@ -196,7 +195,7 @@ def _at_size(results: Results, daemon: Daemon, domains: int, options: argparse.N
 
 
 def measure(results: Results, arguments: argparse.Namespace) -> None:
-    """Measure with each number of domains, and judge the most."""
+    """Measure with each number of domains, and judge the largest."""
     sizes = sorted(int(number) for number in arguments.domains.split(","))
     enter_private_namespace()
     with tempfile.TemporaryDirectory() as directory:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Count starts that are refused although they would have fitted, over a long random run on a pool nearly full.
+"""Count starts that are rejected although they would fit, over a long random run on a nearly full pool.
 
-The real planner, and nothing else: what it gives is taken from a table of free memory, what ends is added to it
-again. The pool has 8 nodes, in one segment and in three (a pool that was resized twice). Whether a refused domain
-would have fitted is asked of a search over all segments for all its cells. Beside it stand those that found the
-memory on their nodes, but in pieces in more segments than they have files: only moving others would help them.
-A round is another seed.
+Only the planner is real: its allocations are subtracted from a table of free memory, and freed memory is added to
+it. The pool has 8 nodes, in one segment and in three (a pool that was resized twice). Whether a rejected domain
+would have fit is determined by a search over all segments for all its cells. Counted separately are domains whose
+nodes have the memory, but spread over more segments than the domain has files: only moving other domains would
+help them. Each round uses another seed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SEGMENTS = {"1 segment": (128,), "3 segments": (64, 48, 16)}
 """GiB of each node in each segment."""
 SIZES = tuple(256 * MIB << power for power in range(8))
 FULL = 0.9
-"""Above this part of the pool as many domains end as start."""
+"""Above this fraction of the pool as many domains stop as start."""
 
 Free = dict[str, dict[int, int]]
 """Segment to node to bytes."""
 
 
 def domain(chance: random.Random) -> DomainMemory:
-    """Return a domain of one to four cells, in half of the cases each strictly on a node."""
+    """Return a domain of one to four cells, in half of the cases each bound strictly to a node."""
     count = chance.choice((1, 1, 1, 2, 2, 4))
     size = max(PAGE, chance.choice(SIZES) // count)
     strict = chance.random() < 0.5
@@ -58,7 +58,7 @@ def domain(chance: random.Random) -> DomainMemory:
 
 
 def would_fit(cells: tuple[Cell, ...], free: Mapping[str, Mapping[int, int]]) -> bool:
-    """Tell whether some choice of a segment for each cell has room for all."""
+    """Return whether some choice of a segment for each cell has room for all."""
     for chosen in itertools.product(free, repeat=len(cells)):
         asked: dict[str, list[Cell]] = {}
         for segment, cell in zip(chosen, cells, strict=True):
@@ -69,7 +69,7 @@ def would_fit(cells: tuple[Cell, ...], free: Mapping[str, Mapping[int, int]]) ->
 
 
 def _fits(cells: list[Cell], free: Mapping[int, int]) -> bool:
-    """Cells with a node take of that node alone; the others of whatever is left on any."""
+    """Place cells with a node on that node only; the others on any node with free memory."""
     strict: Counter[int] = Counter()
     for cell in cells:
         if cell.host_nodes:
@@ -80,7 +80,7 @@ def _fits(cells: list[Cell], free: Mapping[int, int]) -> bool:
 
 
 def run(segments: tuple[int, ...], operations: int, chance: random.Random) -> Counter[str]:
-    """Start and end domains at random; return how many starts were refused, and in what cases."""
+    """Start and stop domains at random; return the number of rejected starts, by case."""
     free: Free = {
         f"pool+{at}": dict.fromkeys(range(NODES), size * GIB) for at, size in enumerate(segments)
     }  # fmt: skip

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the hook costs: for a domain that is not ours, and for one that is and has nothing to prepare.
+"""Measure the cost of the hook: for a domain without metadata, and for one with metadata and nothing to prepare.
 
-Compared in the same run, in turns, with a bare interpreter (``/usr/bin/python3 -IS -c pass``).
+Compared in the same run, alternately, with a bare interpreter (``/usr/bin/python3 -IS -c pass``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ METADATA = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' poo
 
 
 def seconds_of(command: list[str], stdin: bytes) -> float:
-    """Run a command once, and return how long it took.
+    """Run a command once, and return its duration in seconds.
 
     :raise RigError: When it fails.
     """
@@ -46,7 +46,7 @@ def seconds_of(command: list[str], stdin: bytes) -> float:
 
 
 def commands(scratch: Path) -> dict[str, tuple[list[str], bytes]]:
-    """Return what is compared: a command line, and its input. The hook is written to ``scratch``."""
+    """Return the compared cases: a command line, and its input. The hook is written to ``scratch``."""
     plain = domain_xml("plain", uuid=str(uuid.uuid4())).encode()
     managed = domain_xml("managed", uuid=str(uuid.uuid4()), metadata=METADATA).encode()
     hook = str(write_hook(scratch / "hook"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Huge pages of the host, borrowed for a measurement."""
+"""Allocate huge pages of the host for a measurement."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["NotEnough", "borrowed", "compact", "mounted", "obtainable"]
 
 
 class NotEnough(RigError):
-    """The host has not the memory that a measurement needs."""
+    """The host does not have the memory that a measurement needs."""
 
 
 def compact() -> None:
-    """Have the kernel give up its caches and move things together, so that huge pages can be had."""
+    """Drop the kernel's caches and compact memory, so that huge pages can be allocated."""
     for name in ("drop_caches", "compact_memory"):
         Path("/proc/sys/vm", name).write_text("1\n")
 
@@ -33,7 +33,7 @@ def _knob(page_size: int) -> Path:
 
 
 def obtainable(size_bytes: int, page_size: int) -> int:
-    """Return how much of it the host would give now; at least a page, which may be too much."""
+    """Return how many of ``size_bytes`` the host could allocate now; at least a page, which may be too much."""
     knob = _knob(page_size)
     before = int(knob.read_text())
     knob.write_text(str(before + size_bytes // page_size))
@@ -44,9 +44,9 @@ def obtainable(size_bytes: int, page_size: int) -> int:
 
 @contextmanager
 def borrowed(size_bytes: int, page_size: int = 2 << 20) -> Iterator[None]:
-    """Have the host set aside so much more; it is given back afterwards.
+    """Allocate more huge pages for as long as the context lasts.
 
-    :raise NotEnough: When the host has not so much.
+    :raise NotEnough: When the host does not have that much.
     """
     knob = _knob(page_size)
     before, count = int(knob.read_text()), size_bytes // page_size

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run a program of bench/ on the lab's host, which keeps memory from its kernel: ``python -m bench.in_lab MODULE``.
+"""Run a module on the lab's host, which withholds memory from its kernel: ``python -m bench.in_lab MODULE``.
 
-What it prints comes here as it is printed; its exit status is ours.
+Its output is printed here as it appears, and its exit status returned.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def run_in_lab(module: str, arguments: Sequence[str] = (), env: Mapping[str, str
         setting = " ".join(f"{name}={shlex.quote(value)}" for name, value in (env or {}).items())
         command = f"{setting} PYTHONUNBUFFERED=1 .venv/bin/python -m {module} {shlex.join(arguments)}"
         machine.run(
-            # not "cd … && (…) &": the shell that waits for that keeps our end open until it is over
+            # not "cd … && (…) &": the shell that waits for that would keep our pipe open until it ends
             f"cd {PROJECT}; ({command} >{_LOG} 2>&1; echo $? >{_LOG}.status) </dev/null >/dev/null 2>&1 &"
         )
         ended = False
@@ -43,7 +43,7 @@ def run_in_lab(module: str, arguments: Sequence[str] = (), env: Mapping[str, str
 
 
 def main() -> int:
-    """Run what the command line names."""
+    """Run the module that the command line names."""
     if reason := missing_for_lab():
         print(f"The lab {reason}.", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What ``virt-dmem list --json`` costs, cold: a process each time, as it is installed.
+"""Measure the cost of ``virt-dmem list --json``: a new process each time, as it is installed.
 
-Compared in the same run, in turns, with the bare interpreter, under the launcher's own flags (``-IS``) and without.
-The daemon runs in the private namespace and holds memory of ten domains.
+Compared in the same run, alternately, with the bare interpreter, under the launcher's own flags (``-IS``) and
+without. The daemon runs in the private namespace and holds memory of ten domains.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LIST = "list --json"
 
 
 def cases(directory: Path) -> dict[str, list[str]]:
-    """Return what is compared; ``directory`` is for the launcher and must stay until it was measured."""
+    """Return the compared cases; ``directory`` is for the launcher and must exist during the measurement."""
     command = str(write_launcher(directory, "virt_dmem.cli.main"))
     return {
         BARE: ["/usr/bin/python3", "-IS", "-c", "pass"],
@@ -45,7 +45,7 @@ def cases(directory: Path) -> dict[str, list[str]]:
 
 
 def measure_rounds(results: Results, rounds: int, compared: dict[str, list[str]]) -> None:
-    """Run each so many times, in turns."""
+    """Run each case ``rounds`` times, alternately."""
     for number in range(rounds + 1):
         for case, command in compared.items():
             took = seconds_of(command, b"")
@@ -54,7 +54,7 @@ def measure_rounds(results: Results, rounds: int, compared: dict[str, list[str]]
 
 
 def hold(count: int) -> None:
-    """Have the daemon hold memory of so many domains."""
+    """Have the daemon hold memory for a number of domains."""
     virt_dmem("pool", "create", "bench", "--backend", "tmpfs", "--size", "64M")
     with Client(SOCKET) as daemon:
         for number in range(count):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What machine this is, and whether others used it meanwhile."""
+"""Describe the machine, and whether other work ran on it meanwhile."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _says(*command: str) -> str:
 
 
 def available_bytes() -> int:
-    """Return how much memory could be had now, as the kernel estimates it."""
+    """Return the available memory in bytes, as the kernel estimates it."""
     return int(_first(r"^MemAvailable:\s+(\d+)", "/proc/meminfo")) * 1024
 
 
 def describe() -> dict[str, str]:
-    """Return what one must know of this machine to understand a figure."""
+    """Return the properties of this machine that matter for a figure."""
     cpu = _first(r"^model name\s*:\s*(.*)", "/proc/cpuinfo") or platform.machine()
     virtual = "hypervisor" in _first(r"^flags\s*:\s*(.*)", "/proc/cpuinfo").split()
     facts = {
@@ -52,7 +52,7 @@ def describe() -> dict[str, str]:
 
 
 class Others:
-    """How much of the machine others used between its making and ``note()``."""
+    """The CPU use of other work between its creation and ``note()``."""
 
     def __init__(self) -> None:
         self._stalled = self._stall_us()
@@ -63,7 +63,7 @@ class Others:
         return int(_first(r"^some .*total=(\d+)", "/proc/pressure/cpu") or 0)
 
     def note(self) -> str:
-        """Return a sentence on how calm it was: /proc/pressure/cpu counts when something had to wait for a CPU."""
+        """Return a sentence about other load: /proc/pressure/cpu counts the time that tasks waited for a CPU."""
         elapsed = os.times().elapsed - self._times.elapsed
         share = (self._stall_us() - self._stalled) / 1e6 / elapsed if elapsed else 0.0
         calm = "calm" if share < 0.15 else "not calm"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a GiB of guest memory costs the host beside itself: struct pages, and the page tables of its QEMU.
+"""Measure the overhead of a GiB of guest memory: struct pages, and the page tables of its QEMU.
 
 Struct pages by the kernel's own counters (``nr_memmap_pages`` and ``nr_memmap_boot_pages`` in /proc/vmstat) before
-and after the memory is taken: 64 bytes for each 4 KiB that the kernel manages, less what HVO gives back. Page
+and after the memory is allocated: 64 bytes for each 4 KiB that the kernel manages, less what HVO frees. Page
 tables by VmPTE of a QEMU that maps and touches all of it.
 """
 
@@ -35,18 +35,18 @@ KINDS = (
     ("pool of huge pages of 2 MiB", "hugetlbfs", "pagesize=2M", 2 << 20, True),
     ("pool of huge pages of 1 GiB", "hugetlbfs", "pagesize=1G", 1 << 30, True),
 )
-"""Name, file system, options, huge page size, whether with HVO, which our pools switch on."""
+"""Name, file system, options, huge page size, whether with HVO, which virt-dmem's pools enable."""
 
 
 def memmap_bytes() -> int | None:
-    """Return how much struct pages take now; ``None`` where the kernel does not count it (before 6.11)."""
+    """Return the size of all struct pages in bytes; ``None`` if the kernel does not count them (before 6.11)."""
     found = re.findall(r"^nr_memmap(?:_boot)?_pages (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     return sum(map(int, found)) * mmap.PAGESIZE if len(found) == 2 else None
 
 
 @contextmanager
 def hvo(on: bool) -> Iterator[None]:
-    """Switch HVO on or off for pages that are taken from now on."""
+    """Enable or disable HVO for pages that are allocated from now on."""
     if not HVO.exists():
         if on:
             raise RigError("This kernel has no HVO.")
@@ -61,14 +61,14 @@ def hvo(on: bool) -> Iterator[None]:
 
 
 def qemu_page_tables(path: Path) -> int:
-    """Return what the page tables of a QEMU take that has touched all of a file of 1 GiB, less one that has not."""
+    """Return the size of the page tables for a 1 GiB file that a QEMU has touched in full."""
     backend = f"memory-backend-file,id=m,share=on,size={GIB},mem-path={path},prealloc="
     without = page_table_bytes(f"{backend}off")
     return max(0, page_table_bytes(f"{backend}on") - without)
 
 
 def measure(results: Results, arguments: argparse.Namespace) -> None:
-    """Measure all kinds: counters, so the rounds say the same."""
+    """Measure all types; these are counters, so that all rounds agree."""
     enter_private_namespace()
     if memmap_bytes() is None:
         results.notes.append("memory lost: this kernel does not count struct pages; nothing was measured")

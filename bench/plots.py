@@ -21,7 +21,7 @@ __all__ = ["draw"]
 
 _STYLE = {
     "svg.hashsalt": "virt-dmem",
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # keep text as text
     "font.size": 9,
     "axes.grid": True,
     "grid.alpha": 0.3,
@@ -34,7 +34,7 @@ _OTHERS = ("#2c3e50", "#2980b9", "#16a085", "#8e44ad", "#7f8c8d", "#d68910", "#5
 
 
 def draw(results: Results, directory: Path) -> list[Path]:
-    """Draw what the results have series for; return the files."""
+    """Draw a plot for each kind of series in the results; return the files."""
     drawn = []
     with mpl.rc_context(_STYLE):
         for name, benchmark, function in (

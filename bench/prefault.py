@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast memory is brought in: our helper, QEMU's own preallocation, and what the machine could do.
+"""Measure how fast memory is populated: by the helper, by QEMU's preallocation, and the limits of the machine.
 
-For each kind of memory and number of threads, in turns: the helper on an empty file, from its start to its end,
-less the time that it takes to say its version; the helper zeroing the same file in place, as memory is cleaned
-between two domains; two limits on that file, mapped, both without any page fault: non-temporal stores, and 4 KiB
-at a time as the kernel zeroes pages; QEMU with ``prealloc=on`` on an empty file, from its start to its greeting,
-less the time that the same QEMU takes without (before and after). The kinds: huge pages of 2 MiB and of 1 GiB;
-tmpfs as our pools mount it; tmpfs in pages of 4 KiB, as it is elsewhere. QEMU alone also on memfd, which libvirt
-would use. Before each figure on memory that goes back to the kernel in between, the same amount is taken and given
-back, so that all find memory that was in use just now.
+For each type of memory and number of threads, alternately: the helper on an empty file, from its start to its
+end, less the time that it takes to print its version; the helper zeroing the same file in place, as the original
+dmemfs needs it between two domains; two limits on that file, mapped, both without any page fault: non-temporal
+stores, and 4 KiB at a time as the kernel zeroes pages; QEMU with ``prealloc=on`` on an empty file, from its start
+to its greeting, less the time that the same QEMU takes without (before and after). The types: huge pages of 2 MiB
+and of 1 GiB; tmpfs as virt-dmem mounts it; tmpfs in pages of 4 KiB, as it is elsewhere. QEMU alone also on memfd,
+which libvirt would use. Before each figure on memory that returns to the kernel in between, the same amount is
+allocated and freed, so that all cases find recently used memory.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _MOST_THREADS = 16
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of memory: how it is mounted, and the page size that the helper is told.
+    """A type of memory: its mount, and the page size for the helper.
 
-    ``slow``: what no pool of ours is; less of it is measured, and nothing judged.
+    ``slow``: not used by any pool of virt-dmem; less of it is measured, and nothing judged.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Kind:
 
     @property
     def gives_back(self) -> bool:
-        """Whether a file that goes gives its memory back to the kernel at large."""
+        """Whether the memory of a removed file returns to the kernel in general."""
         return not self.huge_page
 
 
@@ -73,13 +73,13 @@ KINDS = (
 
 
 def thread_counts() -> list[int]:
-    """Return 1, 2, 4, … up to the CPUs we may run on."""
+    """Return 1, 2, 4, … up to the number of CPUs that this process may run on."""
     cpus = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
     return sorted({cpus, *(1 << power for power in range(5) if 1 << power <= cpus)})
 
 
 def build_limit(directory: Path) -> Path:
-    """Compile the program that finds the limits."""
+    """Compile the program that measures the limits."""
     program = directory / "memory_limit"
     source = Path(__file__).with_name("memory_limit.c")
     subprocess.run([os.environ.get("CC", "cc"), "-O2", "-pthread", "-o", program, source], check=True)
@@ -87,14 +87,14 @@ def build_limit(directory: Path) -> Path:
 
 
 class File:
-    """A file of one kind of memory, measured in turns by all."""
+    """A file on one type of memory, used by all cases alternately."""
 
     def __init__(self, kind: Kind, directory: Path, size: int, limit: Path) -> None:
         self._kind, self._size, self._limit = kind, size, limit
         self._path = directory / "extent"
 
     def round(self, threads: int) -> Iterator[tuple[str, float]]:
-        """Measure all once; yield case and GiB/s."""
+        """Measure all cases once; yield case and GiB/s."""
         with self._empty():
             yield HELPER_EMPTY, self._rate(self._helper("populate", threads))
             yield HELPER_IN_PLACE, self._rate(self._helper("zero", threads))
@@ -130,7 +130,7 @@ class File:
 
 
 def helper_seconds(*arguments: str) -> float:
-    """Return how long the helper runs.
+    """Return the run time of the helper in seconds.
 
     :raise RigError: When it fails.
     """
@@ -143,7 +143,7 @@ def helper_seconds(*arguments: str) -> float:
 
 
 def qemu_seconds(backend: str, threads: int) -> float:
-    """Return what QEMU's preallocation takes: with it, less without (which touches no memory)."""
+    """Return the seconds of QEMU's preallocation: with it, less without (which touches no memory)."""
     before = seconds_to_greeting(f"{backend},prealloc=off")
     whole = seconds_to_greeting(f"{backend},prealloc=on,prealloc-threads={threads}")
     after = seconds_to_greeting(f"{backend},prealloc=off")
@@ -151,11 +151,11 @@ def qemu_seconds(backend: str, threads: int) -> float:
 
 
 def measure_kind(results: Results, kind: Kind, size: int, rounds: int, limit: Path) -> None:
-    """Measure one kind of memory; what the host cannot give becomes a note."""
+    """Measure one type of memory; add a note if the host cannot provide it."""
     with ExitStack() as undo:
         try:
             if kind.huge_page == GIB:
-                size = min(size, obtainable(size, GIB))  # there is rarely so much in one piece
+                size = min(size, obtainable(size, GIB))  # that much contiguous memory is rarely available
             if kind.huge_page:
                 undo.enter_context(borrowed(size, kind.huge_page))
             directory = undo.enter_context(mounted(kind.fstype, kind.options))
@@ -166,7 +166,7 @@ def measure_kind(results: Results, kind: Kind, size: int, rounds: int, limit: Pa
         for number in range(rounds + 1):
             for threads in thread_counts():
                 for case, rate in file.round(threads):
-                    if number:  # in the first round a virtual machine may only now be given its memory
+                    if number:  # in the first round the hypervisor may only now allocate the memory
                         add(results, kind.name, case, rate, threads)
         judge(results, kind, max(thread_counts()))
 
@@ -177,7 +177,7 @@ def add(results: Results, kind: str, case: str, rate: float, threads: int) -> No
 
 
 def judge(results: Results, kind: Kind, most_threads: int) -> None:
-    """Judge whether it is the machine that sets the limit."""
+    """Judge whether the machine is the limit."""
     for threads in sorted({1, most_threads}):
 
         def series(case: str, threads: int = threads):  # noqa: ANN202 - Series or None
@@ -196,7 +196,7 @@ def judge(results: Results, kind: Kind, most_threads: int) -> None:
 
 
 def measure(results: Results, arguments: argparse.Namespace) -> None:
-    """Measure all kinds."""
+    """Measure all types of memory."""
     enter_private_namespace()
     size = parse_size(arguments.size)
     fits = (available_bytes() - 2 * GIB) // GIB * GIB

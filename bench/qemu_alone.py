@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU without libvirt and without a machine: how long it takes to its greeting on the monitor."""
+"""Start QEMU without libvirt and without a machine, and measure the time to its greeting on the monitor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["page_table_bytes", "seconds_to_greeting"]
 
 @contextmanager
 def _greeted(memory_backend: str) -> Iterator[tuple[int, float]]:
-    """Start QEMU and wait until it has greeted; yield its process id, and the seconds that took."""
+    """Start QEMU and wait for its greeting; yield its process id and the seconds that this took."""
     command = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
     began = time.perf_counter()
     with subprocess.Popen(
@@ -34,9 +34,9 @@ def _greeted(memory_backend: str) -> Iterator[tuple[int, float]]:
 
 
 def seconds_to_greeting(memory_backend: str) -> float:
-    """Start QEMU with a memory backend (the value of ``-object``); return the seconds until it greeted.
+    """Start QEMU with a memory backend (the value of ``-object``); return the seconds until its greeting.
 
-    The backend is complete by then, all its memory preallocated if it was asked for.
+    The backend is complete by then, with all its memory preallocated if requested.
 
     :raise RigError: When QEMU ends before.
     """
@@ -45,7 +45,7 @@ def seconds_to_greeting(memory_backend: str) -> float:
 
 
 def page_table_bytes(memory_backend: str) -> int:
-    """Return what the page tables of a QEMU with a memory backend take: VmPTE in proc(5)'s status.
+    """Return the size of the page tables of a QEMU with a memory backend: VmPTE in proc(5)'s status.
 
     :raise RigError: When QEMU ends before.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a benchmark found, round by round: in memory, and as JSON."""
+"""Keep the results of a benchmark, round by round: in memory, and as JSON."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SCHEMA = 1
 
 
 def spread(figures: list[float]) -> float:
-    """Return the median distance from the median (MAD): what most figures do not exceed, whatever a few do."""
+    """Return the median absolute deviation (MAD), which a few outliers do not change."""
     middle = statistics.median(figures)
     return statistics.median(abs(figure - middle) for figure in figures)
 
 
 @dataclass(frozen=True)
 class Series:
-    """One case of one benchmark, measured again and again.
+    """One case of one benchmark, measured in several rounds.
 
     ``what`` is measured, in ``unit`` ("s", "GiB/s", "MiB/GiB"), for ``case``; ``size_bytes`` of memory and
     ``threads`` are 0 where they mean nothing.
@@ -39,7 +39,7 @@ class Series:
 
     @property
     def key(self) -> tuple[str, str, str, int, int]:
-        """What tells it from the others."""
+        """The properties that identify it."""
         return self.benchmark, self.what, self.case, self.size_bytes, self.threads
 
     @property
@@ -54,13 +54,13 @@ class Series:
 
     @property
     def more_is_better(self) -> bool:
-        """Whether a larger figure is the better one."""
+        """Whether larger figures are better."""
         return self.unit.endswith("/s")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What was to be reached: ``value`` against ``limit``; ``met`` is ``None`` when it could not be judged."""
+    """A goal: ``value`` against ``limit``; ``met`` is ``None`` if it could not be judged."""
 
     text: str
     limit: float
@@ -71,7 +71,7 @@ class Goal:
 
 @dataclass
 class Results:
-    """All that one run found; ``notes``: what a reader must know, such as what was left out and why."""
+    """All results of one run; ``notes``: what a reader must know, such as what was skipped and why."""
 
     machine: dict[str, str] = field(default_factory=dict)
     series: list[Series] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Results:
         size_bytes: int = 0,
         threads: int = 0,
     ) -> None:
-        """Add one round's figure to the series that it belongs to."""
+        """Add one round's figure to its series."""
         new = Series(benchmark, what, case, unit, size_bytes, threads)
         found = self.find(*new.key)
         if found is None:
@@ -99,26 +99,26 @@ class Results:
         found.rounds.append(figure)
 
     def find(self, benchmark: str, what: str, case: str, size_bytes: int = 0, threads: int = 0) -> Series | None:
-        """Return a series, if it was measured."""
+        """Return a series, or ``None`` if it was not measured."""
         key = (benchmark, what, case, size_bytes, threads)
         return next((series for series in self.series if series.key == key), None)
 
     def merge(self, other: Results) -> None:
-        """Add what another part of the same run found."""
+        """Add the results of another part of the same run."""
         self.series += other.series
         self.goals += other.goals
         self.notes += [note for note in other.notes if note not in self.notes]
         self.seconds |= other.seconds
 
     def write(self, path: Path) -> None:
-        """Write it as JSON that a person can read, too."""
+        """Write the results as readable JSON."""
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
 
     @staticmethod
     def read(path: Path) -> Results:
-        """Read what ``write`` wrote.
+        """Read a file that ``write`` wrote.
 
-        :raise ValueError: When it is something else.
+        :raise ValueError: When the file is something else.
         """
         found = msgspec.json.decode(path.read_bytes(), type=Results)
         if found.schema != SCHEMA:
@@ -127,5 +127,5 @@ class Results:
 
 
 def ratios(ours: Series, theirs: Series) -> list[float]:
-    """Return ours to theirs for each round: both were measured in turns, on the same machine at the same time."""
+    """Return the ratio of ``ours`` to ``theirs`` for each round; both were measured alternately."""
     return [mine / other for mine, other in zip(ours.rounds, theirs.rounds, strict=False)]

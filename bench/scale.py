@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measure whether the daemon stays quick on a host of 8 nodes and 6 TiB with 10 000 domains.
+"""Measure the daemon's latency on a host of 8 nodes and 6 TiB with 10 000 domains.
 
-The real ``virt-dmemd`` with its socket, planner and ledger, in the private namespace. Not real are: the nodes (a
-fake sysfs tree over the real one), the memory (mounts of hugetlbfs without pages behind them, in which extents are
-files without pages that give back what they would have), the helper (a stand-in that touches nothing) and QEMU
-(there is none: domains that run stand in the ledger as a daemon before this one left them). Nothing is said here of
-how fast memory is.
+The real ``virt-dmemd`` with its socket, planner and ledger, in the private namespace. Simulated are: the nodes (a
+fake sysfs tree over the real one), the memory (hugetlbfs mounts without pages, in which extents are files without
+pages that free the amount they would have), the helper (a stand-in that touches nothing) and QEMU (there is none:
+running domains are in the ledger as left by a previous daemon). The speed of memory is not measured.
 
-One start is the hook's ``prepare`` and ``start``, one stop its ``stopped`` and ``release``. Of ``prepare`` the time
-of the stand-in is taken off: what is left is to read the XML, plan, reserve and make the files. CPU time is the
-daemon's. A round is ``--operations`` starts and stops; its median and 99th percentile are one figure each.
+One start is the hook's ``prepare`` and ``start``, one stop its ``stopped`` and ``release``. The time of the
+stand-in is subtracted from ``prepare``, which leaves parsing the XML, planning, reserving and creating the files.
+CPU time is the daemon's. A round is ``--operations`` starts and stops; its median and 99th percentile are one
+figure each.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ GOALS = {
     (RELEASE, WORST): 20,
     (LIST, MEDIAN): 1000,
 }
-"""Milliseconds that each may take with the most domains."""
+"""Limits in milliseconds with the largest number of domains."""
 MOST_MIB = 100
-"""Memory that the daemon may have then."""
+"""Limit of the daemon's memory with that number."""
 
 
 # The host that is not there
@@ -80,7 +80,7 @@ MOST_MIB = 100
 def set_up(scratch: Path) -> None:
     """Lay a fake sysfs over the real one, and mount the pool.
 
-    The nodes say that they have no memory: where they have, the daemon holds all that is free on its node.
+    The nodes report no memory: else the daemon would keep all their free memory on its node.
     """
     tree = fake_tree(scratch / "tree", memory=[0] * NODES)
     nodes = "sys/devices/system/node"
@@ -102,7 +102,7 @@ def set_up(scratch: Path) -> None:
 
 
 def populate(count: int, chance: random.Random) -> None:
-    """Write so many domains that run into a new ledger, with the files that they would have."""
+    """Write a number of running domains into a new ledger, with the files that they would have."""
     ledger = Ledger(STATE / "ledger.sqlite", kernel.boot_id())
     left = {(name, node): size // NODES for name, size in SEGMENTS.items() for node in range(NODES)}
     for number in range(count):
@@ -150,7 +150,7 @@ def empty() -> None:
 
 
 class Starter:
-    """Starts and stops domains as libvirt's hook does: one connection for each operation."""
+    """Start and stop domains as libvirt's hook does: one connection for each operation."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
@@ -160,7 +160,7 @@ class Starter:
         """Seconds, by operation."""
 
     def start(self) -> None:
-        """Start a new domain; one of ten has two cells on two nodes."""
+        """Start a new domain; one in ten has two cells on two nodes."""
         self._number += 1
         name, number = f"starts-{self._number}", 100_000 + self._number
         cells: tuple[str, ...] = ()
@@ -185,7 +185,7 @@ class Starter:
         self.took.setdefault(RESERVE, []).append(prepared - stand_in)
 
     def stop(self) -> None:
-        """Stop one of those that were started here, whichever."""
+        """Stop a random one of the domains that were started here."""
         at = self._chance.randrange(len(self._running))
         self._running[at], xml = self._running[-1], self._running[at]
         self._running.pop()
@@ -198,7 +198,7 @@ class Starter:
         directory.rmdir()
 
     def run(self, operations: int, most: int = 20) -> None:
-        """Start and stop so many times in all, at random, with ``most`` of these domains at a time."""
+        """Start and stop domains ``operations`` times in total, at random, at most ``most`` at a time."""
         for _ in range(operations - most):
             if not self._running or (len(self._running) < most and self._chance.random() < 0.5):
                 self.start()
@@ -225,7 +225,7 @@ _PING = b'{"method": "org.varlink.service.GetInfo", "parameters": {}}\0'
 
 
 def ping(path: str) -> None:
-    """Ask the daemon for nothing, 100 times a second, and print how long each took once the input ends."""
+    """Send the daemon an empty call 100 times a second, and print the durations once the input ends."""
     took: list[float] = []
     over = threading.Event()
 
@@ -247,7 +247,7 @@ def ping(path: str) -> None:
 
 
 class Pinger:
-    """A process that measures how long the daemon's event loop lets others wait."""
+    """A process that measures the latency of the daemon's event loop."""
 
     def __enter__(self) -> Pinger:
         command = [sys.executable, "-c", _PINGER, str(SOCKET)]
@@ -260,7 +260,7 @@ class Pinger:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process, without its children."""
+    """Return the CPU time of a process in seconds, without its children."""
     fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -274,7 +274,7 @@ def peak_mib(pid: int) -> float:
 
 
 class _Figures:
-    """Adds figures with so many domains."""
+    """Add figures with a number of domains."""
 
     def __init__(self, results: Results, domains: int) -> None:
         self._results = results
@@ -293,12 +293,12 @@ class _Figures:
 
 
 def case_of(domains: int) -> str:
-    """Return what a series with so many domains is called."""
+    """Return the name of a series with a number of domains."""
     return f"{domains} domains"
 
 
 def _at_size(results: Results, daemon: Daemon, scratch: Path, domains: int, options: argparse.Namespace) -> None:
-    """Measure with so many domains that run."""
+    """Measure with a number of running domains."""
     figures = _Figures(results, domains)
     daemon.stop()
     empty()
@@ -317,7 +317,7 @@ def _at_size(results: Results, daemon: Daemon, scratch: Path, domains: int, opti
     figures.add_quantiles("answer when idle", pinger.took)
 
     starter = Starter(random.Random(options.seed + 1))
-    starter.run(30, most=5)  # what is loaded once
+    starter.run(30, most=5)  # what is loaded only once
     for _ in range(options.rounds):
         starter.took.clear()
         cpu, began = _cpu_seconds(daemon.pid), time.perf_counter()
@@ -341,7 +341,7 @@ def _at_size(results: Results, daemon: Daemon, scratch: Path, domains: int, opti
 
 
 def measure(results: Results, arguments: argparse.Namespace) -> None:
-    """Measure with each number of domains, and judge the most."""
+    """Measure with each number of domains, and judge the largest."""
     sizes = sorted(int(number) for number in arguments.domains.split(","))
     enter_private_namespace()
     with tempfile.TemporaryDirectory() as directory:
@@ -349,7 +349,7 @@ def measure(results: Results, arguments: argparse.Namespace) -> None:
         set_up(scratch)
         daemon = Daemon(
             (scratch / "config").read_text(), env={"MALLOC_ARENA_MAX": "1"}, module="bench.scale_daemon"
-        )  # as its unit has it
+        )  # as set in its unit
         try:
             for domains in sizes:
                 _at_size(results, daemon, scratch, domains, arguments)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""virt-dmemd for a host whose memory is not there: a file without pages gives back all that it would have."""
+"""Run virt-dmemd for simulated memory: a file without pages frees the amount that it would have."""
 
 from __future__ import annotations
 

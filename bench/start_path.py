@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What users feel: ``virsh start``, against libvirt alone, for guests of several sizes.
+"""Measure ``virsh start`` against libvirt alone, for guests of several sizes.
 
-For each size, in turns: a guest on a pool of ours whose memory is ready; libvirt alone with ``<hugepages>`` and
+For each size, alternately: a guest on a pool with pre-zeroed memory; libvirt alone with ``<hugepages>`` and
 with memfd, each preallocated with one thread and with as many as there are CPUs, and with memfd on demand (libvirt
 refuses that for huge pages). Two clocks: from hook ``start`` to hook ``started`` (libvirt's and QEMU's own time,
 and whatever of ours is left on that path), and the whole of ``virsh start``. Paused guests under TCG. Where the
@@ -59,7 +59,7 @@ exit 0
 
 @dataclass(frozen=True)
 class Case:
-    """A way to give a guest its memory: a pool of ours, or XML of libvirt's."""
+    """A type of guest memory: a pool, or memory by libvirt's XML."""
 
     name: str
     pool: str = ""
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def huge_pages(self) -> bool:
-        """Whether libvirt takes huge pages of the host's."""
+        """Whether libvirt uses huge pages of the host."""
         return "<hugepages/>" in self.memory_backing
 
 
@@ -76,7 +76,7 @@ WARM_UP = Case("", "", "<source type='memfd'/>")
 
 
 def opponents() -> list[Case]:
-    """Return what libvirt can do without us."""
+    """Return the cases of libvirt without virt-dmem."""
     many = len(os.sched_getaffinity(0))
     found = [Case(ON_DEMAND, "", "<source type='memfd'/>")]
     for kind, xml in (("<hugepages>", "<hugepages/>"), ("memfd", "<source type='memfd'/>")):
@@ -132,9 +132,9 @@ def start_once(libvirt: PrivateLibvirt, case: Case, size: int) -> tuple[float, f
 
 @contextmanager
 def pool(name: str, size: int, *more: str) -> Iterator[None]:
-    """Have a pool for as long as the context lasts.
+    """Create a pool for as long as the context lasts.
 
-    :raise NotEnough: When it cannot be made.
+    :raise NotEnough: When it cannot be created.
     """
     compact()
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Results as Markdown."""
+"""Format results as Markdown."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from virt_dmem.config.schema import keys
 from virt_dmem.daemon.main import build_parser as build_daemon_parser
 
 DOCS = Path(__file__).parent
+REFERENCE = Path("reference")
 SCHEMA = "virt-dmem.schema.json"
 GROUP_PAGE = """\
 .\\" SPDX-License-Identifier: GPL-2.0-or-later
@@ -85,9 +86,9 @@ def documents() -> dict[Path, str]:
     made[Path("man/virt-dmemd.8")] = _filled(_template("virt-dmemd.8"), build_daemon_parser(), None)
     made[Path("man/virt-dmem.toml.5")] = _template("virt-dmem.toml.5").replace("@KEYS@\n", _keys())
     schema = _schema()
-    made[Path(SCHEMA)] = json.dumps(schema, indent=2) + "\n"
-    made[Path("json.md")] = _json_document(schema)
-    made[Path("errors.md")] = _errors_document()
+    made[REFERENCE / SCHEMA] = json.dumps(schema, indent=2) + "\n"
+    made[REFERENCE / "json.md"] = _json_document(schema)
+    made[REFERENCE / "errors.md"] = _errors_document()
     return made
 
 

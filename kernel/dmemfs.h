@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * dmemfs: files over RAM that the kernel was told at boot to leave alone.
+ * dmemfs: files on RAM that was withheld from the kernel at boot.
  *
  * Words: a region is a range of physical memory named at mount, a span the
  * part of a region on one NUMA node, a page one page of the pool (pagesize=),
  * an extent a run of pages that a file has. Pages are counted by their
  * physical address divided by the page size ("page number", not PFN).
- * Held are pages that were punched or cut out of a file that somebody mapped:
- * no part of it any more, and given to no other as long as it lives.
+ * Held pages were punched or truncated from a file that was ever mapped: they
+ * are in no place of it any more, and given to no other file while it exists.
  */
 #ifndef DMEMFS_H
 #define DMEMFS_H
@@ -31,7 +31,7 @@
 
 enum dmemfs_entry { DMEMFS_4K, DMEMFS_2M, DMEMFS_1G, DMEMFS_ENTRIES };
 
-/* A range of physical memory, held by us as long as the mount lives. */
+/* A range of physical memory, claimed as long as the mount exists. */
 struct dmemfs_region {
 	phys_addr_t start;
 	u64 size;
@@ -43,7 +43,7 @@ struct dmemfs_node;
 
 /*
  * A run of pages on one node. A page is clean (free and zero), dirty (free,
- * not zero yet) or neither: a file's, or just being zeroed.
+ * not zeroed yet) or neither: a file's, or just being zeroed.
  */
 struct dmemfs_span {
 	struct list_head list;		/* of its node */
@@ -92,7 +92,7 @@ struct dmemfs_pool {
 	struct dmemfs_span *spans;	/* by address */
 	struct dmemfs_node *nodes[MAX_NUMNODES];
 	nodemask_t node_mask;
-	bool huge;			/* entries above 4K can be had */
+	bool huge;			/* entries above 4K are supported */
 	/*
 	 * Read by each fallocate(), which holds pages that no file has yet;
 	 * written by a fault that finds none left, so that it looks again
@@ -128,8 +128,8 @@ struct dmemfs_inode {
 	struct rb_root held;		/* by page */
 	unsigned long pages;		/* of extents */
 	unsigned long owned;		/* all that the pool gave it and has not got back */
-	unsigned long most;		/* the greatest size, or end of memory, that it ever had */
-	bool mapped;			/* at some time: somebody may know its page frames */
+	unsigned long most;		/* the greatest size, or end of memory, so far */
+	bool mapped;			/* ever: a driver may know its page frames */
 };
 
 static inline struct dmemfs_inode *DMEMFS_I(const struct inode *inode)

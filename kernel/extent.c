@@ -66,7 +66,7 @@ static struct dmemfs_extent *at_or_after(const struct dmemfs_inode *info, unsign
 	return extent->index + extent->count > index ? extent : entry(rb_next(&extent->rb));
 }
 
-/* Where page @index is; if nowhere, @hint is the page that would continue what is before it. */
+/* Find page @index; if there is none, @hint is the page that would continue the preceding run. */
 bool dmemfs_lookup(struct dmemfs_inode *info, unsigned long index, unsigned long *page,
 		   unsigned long *hint)
 {
@@ -107,7 +107,7 @@ bool dmemfs_next_data(struct dmemfs_inode *info, unsigned long index, unsigned l
 	return found;
 }
 
-/* What the file has at or after @index, on one node and in a row there too. */
+/* Find the file's first run at or after @index: contiguous, on one node. */
 bool dmemfs_next_extent(struct dmemfs_inode *info, unsigned long index,
 			struct dmemfs_extent *found)
 {
@@ -150,7 +150,7 @@ static void link_extent(struct dmemfs_inode *info, struct dmemfs_extent *extent)
 	rb_insert_color(&extent->rb, &info->extents);
 }
 
-/* Give the file what it does not have at that place; @extent is ours from now on. */
+/* Insert a run where the file has none; takes ownership of @extent. */
 void dmemfs_insert(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 		   struct dmemfs_extent *extent)
 {
@@ -189,10 +189,10 @@ static void divide(struct dmemfs_inode *info, struct dmemfs_extent *extent, unsi
 }
 
 /*
- * Take pages @index to @end from the file; nobody maps them any more. They
- * are held if anybody ever has: a driver may have asked for their frames and
- * go on using them, as those of VFIO do. The memory to divide the first and
- * the last extent is had before anything is done.
+ * Remove pages @index to @end, which are unmapped by now, from the file. They
+ * are held if the file was ever mapped: a driver may have looked up their
+ * frames and still use them, as VFIO does. The memory to split the first and
+ * the last extent is allocated before anything is changed.
  */
 int dmemfs_remove(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned long index,
 		  unsigned long end)
@@ -233,7 +233,7 @@ int dmemfs_remove(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned 
 	return err;
 }
 
-/* The file is gone, and so is all that it had. */
+/* The file is evicted: free all its runs. */
 void dmemfs_remove_all(struct dmemfs_pool *pool, struct dmemfs_inode *info)
 {
 	struct dmemfs_extent *extent;

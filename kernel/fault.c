@@ -65,7 +65,7 @@ static int get_page_at(struct vm_fault *vmf, unsigned long index, unsigned long 
 		goto out;
 	err = dmemfs_take(pool, info, dmemfs_vma_policy(vmf->vma), index, 1,
 			  READ_ONCE(info->most), hint, &run);
-	/* on the wrong node, but its own: better than to kill whoever touches it */
+	/* on the wrong node, but the file's own: better than SIGBUS */
 	if (err == -ENOSPC && dmemfs_take_any_held(pool, info, 1, &run))
 		err = 0;
 	if (err)
@@ -177,10 +177,10 @@ static int dmemfs_may_split(struct vm_area_struct *vma, unsigned long addr)
 }
 
 /*
- * mremap() is refused, but the kernel asks only after it has moved the page
- * tables, which it cannot do with entries of 1 GiB ("bad pud"). This comes
- * before: a new VMA of this mm where none has been is one that is to be moved
- * to. So it finds nothing to move; who uses the old one faults again.
+ * mremap() is rejected, but the kernel asks only after it has moved the page
+ * tables, which fails for entries of 1 GiB ("bad pud"). This is called
+ * earlier: a new VMA of this mm where none was is the destination of a move.
+ * Unmap the source, so that nothing is moved; accesses to it fault again.
  */
 static void dmemfs_open(struct vm_area_struct *vma)
 {

@@ -15,9 +15,9 @@ static void extend(struct dmemfs_inode *info, unsigned long pages)
 }
 
 /*
- * Cut the file or let it grow; the caller holds the inode's lock. A fault
- * holds the invalidate lock from its look at the size to its page table
- * entry, so none comes between the unmapping and the freeing.
+ * Truncate or extend the file; the caller holds the inode's lock. A fault
+ * holds the invalidate lock from reading the size to setting its page table
+ * entry, so none comes between unmapping and freeing.
  */
 int dmemfs_truncate(struct inode *inode, loff_t size)
 {
@@ -96,7 +96,7 @@ static void drop_extent(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 	dmemfs_free_extent(extent);
 }
 
-/* Give back what the file does not need. */
+/* Return the memory that the file does not need. */
 static void drop_pending(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 			 struct list_head *list, bool held)
 {
@@ -218,9 +218,9 @@ static unsigned long lacking(struct dmemfs_inode *info, unsigned long index, uns
 }
 
 /*
- * All memory is had, and zeroed where it was not, before the file gets any of
- * it: faults go on meanwhile, and a fallocate() that fails changes nothing.
- * With @alone there are none: the caller has the invalidate lock.
+ * Allocate all memory, and zero what is dirty, before the file gets any of
+ * it: faults continue meanwhile, and a failed fallocate() changes nothing.
+ * With @alone there are none: the caller holds the invalidate lock.
  */
 static int try_allocate(struct inode *inode, unsigned long index, unsigned long end, bool alone)
 {
@@ -279,7 +279,7 @@ static int allocate(struct inode *inode, unsigned long index, unsigned long end)
 	down_read(&pool->allocating);
 	err = try_allocate(inode, index, end, false);
 	if (err == -ENOSPC && READ_ONCE(DMEMFS_I(inode)->mapped)) {
-		/* faults may have got for the same places what the file may have in all */
+		/* concurrent faults in the same range may have used up the file's limit */
 		filemap_invalidate_lock(inode->i_mapping);
 		if (could_allocate(inode, index, end))
 			err = try_allocate(inode, index, end, true);
@@ -372,7 +372,7 @@ static int dmemfs_mmap(struct file *file, struct vm_area_struct *vma)
 	return 0;
 }
 
-/* An address that is to its page what the offset is, for the largest page that fits. */
+/* Return an address aligned like the file offset, for the largest page that fits. */
 static unsigned long dmemfs_get_unmapped_area(struct file *file, unsigned long addr,
 					      unsigned long len, unsigned long pgoff,
 					      unsigned long flags)

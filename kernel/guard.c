@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * mbind(MPOL_MF_STRICT) over 2 MiB entries of raw PFNs makes the kernel look
- * at struct pages that are not there, and oops (queue_folios_pmd() of 6.12
- * asks for no "special" bit). Nothing a file system may define comes before
- * it, so a probe makes the walk pass our VMAs by, as it does with all that
- * cannot be migrated when the flag is not given. Where the probe cannot be
- * had, there are no huge entries.
+ * mbind(MPOL_MF_STRICT) over 2 MiB entries of raw PFNs makes the kernel access
+ * struct pages that do not exist, and oops (queue_folios_pmd() of 6.12 does
+ * not check the "special" bit). No file system callback comes before it, so a
+ * probe makes the walk skip dmemfs VMAs, as it skips all that cannot be
+ * migrated when the flag is not given. If the probe cannot be installed,
+ * there are no huge entries.
  */
 
 #include <linux/kprobes.h>
@@ -17,20 +17,20 @@ static bool guarded;
 
 #if defined(HAVE_HUGE_PFN) && defined(CONFIG_KRETPROBES) && defined(CONFIG_X86_64)
 
-#define AT_ONCE	1024	/* calls under way, each shorter than a time slice */
+#define AT_ONCE	1024	/* concurrent calls, each shorter than a time slice */
 
 static int entering(struct kretprobe_instance *call, struct pt_regs *regs)
 {
 	struct mm_walk *walk = (void *)regs->dx;
 
-	return !walk->vma || walk->vma->vm_ops != &dmemfs_vm_ops;	/* not ours: let it be */
+	return !walk->vma || walk->vma->vm_ops != &dmemfs_vm_ops;	/* not dmemfs: unchanged */
 }
 NOKPROBE_SYMBOL(entering);
 
 static int leaving(struct kretprobe_instance *call, struct pt_regs *regs)
 {
 	if ((int)regs_return_value(regs) == 0)
-		regs_set_return_value(regs, 1);		/* pass it by */
+		regs_set_return_value(regs, 1);		/* skip this VMA */
 	return 0;
 }
 NOKPROBE_SYMBOL(leaving);

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What was punched or cut out of a file that somebody has mapped stays the
- * file's: a driver that asked for a page frame of a mapping (VFIO's type 1
- * does, and holds nothing then) may have a device write there long after the
- * mapping lost it. So the frame must not become another file's as long as
- * this one lives. What the file needs anew it gets from here first.
+ * Memory that was punched or truncated from a file that was ever mapped
+ * remains the file's: a driver that looked up a page frame of a mapping
+ * (VFIO's type 1 does, without a reference) may have a device write there
+ * long after the mapping lost it. So the frame must not become another file's
+ * while this one exists. New allocations of the file use held pages first.
  */
 
 #include "dmemfs.h"
 
-#define ZERO_AT_ONCE	SZ_64M	/* as in pool.c: all of it is to be zeroed by who takes it */
+#define ZERO_AT_ONCE	SZ_64M	/* as in pool.c: the allocation zeroes all of it */
 
 static struct dmemfs_extent *entry(struct rb_node *node)
 {
 	return rb_entry_safe(node, struct dmemfs_extent, rb);
 }
 
-/* The first run that ends behind @page. */
+/* Find the first run that ends behind @page. */
 static struct dmemfs_extent *at_or_after(const struct dmemfs_inode *info, unsigned long page)
 {
 	struct rb_node *node = info->held.rb_node;
@@ -60,7 +60,7 @@ static void drop_held(struct dmemfs_inode *info, struct dmemfs_extent *extent)
 	dmemfs_free_extent(extent);
 }
 
-/* Keep pages that are the file's and in no place of it; @extent is ours from now on. */
+/* Hold pages that are the file's and in no place of it; takes ownership of @extent. */
 void dmemfs_hold(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 		 struct dmemfs_extent *extent)
 {
@@ -84,7 +84,7 @@ void dmemfs_hold(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 	spin_unlock(&info->lock);
 }
 
-/* Take the first pages of a run; they have what was written there, by devices perhaps even now. */
+/* Take the first pages of a run; they are dirty, and devices may still write to them. */
 static void take_first(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 		       struct dmemfs_extent *extent, unsigned long want, struct dmemfs_run *run)
 {
@@ -99,7 +99,7 @@ static void take_first(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 		drop_held(info, extent);
 }
 
-/* Take up to @want pages in a row that the file holds on @node, from page @hint on if it can be. */
+/* Take up to @want contiguous pages that the file holds on @node, preferably from page @hint on. */
 bool dmemfs_take_held(struct dmemfs_inode *info, struct dmemfs_node *node, unsigned long want,
 		      unsigned long hint, struct dmemfs_run *run)
 {
@@ -129,7 +129,7 @@ bool dmemfs_take_held(struct dmemfs_inode *info, struct dmemfs_node *node, unsig
 	return extent;
 }
 
-/* Take what the file holds, wherever it lies. */
+/* Take held pages of the file on any node. */
 bool dmemfs_take_any_held(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned long want,
 			  struct dmemfs_run *run)
 {
@@ -143,7 +143,7 @@ bool dmemfs_take_any_held(struct dmemfs_pool *pool, struct dmemfs_inode *info, u
 	return extent;
 }
 
-/* The first run that the file holds at or after @page. */
+/* Find the first run that the file holds at or after @page. */
 bool dmemfs_next_held(struct dmemfs_inode *info, unsigned long page, struct dmemfs_extent *found)
 {
 	struct dmemfs_extent *extent;
@@ -158,7 +158,7 @@ bool dmemfs_next_held(struct dmemfs_inode *info, unsigned long page, struct dmem
 	return extent;
 }
 
-/* The file is gone, with its last opener and mapper: nothing is held any more. */
+/* The file is evicted, without openers and mappers: release all held pages. */
 void dmemfs_let_go(struct dmemfs_pool *pool, struct dmemfs_inode *info)
 {
 	struct dmemfs_extent *extent;
@@ -172,9 +172,9 @@ void dmemfs_let_go(struct dmemfs_pool *pool, struct dmemfs_inode *info)
 }
 
 /*
- * Let the file have up to @want pages more of the pool, but never more than
- * @limit in all: with what it holds it could otherwise have a multiple of its
- * size, by turns on each node. Return how many.
+ * Charge up to @want more pages of the pool to the file, but never more than
+ * @limit in total: including held pages it could otherwise own a multiple of
+ * its size, by alternating between nodes. Return the number charged.
  */
 unsigned long dmemfs_charge(struct dmemfs_inode *info, unsigned long want, unsigned long limit)
 {
@@ -185,7 +185,7 @@ unsigned long dmemfs_charge(struct dmemfs_inode *info, unsigned long want, unsig
 	return want;
 }
 
-/* The pool has pages of the file again. */
+/* Uncharge pages that the file returned to the pool. */
 void dmemfs_uncharge(struct dmemfs_inode *info, unsigned long pages)
 {
 	spin_lock(&info->lock);

@@ -23,7 +23,7 @@ static int dmemfs_setattr(struct dmemfs_idmap *idmap, struct dentry *dentry, str
 	return 0;
 }
 
-/* st_blocks is what the pool lacks for the file: also what it holds and has in no place. */
+/* st_blocks is the pool memory that the file occupies, held pages included. */
 static int dmemfs_getattr(struct dmemfs_idmap *idmap, const struct path *path, struct kstat *stat,
 			  u32 mask, unsigned int flags)
 {

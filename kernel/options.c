@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The options of mount: what they may be, and how they are shown again. */
+/* Mount options: parse and show them. */
 
 #include <linux/fs_parser.h>
 #include <linux/seq_file.h>
@@ -123,7 +123,7 @@ int dmemfs_show_options(struct seq_file *m, struct dentry *root)
 	return 0;
 }
 
-/* A remount may change what the VFS keeps (ro, nosuid), and nothing of ours. */
+/* A remount may change the VFS's options (ro, nosuid), and no option of dmemfs. */
 static int dmemfs_reconfigure(struct fs_context *fc)
 {
 	const struct dmemfs_options *opt = fc->fs_private;

@@ -30,7 +30,7 @@ struct mempolicy *dmemfs_task_policy(void)
 #endif
 }
 
-/* What the cpuset allows; one says nothing of a node that has no memory but ours. */
+/* Whether the cpuset allows a node; a cpuset does not cover nodes without other memory. */
 static bool allowed(int nid)
 {
 	return node_isset(nid, cpuset_current_mems_allowed) || !node_state(nid, N_MEMORY);
@@ -142,7 +142,7 @@ bool dmemfs_could_take(struct dmemfs_pool *pool, struct mempolicy *policy, unsig
 	return have >= pages;
 }
 
-/* Take from one node; what is just being scrubbed there is waited for. */
+/* Take from one node; wait for pages that are being scrubbed there. */
 static int take_or_wait(struct dmemfs_node *node, unsigned long want, unsigned long hint,
 			struct dmemfs_run *run)
 {
@@ -187,10 +187,9 @@ static int next_choice(struct choice *choice)
 }
 
 /*
- * Take up to @want pages for page @index of a file and those after it: what
- * the file holds on the nodes that may serve, else what they have free.
- * -ENOSPC when there is none for a file that may have @limit, -EINTR when
- * killed meanwhile.
+ * Take up to @want pages for page @index of a file and those after it: pages
+ * that the file holds on the allowed nodes, else free ones. -ENOSPC if there
+ * are none for a file that may own @limit, -EINTR when killed meanwhile.
  */
 int dmemfs_take(struct dmemfs_pool *pool, struct dmemfs_inode *info, struct mempolicy *policy,
 		unsigned long index, unsigned long want, unsigned long limit, unsigned long hint,

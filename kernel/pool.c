@@ -8,7 +8,7 @@
 
 #include "dmemfs.h"
 
-#define ZERO_AT_ONCE	SZ_64M	/* of dirty memory, so that who zeroes it can be killed */
+#define ZERO_AT_ONCE	SZ_64M	/* of dirty memory, so that zeroing can be interrupted */
 
 /* Take at most @want pages from @at on, which is set in @map. */
 static unsigned long take_run(struct dmemfs_span *span, unsigned long *map, unsigned long at,
@@ -118,8 +118,8 @@ void *dmemfs_page_va(struct dmemfs_pool *pool, unsigned long page)
 }
 
 /*
- * The pages, all of one span, are free from here on; @clean says that they
- * are zero, @scrubbed that the scrubber had them (they counted as free).
+ * Free the pages, all of one span; @clean means that they are zeroed,
+ * @scrubbed that the scrubber had them (they counted as free).
  */
 void dmemfs_give_back(struct dmemfs_pool *pool, unsigned long page, unsigned long count,
 		      bool clean, bool scrubbed)
@@ -214,7 +214,7 @@ static int add_span(struct dmemfs_pool *pool, const struct dmemfs_region *region
 	span->dirty = kvcalloc(BITS_TO_LONGS(span->pages), sizeof(long), GFP_KERNEL);
 	if (!span->clean || !span->dirty)
 		return -ENOMEM;
-	/* what the boot left there is not ours to show */
+	/* do not expose memory contents from before the boot */
 	bitmap_set(span->dirty, 0, span->pages);
 	node->pages += span->pages;
 	node->dirty += span->pages;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Physical memory that may be ours: RAM to the firmware, nothing to the
- * kernel. Everything else is refused with its reason.
+ * Validate regions: RAM in the firmware's map, unused by the kernel. Anything
+ * else is rejected with the reason.
  */
 
 #include <linux/io.h>
@@ -19,7 +19,7 @@
 #define EDGE		(1UL << SECTION_SIZE_BITS) /* the memory map comes in 128 MiB */
 #define MAP_STEP	PMD_SIZE			/* a valid PFN comes with this much */
 
-/* to whoever mounts and to the kernel log, where errorf() writes if nobody can read it */
+/* to the fs context's log and to the kernel log, where errorf() writes if there is no such log */
 #define refuse(fc, region, format, ...)						\
 ({										\
 	if ((fc)->log.log)							\
@@ -57,7 +57,7 @@ static int check_firmware(struct fs_context *fc, struct dmemfs_region *region)
 	for (i = 0; i < ARRAY_SIZE(others); i++) {
 		if (e820__mapped_raw_any(region->start, end, others[i])) {
 			refuse(fc, region,
-			       "is not all RAM by the firmware's map: a part has type %u",
+			       "is not all RAM in the firmware's map: a part has type %u",
 			       others[i]);
 			return -EINVAL;
 		}
@@ -65,7 +65,7 @@ static int check_firmware(struct fs_context *fc, struct dmemfs_region *region)
 	/* and no gap between two entries of the map */
 	for (at = region->start; at < end; at += PAGE_SIZE) {
 		if (!e820__mapped_raw_any(at, at + PAGE_SIZE, E820_TYPE_RAM)) {
-			refuse(fc, region, "is not all RAM by the firmware's map: 0x%llx is not",
+			refuse(fc, region, "is not all RAM in the firmware's map: 0x%llx is not",
 			       at);
 			return -EINVAL;
 		}

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Zeroing: by a worker for each node in the background, or by whoever cannot wait. */
+/* Zeroing: in the background by one worker for each node, or synchronously by an allocation. */
 
 #include <linux/kthread.h>
 #include <linux/sched.h>
@@ -8,7 +8,7 @@
 #include "dmemfs.h"
 
 #define CHUNK	SZ_256K		/* between two looks at the scheduler */
-#define BATCH	SZ_2M		/* what the worker takes at once, at least a page */
+#define BATCH	SZ_2M		/* memory that the worker takes at once, at least a page */
 
 /* Zero the run; not to its end if @worker is told to stop, as 1 GiB takes long. */
 static bool zero(struct dmemfs_pool *pool, const struct dmemfs_run *run, bool worker)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fixtures: a booted host for each module, with the project installed, and its logs in the report of a failure.
+"""Provide a booted host for each module, with the project installed, and add its logs to the report of a failure.
 
-A module says in ``MACHINE`` what its host is to be; two modules are run at a time (``make lab``).
+A module describes its host in ``MACHINE``; two modules run at a time (``make lab``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _machine: pytest.StashKey[Machine] = pytest.StashKey()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of this directory need the lab."""
+    """Mark all tests of this directory as needing the lab."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.needs_lab)
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def lab_image() -> Image:
-    """The Debian of the lab with virt-dmem installed as 'make install' does it."""
+    """Provide the lab's Debian image with virt-dmem installed by 'make install'."""
     try:
         return the_image()
     except NoPackages as error:
@@ -40,7 +40,7 @@ def lab_image() -> Image:
 
 @pytest.fixture(scope="module")
 def machine(lab_image: Image, request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """The module's host, up."""
+    """Provide the module's running host."""
     with Machine(lab_image, **request.module.MACHINE) as machine:
         request.node.stash[_machine] = machine
         print(f"lab: booted in {machine.boot_seconds[-1]:.0f} s")
@@ -59,7 +59,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests measured, also where they passed."""
+    """Print what tests measured, also if they passed."""
     for report in terminalreporter.getreports("passed"):
         if report.when == "call" and report.nodeid.startswith("tests/lab/") and report.capstdout:
             terminalreporter.section(report.nodeid, "-")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Guests on the lab's host: real ones under KVM, and what the kernel says of their memory."""
+"""Run KVM guests on the lab's host, and read their memory's placement from the kernel."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = [
 
 _BOOT = Path("/var/lib/libvirt/boot")
 CMDLINE = "maxcpus=1 mitigations=off nokaslr tsc=reliable no_timer_check noreplace-smp"
-"""Little to do for an emulated guest of an emulated host; a second CPU makes it ten times slower."""
+"""Little work for an emulated guest on an emulated host; a second CPU makes it ten times slower."""
 IMAGE = GuestImage(_BOOT / "vmlinuz", _BOOT / "initrd")
 
 
 def provide_guest(machine: Machine) -> None:
-    """Put a kernel and an initramfs on the host, for ``define(…, boots=True)``."""
+    """Copy a kernel and an initramfs to the host, for ``define(…, boots=True)``."""
     machine.run(f"mkdir -p {_BOOT} {CONSOLES} && cp {PROJECT}/.cache/guest/kernel/boot/vmlinuz-* {IMAGE.kernel}")
     machine.write(str(IMAGE.initrd), make_initramfs(fetch_kernel()))
 
@@ -65,7 +65,7 @@ def boot(machine: Machine, name: str) -> None:
 
 
 def lives_on(machine: Machine, name: str, uuid: str) -> None:
-    """Restart libvirtd and the daemon under a guest; its QEMU is the same after it, and goes on printing."""
+    """Restart libvirtd and the daemon under a guest; verify that its QEMU is the same, and keeps printing."""
     before = machine.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout
     machine.run("systemctl restart virt-dmemd.service && systemctl restart libvirtd.service", timeout=240)
     assert machine.run(f"virsh domstate {name}").stdout.split() == ["running"]
@@ -87,13 +87,13 @@ def memory_of(machine: Machine, uuid: str) -> dict[str, tuple[int, set[int]]]:
 
 
 def pool(machine: Machine) -> dict[str, int]:
-    """Return sizes of the pool ``guests`` in bytes, as the daemon has them."""
+    """Return sizes of the pool ``guests`` in bytes, as the daemon reports them."""
     shown = machine.json("virt-dmem pool show guests --json")["pool"]
     return {key: shown[key] for key in ("capacity_bytes", "reserved_bytes", "free_bytes")}
 
 
 def complaints(machine: Machine) -> dict[str, str]:
-    """Return what ``check`` finds wrong, by the name of the check; without what it says of the kernel's HVO."""
+    """Return the failed checks of ``check`` by name, without the one of the kernel's HVO."""
     checks = machine.json("virt-dmem check --json")["checks"]
     found = {check["name"]: check["message"] for check in checks if check["status"] != "PASS"}
     found.pop("hvo", None)
@@ -101,5 +101,5 @@ def complaints(machine: Machine) -> dict[str, str]:
 
 
 def console(machine: Machine, name: str) -> str:
-    """Return what a guest has printed."""
+    """Return the output of a guest's console."""
     return machine.run(f"cat {CONSOLES}/{name}.log", check=False).stdout

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The disk of a Debian host, made from packages alone: no installer, no loop device, nothing mounted on this host.
+"""Build the disk of a Debian host from packages only: no installer, no loop device, no mounts on this host.
 
-First the root, kept in ``.cache/lab`` under a key of everything that goes into it: ``mmdebstrap`` makes it, and
-``make setup`` runs in it, so that ``make install`` works there without a network. Then, whenever the project has
-changed, a disk: the project's files go into a copy of the root, ``make install`` runs in it, and ``mke2fs -d``
-makes the disk. ``python -m tests.lab.image`` only does this.
+First the root, cached in ``.cache/lab`` under a key of all its inputs: ``mmdebstrap`` creates it, and ``make
+setup`` runs in it, so that ``make install`` works there without a network. Then, whenever the project has
+changed, a disk: the project's files are copied into a copy of the root, ``make install`` runs in it, and ``mke2fs
+-d`` creates the disk. ``python -m tests.lab.image`` does only this.
 
-``make install`` finds no systemd here, so what it then leaves undone is done for it; a host that runs sees it whole
-in ``test_installation``.
+``make install`` finds no running systemd here, so the skipped steps are done for it; ``test_installation`` runs it
+in full on a booted host.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _PACKAGES = """
 """
 _NOT_WANTED = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/qemu/*.img")
 _EMULATOR = "trixie"
-"""Its QEMU 10 runs a thread for each CPU; with 7.2 nested guests hang, and one CPU runs into another's int3."""
+"""Its QEMU 10 runs a thread for each CPU; with 7.2 nested guests hang, and one CPU hits another's int3."""
 _DISK_SIZE = "6G"
-"""Sparse: what is not written costs nothing."""
+"""Sparse: unwritten parts take no space."""
 
 PROJECT = "/root/virt-dmem"
-"""Where the project's files go on the lab's host, beside the .venv and .cache that the image has there."""
+"""The directory of the project's files on the lab's host, beside the image's .venv and .cache."""
 
 _MODULES = ("virtio_pci", "virtio_blk", "ext4", "virtio_console")
 _INIT = """#!/bin/busybox sh
@@ -93,7 +93,7 @@ _FILES = {
     "etc/systemd/system/serial-getty@ttyS0.service.d/lab.conf": (
         "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - vt220\n"
     ),
-    # else udev loads it at some time, and a libvirtd that was there before never looks for /dev/kvm again
+    # else udev loads it later, and a libvirtd that was started before never looks for /dev/kvm again
     "etc/modules-load.d/lab.conf": "kvm_amd\n",
     "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=persistent\nRateLimitIntervalSec=0\n",
     "etc/systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=300s\nDefaultTimeoutStopSec=60s\n",
@@ -101,21 +101,21 @@ _FILES = {
 
 
 class NoPackages(RigError):
-    """The packages of that Debian cannot be had from here."""
+    """The packages of that Debian release are not reachable."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """What the lab's host boots. ``disk`` is raw ext4 and only read: a machine writes to a layer above it."""
+    """The image of the lab's host. ``disk`` is raw ext4 and read-only: a machine writes to a layer above it."""
 
     suite: str
     disk: Path
     kernel: Path
     initrd: Path
     root: Path
-    """The files of the disk, without the project; only read."""
+    """The files of the disk, without the project; read-only."""
     emulator: Path
-    """Where the files of the QEMU that runs it are: those of ``_EMULATOR``'s root."""
+    """The root directory with the QEMU that runs it: that of ``_EMULATOR``."""
 
 
 def suite() -> str:
@@ -124,7 +124,7 @@ def suite() -> str:
 
 
 def missing_for_lab() -> str:
-    """Say what the lab lacks on this machine, as in "needs root"; empty when nothing."""
+    """Return what the lab lacks on this machine, as in "needs root"; empty if nothing."""
     if os.geteuid() != 0:
         return "needs root"
     lacking = [program for program in _PROGRAMS if shutil.which(program) is None]
@@ -134,12 +134,12 @@ def missing_for_lab() -> str:
 
 
 def the_image(release: str = "") -> Image:
-    """Return the disk of Debian ``release`` with the project installed, from the cache or made anew.
+    """Return the disk of Debian ``release`` with the project installed, from the cache or newly built.
 
-    That takes two minutes and the network, or half a minute where only the project has changed.
+    Building takes two minutes and the network, or half a minute if only the project has changed.
 
-    :raise NoPackages: When nothing is in the cache, and the mirror does not answer.
-    :raise RigError: When it cannot be made; with the last lines of what failed.
+    :raise NoPackages: When the cache is empty, and the mirror does not answer.
+    :raise RigError: When it cannot be built; with the last lines of output.
     """
     release = release or suite()
     with _only_one_at_a_time(), tempfile.TemporaryDirectory(dir=_CACHE, prefix="making-") as name:
@@ -155,7 +155,7 @@ def the_image(release: str = "") -> Image:
 
 
 def _base(release: str, making: Path) -> Path:
-    """Return what all disks of a release begin with, made if need be: its root, kernel and initramfs."""
+    """Return the common base of a release's disks, built if needed: its root, kernel and initramfs."""
     base = _CACHE / f"{release}-{_key(release)}"
     if not base.exists():
         _require_packages(release)
@@ -222,7 +222,7 @@ def _make_disk(base: Path, making: Path) -> None:
 
 
 def _pack_tree(target: Path) -> None:
-    """Pack the project's files as they are here now, the same bytes for the same files."""
+    """Pack the project's current files, reproducibly."""
     listed = subprocess.run(
         ["git", "-C", _REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True, check=True,
@@ -241,7 +241,7 @@ def _debootstrap(release: str, root: Path) -> None:
     command = ["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet"]
     command += ["--aptopt=APT::Install-Recommends false", f"--include={','.join(packages)}"]
     command += [f"--dpkgopt=path-exclude={path}" for path in _NOT_WANTED] + ["--dpkgopt=force-confold"]
-    # it is not booted with its own initramfs, and making that takes a third of the whole time
+    # its own initramfs is not used, and building it takes a third of the whole time
     command += [
         "--essential-hook=mkdir -p $1/etc/initramfs-tools",
         "--essential-hook=echo update_initramfs=no >$1/etc/initramfs-tools/update-initramfs.conf",
@@ -259,14 +259,14 @@ def _require_packages(release: str) -> None:
 
 
 def _mirror() -> list[str]:
-    """Return where this host has its Debian packages from; nothing where that is not plain, for the default."""
+    """Return this host's Debian mirror; empty if it is not clear, for the default."""
     lists = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     found = [uri for file in lists if file.is_file() for uri in _OF_DEBIAN.findall(file.read_text("utf-8"))]
     return found[:1]
 
 
 def _set_up(root: Path) -> None:
-    """Run ``make setup`` in ``root``, with this host's way to the network."""
+    """Run ``make setup`` in ``root``, with this host's network settings."""
     project = root / PROJECT[1:]
     project.mkdir(parents=True)
     for name in (
@@ -327,7 +327,7 @@ def _initramfs(root: Path) -> bytes:
 
 
 def _with_dependencies(modules: Path, names: tuple[str, ...]) -> list[Path]:
-    """Files of the modules ``names`` and of what they need, in the order to load them (modules.dep)."""
+    """Return the files of the modules ``names`` and their dependencies, in load order (modules.dep)."""
     needs = {}
     for line in (modules / "modules.dep").read_text("utf-8").splitlines():
         file, _, others = line.partition(":")

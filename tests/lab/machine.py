@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The lab's host: QEMU with TCG boots the image; commands go in and answers come out by the QEMU guest agent.
+"""Run the lab's host: QEMU with TCG boots the image, and the QEMU guest agent runs commands on it.
 
-A machine writes to a layer above the image, which lives as long as the machine: a reboot finds everything again.
-``python -m tests.lab.machine`` boots one and leaves it up for a person.
+A machine writes to a layer above the image, which exists as long as the machine, also over reboots.
+``python -m tests.lab.machine`` boots one for interactive use.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ __all__ = ["PATIENCE", "Done", "LabCommandFailed", "Machine"]
 _REPOSITORY = Path(__file__).parents[2]
 _MIB, _GIB = 1 << 20, 1 << 30
 _BELOW_4_GIB = 3 * _GIB
-"""Of the memory of QEMU's machine ``pc``, where it has more; the rest begins at 4 GiB (pc_init1 in QEMU)."""
+"""End of the low memory of QEMU's machine ``pc``; the rest begins at 4 GiB (pc_init1 in QEMU)."""
 _CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off systemd.show_status=no nokaslr nohz=off"
 _CPU = "max,-erms,-fsrm"
-"""All but the string instructions, which TCG does byte by byte: the kernel zeroes 1.5 times as fast without."""
+"""All features but string instructions, which TCG runs bytewise: the kernel zeroes 1.5 times as fast without."""
 _ENVIRONMENT = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
 PATIENCE = float(os.environ.get("LAB_PATIENCE", "2"))
-"""By how much all that is waited for here may take longer: more where others use the machine's CPUs too."""
+"""Factor for all timeouts: increase it if the machine's CPUs are busy."""
 _BOOT_SECONDS = 75
 """An idle machine of 2 cores takes 20."""
 _BOOT_TRIES = 3
-"""Now and then one stops before its root is mounted: a CPU waits for a timer that never fires."""
+"""Occasionally one hangs before its root is mounted: a CPU waits for a timer that never fires."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What a command on the lab's host gave."""
+    """The result of a command on the lab's host."""
 
     status: int
     stdout: str
@@ -52,7 +52,7 @@ class Done:
 
 
 class LabCommandFailed(AssertionError):
-    """A command on the lab's host failed; with all that it said."""
+    """A command on the lab's host failed; with its complete output."""
 
     def __init__(self, command: str, done: Done) -> None:
         super().__init__(f"{command}\nstatus {done.status}\n{done.stdout}{done.stderr}".rstrip())
@@ -60,7 +60,7 @@ class LabCommandFailed(AssertionError):
 
 
 class _Agent:
-    """The guest agent's JSON over a unix socket (QEMU's docs/interop/qemu-ga-ref); one question at a time."""
+    """The guest agent's JSON over a unix socket (QEMU's docs/interop/qemu-ga-ref); one request at a time."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -71,7 +71,7 @@ class _Agent:
         self._socket.close()
 
     def ask(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 60.0) -> Any:
-        """Return the answer.
+        """Send a request, and return the answer.
 
         :raise OSError: When there is none in time, or the machine is gone.
         """
@@ -84,7 +84,7 @@ class _Agent:
             return answer["return"]
 
     def synchronise(self, number: int) -> bool:
-        """Whether the agent is there; drops answers to questions that an earlier connection asked."""
+        """Return whether the agent answers; drop answers to requests of an earlier connection."""
         question = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
         self._socket.sendall(b"\xff" + json.dumps(question).encode() + b"\n")
         deadline = time.monotonic() + 2
@@ -93,7 +93,7 @@ class _Agent:
                 line = self._line(2)
                 if json.loads(line.rpartition(b"\xff")[2] or b"{}").get("return") == number:
                     return True
-        except OSError:  # also when the machine is gone: whoever waits sees that
+        except OSError:  # also when the machine is gone, which the caller sees
             pass
         return False
 
@@ -111,11 +111,11 @@ class _Agent:
 class Machine:
     """A host with NUMA nodes, the project's tree in ``PROJECT``, and the project installed.
 
-    ``node_gib``: memory of each node, which has one CPU. ``hole_mib``: how much at the end of each node the kernel
-    leaves alone, as a host does that keeps memory outside its memory map; ``holes`` has them as address and size
-    in bytes. ``cmdline``: what the kernel is given beside the lab's own. ``machine``, ``devices``: QEMU's machine,
+    ``node_gib``: memory of each node, which has one CPU. ``hole_mib``: the memory at the end of each node that is
+    withheld from the kernel, as on a host with memory outside its memory map; ``holes`` has them as address and
+    size in bytes. ``cmdline``: kernel parameters beside the lab's own. ``machine``, ``devices``: QEMU's machine,
     and devices beside the lab's own, as ``-M`` and ``-device`` take them. It writes to a layer above ``image``,
-    which goes away with it.
+    which is removed with it.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Machine:
 
     @property
     def has_huge_entries(self) -> bool:
-        """Whether its kernel maps raw page frames by huge entries (6.12 does, 6.1 does not)."""
+        """Return whether its kernel maps raw page frames by huge entries (6.12 does, 6.1 does not)."""
         return self.image.suite != "bookworm"
 
     def __enter__(self) -> Machine:
@@ -157,7 +157,7 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """End it and forget what it wrote."""
+        """End the machine, and discard its writes."""
         self.kill()
         self._scratch.cleanup()
 
@@ -190,16 +190,16 @@ class Machine:
         self.boot_seconds.append(time.monotonic() - started)
 
     def reboot(self, cmdline: str | None = None) -> None:
-        """Reboot as an administrator does, perhaps with another kernel command line."""
+        """Reboot as an administrator does, optionally with another kernel command line."""
         self._stop("systemctl reboot")
         self.start(cmdline)
 
     def power_off(self) -> None:
-        """End it as an administrator does."""
+        """Shut it down as an administrator does."""
         self._stop("systemctl poweroff")
 
     def kill(self) -> None:
-        """End QEMU, which is what a power cut is."""
+        """Kill QEMU, which is equivalent to a power cut."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -207,7 +207,7 @@ class Machine:
         self._close_agent()
 
     def wait(self) -> None:
-        """Wait until somebody on it has shut it down."""
+        """Wait until it was shut down from inside."""
         assert self._process is not None
         self._process.wait()
 
@@ -269,7 +269,7 @@ class Machine:
         """Run a shell command, or a program with arguments, as root.
 
         :raise LabCommandFailed: With ``check``, when its status is not 0.
-        :raise RigError: When it has not ended after ``timeout`` seconds; it is left running.
+        :raise RigError: When it has not ended after ``timeout`` seconds; it continues to run.
         """
         argv = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
         shown = command if isinstance(command, str) else shlex.join(command)
@@ -295,24 +295,24 @@ class Machine:
         return done
 
     def json(self, command: str, **options: Any) -> Any:
-        """Run a command and return the JSON that it prints."""
+        """Run a command and return its decoded JSON output."""
         return json.loads(self.run(command, **options).stdout)
 
     def write(self, path: str, text: str | bytes) -> None:
-        """Make a file; its directory must be there."""
+        """Write a file; its directory must exist."""
         self.run(["/usr/bin/dd", "status=none", f"of={path}"], stdin=text or b"\n")
 
     def wait_for(self, command: str, *, timeout: float = 60.0) -> str:
-        """Run a shell command until its status is 0; return what it printed.
+        """Repeat a shell command until its status is 0; return its output.
 
-        :raise LabCommandFailed: After ``timeout`` seconds; what it said last.
+        :raise LabCommandFailed: After ``timeout`` seconds; with its last output.
         """
         deadline = time.monotonic() + timeout * PATIENCE
         pause = 0.3
         while (done := self.run(command, check=False)).status:
             if time.monotonic() > deadline:
                 raise LabCommandFailed(f"waited {timeout:g} s in vain for: {command}", done)
-            time.sleep(pause)  # each look takes CPU time from what is waited for
+            time.sleep(pause)  # polling takes CPU time from the awaited work
             pause = min(pause * 1.5, 5)
         return done.stdout
 
@@ -342,7 +342,7 @@ class Machine:
 
 
 def _qemu_of(root: Path) -> list[str]:
-    """Return how to run the QEMU of another Debian here: by its own dynamic loader, libraries and firmware."""
+    """Return the command for the QEMU of another Debian: with its own dynamic loader, libraries and firmware."""
     libraries = root / "usr/lib/x86_64-linux-gnu"
     command = [
         root / "usr/lib64/ld-linux-x86-64.so.2",
@@ -361,7 +361,7 @@ def _ends(node_gib: Sequence[int]) -> list[int]:
 
 
 def main() -> None:
-    """Boot a machine with a console on this terminal."""
+    """Boot a machine with its console on this terminal."""
     machine = Machine(the_image())
     try:
         print(f"lab: you will be root; virt-dmem is installed, from {PROJECT}, where 'make install' works")

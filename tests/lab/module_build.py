@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The dmemfs module and its test programs, built for the lab's kernel by the lab's compiler, but on this machine.
+"""Build the dmemfs module and its test programs for the lab's kernel with the lab's compiler, but on this machine.
 
-In the emulated host that would take minutes. The build runs in a chroot in the image's root, which stays as it is.
+On the emulated host that would take minutes. The build runs in a chroot in the image's root, which is not changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ exec chroot "$0" /bin/sh -ec '
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What came out, and all that make and the compiler printed."""
+    """The built files, and the output of make and the compiler."""
 
     module: bytes
     program: bytes
@@ -49,7 +49,7 @@ class Built:
 def build(image: Image) -> Built:
     """Build ``kernel/`` for the kernel of ``image``.
 
-    :raise RigError: When it does not build; with what make printed.
+    :raise RigError: When the build fails; with make's output.
     """
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "kernel"

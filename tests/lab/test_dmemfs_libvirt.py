@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests of ``tests/libvirt`` on memory without struct pages: they are run on the booted host, pools are of dmemfs.
+"""Run tests of ``tests/libvirt`` on memory without struct pages: on the booted host, with dmemfs pools.
 
-An emulated host takes half a minute for each of them, so these are the ones of a start, without a guest that boots.
-``LAB_LIBVIRT_TESTS`` names others, as ``tests/libvirt`` for all that are not about another kind of memory (an hour
-and a half); their guests run under KVM.
+An emulated host takes half a minute for each of them, so by default only those of a start run, without a guest
+that boots. ``LAB_LIBVIRT_TESTS`` selects others, such as ``tests/libvirt`` for all that are not about another
+backend (an hour and a half); their guests run under KVM.
 """
 
 from __future__ import annotations

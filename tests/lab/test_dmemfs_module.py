@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The dmemfs module on a stock kernel: what it takes, what files on it do, and guests under KVM that live there.
+"""Test the dmemfs module on a stock kernel: mounting, files, and KVM guests on it.
 
-The programs that ask the kernel are in kernel/tests. The tests are one story and run in this order.
+The test programs are in kernel/tests. The tests are one story and run in this order.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ class Host:
 
     machine: Machine
     said: str
-    """What building it printed."""
+    """The output of the build."""
 
     def mount(self, options: str, where: str = "/mnt", *, name: str = "pool") -> None:
         self.machine.run(f"mkdir -p {where} && mount -t dmemfs -o {options} {name} {where}")
 
     def unmount(self, where: str = "/mnt") -> None:
-        # udev and others may look at a new mount for a moment
+        # udev and others may have a new mount open for a moment
         self.machine.wait_for(f"umount {where}", timeout=20)
 
     def refused(self, options: str) -> str:
-        """Why a mount is refused, as its caller hears it; mount(8) of Debian 12 leaves that to the kernel's log."""
+        """Return the reason of a rejected mount; mount(8) of Debian 12 shows it only in the kernel log."""
         lines = len(self.log().splitlines())
         with pytest.raises(LabCommandFailed) as failed:
             self.mount(options)
@@ -114,7 +114,7 @@ def huge(host: Host) -> bool:
 
 @pytest.fixture(params=SIZES)
 def mounted(request: pytest.FixtureRequest, host: Host) -> str:
-    """A pool on both nodes is mounted on /mnt; its page size."""
+    """Mount a pool on both nodes on /mnt; return its page size."""
     host.mount(POOLS[request.param])
     request.addfinalizer(host.unmount)
     return str(request.param)
@@ -127,8 +127,8 @@ def test_it_builds_without_a_warning(host: Host) -> None:
 def test_a_region_must_be_memory_that_nobody_else_has(host: Host) -> None:
     assert "System RAM" in host.refused("region=0x20000000+128M,pagesize=2M")
     assert "System RAM" in host.refused(f"region={NODE0}+2G,pagesize=2M")
-    assert "not all RAM by the firmware's map" in host.refused("region=0xe0000000+128M,pagesize=2M")
-    assert "not all RAM by the firmware's map" in host.refused("region=512G+1G,pagesize=1G")
+    assert "not all RAM in the firmware's map" in host.refused("region=0xe0000000+128M,pagesize=2M")
+    assert "not all RAM in the firmware's map" in host.refused("region=512G+1G,pagesize=1G")
     assert "not aligned to the page size" in host.refused(f"region={NODE0}+3M,pagesize=2M")
     assert "not aligned to the page size" in host.refused("region=0x40200000+1G,pagesize=1G")
     assert "CPU can address" in host.refused("region=0xfffffffff0000000+256M,pagesize=2M")
@@ -136,7 +136,7 @@ def test_a_region_must_be_memory_that_nobody_else_has(host: Host) -> None:
     assert "BASE+SIZE" in host.refused(f"region={NODE0},pagesize=2M")
     assert "none of 4K, 2M and 1G" in host.refused(f"region={NODE0}+1G,pagesize=3M")
     assert "compat=ext4 is not known" in host.refused(f"region={NODE0}+1G,compat=ext4")
-    # the kernel's log has the reason too, and warns of what only costs
+    # the kernel log has the reason too, and a warning about lost memory
     assert "is the kernel's own memory (System RAM)" in host.log()
     host.mount("region=0x40000000+120M,pagesize=2M")
     host.unmount()
@@ -174,7 +174,7 @@ def test_two_mounts_with_other_page_sizes_share_nothing(host: Host) -> None:
     host.check("sizes names")
     host.unmount("/mnt2")
     host.unmount()
-    # a refused mount took nothing
+    # a rejected mount claimed nothing
     assert "dmemfs" not in host.machine.run("cat /proc/iomem").stdout
 
 
@@ -224,7 +224,7 @@ def test_what_is_in_use_cannot_be_taken_away(host: Host) -> None:
     host.hold()
     assert "busy" in host.machine.run("umount /mnt", check=False).stderr
     assert "in use" in host.machine.run("rmmod dmemfs", check=False).stderr
-    # hidden from all names it goes on, and ends with its last user
+    # a lazily unmounted one remains in use, and ends with its last user
     host.machine.run("umount -l /mnt && truncate -s 0 /tmp/held")
     host.machine.wait_for("grep -q holding /tmp/held")
     assert "in use" in host.machine.run("rmmod dmemfs", check=False).stderr
@@ -263,7 +263,7 @@ def test_entries_are_huge_whatever_is_set_for_processes_or_the_log_says_why_not(
         made[word] = host.count("faults_2m") - before
     print(f"entries of 2M by the word in {setting}: {made}")
     assert made["madvise"] == made["always"] == int(huge)
-    # not all kernels go by this one: 6.12.117 does not
+    # not all kernels apply this one: 6.12.117 does not
     assert made["never"] == int(huge) or "transparent_hugepage/enabled" in host.log()
     host.unmount()
 
@@ -329,7 +329,7 @@ def test_a_kvm_guest_of_plain_libvirt_has_nested_entries_of_the_pools_size(
 
 
 def test_what_is_clean_costs_nothing_by_the_byte(host: Host) -> None:
-    """Printed for the reader; only what cannot be chance is asserted: clean memory is had at once."""
+    """Printed for information; only what cannot be noise is asserted: clean memory is allocated at once."""
     rows = []
     for size, region in (("2M", f"region={NODE1}+512M"), ("1G", f"region={NODE1}+2G")):
         host.mount(f"{region},pagesize={size}")

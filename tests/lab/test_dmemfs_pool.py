@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""virt-dmem on memory without struct pages, on the booted host: dmemfs, KVM, AppArmor, reboots.
+"""Test virt-dmem on memory without struct pages, on the booted host: dmemfs, KVM, AppArmor, reboots.
 
 The tests are one story and run in this order.
 """
@@ -50,7 +50,7 @@ def mem_total(host: Machine) -> int:
 
 
 def stats(host: Machine, *path: str) -> str:
-    """What the module says of the pool ``guests``."""
+    """Return the module's statistics of the pool ``guests``."""
     number = host.run(
         "awk '$5 == \"/run/virt-dmem/pools/guests\" { print $3 }' /proc/self/mountinfo"
     ).stdout.strip()
@@ -62,20 +62,20 @@ def used(host: Machine, node: int) -> int:
 
 
 def nodes_of(host: Machine, uuid: str, *aliases: str) -> list[str]:
-    """Where the module says that a domain's extents lie."""
+    """Return the nodes of a domain's extents, as reported by the module."""
     read = f"import os; [print(os.getxattr('/run/virt-dmem/pools/guests/libvirt-{uuid}/' + name, "
     read += f"'system.dmemfs.nodes').decode()) for name in {aliases}]"
     return host.run(["/usr/bin/python3", "-c", read]).stdout.split()
 
 
 def assert_mapped(host: Machine, size: str) -> None:
-    """All that was touched is mapped by entries of a size, where the kernel can do that."""
+    """Verify that all touched memory is mapped by entries of a size, if the kernel supports it."""
     faults = {of: int(stats(host, f"faults_{of}")) for of in ("4k", size)}
     assert (faults["4k"] == 0, faults[size] > 0) == (host.has_huge_entries, host.has_huge_entries), faults
 
 
 def scrubbed(host: Machine) -> None:
-    """Wait until the kernel has zeroed all that is free."""
+    """Wait until the kernel has zeroed all free memory."""
     host.wait_for("test $(cat /sys/fs/dmemfs/*/dirty_bytes) = 0", timeout=300)
 
 
@@ -164,7 +164,7 @@ def test_the_guest_is_confined_and_nothing_was_denied(host: Machine, uuid: str) 
 
 
 def test_a_device_that_cannot_work_there_is_told_of_when_it_comes(host: Machine, uuid: str) -> None:
-    """A disk, which the guest keeps; a host device is found in the same XML."""
+    """A disk, with which the guest continues; a host device is found in the same XML."""
     disk = "/var/lib/libvirt/images/d"
     host.run(f"mkdir -p /var/lib/libvirt/images && truncate -s 64M {disk}")
     host.run(f"virsh -q attach-disk two-cells {disk} vdb --targetbus virtio --cache none --live")
@@ -249,7 +249,7 @@ def test_pages_of_1_gib(host: Machine) -> None:
 
 
 def test_booted_with_the_memory_the_host_has_it_but_for_its_struct_pages(host: Machine) -> None:
-    """What a plain host loses in MemTotal, and one with dmemfs does not; and a pool whose memory is not there."""
+    """Compare MemTotal of an ordinary host with one with dmemfs; and mount a pool whose memory is missing."""
     host.run("virt-dmem pool create guests --backend dmemfs && systemctl -q enable virt-dmem-pool@guests.service")
     with_dmemfs = mem_total(host)
     host.reboot(cmdline="")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A device given away by VFIO, behind an IOMMU, and memory of dmemfs: it writes to no other file of it.
+"""Test DMA of a VFIO device behind an IOMMU to dmemfs memory: it reaches no other file.
 
 The device is QEMU's "edu", which does what kernel/tests/vfiotest.c tells it. Behind "intel-iommu" the host's own
 disk was read wrong (QEMU 10, TCG), so the IOMMU is AMD's.
@@ -31,7 +31,7 @@ FIND = "grep -l 0x11e8 /sys/bus/pci/devices/*/device | xargs dirname | xargs bas
 
 @pytest.fixture(scope="module")
 def device(lab_image: Image, machine: Machine) -> str:
-    """The host's device, in the hands of VFIO: its group and its address."""
+    """Bind the host's device to VFIO; return its group and its address."""
     built = module_build.build(lab_image)
     machine.run("xz -dc >/root/dmemfs.ko && insmod /root/dmemfs.ko", stdin=lzma.compress(built.module))
     machine.run("xz -dc >/usr/bin/vfiotest && chmod 755 /usr/bin/vfiotest", stdin=lzma.compress(built.vfio_program))
@@ -53,5 +53,5 @@ def test_a_device_goes_on_writing_to_what_a_file_lost_and_never_to_another_file(
     finally:
         machine.wait_for("rm -f /mnt/* && umount /mnt", timeout=20)
     assert "writes in the other file: 0 of 16" in said
-    # its own comes back zero, at the place that the device knows
+    # its own page comes back zeroed, at the address that the device uses
     assert "back: 0, then 90" in said

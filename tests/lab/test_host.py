@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""virt-dmem on a booted Debian host with two nodes and pages of 2 MiB: systemd, AppArmor, KVM, a reboot.
+"""Test virt-dmem on a booted Debian host with two nodes and 2 MiB pages: systemd, AppArmor, KVM, a reboot.
 
 The tests are one story and run in this order.
 """
@@ -85,7 +85,7 @@ def test_the_daemon_hears_in_its_sandbox_that_a_processor_goes_and_comes(host: M
 def test_the_socket_starts_the_daemon(host: Machine) -> None:
     host.run("systemctl stop virt-dmemd.service")
     assert (active(host, "virt-dmemd.socket"), active(host, "virt-dmemd.service")) == ("active", "inactive")
-    host.wait_for("virt-dmem list --json")  # more than once where the daemon takes longer than a command waits
+    host.wait_for("virt-dmem list --json")  # repeatedly, as the daemon may take longer than a command waits
     assert active(host, "virt-dmemd.service") == "active"
 
 
@@ -120,7 +120,7 @@ def test_another_guests_profile_is_refused_the_extent(host: Machine, uuid: str) 
     extent = f"/run/virt-dmem/pools/guests/libvirt-{uuid}/ram-node0"
     other = guests.define(host, "other", cells=("64MiB", "64MiB"))
     host.run("virsh -q start other --paused")
-    # the first bytes, by the guest's own profile and by the other guest's; both as root, whom file modes let pass
+    # the first bytes, with the guest's own profile and with the other guest's; both as root, to bypass file modes
     read = "aa-exec -p libvirt-{} -- /usr/bin/qemu-system-x86_64 -machine none -display none -S -daemonize"
     read += " -object memory-backend-file,id=m,size=256M,share=on,mem-path={} -pidfile /dev/null"
     with pytest.raises(LabCommandFailed, match="Permission denied"):
@@ -189,13 +189,13 @@ def test_the_watchdog_restarts_a_daemon_that_hangs(host: Machine) -> None:
 
 def test_after_a_reboot_an_autostarted_guest_has_its_memory_in_the_pool(host: Machine, uuid: str) -> None:
     host.run("virsh -q autostart two-cells")
-    # a stand-in: Debian has libvirtd alone
+    # a stand-in: Debian has only libvirtd
     host.write(
         "/etc/systemd/system/virtqemud.service",
         "[Service]\nType=oneshot\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n",
     )
     host.run("systemctl -q enable virtqemud.service")
-    # and a pool that cannot be: nobody has 64 GiB here
+    # and an impossible pool: there are no 64 GiB
     host.run(
         'sed \'s/"guests"/"ghost"/; s|pools/guests|pools/ghost|; s/536870912/34359738368/g\''
         " /var/lib/virt-dmem/pools/guests.json >/var/lib/virt-dmem/pools/ghost.json"
@@ -229,6 +229,6 @@ def test_pages_are_the_hosts_again_when_the_pool_is_destroyed(host: Machine) -> 
 
 
 def test_the_host_powers_off(host: Machine) -> None:
-    """Nothing of ours keeps it up."""
+    """Nothing of virt-dmem delays the shutdown."""
     host.power_off()
     assert "Power down" in host.console.read_text("utf-8", "replace")

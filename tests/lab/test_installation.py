@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Upgrade over a running guest, uninstall, install again; one story, run in this order."""
+"""Upgrade under a running guest, uninstall, install again; one story, run in this order."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_uninstalling_leaves_nothing_but_state(host: Machine, uuid: str) -> None
     left = host.run("find /usr /etc /run -xdev -name '*virt-dmem*' -not -path '*/__pycache__/*'").stdout.split()
     assert [path for path in left if not path.startswith("/run/virt-dmem")] == []
     assert host.run("systemctl list-unit-files --no-legend 'virt-dmem*'", check=False).stdout == ""
-    # and libvirt goes on without us
+    # and libvirt keeps working without virt-dmem
     host.run("virsh -q start lives-on && virsh -q destroy lives-on")
 
 
 def test_it_can_be_installed_again(host: Machine, uuid: str) -> None:
-    host.run("rm /lib/modules/*/build")  # without the headers: to build the module takes minutes on this host
+    host.run("rm /lib/modules/*/build")  # without the headers: building the module takes minutes on this host
     host.run(f"make -C {PROJECT} install && systemctl try-reload-or-restart libvirtd", timeout=400)
     host.run("virt-dmem pool create guests --node 0=128M --node 1=128M --page-size 2M")
     host.run("virt-dmem apply lives-on --pool guests && virsh -q start lives-on")

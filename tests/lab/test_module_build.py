@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who builds the dmemfs module for the kernels of a host: DKMS where there is one, else we, at their first boot.
+"""Build the dmemfs module for the kernels of a host: by DKMS if installed, else by the boot unit at first boot.
 
-In a chroot in the lab's root, with a layer above it, and not in the booted host: there it would take minutes. That
-this machine runs the lab's kernel is the one thing made up: ``uname`` says so.
+In a chroot in the lab's root, with a layer above it, and not on the booted host, where it would take minutes. Only
+``uname`` is faked: it reports the lab's kernel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ exec sleep infinity
 
 
 class Root:
-    """A Debian with virt-dmem installed, which nobody booted."""
+    """An installed Debian root with virt-dmem, without booting it."""
 
     def __init__(self, holder: int, directory: Path) -> None:
         self._enter = ["nsenter", f"--mount=/proc/{holder}/ns/mnt", "--wd=/", "chroot", str(directory)]
@@ -45,7 +45,7 @@ class Root:
         (self.kernel,) = [path.name for path in (self.directory / "lib/modules").iterdir()]
 
     def run(self, command: str) -> str:
-        """Run a command of the shell, and return what it printed."""
+        """Run a shell command, and return its output."""
         alone = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
         alone |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
         done = subprocess.run(
@@ -56,11 +56,11 @@ class Root:
         return done.stdout
 
     def modules(self) -> list[str]:
-        """Return where the module is."""
+        """Return the paths of the built modules."""
         return self.run("find /lib/modules/ -name 'dmemfs.ko*'").split()
 
     def remember_pool(self, name: str, backend: str) -> None:
-        """Write as much of a pool's record as the boot unit looks at."""
+        """Write the part of a pool's record that the boot unit reads."""
         records = self.directory / "var/lib/virt-dmem/pools"
         records.mkdir(parents=True, exist_ok=True)
         (records / f"{name}.json").write_text(json.dumps({"name": name, "backend": backend}, indent=1))
@@ -75,7 +75,7 @@ def root(lab_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             assert holder.stdout is not None
             assert holder.stdout.readline() == "up\n"
             root = Root(holder.pid, directory / "root")
-            install = ["systemd/install.sh"]
+            install = ["packaging/install.sh"]
             env = {**os.environ, "DESTDIR": str(root.directory), "PREFIX": "/usr"}
             subprocess.run(install, cwd=_REPOSITORY, env=env, stdout=subprocess.DEVNULL, check=True)
             uname = root.directory / "usr/local/bin/uname"

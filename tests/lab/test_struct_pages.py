@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pages of 1 GiB, and what each kind of memory costs the host: measured in its own counters, on the booted host."""
+"""Test 1 GiB pages, and measure the cost of each type of memory by the host's own counters, on the booted host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.lab.machine import Machine
 MACHINE = {"node_gib": (4, 4), "name": "pages"}
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
 TABLE = Path(__file__).parents[2] / "build/lab/struct-pages.md"
-"""What was measured, as docs/operations.md has it."""
+"""The measured figures, as in docs/guide/dmemfs.md."""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def host(machine: Machine) -> Machine:
 
 
 def counters(host: Machine) -> dict[str, int]:
-    """MemTotal and the struct pages that the kernel has, in bytes; before Linux 6.11 it does not count these."""
+    """Return MemTotal and the kernel's struct pages in bytes; before Linux 6.11 it does not count these."""
     total = int(host.run("grep MemTotal /proc/meminfo").stdout.split()[1]) * KIB
     pages = re.findall(r"nr_memmap\w* (\d+)", host.run("cat /proc/vmstat").stdout)
     return {"total": total} | ({"memmap": sum(map(int, pages)) * 4 * KIB} if pages else {})
@@ -33,7 +33,7 @@ def counters(host: Machine) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def table() -> Iterator[list[str]]:
-    """Rows of the table that is written at the end."""
+    """Collect the rows of the table that is written at the end."""
     rows = ["| 2 GiB of guest memory | MemTotal gains | struct pages left |", "|---|---|---|"]
     yield rows
     TABLE.parent.mkdir(parents=True, exist_ok=True)
@@ -41,9 +41,9 @@ def table() -> Iterator[list[str]]:
 
 
 def measured(host: Machine, table: list[str], size: str, options: str = "") -> tuple[int, int | None]:
-    """Make a pool of 2 GiB; return what MemTotal gains by it, and the struct pages left of it, in bytes.
+    """Create a pool of 2 GiB; return the gain of MemTotal, and the remaining struct pages, in bytes.
 
-    ``None`` where the kernel does not count these; what the product says is an estimate there.
+    ``None`` if the kernel does not count these; virt-dmem reports an estimate then.
     """
     before = counters(host)
     nodes = "--node 0=1G --node 1=1G"
@@ -58,13 +58,13 @@ def measured(host: Machine, table: list[str], size: str, options: str = "") -> t
     print(table[-1], f"says the product: {saving['metadata_left_bytes'] // KIB} KiB")
     assert saving["measured"] is (left is not None)
     assert 0 <= saving["metadata_left_bytes"] <= 32 * MIB
-    if left is not None:  # what the product says is what the host's counters say
+    if left is not None:  # virt-dmem's report matches the host's counters
         assert saving["metadata_left_bytes"] == left
     return gained, left
 
 
 def assert_given_back(gained: int) -> None:
-    """All of it, where the kernel moves what it keeps to a new page (vmemmap_remap_free), else 28 of 32 KiB."""
+    """All of it, if the kernel moves what it keeps to a new page (vmemmap_remap_free), else 28 of 32 KiB."""
     assert 28 * MIB - 256 * KIB <= gained <= 32 * MIB + 256 * KIB
 
 
@@ -105,7 +105,7 @@ def test_after_a_reboot_the_pool_is_there_and_the_guest_starts_again(host: Machi
 
 
 def test_of_the_struct_pages_of_a_page_of_2_mib_one_page_is_left(host: Machine, table: list[str]) -> None:
-    """The last one: Linux 6.12.117 loses optimized pages that it is to free ("Bad page state")."""
+    """Runs last: Linux 6.12.117 loses optimized pages when it frees them ("Bad page state")."""
     host.run("virt-dmem unapply two-cells && virt-dmem pool destroy guests")
-    _gained, left = measured(host, table, "2M")  # MemTotal gains only what the kernel had since it booted
+    _gained, left = measured(host, table, "2M")  # MemTotal gains only memory that the kernel had since its boot
     assert left in (None, pytest.approx(1024 * 4 * KIB, abs=64 * KIB))

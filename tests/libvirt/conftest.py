@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fixtures: a libvirtd, a virt-dmemd and a guest of our own, and their logs in the report of a failed test."""
+"""Provide a private libvirtd, virt-dmemd and guests, and add their logs to the report of a failed test."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of this directory need libvirt; ``any_backend`` are those whose pool may be of any kind.
+    """Mark all tests of this directory as needing libvirt, and those that work with any backend as ``any_backend``.
 
-    That is so where a test does not say otherwise.
+    The latter are those without another mark for their pool.
     """
     for item in items:
         if Path(__file__).parent in item.path.parents:
@@ -48,7 +48,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def rig() -> None:
-    """From here on, this process is in a mount namespace of its own."""
+    """Move this process into a private mount namespace."""
     enter_private_namespace()
 
 
@@ -60,7 +60,7 @@ def _session_libvirtd(rig: None) -> Iterator[PrivateLibvirt]:
 
 @pytest.fixture
 def libvirtd(_session_libvirtd: PrivateLibvirt) -> Iterator[PrivateLibvirt]:
-    """A libvirtd that runs, has the project's hook and knows no domain."""
+    """Provide a running libvirtd with the project's hook and without domains."""
     if not _session_libvirtd.libvirtd.running:
         _session_libvirtd.start()
     yield _session_libvirtd
@@ -72,10 +72,10 @@ def libvirtd(_session_libvirtd: PrivateLibvirt) -> Iterator[PrivateLibvirt]:
 
 @pytest.fixture
 def daemon(libvirtd: PrivateLibvirt) -> Iterator[Daemon]:
-    """A virt-dmemd that runs, with no pool and an empty ledger, and meets nothing that it does not expect."""
+    """Provide a running virt-dmemd without pools, with an empty ledger, and fail if it logs an unexpected error."""
     with Daemon() as daemon:
         yield daemon
-        libvirtd.remove()  # while the hook still finds somebody to answer
+        libvirtd.remove()  # while the hook still finds a daemon
     assert "Traceback" not in daemon.log.read_text()
 
 
@@ -87,7 +87,7 @@ def _no_state_is_left(rig: None) -> Iterator[None]:
 
 @pytest.fixture
 def tmpfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
-    """The pool ``small``: 256 MiB of tmpfs, or of what VIRT_DMEM_TEST_BACKEND names."""
+    """Create the pool ``small``: 256 MiB of tmpfs, or of the backend in VIRT_DMEM_TEST_BACKEND."""
     create_pool("small")
     yield "small"
     _destroy_pool(libvirtd, daemon, "small")
@@ -95,14 +95,14 @@ def tmpfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
 
 @pytest.fixture
 def exclusive_hugepages() -> Iterator[None]:
-    """Nobody else who asks counts or takes huge pages while the test runs."""
+    """Keep other tests from counting or allocating huge pages while the test runs."""
     with hugepages_lock():
         yield
 
 
 @pytest.fixture
 def hugetlbfs_pool(libvirtd: PrivateLibvirt, daemon: Daemon, exclusive_hugepages: None) -> Iterator[str]:
-    """The pool ``huge``: 128 MiB of 2 MiB pages, taken from the host for as long as the test runs."""
+    """Create the pool ``huge``: 128 MiB of 2 MiB pages, allocated for as long as the test runs."""
     virt_dmem("pool", "create", "huge", "--size", "128M", "--page-size", "2M")
     yield "huge"
     _destroy_pool(libvirtd, daemon, "huge")
@@ -120,19 +120,19 @@ def _destroy_pool(libvirtd: PrivateLibvirt, daemon: Daemon, name: str) -> None:
 
 @pytest.fixture(scope="session")
 def image(rig: None) -> GuestImage:
-    """The guest that says ``virt-dmem guest up``."""
+    """Build the guest that prints ``virt-dmem guest up``."""
     return guest_image()
 
 
 @pytest.fixture(scope="session")
 def grower_image(rig: None) -> GuestImage:
-    """The guest that says what memory it has."""
+    """Build the guest that reports its memory size."""
     return guest_image(grower.SCRIPT, modules=grower.MODULES)
 
 
 @pytest.fixture
 def roomy_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
-    """The pool ``roomy``: 1 GiB of tmpfs."""
+    """Create the pool ``roomy``: 1 GiB of tmpfs."""
     virt_dmem("pool", "create", "roomy", "--backend", "tmpfs", "--size", "1G")
     yield "roomy"
     _destroy_pool(libvirtd, daemon, "roomy")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Alerts come when something is wrong on a real libvirt, say what, and go when it is right again."""
+"""Raise alerts with a real libvirt, and end them when their cause is gone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool
 
 
 def alerts() -> dict[str, dict[str, Any]]:
-    """The active alerts by code; no test has two of one code."""
+    """Return the active alerts by code; no test has two of one code."""
     return {alert["code"]: alert for alert in virt_dmem_json("alerts")["alerts"]}
 
 
@@ -78,7 +78,7 @@ def test_a_guest_that_started_past_the_hook_is_told_of_until_it_ends(
     check = checked()["alerts"]
     assert check["status"] == "WARN"
     assert "guest-outside-pool" in check["message"]
-    daemon.restart()  # and a daemon that begins finds it as well
+    daemon.restart()  # and a restarted daemon finds it as well
     assert wait_for_alert("guest-outside-pool")["subject"] == alert["subject"]
     libvirtd.virsh("destroy", "outside")
     wait_for_the_end_of("guest-outside-pool")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""apply and unapply on a real libvirt, by the command and by the daemon itself."""
+"""Apply and unapply with a real libvirt, by the command and by the daemon."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def define_with(libvirtd: PrivateLibvirt, xml: bytes, title: str) -> bytes:
 
 
 def defined_events(libvirtd: PrivateLibvirt, watcher: subprocess.Popen[str]) -> int:
-    """How many DEFINED events ``virsh event`` saw, now that it is ended."""
+    """Return the number of DEFINED events that ``virsh event`` reported."""
     watcher.terminate()
     printed, _ = watcher.communicate(timeout=10)
     return printed.count("Defined")
@@ -159,7 +159,7 @@ def defined_events(libvirtd: PrivateLibvirt, watcher: subprocess.Popen[str]) -> 
 def watcher(libvirtd: PrivateLibvirt) -> Iterator[subprocess.Popen[str]]:
     command = ["virsh", "-c", libvirtd.uri, "event", "--event", "lifecycle", "--loop"]
     with subprocess.Popen(["stdbuf", "-oL", *command], stdout=subprocess.PIPE, text=True) as process:
-        time.sleep(0.5)  # until it has registered; it says nothing about that
+        time.sleep(0.5)  # until it has registered, which it does not report
         yield process
         process.terminate()
 
@@ -200,7 +200,7 @@ def test_a_tool_that_knows_nothing_of_us_gets_its_changes_and_we_ours(
 
 
 class Overtaken(Hypervisor):
-    """Another tool defines between our last look and our own define, for the first ``times`` times."""
+    """Let another tool define between the daemon's last read and its define, for the first ``times`` times."""
 
     def __init__(self, define: Callable[[], object], times: int) -> None:
         super().__init__(PrivateLibvirt.uri)
@@ -209,7 +209,7 @@ class Overtaken(Hypervisor):
         self._looks = 0
 
     def inactive_xml(self, domain: str, *, secure: bool = True) -> bytes:
-        """Look, and be overtaken."""
+        """Read, and let another tool define before returning."""
         seen = super().inactive_xml(domain, secure=secure)
         self._looks += 1
         if self._looks in self._overtaken_at:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a running guest gives back, by balloon or by free-page reporting, stays the guest's.
+"""Verify that memory released by a running guest's balloon or free-page reporting remains the guest's.
 
-QEMU punches holes into the extent, and the kernel counts these pages as the pool's again. Who gave them to
-another domain would kill the guest with SIGBUS as soon as it touches its memory again. (A balloon takes pages of
-4 KiB; of an extent of huge pages QEMU 7.2 then gives none back, while reported free pages are 2 MiB.)
+QEMU punches holes into the extent, and the kernel counts these pages as the pool's again. If another domain got
+them, the guest would be killed by SIGBUS as soon as it touches its memory again. (A balloon inflates by pages of
+4 KiB; QEMU 7.2 then releases none of an extent of huge pages, while reported free pages are 2 MiB.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.rig.processes import RigError, wait_for
 MIB = 1 << 20
 POOL = Path("/run/virt-dmem/pools/small")
 
-# Waits until its memory has become less and then more again, and then writes to all it can have.
+# Waits until its memory has shrunk and grown again, and then writes to all of it.
 SCRIPT = """
 total() { sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo; }
 available() { sed -n 's/MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo; }
@@ -50,7 +50,7 @@ def image(rig: None) -> GuestImage:
 
 @pytest.fixture(params=["tmpfs", pytest.param("hugetlbfs", marks=pytest.mark.needs_hugepages)])
 def pool(request: pytest.FixtureRequest, libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
-    """The pool ``small``: 256 MiB."""
+    """Create the pool ``small``: 256 MiB."""
     if request.param == "hugetlbfs":
         request.getfixturevalue("exclusive_hugepages")
     virt_dmem("pool", "create", "small", "--backend", request.param, "--size", "256M")
@@ -76,12 +76,12 @@ def says(libvirtd: PrivateLibvirt, text: str) -> str:
 
 
 def present(extent: Path) -> int:
-    """The bytes of an extent that have pages."""
+    """Return the allocated bytes of an extent."""
     return extent.stat().st_blocks * 512
 
 
 def fill_the_rest(libvirtd: PrivateLibvirt) -> None:
-    """Only what was free before is: 64 MiB can be had, 96 cannot, although the kernel has more free."""
+    """Verify the free amount: 64 MiB can be reserved, 96 cannot, although the kernel has more free."""
     left = os.statvfs(POOL)
     assert left.f_bfree * left.f_frsize >= 96 * MIB, "the kernel would give it away"
     (shown,) = virt_dmem_json("pool", "list")["pools"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What must be quick is. No libvirtd runs here."""
+"""Verify the speed of frequent operations. No libvirtd runs here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_list_json_costs_less_than_three_bare_interpreters(rig: None, tmp_path: 
         hold(3)
         compared = {name: command for name, command in cases(tmp_path).items() if name in (BARE, LIST)}
         ratios = []
-        for _ in range(4):  # others may be busy on this machine; what it can do, it does in one of them
+        for _ in range(4):  # the machine may be busy; the best round counts
             measure_rounds(results := Results(), 21, compared)
             ours, bare = (results.find(NAME, WHAT, case) for case in (LIST, BARE))
             assert ours

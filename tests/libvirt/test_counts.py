@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many system calls things take: a number that no busy machine changes. No libvirtd runs here.
+"""Count system calls, a number that load does not change. No libvirtd runs here.
 
-A ceiling is what it took when it was written, and a tenth more for other versions of Python, libc and kernel. Who
-has to raise one says in the commit what it bought.
+A limit is the number at the time of writing, plus a tenth for other versions of Python, libc and kernel. A commit
+that raises one states the benefit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PAGES = 16
 
 
 def system_calls(command: Sequence[str | Path], scratch: Path, stdin: bytes = b"") -> Counter[str]:
-    """Run a command, and return how often it and all its children made each system call."""
+    """Run a command, and return the number of calls of each system call by it and all its children."""
     counts = scratch / "strace"
     done = subprocess.run(
         ["strace", "-c", "-f", "-o", counts, *command], input=stdin, capture_output=True, check=False
@@ -43,7 +43,7 @@ def system_calls(command: Sequence[str | Path], scratch: Path, stdin: bytes = b"
 
 @pytest.fixture
 def huge_pool(hugetlbfs_pool: str) -> Iterator[Path]:
-    """A directory on hugetlbfs."""
+    """Provide a directory on hugetlbfs."""
     yield Path("/run/virt-dmem/pools", hugetlbfs_pool)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A SIGKILL of the daemon between any two steps, and failures on the way: nothing leaks, no guest is harmed.
+"""Kill the daemon between any two steps, or let steps fail: nothing leaks, no guest is harmed.
 
 The steps are not sampled: the daemon is killed before its first step, before its second, and so on, to the last one
-of an operation. ``tests/rig/killing.py`` says what a step is.
+of an operation. ``tests/rig/killing.py`` defines a step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
 
 MIB = 1 << 20
-MOST_STEPS = 200  # a bound for the loops, far above what there is
+MOST_STEPS = 200  # a bound for the loops, far above the actual number
 
 
 def reserved(pool: str) -> int:
@@ -38,12 +38,12 @@ def left_in(pool: str) -> list[Path]:
 
 
 def require_clean(pool: str) -> None:
-    """Nothing is reserved, no file is left: at the latest a moment after the daemon has seen libvirt."""
+    """Verify that nothing is reserved and no file is left, at the latest soon after the daemon reached libvirt."""
     wait_for("everything to be freed", lambda: reserved(pool) == 0 and not left_in(pool))
 
 
 def require_in_order(libvirtd: PrivateLibvirt, pool: str, name: str) -> None:
-    """A guest that runs has its memory, whole, and is charged; one that does not has nothing."""
+    """Verify that a running guest has all its memory and is charged; and that any other has none."""
     if libvirtd.state(name) == "shut off":
         require_clean(pool)
         return
@@ -66,10 +66,10 @@ def killed_before_every_step(
 ) -> list[str]:
     """Do ``operate`` with a daemon that is killed before its first step, its second …; return the steps.
 
-    ``last``: the name of the last step. Numbers shift, as what one run left ready the next one takes, and there are
-    fewer when others of the daemon did some of the work: so it is killed once more before that one, and before each
-    of ``also`` (names, or their first words), that was not met by its number. ``background``: steps of what the
-    daemon does by itself, not of ``operate``.
+    ``last``: the name of the last step. Numbers shift, as one run uses what the previous one pre-zeroed, and
+    there are fewer if another task of the daemon did some of the work: so it is killed once more before that one,
+    and before each of ``also`` (names, or their first words), that was not reached by its number. ``background``:
+    steps of the daemon's own work, not of ``operate``.
     """
     plain = daemon.program.command
     order = mark.with_name(f"{mark.name}.at")
@@ -215,7 +215,7 @@ def test_a_helper_that_is_killed_fails_the_start_and_leaves_nothing(
 def test_memory_that_is_not_there_after_all_fails_the_start_and_leaves_nothing(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
-    """Somebody else wrote into the pool: what was promised cannot be brought in."""
+    """Fill the pool by another process: reserved memory cannot be populated."""
     with Path("/run/virt-dmem/pools", tmpfs_pool, "thief").open("wb") as thief:
         os.posix_fallocate(thief.fileno(), 0, 224 * MIB)
     libvirtd.define(domain_xml("robbed"))

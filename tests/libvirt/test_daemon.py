@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""virt-dmemd by itself: who may ask it, how it comes up and goes, what it survives. No libvirtd runs here."""
+"""Run virt-dmemd alone: access control, startup and shutdown, resilience. No libvirtd runs here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.rig.repository import REPOSITORY
 from virt_dmem.errors import DomainRefused, PoolNotFound
 from virt_dmem.ipc.client import Client
 
-GROUP = "games"  # any group that Debian has and that root is not in
+GROUP = "games"  # any group of Debian that root is not in
 _ASK = """
 import json, socket, sys
 with socket.socket(socket.AF_UNIX) as daemon:
@@ -32,7 +32,7 @@ with socket.socket(socket.AF_UNIX) as daemon:
 
 
 def ask_as(user: str, group: str, method: str, *, groups: str = "", **parameters: object) -> str:
-    """What another user gets to hear; ``groups``: those it has besides, as of systemd's SupplementaryGroups=."""
+    """Return the answer to another user; ``groups``: its supplementary groups, as with SupplementaryGroups=."""
     call = json.dumps({"method": f"dev.virt-dmem.{method}", "parameters": parameters})
     who = ["setpriv", "--reuid", user, "--regid", group, *(["--groups", groups] if groups else ["--clear-groups"])]
     done = subprocess.run(
@@ -63,14 +63,14 @@ def test_an_error_comes_back_as_what_it_was(rawdaemon: Daemon) -> None:
 
 
 def test_it_hears_that_the_hosts_processors_changed(rawdaemon: Daemon) -> None:
-    Path("/sys/devices/system/cpu/cpu0/uevent").write_text("change")  # as good as a real one: the kernel says so
+    Path("/sys/devices/system/cpu/cpu0/uevent").write_text("change")  # reported by the kernel, too
     wait_for("its word", lambda: "the host's processors or memory changed" in rawdaemon.log.read_text())
     assert "Traceback" not in rawdaemon.log.read_text()
 
 
 def test_a_stranger_gets_no_answer(rawdaemon: Daemon) -> None:
     assert "PermissionError" in ask_as("nobody", "nogroup", "ListPools")
-    Path(f"{SOCKET}-ro").chmod(0o666)  # even where the file would let everybody in
+    Path(f"{SOCKET}-ro").chmod(0o666)  # even if the socket's mode would allow everybody
     assert "pools" not in ask_as("nobody", "nogroup", "ListPools")
 
 
@@ -204,7 +204,7 @@ def test_it_takes_the_socket_that_systemd_gives_it(rig: None) -> None:
 
 
 def test_it_is_ready_within_two_seconds(rig: None) -> None:
-    """The best of three, as others may have the CPU."""
+    """Return the best of three, as the CPU may be busy."""
     took = []
     for _ in range(3):
         began = time.monotonic()

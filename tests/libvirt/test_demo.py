@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The demo: tells its story to the end, and leaves the host as it found it however it ends."""
+"""Run the demo: it completes, and restores the host however it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.rig.repository import REPOSITORY
 from virt_dmem.host import huge_pages
 
 PAGE = 2 << 20
-DEMO = [sys.executable, "-m", "bench.demo"]
+DEMO = [sys.executable, "-m", "tools.demo"]
 
 
 def host_state() -> tuple[int, bool | None]:
@@ -24,7 +24,7 @@ def host_state() -> tuple[int, bool | None]:
 
 @pytest.mark.needs_hugepages
 @pytest.mark.usefixtures("exclusive_hugepages")
-def test_it_tells_the_whole_story_with_what_it_measured() -> None:
+def test_it_completes_with_measured_figures() -> None:
     before = host_state()
     done = subprocess.run(DEMO, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -39,13 +39,13 @@ def test_it_tells_the_whole_story_with_what_it_measured() -> None:
     assert host_state() == before
 
 
-def test_where_huge_pages_cannot_be_had_it_says_so_and_goes_on_with_tmpfs() -> None:
+def test_without_huge_pages_it_says_so_and_continues_with_tmpfs() -> None:
     without = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /sys/kernel/mm/hugepages && exec "$@"', "sh"]
     done = subprocess.run(
         [*without, *DEMO], cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "no such memory to give" in done.stdout
+    assert "no such memory available" in done.stdout
     assert re.search(r"demo +tmpfs +4 KiB +1 GiB +512 MiB", done.stdout)
 
 
@@ -64,5 +64,5 @@ def test_ctrl_c_in_the_middle_undoes_everything() -> None:
                 break
         rest = demo.stdout.read()
         assert demo.wait(timeout=60) == 130, rest
-    assert "Interrupted; everything made so far is undone." in rest
+    assert "Interrupted; all changes have been reverted." in rest
     assert host_state() == before

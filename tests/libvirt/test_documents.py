@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What README and docs tell an operator to type is typed here, document by document, in its order."""
+"""Run the commands that README and docs show to operators, document by document, in their order."""
 
 from __future__ import annotations
 

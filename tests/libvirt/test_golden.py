@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a real libvirt makes of golden inputs and outputs; VIRT_DMEM_REGENERATE=1 records it for the unit tests."""
+"""Compare a real libvirt's XML of golden domains; VIRT_DMEM_REGENERATE=1 records it for the unit tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.rig.private_libvirt import PrivateLibvirt
 
 RECORDED = GOLDEN / "libvirt"
-# Those that this QEMU runs, and in UTF-8: whatever is declared, libvirt reads UTF-8.
+# Those that this QEMU runs, and in UTF-8: libvirt reads UTF-8 whatever is declared.
 CASES = sorted(
     file.name.removesuffix("-in.xml")
     for file in GOLDEN.glob("*-in.xml")
@@ -27,7 +27,7 @@ CASES = sorted(
 
 
 def printed_by(libvirtd: PrivateLibvirt, xml: bytes, scratch: Path) -> bytes:
-    """What libvirt prints of a domain, for a machine where it need not know the CPU."""
+    """Return libvirt's XML of a domain, without what depends on the machine's CPU."""
     emulated = re.sub(rb"<cpu mode=[^>]*>", b"<cpu>", re.sub(rb"type=(.)kvm.", rb"type=\1qemu\1", xml, count=1))
     libvirtd.remove()
     file = scratch / "domain.xml"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What QEMU's user may do to be in our way, and what it does not get by that."""
+"""Obstruct virt-dmem as QEMU's user can, and verify what that does not achieve."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_lease_on_an_extent_keeps_nobody_waiting_and_the_extent_from_the_next_
     wait_for("QEMU's end", lambda: not Path(f"/proc/{pid}/maps").exists() or not libvirtd.qemu_pids())
     os.chown(extent, USER, USER)  # as from start to started
     with a_leaseholder(extent, "read"):
-        libvirtd.start()  # which calls the hooks of what has ended
+        libvirtd.start()  # which calls the hooks of ended domains
         wait_for("the release", lambda: not virt_dmem_json("list")["domains"])
         assert reserved(tmpfs_pool) == 64 << 20
         assert {alert["code"] for alert in virt_dmem_json("alerts")["alerts"]} == {"extent-quarantined"}
@@ -54,7 +54,7 @@ def test_a_lease_on_an_extent_keeps_nobody_waiting_and_the_extent_from_the_next_
 
 @pytest.fixture
 def crowded(libvirtd: PrivateLibvirt, tmpfs_pool: str) -> Iterator[Path]:
-    """Fill QEMU's directories, for one test, with what its user may put there."""
+    """Fill QEMU's directories, for one test, with entries that its user may create."""
     ours = Path("/var/lib/libvirt/qemu")
     evil = ours / "ram" / "99-evil"
     evil.mkdir()

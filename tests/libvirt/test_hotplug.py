@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory is attached to guests that run, resized and taken away; the guest's own console tells what it has."""
+"""Attach, resize and detach memory of running guests; the guest's own console reports its size."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_guest_is_given_a_dimm_and_lets_go_of_it(
 def test_qemu_answers_within_100_ms_while_memory_is_attached(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str
 ) -> None:
-    """The best of three, as who asks waits for the CPU as well; what QEMU does would be there each time."""
+    """Return the best of three: waiting for the CPU varies, stalls of QEMU would appear each time."""
     monitor = Path("/var/lib/libvirt/qemu/asked.qmp")
     qmp = ["-qmp", f"unix:{monitor},server=on,wait=off"]
     libvirtd.define(domain_xml("grower", cells=["64MiB"], max_memory="2GiB", qemu_args=qmp))
@@ -83,7 +83,7 @@ def test_a_guest_plugs_and_unplugs_virtio_mem(
     assert (change["state"], change["size_bytes"]) == ("resized", 128 * MIB), change
     assert reserved(roomy_pool) == 320 * MIB
     wait_for_memory(libvirtd, before + 100, before + 140)
-    # and others may have it now: then it cannot grow again
+    # and others may use it now: then it cannot grow again
     libvirtd.define(domain_xml("other", memory="512MiB"))
     virt_dmem("apply", "other", "--pool", roomy_pool)
     libvirtd.virsh("start", "--paused", "other")

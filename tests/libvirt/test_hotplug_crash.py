@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A SIGKILL of the daemon between any two steps of an attach, a detach, a resize: nothing leaks, the guest runs."""
+"""Kill the daemon between any two steps of an attach, a detach, a resize: nothing leaks, the guest runs on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
 
 
 def start(libvirtd: PrivateLibvirt, pool: str) -> str:
-    """Start ``crash``: a guest of 192 MiB that lets go of memory, and may have 1 GiB."""
+    """Start ``crash``: a guest of 192 MiB that releases memory on request, and may grow to 1 GiB."""
     image = guest_image(modules=MODULES)
     cmdline = "memhp_default_state=online_movable"
     libvirtd.define(domain_xml("crash", memory="192MiB", image=image, cmdline=cmdline))
@@ -39,13 +39,13 @@ def start(libvirtd: PrivateLibvirt, pool: str) -> str:
 
 @pytest.fixture
 def guest(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> str:
-    """The guest in the pool of 256 MiB."""
+    """Start the guest in the pool of 256 MiB."""
     return start(libvirtd, tmpfs_pool)
 
 
 @pytest.fixture
 def large_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
-    """The pool ``large``: 512 MiB of tmpfs. Linux plugs virtio-mem by 128 MiB at least."""
+    """Create the pool ``large``: 512 MiB of tmpfs. Linux plugs virtio-mem in units of at least 128 MiB."""
     create_pool("large", "512M")
     yield "large"
     if not daemon.program.running:
@@ -66,12 +66,12 @@ def devices(libvirtd: PrivateLibvirt) -> list[str]:
 
 
 def settled(guest: str) -> bool:
-    """Nothing of it is under way."""
+    """Verify that no change is in progress."""
     return all(extent["state"] == "ready" for extent in ask("ShowDomain", domain=guest)["domain"]["extents"])
 
 
 class Uptimes:
-    """Whether the guest has gone on since it was looked at last: it says its uptime every second."""
+    """Return whether the guest made progress since the last call: it prints its uptime every second."""
 
     def __init__(self, libvirtd: PrivateLibvirt) -> None:
         self._libvirtd = libvirtd
@@ -81,13 +81,13 @@ class Uptimes:
         return self._libvirtd.console("crash").count("uptime:")
 
     def go_on(self) -> None:
-        """Wait for it, if need be."""
+        """Wait until the guest makes progress."""
         wait_for("the guest to go on", lambda: self._said() > self._seen)
         self._seen = self._said()
 
 
 def require_in_order(libvirtd: PrivateLibvirt, pool: str) -> None:
-    """Charged and there is what libvirt says the guest has, and nothing else; the guest runs."""
+    """Verify that exactly the memory that libvirt reports for the guest is charged and exists, and that it runs."""
     assert libvirtd.state("crash") == "running"
 
     def in_order() -> bool:
@@ -139,7 +139,7 @@ def test_a_daemon_killed_between_any_two_steps_of_a_detach_leaks_nothing(
     uptimes = Uptimes(libvirtd)
 
     def restore() -> None:
-        # a detach that libvirt was not asked for stays pending until it is asked again
+        # a detach that was not requested from libvirt stays pending until it is repeated
         assert libvirtd.state("crash") == "running"
         if devices(libvirtd) and not settled(guest):
             virt_dmem("detach", guest, aliases[-1])
@@ -182,7 +182,7 @@ def test_a_daemon_killed_between_any_two_steps_of_a_resize_charges_never_less_th
         assert reserved(large_pool) >= 192 * MIB + plugged()
         assert libvirtd.state(guest) == "running"
         uptimes.go_on()
-        resize("128M")  # what was brought in and never plugged QEMU does not give back
+        resize("128M")  # QEMU does not release memory that was populated and never plugged
         resize("0")
         assert reserved(large_pool) == 192 * MIB
 

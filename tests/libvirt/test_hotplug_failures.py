@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An attach that fails, or is not waited for, at any point: all of it is undone, or all of it is done."""
+"""Let an attach fail, or its caller disconnect, at any point: it is either completed or fully reverted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
 def test_what_libvirt_refuses_is_rolled_back_whole(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str
 ) -> None:
-    """QEMU cannot bind memory to a node that the host has not; a pool of tmpfs knows none."""
+    """QEMU cannot bind memory to a node that the host does not have; a tmpfs pool has no nodes."""
     uuid = start(libvirtd, roomy_pool, None)
     for kind in ("dimm", "virtio-mem"):
         said = virt_dmem_fails("attach", "grower", "--size", "64M", "--node", "63", "--type", kind, status=1)
@@ -93,7 +93,7 @@ def test_who_interrupts_an_attach_that_libvirt_was_asked_for_finds_it_done(
 
 
 def backend_of(kind: str, alias: str, size: int) -> dict[str, Any]:
-    """What a monitor answers that calls the backend of a device so."""
+    """Return the answers of a monitor that reports this name for the backend of a device."""
     shown = {
         "id": f"mem{alias}", "size": size, "policy": "default", "host-nodes": [], "prealloc": False, "share": True,
     }  # fmt: skip
@@ -103,7 +103,7 @@ def backend_of(kind: str, alias: str, size: int) -> dict[str, Any]:
 def test_what_qemu_calls_something_else_is_taken_away_again(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
-    """A fake monitor says so: the real QEMU has it right."""
+    """Let a fake monitor report it: the real QEMU is correct."""
     uuid = start(libvirtd, roomy_pool, grower_image, "--no-monitor")
     before = has_mib(libvirtd)
     with FakeMonitor(socket_of(uuid), "grower", backend_of("memory-backend-ram", "ua-dmem0", 128 * MIB)):
@@ -113,7 +113,7 @@ def test_what_qemu_calls_something_else_is_taken_away_again(
         assert reserved(roomy_pool) == 192 * MIB
         assert "ua-dmem0" not in libvirtd.virsh("dumpxml", "grower")
         wait_for_memory(libvirtd, before - 10, before + 10)
-        # and a guest that does not answer is not robbed of it
+        # and a guest that does not answer keeps it
         libvirtd.virsh("suspend", "grower")
         said = virt_dmem_fails("attach", "grower", "--size", "128M", status=1)
         assert "128 MiB stay charged until the guest unplugs ua-dmem0" in said
@@ -121,7 +121,7 @@ def test_what_qemu_calls_something_else_is_taken_away_again(
         libvirtd.virsh("resume", "grower")
 
         def freed() -> bool:
-            """It may refuse, as it is taking it in: then it is asked again."""
+            """A guest may refuse while it is onlining the memory: then the request is repeated."""
             subprocess.run(
                 [VIRT_DMEM, "detach", "grower", "ua-dmem0", "--wait", "3s"], capture_output=True, check=False
             )
@@ -134,7 +134,7 @@ def test_what_qemu_calls_something_else_is_taken_away_again(
 def test_virtio_mem_whose_memory_cannot_be_brought_in_leaves_nothing_that_is_plugged(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage, tmp_path: Path
 ) -> None:
-    """QEMU before 8.2 cannot take the device away: then it stays, empty, and can be resized."""
+    """QEMU before 8.2 cannot unplug the device: then it remains, empty, and can be resized."""
     daemon.restart_with_helper(tmp_path, 'case "$*" in *ua-dmem0*) exit 1;; esac')
     start(libvirtd, roomy_pool, grower_image)
     before = has_mib(libvirtd)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many starts and stops at once: what fits, fits; what does not is refused with the numbers; nothing is left."""
+"""Start and stop many domains at once: what does not fit is rejected with the numbers; nothing is left over."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_fifty_domains_by_eight_virsh_on_a_pool_for_ten(libvirtd: PrivateLibvirt
     done = threading.Event()
 
     def watch() -> None:
-        """List domains all the while: a deadlock with libvirt would show here first."""
+        """List domains continuously: a deadlock with libvirt would show here first."""
         nonlocal slowest_list
         while not done.is_set():
             began = time.monotonic()
@@ -62,7 +62,7 @@ def test_fifty_domains_by_eight_virsh_on_a_pool_for_ten(libvirtd: PrivateLibvirt
             for refusal in refusals:
                 assert re.search(r"asks for 64 MiB.*0 B is free|64 MiB.*free", refusal), refusal
                 assert re.search(r"many\d+ holds the most, 64 MiB", refusal)
-            # from full to empty, while others try to get in
+            # from full to empty, while other starts are attempted
             running = [name for name, fits in zip(names, fit, strict=True) if fits]
             others = [name for name in names if name not in running]
             list(virsh.map(lambda act: act(), [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory devices that a domain has from its start get their memory from the pool, under libvirt's own names."""
+"""Start domains with memory devices: their memory is the pool's, under libvirt's own names."""
 
 from __future__ import annotations
 

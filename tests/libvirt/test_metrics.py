@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Metrics of a daemon that works: over the control socket, and in the node exporter's file."""
+"""Read the metrics of a running daemon: over the control socket, and in the node exporter's file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool
 
 
 def value(text: str, name: str, **labels: str) -> float:
-    """The one sample of this name that has these labels; 0 where there is none yet."""
+    """Return the sample with this name and these labels; 0 if there is none yet."""
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     found = [item for item in samples if item.name == name and labels.items() <= item.labels.items()]
     assert len(found) <= 1

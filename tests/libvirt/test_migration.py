@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Guests that are saved, restored, reverted, or move to another host; both ledgers are right after each."""
+"""Save, restore, revert and migrate guests; both ledgers are correct after each."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def held(domains: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def here() -> dict[str, int]:
-    """What our ledger charges, in MiB by domain."""
+    """Return the ledger's charges in MiB by domain."""
     return held(virt_dmem_json("list")["domains"])
 
 
 def there(second: SecondHost) -> dict[str, int]:
-    """The same of the other host."""
+    """Return the same of the other host."""
     return held(second.virt_dmem_json("list")["domains"])
 
 
@@ -57,7 +57,7 @@ def uptime(libvirtd: PrivateLibvirt) -> float:
 
 
 def goes_on(libvirtd: PrivateLibvirt, since: float) -> None:
-    """It did not boot anew: its clock went on from there."""
+    """Verify that the guest did not reboot: its uptime continues."""
     wait_for("the guest to go on", lambda: since + 1 < uptime(libvirtd) < since + 60)
 
 
@@ -151,7 +151,7 @@ def test_a_guest_restored_on_pages_of_another_size_has_whole_ones_or_is_refused(
 def test_a_running_guest_is_reverted_to_a_snapshot_of_it(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, image: GuestImage
 ) -> None:
-    """A snapshot with memory wants a disk in qcow2."""
+    """A snapshot with memory needs a qcow2 disk."""
     disk = Path("/var/lib/libvirt/images-mover.qcow2")
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
     shutil.chown(disk, "libvirt-qemu")
@@ -183,7 +183,7 @@ def test_a_running_guest_is_reverted_to_a_snapshot_of_it(
 
 @pytest.fixture
 def second(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[SecondHost]:
-    """Another host, with the pool ``big`` of 512 MiB and none named as ours."""
+    """Run another host, with the pool ``big`` of 512 MiB and none of this host's name."""
     with SecondHost() as second:
         second.virt_dmem("pool", "create", "big", "--backend", ALIKE, "--size", "512M")
         yield second
@@ -195,7 +195,7 @@ def second(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[SecondHost]:
 
 
 def take_along(second: SecondHost, image: GuestImage) -> None:
-    """What the guest boots from has to be there as well."""
+    """Copy the guest's boot files to the other host."""
     boot = second.root / "var/lib/libvirt/boot"
     boot.mkdir(exist_ok=True)
     for file in (image.kernel, image.initrd):
@@ -329,7 +329,7 @@ def test_what_arrives_where_no_pool_is_is_undone_in_its_persistent_xml_too(
 
 
 def paused(libvirtd: PrivateLibvirt, pool: str, *args: str) -> None:
-    """Start ``mover`` without anything to boot: enough to be moved."""
+    """Start ``mover`` without anything to boot, which suffices for a migration."""
     libvirtd.define(domain_xml("mover", memory="64MiB"))
     virt_dmem("apply", "mover", "--pool", pool, *args)
     libvirtd.virsh("start", "--paused", "mover")
@@ -337,7 +337,7 @@ def paused(libvirtd: PrivateLibvirt, pool: str, *args: str) -> None:
 
 @pytest.fixture
 def userfaultfd() -> Iterator[None]:
-    """QEMU may do post-copy: what libvirt's qemu-postcopy-migration.sysctl sets."""
+    """Allow QEMU post-copy, as libvirt's qemu-postcopy-migration.sysctl does."""
     allowed = Path("/proc/sys/vm/unprivileged_userfaultfd")
     before = allowed.read_text()
     allowed.write_text("1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU's second monitor: what it says is shown, what it reports is acted on, and nothing waits for it."""
+"""Use QEMU's second monitor: its answers are shown, its events are handled, and nothing waits for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reserved(pool: str) -> int:
 
 
 def report_failure(monitor: FakeMonitor) -> None:
-    """Memory that fails in hardware cannot be had in a test."""
+    """A hardware memory failure cannot be produced in a test."""
     data = {"recipient": "guest", "action": "inject", "flags": {"action-required": False, "recursive": False}}
     monitor.send({"event": "MEMORY_FAILURE", "data": data, "timestamp": {"seconds": 1, "microseconds": 0}})
 
@@ -63,7 +63,7 @@ def test_show_tells_what_qemu_says_also_after_the_daemon_began_anew(
 
 
 def test_what_qemu_tells_of_itself_is_heard(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> None:
-    """Real events of a real QEMU, beside those that libvirt gets on its own monitor."""
+    """Receive real events of a real QEMU, beside those on libvirt's own monitor."""
     start(libvirtd, tmpfs_pool)
     wait_for("QEMU's word", shown)
     libvirtd.virsh("resume", "talks")
@@ -87,7 +87,7 @@ def test_a_monitor_that_hangs_up_is_connected_to_again(
 def test_a_neighbour_that_stands_in_for_a_monitor_is_not_listened_to(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
-    """All QEMUs have one user: any of them may take another's socket away, and put its own there."""
+    """All QEMUs share a user: any of them may replace another's socket by its own."""
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_of(uuid)))
@@ -180,7 +180,7 @@ def test_memory_that_failed_and_cannot_be_read_stays_quarantined(
     libvirtd.virsh("destroy", "talks")
     assert reserved(tmpfs_pool) == 64 * MIB
     assert not virt_dmem_json("list")["domains"]
-    time.sleep(6)  # housekeeping does not give it away
+    time.sleep(6)  # housekeeping does not release it
     assert reserved(tmpfs_pool) == 64 * MIB
     assert {alert["code"] for alert in virt_dmem_json("alerts")["alerts"]} == {
         "memory-failed",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools by the command, with a daemon and guests that use them."""
+"""Manage pools by the command, with a daemon and guests that use them."""
 
 from __future__ import annotations
 

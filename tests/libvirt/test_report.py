@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A report holds what support needs, and nothing that is nobody's business."""
+"""Verify that a report contains what support needs, and no private data."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import tail, wait_for
 
 SECRET = "hunter2"
-"""Each of them begins with it."""
+"""The common prefix of all secrets."""
 
 
 def packed(path: Path) -> dict[str, bytes]:
-    """Every file of a report, unpacked."""
+    """Return every file of a report, unpacked."""
     with tarfile.open(path) as archive:
         files = {member.name.partition("/")[2]: archive.extractfile(member) for member in archive}
         return {name: file.read() for name, file in files.items() if file}
 
 
 def talkative_xml() -> str:
-    """A guest with a secret wherever one can be."""
+    """Return a guest's XML with a secret wherever one can be."""
     metadata = f"""
         <dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='small' note='{SECRET}-attribute'>
           <dmem:source><dmem:path>{SECRET}-ours</dmem:path></dmem:source>

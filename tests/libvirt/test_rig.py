@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The rig itself: what the other tests rely on."""
+"""Test the rig itself, which the other tests rely on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ echo "$1 $2" >>/run/libvirt/hook-calls
 
 
 def _what_is_there() -> dict[str, set[str]]:
-    """What our names are in all directories that another run of the rig could write to, seen from here."""
+    """Return the names of the rig in all directories that another run of it could write to."""
     found = {name: Path(name) for name in _PARENTS if Path(name).exists()}
     ours = ("libvirt", "virt", "qemu", "hooks", "left-behind")
     return {

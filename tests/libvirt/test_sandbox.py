@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What systemd takes away from virt-dmemd, it does not need.
+"""Run virt-dmemd with the restrictions of its systemd unit.
 
-systemd itself is not there: the same restrictions are put on by setpriv and prctl, as the unit says them.
+Without systemd: setpriv and prctl apply the same restrictions, as given in the unit.
 """
 
 from __future__ import annotations

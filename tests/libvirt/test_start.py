@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From ``virsh start`` to ``virsh destroy``: the guest's memory is the pool's, and comes back whole."""
+"""Start and destroy guests by virsh: their memory is the pool's, and is freed in full."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def only_pool(name: str = "small") -> dict[str, int]:
 
 
 def files_in(pool: str) -> list[Path]:
-    """The files of domains; what is made ready for the next ones is none of them."""
+    """Return the files of domains, without pre-zeroed ones."""
     return [path for path in Path("/run/virt-dmem/pools", pool).glob("libvirt-*/*") if path.is_file()]
 
 
 def smaps_of(pid: int, path: Path) -> str:
-    """The smaps entry of the mapping whose inode is that of ``path``."""
+    """Return the smaps entry of the mapping with the inode of ``path``."""
     inode = path.stat().st_ino
     text = Path(f"/proc/{pid}/smaps").read_text()
     entries = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", text, flags=re.MULTILINE)
@@ -193,7 +193,7 @@ def test_a_guest_lives_through_restarts_of_libvirtd_and_of_the_daemon(
     pid = libvirtd.qemu_pids()["tough"]
     daemon.kill()
     libvirtd.kill()
-    libvirtd.start()  # calls the hook with 'reconnect', and no daemon is there
+    libvirtd.start()  # calls the hook with 'reconnect' while no daemon runs
     assert libvirtd.state("tough") == "paused"
     daemon.start()
     assert virt_dmem_json("show", "tough")["domain"]["phase"] == "running"
@@ -231,7 +231,7 @@ def test_what_was_missed_while_the_daemon_was_away_is_found_when_it_is_back(
     virt_dmem("apply", "gone", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "gone")
     daemon.kill()
-    libvirtd.virsh("destroy", "gone")  # stopped and release find nobody
+    libvirtd.virsh("destroy", "gone")  # stopped and release find no daemon
     daemon.start()
     wait_for("the reconciliation", lambda: only_pool()["reserved_bytes"] == 0)
     assert files_in(tmpfs_pool) == []
@@ -286,7 +286,7 @@ def test_a_guest_that_is_saved_gives_its_memory_back_and_takes_new_when_it_is_re
 
 @contextmanager
 def hook_wrapped(script: str) -> Iterator[None]:
-    """Put a shell script in the place of the hook; ``$real`` in it is the real one."""
+    """Replace the hook by a shell script; ``$real`` in it is the real one."""
     hook = Path("/etc/libvirt/hooks/qemu.d/50-virt-dmem")
     real = Path("/etc/libvirt/hooks/50-real")
     hook.rename(real)
@@ -301,7 +301,7 @@ def hook_wrapped(script: str) -> Iterator[None]:
 def test_a_pool_that_libvirtd_does_not_see_fails_the_start_at_once(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
-    """A dangling link would make QEMU spin for ever, with the domain locked."""
+    """A dangling link would make QEMU spin forever, with the domain locked."""
     libvirtd.define(domain_xml("blind"))
     virt_dmem("apply", "blind", "--pool", tmpfs_pool)
     # the hook as libvirtd would run it if the pool were not in its mount namespace
@@ -370,7 +370,7 @@ exec {helper} "$@"
 def define_slow(
     name: str, libvirtd: PrivateLibvirt, daemon: Daemon, pool: str, tmp_path: Path, *, speaks: bool
 ) -> None:
-    """Define and apply a domain whose memory takes long to come."""
+    """Define and apply a domain whose memory takes long to populate."""
     helper = tmp_path / "helper"
     helper.write_text(SLOW_HELPER.format(speaks=int(speaks), seconds=12 if speaks else 60, helper=HELPER))
     helper.chmod(0o755)

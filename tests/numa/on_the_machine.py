@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs as root on a machine with three nodes, the last without CPUs; see test_numa.py. No pytest there.
+"""Test on a machine with three nodes, the last without CPUs, as root and without pytest; see test_numa.py.
 
-Each function whose name begins with ``test_`` is one test, in this order, and leaves the machine as it was.
+Each function whose name begins with ``test_`` is one test, in this order, and restores the machine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from virt_dmem.pools.resize import NoDaemon
 HUGE = 2 << 20
 _DAEMON = DaemonConfig(state_dir="/run/state", run_dir="/run/virt-dmem")
 CONFIG = Config(daemon=_DAEMON, prefault=PrefaultConfig(ready="off"))
-"""Only ballast."""
+"""Use ballast only."""
 READY = Config(daemon=_DAEMON, prefault=PrefaultConfig(ready_pressure=100.0))
 LIBC = ctypes.CDLL(None, use_errno=True)
 SYS_MBIND, MPOL_PREFERRED, MPOL_BIND, MPOL_MF_STRICT = 237, 1, 2, 1
@@ -57,7 +57,7 @@ def counts(what: str = "nr_hugepages") -> list[int]:
 
 @contextmanager
 def spare_pages(node: int, pages: int) -> Iterator[None]:
-    """Huge pages of the administrator's own, which nobody uses or was promised."""
+    """Allocate huge pages of the administrator's own, unused and not reserved."""
     knob = Path(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages")
     before = int(knob.read_text())
     knob.write_text(str(before + pages))
@@ -68,7 +68,7 @@ def spare_pages(node: int, pages: int) -> Iterator[None]:
 
 @contextmanager
 def pool(*pages: int) -> Iterator[Config]:
-    """The pool ``p`` with so many pages of node 0, 1, …; afterwards all are the host's again."""
+    """Create the pool ``p`` with a number of pages of node 0, 1, …; return all to the host afterwards."""
     before = counts()
     manage.create(
         CONFIG, "p", sizes={node: count * HUGE for node, count in enumerate(pages) if count}, page_size=HUGE
@@ -85,7 +85,7 @@ def pool(*pages: int) -> Iterator[Config]:
 
 @contextmanager
 def competitor(node: int, pages: int = 64) -> Iterator[int]:
-    """Somebody who binds to a node and takes up to so many huge pages there; yields how many that were."""
+    """Run a process that binds to a node and allocates up to a number of huge pages there; yield that number."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -120,7 +120,7 @@ def mbind(address: int, size: int, policy: int, *nodes: int, flags: int = 0) -> 
 
 
 class Daemon:
-    """What serves the hooks, without the socket."""
+    """The service behind the hooks, without the socket."""
 
     def __init__(self, config: Config) -> None:
         config.ledger_path.unlink(missing_ok=True)
@@ -156,7 +156,7 @@ def cell(number: int, pages: int, *nodes: int, policy: str = "") -> Cell:
 
 
 def where(path: Path) -> dict[int, int]:
-    """The pages of a file by node, as the kernel has them."""
+    """Return the pages of a file by node, as the kernel reports them."""
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         for at in range(0, len(memory), HUGE):
             _ = memory[at]
@@ -205,7 +205,7 @@ def test_who_binds_to_a_node_gets_nothing_of_the_pool() -> None:
 
 
 def test_without_ballast_he_would() -> None:
-    """What the kernel promises to a mount is a number for the whole host: this is why there is ballast."""
+    """The kernel's reservation of a mount is for the whole host, not by node: hence the ballast."""
     with spare_pages(1, 16), pool(8, 8):
         (record,) = registry.records(CONFIG)
         ballast.shrink(record, 0, 0)
@@ -325,7 +325,7 @@ def test_what_a_domain_gives_back_is_held_again() -> None:
 
 
 def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next() -> None:
-    """It is the kernel's in between: who binds to the node just then may take it."""
+    """It is the kernel's in between: a process that binds to the node just then may take it."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(READY)
         cells = (cell(0, 5, 0), cell(1, 6, 0, 1, policy="interleave"))
@@ -343,13 +343,13 @@ def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next()
             assert counts("free_hugepages") == [0, 8, 0]
             held = daemon.extents.prezero.stock.held("p")
             assert {node: size // HUGE for node, size in held.items()} == {0: 8, 1: 3}
-        reservation = daemon.prepare(cell(0, 7, 0))  # for another one, it yields
+        reservation = daemon.prepare(cell(0, 7, 0))  # it yields it to another one
         assert where(reservation.extents[0].path) == {0: 7}
         daemon.release()
 
 
 def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_it() -> None:
-    """Chunks of an odd number of pages: each goes on in turn where the one before it ended."""
+    """Chunks of an odd number of pages: each continues where the previous one ended."""
     chunk, worker._CHUNK = worker._CHUNK, 3 * HUGE
     try:
         with spare_pages(1, 8), pool(8, 8):
@@ -372,7 +372,7 @@ def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_i
 
 
 def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
-    """The only moment: what the domain is about to get is let go, and not faulted yet."""
+    """The critical moment: the domain's ballast is released, and its pages are not faulted yet."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(CONFIG)
         make_room = daemon.extents.prezero.evict
@@ -402,7 +402,7 @@ def test_a_ballast_that_was_cut_short_is_mended() -> None:
         (record,) = registry.records(CONFIG)
         file = Path(record.mount, ballast.DIRECTORY, "node0")
         os.truncate(file, 0)
-        os.truncate(file, 8 * HUGE)  # as a kill leaves it, before the pages come
+        os.truncate(file, 8 * HUGE)  # as a kill leaves it, before the pages are allocated
         assert ballast.held_bytes(record, 0) == 0
         Daemon(CONFIG).hold_free()
         assert (ballast.held_bytes(record, 0), where(file)) == (8 * HUGE, {0: 8})

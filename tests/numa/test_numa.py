@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools and extents on a real kernel with several nodes: a machine of QEMU's runs ``on_the_machine.py``."""
+"""Test pools and extents on a real kernel with several nodes: a QEMU machine runs ``on_the_machine.py``."""
 
 from __future__ import annotations
 

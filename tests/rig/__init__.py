@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A libvirtd of our own in a private mount namespace, for tests, benchmarks and the demo.
+"""Run a private libvirtd in a private mount namespace, for tests, benchmarks and the demo.
 
 Nothing of the host's libvirt is read, changed or disturbed::
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Holds what a command prints with ``--json`` against what is documented."""
+"""Compare the ``--json`` output of a command with its documentation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["command_of", "require_documented"]
 
 
 def command_of(args: Sequence[str]) -> str:
-    """The command in a command line: ``pool create``."""
+    """Return the command in a command line, such as ``pool create``."""
     parsed = build_parser().parse_args(args)
     return f"{parsed.command} {getattr(parsed, 'verb', '')}".strip()
 
 
 def require_documented(args: Sequence[str], printed: str) -> Any:
-    """Return the answer decoded; fails where a field is missing, of another type, or not documented."""
+    """Return the decoded answer; fail if a field is missing, of another type, or undocumented."""
     answer = json.loads(printed)
     kind = Failure if "error" in answer else answers()[command_of(args)]
     assert msgspec.to_builtins(msgspec.convert(answer, kind)) == answer

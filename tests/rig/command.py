@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ``virt-dmem`` command, run as an operator runs it."""
+"""Run the ``virt-dmem`` command as an operator runs it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _run(args: tuple[str | Path, ...], stdin: bytes) -> subprocess.CompletedProc
 
 
 def virt_dmem(*args: str | Path, stdin: bytes = b"") -> str:
-    """Run ``virt-dmem`` and return what it prints on standard output.
+    """Run ``virt-dmem`` and return its standard output.
 
-    :raise RigError: When it fails; with what it said.
+    :raise RigError: When it fails; with its output.
     """
     done = _run(args, stdin)
     if done.returncode:
@@ -34,26 +34,26 @@ def virt_dmem(*args: str | Path, stdin: bytes = b"") -> str:
 
 
 def virt_dmem_json(*args: str | Path) -> Any:
-    """Run ``virt-dmem --json`` and return what it prints, decoded and found to be as documented."""
+    """Run ``virt-dmem --json`` and return its output, decoded and verified against the documentation."""
     return require_documented([*map(str, args), "--json"], virt_dmem(*args, "--json"))
 
 
 def checked() -> dict[str, dict[str, str]]:
-    """Return what ``check`` finds, by name; in a private namespace it always finds some fault."""
+    """Return the results of ``check`` by name; in a private namespace some check always fails."""
     found = require_documented(["check", "--json"], _run(("check", "--json"), b"").stdout.decode())["checks"]
     return {check["name"]: check for check in found}
 
 
 def ask(method: str, **parameters: object) -> dict[str, Any]:
-    """Ask virt-dmemd itself, for tests that do so hundreds of times: the command takes 0.2 s to start."""
+    """Call virt-dmemd directly, for tests that do so hundreds of times: the command takes 0.2 s to start."""
     with Client(SOCKET) as daemon:
         return daemon.call(method, **parameters)
 
 
 def virt_dmem_fails(*args: str | Path, status: int, stdin: bytes = b"") -> str:
-    """Run ``virt-dmem``, expecting exit status ``status``, and return what it says on standard error.
+    """Run ``virt-dmem``, expecting exit status ``status``, and return its standard error.
 
-    :raise RigError: When it ends otherwise.
+    :raise RigError: When it exits with another status.
     """
     done = _run(args, stdin)
     if done.returncode != status:

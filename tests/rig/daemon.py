@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""virt-dmemd as a child of ours, in the private namespace."""
+"""Run virt-dmemd as a child process in the private namespace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = Path("/etc/virt-dmem/virt-dmem.toml")
 SOCKET = Path("/run/virt-dmem/sock")
 STATE = Path("/var/lib/virt-dmem")
 LOG = Path("/var/log/libvirt/virt-dmemd.log")
-"""Beside libvirt's, so that ``PrivateLibvirt.logs()`` shows it too."""
+"""Beside libvirt's logs, so that ``PrivateLibvirt.logs()`` includes it."""
 
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -32,8 +32,8 @@ _REPOSITORY = Path(__file__).parents[2]
 class Daemon:
     """``python -m virt_dmem.daemon.main``; needs ``enter_private_namespace()`` before.
 
-    ``config``: the text of virt-dmem.toml. ``env``: variables on top of ours. ``under``: a command that ends by
-    exec of what follows it, such as setpriv. ``module``: what stands for the daemon.
+    ``config``: the text of virt-dmem.toml. ``env``: additional variables. ``under``: a command that executes its
+    arguments, such as setpriv. ``module``: the module that runs as the daemon.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self.program.pid
 
     def start(self) -> None:
-        """Write the configuration, start it and wait until its socket is connected to.
+        """Write the configuration, start the daemon and wait until its socket accepts connections.
 
         :raise RigError: When it does not come up; with its log.
         """
@@ -84,11 +84,11 @@ class Daemon:
         self.program.wait_until("its socket", lambda: answers(SOCKET))
 
     def stop(self) -> int | None:
-        """SIGTERM; return its exit status."""
+        """Terminate it by SIGTERM; return its exit status."""
         return self.program.stop()
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would."""
+        """Kill it by SIGKILL, as a crash would."""
         self.program.kill()
 
     def restart_with_helper(self, directory: Path, script: str) -> None:
@@ -101,7 +101,7 @@ class Daemon:
 
     @staticmethod
     def wipe() -> None:
-        """Unmount what is left of pools and forget all state: the next start is the first. Stop it before."""
+        """Unmount all remaining pools and delete all state, as before the first start. Stop it first."""
         require_private_namespace()
         for mount in reversed(mount_points_below(SOCKET.parent)):
             subprocess.run(["umount", mount], check=True)
@@ -110,6 +110,6 @@ class Daemon:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def restart(self) -> None:
-        """Stop it if it runs, and start it."""
+        """Stop it if it is running, and start it."""
         self.stop()
         self.start()

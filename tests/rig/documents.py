@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the documents tell people to type: every line of their ``sh`` blocks, and what of it no test can run."""
+"""Extract the commands of the documents: all lines of their ``sh`` blocks, and those that no test can run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NOT_RUN = {
     "systemctl": "there is no systemd in the namespace of the tests; tests/lab has one",
     "journalctl": "the same",
 }
-"""Commands that are shown and not run with a libvirt of our own, by their first word, and why."""
+"""Commands that no test runs with a private libvirt, by their first word, and the reason."""
 
 NOT_RUN_WITH = {
     "--write-grub": "it changes how this host boots; tests/unit/host/test_memory_map.py writes the file elsewhere",
     "--backend dmemfs": "it needs memory that was reserved at boot; tests/lab/test_dmemfs_pool.py has it",
 }
-"""The same, by an option."""
+"""The same, by option."""
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(virt-dmem [^`\n]+)`")
@@ -37,18 +37,18 @@ def lines(document: Path) -> list[str]:
 
 
 def inline(document: Path) -> list[str]:
-    """Return every whole ``virt-dmem`` command that stands in the text of a document."""
+    """Return every complete ``virt-dmem`` command in the running text of a document."""
     return [command for command in _INLINE.findall(document.read_text("utf-8")) if "…" not in command]
 
 
 def examples(page: Path) -> list[str]:
-    """Return every command of a manual page's EXAMPLES."""
+    """Return every command in a manual page's EXAMPLES."""
     section = page.read_text("utf-8").partition(".SH EXAMPLES\n")[2].partition("\n.SH ")[0]
     text = section.replace("\\-", "-").replace("\\(dq", '"')
     return [line for line in text.splitlines() if re.match(r"(virt-dmem|virsh|systemctl) ", line)]
 
 
 def why_not_run(line: str) -> str:
-    """Return why no test runs this line; empty for one that is run."""
+    """Return the reason why no test runs this line; empty if one does."""
     options = [why for option, why in NOT_RUN_WITH.items() if option in line]
     return NOT_RUN.get(line.split()[0], "") or "".join(options[:1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Domain XML as hypothesis invents it: valid for libvirt's schema, in any order, white space and company."""
+"""Generate domain XML with hypothesis: valid by libvirt's schema, in any order, with white space and others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BACKING = [
 
 @st.composite
 def domains(draw: st.DrawFn) -> bytes:
-    """A domain of type kvm."""
+    """Return a strategy for domains of type kvm."""
     gaps = draw(st.sampled_from([[""], ["\n  "], ["\n\t"], ["", " ", "\n", "\n      ", "\r\n "]]))
 
     def gap() -> str:
@@ -75,7 +75,7 @@ def domains(draw: st.DrawFn) -> bytes:
         parts.append(f"<cpu>{gap()}<numa>{joined(cells)}</numa>{gap()}</cpu>")
     if not has_cells or draw(st.booleans()):
         resources.append("<memory unit='MiB'>1024</memory>")
-    # The schema lets these stand anywhere, but libxml2 validates them only side by side.
+    # The schema allows these anywhere, but libxml2 validates them only side by side.
     parts.append(shuffled(resources))
     before = draw(st.sampled_from(["", "<?xml version='1.0'?>\n", "<?xml version='1.0' encoding='utf-8'?>"]))
     before += draw(st.sampled_from(["", "<!-- generated -->\n"]))

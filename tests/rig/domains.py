@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Domain XML of small guests for tests."""
+"""Write domain XML of small guests for tests."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def domain_xml(
 ) -> str:
     """Return the XML of a guest with no disk, network, USB or graphics; under TCG if ``kind`` is "qemu".
 
-    Sizes are written as users write them ("64MiB"). ``cells``: one size for each guest NUMA cell, their sum
-    replaces ``memory``; ``vcpus`` is then at least their number. ``max_memory`` with ``slots`` makes hot-add
-    possible (give ``cells`` too). ``image``: what to boot; without it the firmware finds nothing. The others
-    are XML that is put in as it is: ``metadata`` inside <metadata>, ``memory_backing`` inside <memoryBacking>,
+    Sizes are strings as users write them ("64MiB"). ``cells``: one size for each guest NUMA cell, their sum
+    replaces ``memory``; ``vcpus`` is then at least their number. ``max_memory`` with ``slots`` enables memory
+    hotplug (give ``cells`` too). ``image``: what to boot; without it the firmware finds nothing. The others
+    are XML that is inserted unchanged: ``metadata`` inside <metadata>, ``memory_backing`` inside <memoryBacking>,
     ``numatune`` inside <numatune>, ``devices`` inside <devices>. The serial console goes to a file,
-    see ``PrivateLibvirt.console()``. A balloon is there only with ``current_memory`` or in ``devices``.
+    see ``PrivateLibvirt.console()``. There is a balloon only with ``current_memory`` or in ``devices``.
     """
     vcpus = max(vcpus, len(cells))
     total_kib = sum(int(_kib(cell)) for cell in cells) if cells else int(_kib(memory))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A fake of QEMU's monitor, for what no QEMU can be made to say in a test."""
+"""Fake a QEMU monitor, for messages that no real QEMU can be made to send in a test."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _GREETING = {"QMP": {"version": {"qemu": {}, "package": ""}, "capabilities": []}
 
 
 class FakeMonitor:
-    """Listens where a domain's monitor would; as a context, from when virt-dmemd is connected.
+    """A listener in place of a domain's monitor; as a context, from when virt-dmemd is connected.
 
-    It is listened to for what libvirt wrote down of the domain's QEMU: meanwhile that is this process.
+    virt-dmemd trusts the process that libvirt recorded as the domain's QEMU: meanwhile that is this process.
 
-    ``answers``: what it returns, by command; ``{}`` to all others.
+    ``answers``: the return values by command; ``{}`` for all others.
     """
 
     def __init__(self, path: Path, name: str, answers: Mapping[str, Any] | None = None) -> None:
@@ -35,7 +35,7 @@ class FakeMonitor:
         self._listener = socket.socket(socket.AF_UNIX)
         self._peer: socket.socket | None = None
         self.connections = 0
-        """How often somebody has connected and begun."""
+        """The number of connections that negotiated capabilities."""
 
     def __enter__(self) -> FakeMonitor:
         self._listener.bind(str(self._path))
@@ -58,12 +58,12 @@ class FakeMonitor:
         self._listener.close()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Say something unasked."""
+        """Send an event."""
         assert self._peer is not None
         self._peer.sendall(json.dumps(message).encode() + b"\r\n")
 
     def hang_up(self) -> None:
-        """End the connection, and take the next one."""
+        """Close the connection, and accept the next one."""
         if self._peer is not None:
             with contextlib.suppress(OSError):
                 self._peer.shutdown(socket.SHUT_RDWR)
@@ -72,7 +72,7 @@ class FakeMonitor:
         with contextlib.suppress(OSError):  # it is over
             while True:
                 peer, _ = self._listener.accept()
-                with peer, contextlib.suppress(OSError):  # it was hung up on
+                with peer, contextlib.suppress(OSError):  # the peer disconnected
                     self._peer = peer
                     self.send(_GREETING)
                     for command in _commands(peer):
@@ -86,7 +86,7 @@ class FakeMonitor:
 
 
 def _commands(peer: socket.socket) -> Iterator[Any]:
-    """Yield what is asked, one JSON object after another: nothing stands between them."""
+    """Yield the requests, one JSON object after another: nothing separates them."""
     asked = ""
     while chunk := peer.recv(4096).decode():
         asked = (asked + chunk).lstrip()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A fake tree: /proc and /sys of a host that is not this one, for what this one has not (nodes, old kernels).
+"""Build a fake /proc and /sys of another host, for features that this one lacks (nodes, old kernels).
 
-Its files keep whatever is written to them. No kernel stands behind them, so what a kernel does is not tested
-here; test_pools_real.py does that.
+Its files keep whatever is written to them. There is no kernel behind them, so kernel behaviour is not tested
+here; tests/unit/pools/test_manage_real.py does that.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def fake_memory_map(
     nodes: Sequence[Sequence[tuple[int, int]]] = (),
     cmdline: str = "quiet",
 ) -> Path:
-    """Write what the kernel tells of its memory: ranges are (start, size); ``nodes`` go into an ACPI table.
+    """Write the kernel's memory maps: ranges are (start, size); ``nodes`` go into an ACPI table.
 
     ``reserved`` lies in ``ram``, and ``claimed`` in ``reserved``.
     """

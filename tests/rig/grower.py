@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``grower``: a guest that is given memory while it runs, and tells on its console what it has."""
+"""Run ``grower``: a guest with hotplugged memory that reports its memory size on its console."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(
 ) -> str:
     """Start ``grower`` of 192 MiB, prepared for 2 GiB; return its UUID, with an image once the guest is up.
 
-    ``options``: of ``apply``. ``hotplugged``: "online_movable" for a guest that can always let go,
+    ``options``: of ``apply``. ``hotplugged``: "online_movable" for a guest that can always release it,
     "online_kernel" for one that uses it for itself, "offline" for one that does not touch it.
     """
     cmdline = f"memhp_default_state={hotplugged}"
@@ -38,25 +38,25 @@ def start(
 
 
 def has_mib(libvirtd: PrivateLibvirt) -> int:
-    """What the guest says it has."""
+    """Return the memory size that the guest reports in MiB."""
     return int(re.findall(r"MemTotal: *(\d+) kB", libvirtd.console("grower"))[-1]) // 1024
 
 
 def wait_for_memory(libvirtd: PrivateLibvirt, least: int, most: int) -> None:
-    """Wait until it says that it has so many MiB."""
+    """Wait until the guest reports ``mib`` MiB."""
     wait_for(f"{least} to {most} MiB in the guest", lambda: least <= has_mib(libvirtd) <= most, timeout=60)
 
 
 def reserved(pool: str) -> int:
-    """Bytes that are charged of a pool."""
+    """Return the charged bytes of a pool."""
     return int(virt_dmem_json("pool", "show", pool)["pool"]["reserved_bytes"])
 
 
 def extents() -> dict[str, dict[str, Any]]:
-    """What it holds, by alias."""
+    """Return its extents by alias."""
     return {extent["alias"]: extent for extent in virt_dmem_json("show", "grower")["domain"]["extents"]}
 
 
 def links() -> list[Path]:
-    """Those that lead from libvirt's directories to pools."""
+    """Return the links from libvirt's directories to pools."""
     return [path for path in Path("/var/lib/libvirt/qemu/ram").rglob("*") if path.is_symlink()]

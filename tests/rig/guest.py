@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest to boot: Debian's cloud kernel and an initramfs of busybox, both made here, nothing installed.
+"""Build a bootable guest: Debian's cloud kernel and an initramfs with busybox, without installing anything.
 
-``python -m tests.rig.guest`` only fetches the kernel, so that what follows works without a network.
+``python -m tests.rig.guest`` only fetches the kernel, so that later runs need no network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["GuestImage", "fetch_kernel", "guest_image", "make_initramfs"]
 
 _CACHE = Path(__file__).parents[2] / ".cache/guest"
 _BOOT = Path("/var/lib/libvirt/boot")
-"""Where QEMU's user can read it, wherever the checkout is."""
+"""Readable by QEMU's user, wherever the checkout is."""
 
 _METAPACKAGE = "linux-image-cloud-amd64"
 _BUSYBOX = Path("/bin/busybox")
@@ -54,7 +54,7 @@ done
 
 @dataclasses.dataclass(frozen=True)
 class GuestImage:
-    """What ``domain_xml(image=…)`` boots."""
+    """The image that ``domain_xml(image=…)`` boots."""
 
     kernel: Path
     initrd: Path
@@ -70,7 +70,7 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
 def fetch_kernel() -> Path:
     """Return the directory of an unpacked kernel package, from the cache or by ``apt-get download``.
 
-    :raise RigError: When it is in neither; apt-get's words.
+    :raise RigError: When it is in neither; with apt-get's message.
     """
     unpacked = _CACHE / "kernel"
     if unpacked.exists():
@@ -85,7 +85,7 @@ def fetch_kernel() -> Path:
             _download(scratch)
         (package,) = scratch.glob("*.deb")
         _run("dpkg-deb", "-x", package, scratch / "root")
-        with contextlib.suppress(OSError):  # somebody else was first
+        with contextlib.suppress(OSError):  # another process was first
             (scratch / "root").rename(unpacked)
     return unpacked
 
@@ -136,7 +136,7 @@ def guest_image(script: str = "", *, modules: Sequence[str] = ()) -> GuestImage:
     runs ``script`` (busybox sh), then prints ``uptime: …`` every second. ``modules`` are loaded first, in order
     (virtio_mem and virtio_balloon are modules).
 
-    :raise RigError: When the kernel cannot be had or busybox-static is missing.
+    :raise RigError: When the kernel is not available or busybox-static is missing.
     """
     require_private_namespace()
     if not _BUSYBOX.exists():

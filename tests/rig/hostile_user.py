@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes of another user, as QEMU's is, who do what that user may do to be in our way."""
+"""Run processes of another user, such as QEMU's, that do whatever that user may do to obstruct virt-dmemd."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 USER = 64999
-"""Nobody's."""
+"""The uid of nobody."""
 
 _SWAP = """
     import ctypes, os, sys
@@ -85,8 +85,8 @@ _SILENT_FUSE = """
         os.write(fuse, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
 """
 
-# It reads, through /proc/self/mem, a page that it mapped from a file of FUSE, which is never answered: the kernel
-# holds the lock of its memory meanwhile. Whoever would change it waits, and then also who would look.
+# It reads, through /proc/self/mem, a page that it mapped from a FUSE file, which is never answered: the kernel
+# holds the lock of its address space meanwhile. Writers of that lock wait, and then readers too.
 _UNREADABLE = """
     import ctypes, mmap, os, sys, threading, time
     page = mmap.mmap(os.open(f"{sys.argv[1]}/file", os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
@@ -105,7 +105,7 @@ _UNREADABLE = """
     os._exit(0)
 """
 
-# It makes a file larger, if it is told to, and writes to it what it mapped from a file of FUSE, which is never
+# It extends a file, if told to, and writes to it from a page that it mapped from a FUSE file, which is never
 # answered: the kernel holds the lock of the file's inode meanwhile.
 _ENDLESS_WRITE = """
     import mmap, os, sys, threading, time
@@ -143,7 +143,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def a_swapper(one: Path, other: Path, *, user: int = USER) -> Iterator[None]:
-    """Have two names exchanged in a tight loop."""
+    """Exchange two names in a tight loop for as long as the context lasts."""
     with _running(_SWAP, one, other, user=user) as process:
         _wait(process)
         yield
@@ -152,7 +152,7 @@ def a_swapper(one: Path, other: Path, *, user: int = USER) -> Iterator[None]:
 
 @contextmanager
 def a_leaseholder(path: Path, kind: str, *, user: int = USER) -> Iterator[int]:
-    """Have a lease ("read" or "write") held on a file of that user's, by a process that never lets go; its PID."""
+    """Hold a lease ("read" or "write") on that user's file by a process that keeps it; yield its PID."""
     with _running(_LEASE, path, kind, user=user) as process:
         _wait(process)
         yield process.pid
@@ -160,9 +160,9 @@ def a_leaseholder(path: Path, kind: str, *, user: int = USER) -> Iterator[int]:
 
 @contextmanager
 def a_process_that_cannot_be_read(mount_point: Path, *more: str) -> Iterator[int]:
-    """Have a process whose ``/proc/PID/cmdline`` is not to be read while it lives; its PID.
+    """Run a process whose ``/proc/PID/cmdline`` cannot be read while it exists; yield its PID.
 
-    ``more``: of its command line. It has the mount in a namespace of its own, as who makes one in a user namespace.
+    ``more``: additional arguments. Its mount is in a separate namespace, as it can be made in a user namespace.
     """
     unreadable = textwrap.dedent(_UNREADABLE)
     with _running(_SILENT_FUSE, mount_point, str(USER), unreadable, json.dumps(more), user=None) as process:
@@ -174,9 +174,9 @@ def a_process_that_cannot_be_read(mount_point: Path, *more: str) -> Iterator[int
 def a_writer_that_never_ends(
     mount_point: Path, *paths: Path, size_bytes: int = 0, owner: int = USER
 ) -> Iterator[None]:
-    """Have files of that user's written to without end, and before that made larger: who changes them, waits.
+    """Extend files of that user and then write to them endlessly, so that any process that changes them blocks.
 
-    ``owner``: whose they are once the user has them open.
+    ``owner``: the owner of the files once the user has them open.
     """
     more = json.dumps([str(size_bytes), *map(str, paths)])
     with _running(
@@ -184,7 +184,7 @@ def a_writer_that_never_ends(
     ) as process:
         _wait(process)
         for path in paths:
-            os.chown(path, owner, owner)  # before it writes: it would wait as well
+            os.chown(path, owner, owner)  # before the write starts: chown would block as well
         assert process.stdin is not None
         process.stdin.write(b"\n")
         process.stdin.flush()
@@ -193,7 +193,7 @@ def a_writer_that_never_ends(
 
 
 def hostile_names(directory: Path) -> list[Path]:
-    """Make what nobody expects in a directory of links, and return it: none of it is a link into a pool."""
+    """Create and return unexpected entries in a directory of links: none of them is a link into a pool."""
     links = {
         "loop": "loop",
         "new\nline\x1b[31m\u202e": "/nowhere",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host's huge pages are one for all: tests that count them take turns."""
+"""Serialize tests that count the host's huge pages, which all of them share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["LOCK", "hugepages_lock"]
 
 LOCK = Path("/dev/shm/virt-dmem-test-hugepages.lock")
-"""Not below /run, of which each mount namespace of tests has its own."""
+"""Not below /run, which is private in each mount namespace of the tests."""
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``python -m tests.rig.killing MARK [OPTION...]``: virt-dmemd, killed by SIGKILL right before a certain step.
 
-Which one, its number, its name or the first word of that, is written to the file ``MARK.at``; it counts from
-the next hook operation or command that is served, which takes that file away. A step is anything that operation
-does to the world: each commit of the ledger, each file made, removed, linked or given away, each program run,
-each change that libvirt is asked for, before and after it, each answer. What only looks again, while it waits,
-is no step, nor is what the daemon does besides. Steps are counted from outside, by Python's audit events and
-around the ledger's transactions and what asks libvirt: the product knows nothing of this. "background:" before
-the number or name: it counts from the next work on memory that nobody asked for. What the step was is written
-to MARK, which is not made when fewer steps were done.
+The step is given in the file ``MARK.at``, by its number, its name or the first word of that; it is counted from
+the next hook operation or command, which removes that file. A step is any external effect of that operation: each
+commit of the ledger, each file created, removed, linked or chowned, each program run, each change requested from
+libvirt, before and after it, each answer. Repeated polling while it waits is no step, nor is unrelated work of the
+daemon. Steps are counted from outside, by Python's audit events and around the ledger's transactions and calls to
+libvirt: the product has no code for this. With "background:" before the number or name, steps are counted from the
+next background work on memory. The name of the step is written to MARK, which is not created if there were fewer
+steps.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class _Killer:
         self.at: int | str | None = None
         self.done = 0
         self.counts: ContextVar[bool] = ContextVar("counts", default=False)
-        """In all that the operation does, also in tasks and threads it starts."""
+        """Set in all of the operation, also in tasks and threads that it starts."""
         self.file = ""
         self.seen: set[str] = set()
 
     def arm(self, *, background: bool = False) -> None:
-        """Begin to count, if that is targets of what is asked for, or of what goes on in the background."""
+        """Start counting, for a requested operation or for background work."""
         if self.at is None and self.order.exists():
             of_background, _, wanted = self.order.read_text().rpartition(":")
             if background != bool(of_background):
@@ -56,7 +56,7 @@ class _Killer:
         self.counts.set(self.at is not None)
 
     def step(self, what: str) -> None:
-        """Be killed if it is this step's turn."""
+        """Kill this process if this is the step."""
         if self.counts.get():
             self.seen.clear()
         self._step(what)
@@ -71,13 +71,13 @@ class _Killer:
         self.done += 1
 
     def audit(self, event: str, args: tuple[object, ...]) -> None:
-        """Take an audit event of Python for a step, if it is one."""
+        """Count an audit event of Python if it is a step."""
         if event not in _EVENTS or (event == "open" and not _writes(args)) or not self.counts.get():
             return
         if event == "open":
             self.file = str(args[0])
         what = f"{event} {args[0]}" if isinstance(args[0], str | Path) else f"{event} {self.file}"
-        if what not in self.seen:  # else it looks at the same thing again
+        if what not in self.seen:  # else it polls the same thing again
             self.seen.add(what)
             self._step(what)
 
@@ -88,7 +88,7 @@ def _writes(args: tuple[object, ...]) -> bool:
 
 
 def main() -> int:
-    """Install the killer, and be the daemon."""
+    """Install the killer, and run the daemon."""
     killer = _Killer(Path(sys.argv[1]))
 
     transaction = Ledger._transaction

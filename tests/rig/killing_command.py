@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A ``virt-dmem`` command in a process of its own that is killed by SIGKILL right before its N-th step.
+"""Run a ``virt-dmem`` command in a separate process that is killed by SIGKILL right before its N-th step.
 
-A step is anything it does to the world: each file opened for writing (huge pages and HVO are such files), made,
-renamed or removed, each program run (before it, and while it runs), each question to virt-dmemd, before and after.
-Counted from outside, by Python's audit events: the product knows nothing of this.
+A step is any external effect: each file opened for writing (huge pages and HVO are such files), created, renamed
+or removed, each program run (before it, and while it runs), each call to virt-dmemd, before and after it.
+Counted from outside, by Python's audit events: the product has no code for this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Ending", "command_killed_before"]
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command ended: the step before which it was killed, or its exit status; and what it had said."""
+    """The end of a command: the step before which it was killed, or its exit status; and its output."""
 
     step: str
     status: int | None
@@ -36,7 +36,7 @@ class Ending:
 def command_killed_before(number: int | None, *args: str, beside: int | None = None) -> Ending:
     """Run ``virt-dmem ARGS`` and kill it before its step ``number``, and the process ``beside`` in the same moment.
 
-    ``None`` for no number: it comes to its end.
+    With ``None`` for the number it runs to its end.
     """
     with tempfile.NamedTemporaryFile() as said, tempfile.NamedTemporaryFile() as mark:
         child = os.fork()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command as ``make install`` starts it, without installing: its launcher, and links for what it installs."""
+"""Start the command as ``make install`` would, without installing: by its launcher, and links to the packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_launcher(directory: Path, module: str) -> Path:
         packages = Path(sysconfig.get_path("purelib")).iterdir()
         for package in [_REPOSITORY / "virt_dmem", *(path for path in packages if path.name != "virt_dmem")]:
             (site / package.name).symlink_to(package)
-    text = (_REPOSITORY / "systemd/launcher.in").read_text("utf-8")
+    text = (_REPOSITORY / "packaging/launcher.in").read_text("utf-8")
     launcher = directory / module
     launcher.write_text(text.replace("@PREFIX@", str(directory)).replace("@MODULE@", module))
     launcher.chmod(0o755)

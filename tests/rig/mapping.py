@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Another process that maps a file, as a vhost-user peer or a QEMU that would not die does."""
+"""Run another process that maps a file, like a vhost-user peer or a QEMU that does not exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["a_process_that_maps"]
 def a_process_that_maps(
     path: Path | str, *, size: int = 0, offset: int = 0, private: bool = False
 ) -> Iterator[int]:
-    """Have ``path`` mapped by a process that has closed it; its PID. ``size`` 0: from ``offset`` to the end."""
+    """Map ``path`` in a process that has closed it; yield its PID. ``size`` 0: from ``offset`` to the end."""
     program = f"""
         import mmap, sys
         with open({str(path)!r}, "r+b") as file:

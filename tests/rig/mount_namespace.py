@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests that mount for real do it in a mount namespace of their own: the host never sees it."""
+"""Run tests with real mounts in a private mount namespace, invisible to the host."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["in_own_mount_namespace"]
 
 P = ParamSpec("P")
 HANGS_SECONDS = 240
-"""Then the child says where it is: less than what pytest waits for, which would see its parent wait."""
+"""Timeout after which the child dumps its stack: below pytest's, which would only show the waiting parent."""
 _CLONE_NEWNS = 0x00020000  # linux/sched.h
 _MS_REC_PRIVATE = 0x4000 | 1 << 18  # linux/mount.h
 
 
 def in_own_mount_namespace(test: Callable[P, None]) -> Callable[P, None]:
-    """Run a test in a child process that has left the host's mount namespace; its failure is the test's."""
+    """Run a test in a child process outside the host's mount namespace; its failure is the test's."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -40,7 +40,7 @@ def in_own_mount_namespace(test: Callable[P, None]) -> Callable[P, None]:
                 _leave_mount_namespace()
                 test(*args, **kwargs)
                 status = 0
-            except BaseException:  # noqa: BLE001 - it is written down, and is the test's failure
+            except BaseException:  # noqa: BLE001 - recorded as the test's failure
                 os.write(writing, traceback.format_exc().encode()[-60000:])
             finally:
                 os._exit(status)

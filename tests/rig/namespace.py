@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A mount namespace of our own, with empty directories where libvirt and we keep things."""
+"""Enter a private mount namespace, with empty directories in place of those of libvirt and virt-dmem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.rig.processes import PID_DIR, RigError
 __all__ = ["KVM", "enter_private_namespace", "missing_for_rig", "mount_points_below", "require_private_namespace"]
 
 KVM = "VIRT_DMEM_TEST_KVM" in os.environ
-"""Guests run under KVM, which this machine must have; else under TCG, on every machine alike."""
+"""If set, guests run under KVM, which this machine must have; else under TCG, on every machine alike."""
 _CLONE_NEWNS = 0x00020000
 _PROGRAMS = ("libvirtd", "virtlogd", "virsh", "qemu-system-x86_64")
 _PRIVATE = {
@@ -44,7 +44,7 @@ _entered = False
 
 
 def missing_for_rig() -> str:
-    """Say why the rig cannot work here; empty when it can."""
+    """Return why the rig cannot work here; empty if it can."""
     if os.geteuid() != 0:
         return "needs root"
     missing = [name for name in _PROGRAMS if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
@@ -52,7 +52,7 @@ def missing_for_rig() -> str:
 
 
 def require_private_namespace() -> None:
-    """Make sure that the directories are ours.
+    """Verify that the directories are private.
 
     :raise RigError: When they are the host's.
     """
@@ -67,15 +67,15 @@ def _mount(*args: str | Path) -> None:
 
 
 def mount_points_below(directory: Path) -> list[str]:
-    """Return what is mounted below ``directory``, outermost first."""
+    """Return the mount points below ``directory``, outermost first."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return [mount for mount in mounts if mount.startswith(f"{directory}/")]
 
 
 def _overlay(directory: Path, scratch: Path) -> None:
-    """Make ``directory`` writable for this namespace only, so that a mount point can be made in it.
+    """Make ``directory`` writable for this namespace only, so that a mount point can be created in it.
 
-    What is mounted below it (in containers /etc/resolv.conf) stays in view.
+    Mounts below it (in containers /etc/resolv.conf) remain visible.
     """
     below = mount_points_below(directory)
     old, upper, work = (scratch / directory.name / part for part in ("old", "upper", "work"))
@@ -89,13 +89,13 @@ def _overlay(directory: Path, scratch: Path) -> None:
 
 
 def enter_private_namespace(*, kvm: bool = KVM) -> None:
-    """Move this process, and so all children to come, into a mount namespace of its own.
+    """Move this process, and thus all its future children, into a private mount namespace.
 
-    To be called once, before threads are started; a second call does nothing. Without ``kvm`` nobody
-    but root can open /dev/kvm: all guests run under TCG, on every machine alike. When the caller ends,
-    even by SIGKILL, a guardian ends the QEMUs and daemons that are left.
+    To be called once, before threads are started; a second call does nothing. Without ``kvm`` only root
+    can open /dev/kvm: all guests run under TCG, on every machine alike. When the caller ends, even by
+    SIGKILL, a guardian ends the remaining QEMUs and daemons.
 
-    :raise RigError: When this is not root, or a mount is refused.
+    :raise RigError: When this is not root, or a mount fails.
     """
     global _entered  # noqa: PLW0603 - a process is in one namespace
     if _entered:
@@ -127,10 +127,10 @@ def enter_private_namespace(*, kvm: bool = KVM) -> None:
 
 
 def _hide_kvm() -> None:
-    """Put a device over /dev/kvm that libvirt's user may not open.
+    """Mount a device over /dev/kvm that libvirt's user may not open.
 
-    /dev/null itself would not do: libvirt 9.0 (virQEMUCapsIsValid) sees that it may be opened, finds that QEMU
-    was probed without KVM, and probes anew for every question, 20 s for each start.
+    /dev/null itself would not do: libvirt 9.0 (virQEMUCapsIsValid) sees that it can be opened, finds that QEMU
+    was probed without KVM, and probes anew for every query, 20 s for each start.
     """
     closed = PID_DIR / "no-kvm"
     os.mknod(closed, stat.S_IFCHR, os.makedev(1, 3))

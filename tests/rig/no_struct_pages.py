@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``python -m tests.rig.no_struct_pages``: a fake virt-dmemd, to which tmpfs has no struct pages.
+"""Run ``python -m tests.rig.no_struct_pages``: a fake virt-dmemd that treats tmpfs as memory without struct pages.
 
-It stands for one with pools of dmemfs, of which no kernel of a distribution has any.
+It stands in for one with dmemfs pools, which no kernel of a distribution supports.
 """
 
 from __future__ import annotations

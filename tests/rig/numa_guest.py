@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A machine with several NUMA nodes, for what a machine with one cannot show: QEMU with TCG, and Python in it.
+"""Boot a machine with several NUMA nodes, for tests that need more than one: QEMU with TCG, and Python in it.
 
 No libvirt, no network, no disk: the kernel of ``tests.rig.guest`` and an initramfs with busybox, this Python, the
 project and a script to run.
@@ -40,14 +40,14 @@ poweroff -f
 
 @dataclass(frozen=True)
 class HostNode:
-    """One node of the machine: 0 CPUs make it what CXL memory is."""
+    """One node of the machine; with 0 CPUs it is like CXL memory."""
 
     memory_mib: int
     cpus: int = 1
 
 
 def run_on_numa_machine(script: Path, nodes: Sequence[HostNode], *, timeout: float = 120) -> str:
-    """Run a Python script, which may import ``virt_dmem``, on a machine with ``nodes``; return what it printed.
+    """Run a Python script, which may import ``virt_dmem``, on a machine with ``nodes``; return its output.
 
     :raise RigError: When the machine does not come up, or does not end in time; with its console.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process that pins pages of a file, then has it neither open nor mapped: what a QEMU leaves that is killed.
+"""Run a process that pins pages of a file without having it open or mapped, as after a QEMU was killed.
 
 By vmsplice(2): a pipe holds a reference to each page. io_uring's fixed buffers, direct I/O and RDMA do the same.
-``python -m tests.rig.pinner FILE OFFSET…`` is one that has them until it is ended, and says so when it has.
+``python -m tests.rig.pinner FILE OFFSET…`` pins them until it is ended, and prints a line when it has.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Pinner:
         assert os.read(self.answers, 6) == b"pinned"
 
     def read(self) -> bytes:
-        """Return what is now in the pages that it has."""
+        """Return the current content of the pinned pages."""
         os.write(self._ask, b"r")
         found = b""
         while part := os.read(self.answers, 1 << 20):
@@ -53,7 +53,7 @@ class Pinner:
         return found
 
     def end(self) -> None:
-        """End it, as the OOM killer would."""
+        """Kill it, as the OOM killer would."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -85,7 +85,7 @@ def _pin(path: Path, offsets: list[int], *, ask_from: int, answer_to: int) -> No
 
 @contextmanager
 def pinned(path: Path, offsets: list[int]) -> Iterator[Pinner]:
-    """Have a process with pages of a file pinned, at offsets in bytes."""
+    """Pin pages of a file by a process, at offsets in bytes."""
     pinner = Pinner(path, offsets)
     try:
         yield pinner

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools for tests that mind no kind of memory: of tmpfs, or of what VIRT_DMEM_TEST_BACKEND names."""
+"""Create pools for tests that work with any backend: tmpfs, or the one that VIRT_DMEM_TEST_BACKEND names."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["ALIKE", "BACKEND", "create_pool", "without_pool"]
 
 BACKEND = os.environ.get("VIRT_DMEM_TEST_BACKEND", "tmpfs")
 ALIKE = "hugetlbfs" if BACKEND == "dmemfs" else BACKEND
-"""What a second host can have at the same time, with pages of the same size, as QEMU wants for post-copy."""
+"""The backend that a second host can use at the same time, with the same page size, as post-copy requires."""
 
 
 def create_pool(name: str, size: str = "256M") -> None:
-    """Make a pool."""
+    """Create a pool."""
     virt_dmem("pool", "create", name, "--backend", BACKEND, "--size", size)
 
 
 @contextmanager
 def without_pool(libvirtd: PrivateLibvirt, name: str, *, instead: str = "") -> Iterator[None]:
-    """Destroy a pool that nobody holds memory of, and make it again at the end.
+    """Destroy an unused pool, and create it again at the end.
 
-    ``instead``: a pool that somebody made meanwhile, to be destroyed before, with all domains.
+    ``instead``: a pool that was created meanwhile, to be destroyed before, with all domains.
     """
     virt_dmem("pool", "destroy", name)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""libvirtd and virtlogd of our own, in the private namespace."""
+"""Run a private libvirtd and virtlogd, in the private namespace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["CONSOLES", "HOOK", "PrivateLibvirt", "write_hook"]
 
 _REPOSITORY = Path(__file__).parents[2]
 HOOK = _REPOSITORY / "hooks/qemu.d/50-virt-dmem"
-"""As it is in the sources: ``write_hook`` makes one that runs."""
+"""As in the sources: ``write_hook`` writes an executable one."""
 _HOOK_DIR = Path("/etc/libvirt/hooks/qemu.d")
 _LOGS = Path("/var/log/libvirt")
 CONSOLES = _LOGS / "consoles"
@@ -49,7 +49,7 @@ cgroup_controllers = []
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what a service manager put there (NOTIFY_SOCKET, LISTEN_FDS) and without a locale."""
+    """Return the environment without a service manager's variables (NOTIFY_SOCKET, LISTEN_FDS) and a locale."""
     inherited = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "TMPDIR"}}
     inherited["PATH"] = f"{inherited.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
     return inherited | {"LC_ALL": "C"}
@@ -61,18 +61,18 @@ def _log_files() -> list[Path]:
 
 
 def write_hook(path: Path, *, hook: Path = HOOK, client: Path = HOOK_CLIENT) -> Path:
-    """Write ``hook`` to ``path`` as ``make install`` would, but that it runs this ``client``."""
+    """Write ``hook`` to ``path`` as ``make install`` would, except that it runs this ``client``."""
     path.write_text(hook.read_text().replace("@PREFIX@/bin/virt-dmem-hook", str(client)))
     path.chmod(0o755)
     return path
 
 
 class PrivateLibvirt:
-    """A libvirtd nobody else knows; needs ``enter_private_namespace()`` before.
+    """A private libvirtd; needs ``enter_private_namespace()`` before.
 
     ``hook``: the file that becomes /etc/libvirt/hooks/qemu.d/50-virt-dmem; by default the project's when it
     exists; None for none. ``qemu_conf``: lines to add to qemu.conf (of two settings the last wins). ``host_uuid``:
-    of a host that is to be another one for libvirt.
+    of a host that libvirt takes for another one.
     """
 
     uri = "qemu:///system"
@@ -118,24 +118,24 @@ class PrivateLibvirt:
         self._keep_capabilities()
 
     def stop(self) -> None:
-        """End libvirtd in good order; guests go on."""
+        """Stop libvirtd; guests keep running."""
         self.libvirtd.stop(timeout=30)
 
     def kill(self) -> None:
-        """SIGKILL libvirtd; guests go on."""
+        """Kill libvirtd by SIGKILL; guests keep running."""
         self.libvirtd.kill()
 
     def restart(self) -> None:
-        """Stop it if it runs, and start it."""
+        """Stop libvirtd if it is running, and start it."""
         self.stop()
         self.start()
 
     def reload(self) -> None:
-        """SIGHUP: libvirtd looks again whether there are hooks."""
+        """Send SIGHUP: libvirtd looks for hooks again."""
         os.kill(self.libvirtd.pid, signal.SIGHUP)
 
     def close(self) -> None:
-        """End libvirtd, then every QEMU it left (so no hook is called for them), then virtlogd. Repeatable."""
+        """End libvirtd, then every remaining QEMU (without a call of the hook), then virtlogd. Repeatable."""
         self.libvirtd.stop(timeout=10)
         for pid in self.qemu_pids().values():
             end(pid, "qemu")
@@ -143,10 +143,10 @@ class PrivateLibvirt:
         self._virtlogd.stop()
 
     def qemu_pids(self) -> dict[str, int]:
-        """Process ids of the QEMUs that run, by the name of their domain."""
+        """Return the process ids of the running QEMUs, by domain name."""
         found = {}
         for file in _QEMU_PIDS.glob("*.pid"):
-            # another may go between two looks
+            # another may exit between two reads
             with contextlib.suppress(OSError, ValueError):
                 pid = int(file.read_text())
                 if Path(f"/proc/{pid}/comm").read_text().startswith("qemu"):
@@ -154,9 +154,9 @@ class PrivateLibvirt:
         return found
 
     def virsh(self, *args: str | Path, check: bool = True, timeout: float = 90.0, stdin: str = "") -> str:
-        """Run virsh with ``args`` and return what it prints, stripped; both streams where ``check`` is False.
+        """Run virsh with ``args`` and return its output, stripped; both streams if ``check`` is False.
 
-        :raise RigError: With ``check``, when it fails; with what it printed.
+        :raise RigError: With ``check``, when it fails; with its output.
         """
         done = subprocess.run(
             ["virsh", "-q", "-c", self.uri, *map(str, args)],
@@ -180,15 +180,15 @@ class PrivateLibvirt:
         return root.findtext("uuid") or self.virsh("domuuid", root.findtext("name") or "")
 
     def console(self, domain: str) -> str:
-        """What the guest printed so far on its serial console."""
+        """Return the output of the guest's serial console so far."""
         return tail(CONSOLES / f"{domain}.log", 10_000)
 
     def state(self, domain: str) -> str:
-        """What ``virsh domstate`` says."""
+        """Return the output of ``virsh domstate``."""
         return self.virsh("domstate", domain)
 
     def remove(self, *domains: str) -> None:
-        """Destroy and undefine ``domains``, or all there are; what is not there is no error."""
+        """Destroy and undefine ``domains``, or all; missing ones are ignored."""
         for domain in domains or self.virsh("list", "--all", "--uuid").split():
             self.virsh("destroy", domain, check=False)
             self.virsh("undefine", domain, "--nvram", check=False)
@@ -196,7 +196,7 @@ class PrivateLibvirt:
     def install_hook(self, hook: Path) -> None:
         """Put ``hook`` in place by rename; the very first needs ``reload()`` or a restart.
 
-        What it runs goes beside it: a confined libvirtd may run nothing from the repository.
+        Its program is copied beside it: a confined libvirtd may not run programs in the repository.
         """
         _HOOK_DIR.mkdir(parents=True, exist_ok=True)
         new = _HOOK_DIR.parent / ".virt-dmem.new"
@@ -204,7 +204,7 @@ class PrivateLibvirt:
         write_hook(new, hook=hook, client=client).rename(_HOOK_DIR / "50-virt-dmem")
 
     def remove_hook(self) -> None:
-        """Take the hook away."""
+        """Remove the hook."""
         (_HOOK_DIR / "50-virt-dmem").unlink(missing_ok=True)
 
     @staticmethod
@@ -215,7 +215,7 @@ class PrivateLibvirt:
 
     @staticmethod
     def clear_logs() -> None:
-        """Empty all logs; remove those of domains (none of which may run)."""
+        """Truncate all logs; remove those of domains (none may be running)."""
         for file in _log_files():
             if file.parent == _LOGS:
                 os.truncate(file, 0)
@@ -237,7 +237,7 @@ class PrivateLibvirt:
 
     @staticmethod
     def _keep_capabilities() -> None:
-        """Keep what libvirt found out about QEMU: it knows itself when that is out of date."""
+        """Keep libvirt's cache of QEMU's capabilities, which libvirt itself invalidates."""
         _CAPABILITIES_KEPT.mkdir(parents=True, exist_ok=True)
         for file in _CAPABILITIES.glob("*.xml"):
             new = _CAPABILITIES_KEPT / f".{file.name}.{os.getpid()}"

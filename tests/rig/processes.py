@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs that the rig starts and ends, by process id only."""
+"""Start and end the rig's programs, by process id only."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 __all__ = ["PID_DIR", "Program", "RigError", "answers", "end", "tail", "wait_for"]
 
 PID_DIR = Path("/run/virt-dmem-rig")
-"""PID files of what the rig started, for the guardian; a tmpfs of the private namespace."""
+"""PID files of the rig's programs, for the guardian; a tmpfs of the private namespace."""
 
 T = TypeVar("T")
 
 
 class RigError(Exception):
-    """The rig itself does not work; never the fault of what is tested."""
+    """The rig itself failed, not the tested code."""
 
 
 def wait_for(what: str, condition: Callable[[], T], *, timeout: float = 30.0) -> T:
-    """Ask ``condition`` ten times a second until it says something true, and return that.
+    """Poll ``condition`` ten times a second until it is true, and return its value.
 
-    :raise RigError: After ``timeout`` seconds; names ``what`` was waited for.
+    :raise RigError: After ``timeout`` seconds, naming ``what``.
     """
     deadline = time.monotonic() + timeout
     while not (answer := condition()):
@@ -41,7 +41,7 @@ def wait_for(what: str, condition: Callable[[], T], *, timeout: float = 30.0) ->
 
 
 def answers(path: Path) -> bool:
-    """Whether somebody accepts connections on the unix socket ``path``."""
+    """Return whether the unix socket ``path`` accepts connections."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(str(path))
@@ -58,7 +58,7 @@ def tail(path: Path, lines: int = 60) -> str:
 
 
 def end(pid: int, program: str = "") -> None:
-    """SIGKILL ``pid`` and wait until it is gone; with ``program``, only if its name starts with that."""
+    """Kill ``pid`` and wait until it is gone; with ``program``, only if its name starts with that."""
     stat = Path(f"/proc/{pid}/stat")
 
     def gone() -> bool:
@@ -75,7 +75,7 @@ def end(pid: int, program: str = "") -> None:
 
 
 class Program:
-    """One program in the foreground, its output in a file, its id known to the guardian."""
+    """A program in the foreground, with its output in a file and its id known to the guardian."""
 
     def __init__(self, name: str, command: Sequence[str | Path], *, log: Path, env: Mapping[str, str]) -> None:
         self.name = name
@@ -86,9 +86,9 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Its process id.
+        """The process id.
 
-        :raise RigError: When it does not run.
+        :raise RigError: When it is not running.
         """
         if self._process is None or self._process.poll() is not None:
             raise RigError(f"{self.name} does not run.\n{tail(self.log)}")
@@ -96,11 +96,11 @@ class Program:
 
     @property
     def running(self) -> bool:
-        """Whether it runs."""
+        """Return whether it is running."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it; its log is appended to."""
+        """Start it, appending to its log."""
         if self.running:
             raise RigError(f"{self.name} runs already.")
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class Program:
         (PID_DIR / f"{self.name}.pid").write_text(f"{self._process.pid}\n")
 
     def wait_until(self, what: str, condition: Callable[[], T], *, timeout: float = 60.0) -> T:
-        """Wait for ``condition``, or fail at once with the log when the program ends before that."""
+        """Wait for ``condition``, or fail immediately with the log if the program ends before that."""
 
         def alive_and_so() -> T:
             _ = self.pid  # raises when it ended
@@ -121,11 +121,11 @@ class Program:
         return wait_for(f"{self.name}: {what}", alive_and_so, timeout=timeout)
 
     def stop(self, *, timeout: float = 15.0) -> int | None:
-        """SIGTERM, then SIGKILL after ``timeout`` seconds; return the exit status, None if it did not run."""
+        """Send SIGTERM, after ``timeout`` seconds SIGKILL; return the exit status, None if it was not running."""
         return self._end(signal.SIGTERM, timeout)
 
     def kill(self) -> int | None:
-        """SIGKILL, as a crash would; return the exit status, None if it did not run."""
+        """Send SIGKILL, as a crash would; return the exit status, None if it was not running."""
         return self._end(signal.SIGKILL, 15.0)
 
     def _end(self, number: signal.Signals, timeout: float) -> int | None:

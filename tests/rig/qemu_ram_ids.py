@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ask every QEMU how it names the boot memory of each of its machines; writes ``virt_dmem/domain_xml/ram_ids.py``.
+"""Query every QEMU for the RAM id of each of its machines; write ``virt_dmem/domain_xml/ram_ids.py``.
 
 ``python -m tests.rig.qemu_ram_ids ROOT...`` as root, where each ROOT is a tree with the ``qemu-system-*`` of a
 release, such as ``mmdebstrap --variant=extract --include=qemu-system-arm,qemu-system-mips,qemu-system-misc,…``
-makes, with a ``/dev/null`` in it.
+creates, with a ``/dev/null`` in it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARCHES = {
     "s390x": "s390x", "sh4": "sh4", "sh4eb": "sh4eb", "sparc": "sparc", "sparc64": "sparc64", "x86_64": "x86_64",
     "xtensa": "xtensa", "xtensaeb": "xtensaeb",
 }  # fmt: skip
-"""What libvirt calls the architectures of QEMU's programs; those it has no name for are not here."""
+"""libvirt's names for the architectures of QEMU's programs; those without a name are left out."""
 
 _VERSION = re.compile(r"-\d+\.\d+(\.\d+)?$")
 _HEAD = '''\
@@ -50,7 +50,7 @@ with it. A type stands for all its versions: ``pc-q35`` for ``pc-q35-7.2`` and f
 
 
 def ask(program: str, root: Path | None = None) -> tuple[str, dict[str, str]]:
-    """Return the version of a ``qemu-system-*``, and the RAM id ("" for none) of each machine and alias it has."""
+    """Return the version of a ``qemu-system-*``, and the RAM ids ("" for none) of its machines and aliases."""
     command = [program, "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"]
     said = "".join(json.dumps({"execute": name}) for name in ("qmp_capabilities", "query-machines", "quit"))
     done = subprocess.run(
@@ -66,7 +66,7 @@ def ask(program: str, root: Path | None = None) -> tuple[str, dict[str, str]]:
 
 
 def table(by_arch: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str, str]]:
-    """Return the rows: what is the same for several architectures only once."""
+    """Return the rows, with those that several architectures share only once."""
     rows: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for arch, machines in by_arch.items():
         by_id: defaultdict[str, set[str]] = defaultdict(set)

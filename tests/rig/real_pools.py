@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools on this machine's own kernel, and what interrupts them: kill -9, a reboot."""
+"""Create pools on this machine's kernel, and interrupt that: by kill -9, a reboot."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def taken() -> int:
 
 @contextmanager
 def real_config() -> Iterator[Config]:
-    """A place for pools of our own. The host has as many huge pages after the test as before, and HVO as before."""
+    """Provide a place for private pools, and restore the host's huge pages and HVO setting after the test."""
     with tempfile.TemporaryDirectory(dir="/run", prefix="virt-dmem-test-") as top:
-        Path(top).chmod(0o711)  # QEMU's user must be able to get through
+        Path(top).chmod(0o711)  # QEMU's user must be able to traverse it
         with _host_left_as_found(
             config := Config(daemon=DaemonConfig(state_dir=f"{top}/state", run_dir=f"{top}/run"))
         ):
@@ -48,7 +48,7 @@ def _host_left_as_found(config: Config) -> Iterator[None]:
             yield
             for pool in {record.pool for record in registry.records(config)}:  # of a test that failed
                 manage.destroy(config, pool)
-            for _ in range(100):  # others on this machine may not know of the lock
+            for _ in range(100):  # other programs on this machine do not use the lock
                 if taken() == before:
                     break
                 time.sleep(0.1)
@@ -58,7 +58,7 @@ def _host_left_as_found(config: Config) -> Iterator[None]:
 
 
 def killed(work: Callable[[], object]) -> None:
-    """Run ``work`` in a process that is to end by kill -9 within it."""
+    """Run ``work`` in a process that must end by kill -9 within it."""
     child = os.fork()
     if child == 0:
         work()
@@ -69,7 +69,7 @@ def killed(work: Callable[[], object]) -> None:
 
 
 def kill_at(report: int) -> Callable[[str, int, int], None]:
-    """Return a callback that ends this process by kill -9 when it is called the n-th time."""
+    """Return a callback that kills this process at its n-th call."""
     left = [report]
 
     def die(_doing: str, _done: int, _total: int) -> None:
@@ -81,7 +81,7 @@ def kill_at(report: int) -> Callable[[str, int, int], None]:
 
 
 def reboot(config: Config, name: str) -> None:
-    """Leave of a pool what a reboot leaves: its record."""
+    """Leave of a pool only what a reboot leaves: its record."""
     now = kernel.boot_id()
     kept = {path: path.read_text() for path in config.pool_records_dir.glob(f"{name}*.json")}
     manage.destroy(config, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the project is."""
+"""Locate the repository."""
 
 from pathlib import Path
 

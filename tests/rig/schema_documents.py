@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Random documents made from libvirt's own RelaxNG schema, so that we build for the schema and not for samples.
+"""Generate random documents from libvirt's own RelaxNG schema, so that tests cover the schema and not only samples.
 
 ``SchemaWriter`` walks the grammar with a seeded random number generator: every element, attribute, choice and
-data type that the schema knows can occur. What our code is about is chosen more often than the rest. On top of
-the grammar come the things XML allows everywhere: comments, processing instructions, CDATA, white space,
+data type of the schema can occur. Elements that virt-dmem handles are chosen more often than the rest. In addition
+to the grammar there are things that XML allows everywhere: comments, processing instructions, CDATA, white space,
 prefixes, encodings.
 
-A document can still be refused by libxml2: its RelaxNG does not know every order that <interleave> allows.
+libxml2 may still reject a document: its RelaxNG does not accept every order that <interleave> allows.
 
-``python -m tests.rig.schema_documents COUNT [SEED] [unknown]`` tries many, and prints what happened to them.
+``python -m tests.rig.schema_documents COUNT [SEED] [unknown]`` tries many, and prints their outcomes.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ ENCODINGS = ["utf-8"] * 12 + [
 
 @dataclass
 class Item:
-    """An element that was written."""
+    """An element of the document."""
 
     name: str
     attributes: dict[str, str] = data_field(default_factory=dict)
@@ -117,15 +117,15 @@ class Item:
 
 
 class TooDeep(Exception):
-    """The grammar led deeper than was allowed."""
+    """The grammar nests deeper than the limit."""
 
 
 class Unwritable(Exception):
-    """A part of the grammar for which nothing can be written."""
+    """A part of the grammar that nothing can satisfy."""
 
 
 class SchemaWriter:
-    """Writes documents; the same seed, the same document."""
+    """A generator of documents; the same seed gives the same document."""
 
     def __init__(self) -> None:
         self._defines: dict[str, list[etree._Element]] = {}
@@ -145,9 +145,9 @@ class SchemaWriter:
                 self._defines.setdefault(child.get("name", ""), []).append(child)
 
     def document(self, seed: int, *, unknown: bool = False) -> bytes:
-        """Return one document; whether libvirt's schema takes it is for libxml2 to say.
+        """Return one document; libxml2 decides whether libvirt's schema accepts it.
 
-        ``unknown``: also put in elements, attributes and text that the schema does not know, and libvirt ignores.
+        ``unknown``: also insert elements, attributes and text that are not in the schema, and libvirt ignores.
         """
         writing = _Writing(self, random.Random(seed), unknown=unknown)
         while True:
@@ -177,7 +177,7 @@ class SchemaWriter:
 
 
 class _Writing:
-    """One document being written."""
+    """One document during its generation."""
 
     def __init__(self, grammar: SchemaWriter, rng: random.Random, *, unknown: bool) -> None:
         self._grammar = grammar
@@ -411,7 +411,7 @@ class _Writing:
 
 
 class Raw(str):
-    """Text that is XML already."""
+    """Text that is already XML."""
 
     __slots__ = ()
 
@@ -427,7 +427,7 @@ def _quoted(text: str, rng: random.Random) -> str:
 
 
 def from_pattern(pattern: str, rng: random.Random) -> str:
-    """Return a string that an XML Schema pattern of libvirt's matches; they are Python's too."""
+    """Return a string that matches an XML Schema pattern of libvirt; Python's syntax covers them."""
     return _matching(sre_parser.parse(pattern), rng)
 
 
@@ -479,7 +479,7 @@ def domain_schema() -> etree.RelaxNG:
 
 
 def main(count: int, seed: int, *, unknown: bool) -> int:
-    """Try ``count`` documents; print what became of them and the seeds of what failed."""
+    """Try ``count`` documents; print their outcomes and the seeds of failures."""
     from tests.rig.schema_property import Failure, examine
 
     writer, schema, outcomes, failures = SchemaWriter(), domain_schema(), Counter[str](), Counter[str]()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What has to hold for any domain XML that is given to ``rewrite``."""
+"""Verify the properties of ``rewrite`` for any domain XML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from virt_dmem.errors import DmemError, DomainRefused
 
 __all__ = ["Failure", "examine"]
 
-# The refusals of apply, as promised to users; anything else is a failure.
+# The documented errors of apply; anything else is a failure.
 REFUSALS = {
     "no QEMU domain": r"The domain is of type ",
     "protected memory": r"The domain has encrypted or protected memory ",
@@ -42,7 +42,7 @@ def _require(holds: object, what: str) -> None:
 
 
 def examine(xml: bytes, schema: etree.RelaxNG | None) -> str:
-    """Return what became of ``xml``: a few words. Without ``schema`` nothing is validated.
+    """Return the outcome for ``xml`` in a few words. Without ``schema`` nothing is validated.
 
     :raise Failure: When a property does not hold.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Another host for libvirt, on the same machine: a libvirtd and a virt-dmemd in a mount namespace of their own.
+"""Run another libvirt host on the same machine: a libvirtd and a virt-dmemd in a separate mount namespace.
 
 ``python -m tests.rig.second_host UUID`` is that host; ``SecondHost`` starts it, and runs commands on it.
 """
@@ -28,7 +28,7 @@ _COMMAND = str(Path(sys.executable).with_name("virt-dmem"))
 
 
 class SecondHost:
-    """Use it as a context manager; ``managed``: it has our hook and daemon; ``module``: see ``Daemon``."""
+    """A context manager; ``managed``: with virt-dmem's hook and daemon; ``module``: see ``Daemon``."""
 
     def __init__(self, *, managed: bool = True, config: str = "", module: str = "virt_dmem.daemon.main") -> None:
         self._managed = managed
@@ -38,7 +38,7 @@ class SecondHost:
 
     def __enter__(self) -> SecondHost:
         arguments = ["yes" if self._managed else "no", self._config, self._module]
-        # not of our mount namespace, whose /etc/libvirt is that of the first host: it makes its own on top of it
+        # outside this mount namespace, whose /etc/libvirt is the first host's: it mounts its own over it
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.rig.second_host", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_REPOSITORY,
@@ -59,17 +59,17 @@ class SecondHost:
 
     @property
     def root(self) -> Path:
-        """The root directory as that host sees it."""
+        """Return the root directory of that host."""
         assert self._process is not None
         return Path(f"/proc/{self._process.pid}/root")
 
     @property
     def uri(self) -> str:
-        """Its libvirt, for somebody in our namespace."""
+        """The URI of its libvirt, for clients in this namespace."""
         return f"qemu+unix:///system?socket={self.root}/run/libvirt/libvirt-sock"
 
     def kill_daemon(self) -> None:
-        """SIGKILL its virt-dmemd."""
+        """Kill its virt-dmemd by SIGKILL."""
         self._ask("kill")
 
     def start_daemon(self) -> None:
@@ -134,6 +134,6 @@ def _serve(managed: str, config: str, module: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ended by its parent
     os.environ.setdefault("LC_ALL", "C")
     _serve(*sys.argv[1:])

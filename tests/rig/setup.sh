@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Make a machine with Debian 12 or 13 ready for development: packages, .venv (with the C programs), the guest's kernel.
-# What is there is left alone, so a second run takes a moment and needs no network.
+# Prepare a Debian 12 or 13 machine for development: packages, .venv (with the C programs), the test guest's kernel.
+# Existing parts are kept, so a second run takes a moment and needs no network.
 #
-# No service is started by what is installed here: while apt runs, policy-rc.d says no. (Where systemd runs, the
-# units of a libvirt that was installed here are enabled all the same, and start at the next boot.)
+# Installing the packages starts no service: policy-rc.d denies it while apt runs. (With systemd, the units of a
+# libvirt that is installed here are enabled nevertheless, and start at the next boot.)
 
 set -eu
 
@@ -49,7 +49,7 @@ policy=/usr/sbin/policy-rc.d
 mark='# for the time of virt-dmem: tests/rig/setup.sh'
 
 restore_policy() {
-    # ours only: an interrupted run may have got no further than saving, or have been killed
+    # only this script's: an interrupted run may have got no further than saving, or have been killed
     if grep -qsF "$mark" "$policy"; then
         rm -f "$policy"
     fi
@@ -60,7 +60,7 @@ restore_policy() {
 
 install_packages() {
     if [ "$(id -u)" -ne 0 ]; then
-        say "only root can install what is missing:" "$@" >&2
+        say "only root can install the missing packages:" "$@" >&2
         exit 1
     fi
     say "installing" "$@"
@@ -79,11 +79,11 @@ install_packages() {
     restore_policy
     trap - EXIT INT TERM HUP
     if [ -d /run/systemd/system ]; then
-        say "no service was started now; those of libvirt are enabled for the next boot"
+        say "no service was started; those of libvirt are enabled for the next boot"
     fi
 }
 
-# What .venv was made for; it is made anew when that changes.
+# The inputs of .venv, which is created anew when one of them changes.
 stamp_now() {
     /usr/bin/python3 -V
     pkg-config --modversion libvirt
@@ -92,10 +92,10 @@ stamp_now() {
 }
 
 make_venv() {
-    say "making .venv (libvirt-python is compiled; a minute at most)"
+    say "creating .venv (libvirt-python is compiled; up to a minute)"
     rm -rf "$cache/wheels"
     quietly /usr/bin/python3 -m venv --clear "$venv"
-    # The wheels are kept: 'make install' takes from them what it needs. What builds ours is among them.
+    # The wheels are kept for 'make install', including those of the build backend.
     quietly "$venv/bin/python" -m pip wheel --quiet --wheel-dir "$cache/wheels" '.[dev]' hatchling editables
     rm -f "$cache"/wheels/virt_dmem-*
     quietly "$venv/bin/python" -m pip install --quiet --no-index --find-links "$cache/wheels" \
@@ -117,4 +117,4 @@ if [ ! -d "$cache/guest/kernel" ]; then
     say "fetching the test guest's kernel"
     quietly "$venv/bin/python" -m tests.rig.guest
 fi
-say "ready"
+say "done"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""For how long QEMU answers nobody."""
+"""Measure how long QEMU's main loop does not answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["StallWatch"]
 
 
 class StallWatch:
-    """Asks a QEMU over and over, on a monitor of its own (a unix socket), and remembers its slowest answer."""
+    """A client that polls a QEMU on a separate monitor (a unix socket), and records its slowest answer."""
 
     def __init__(self, monitor: Path) -> None:
         self._monitor = monitor
@@ -27,7 +27,7 @@ class StallWatch:
         self._end = threading.Event()
 
     def run(self) -> None:
-        """Ask until told to end."""
+        """Poll until told to stop."""
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.connect(str(self._monitor))
             lines = monitor.makefile("r")
@@ -49,7 +49,7 @@ class StallWatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Ask for as long as the context lasts."""
+        """Poll for as long as the context lasts."""
         thread = threading.Thread(target=self.run, daemon=True)
         thread.start()
         wait_for("QEMU to answer", lambda: self.answers > 10)

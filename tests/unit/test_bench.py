@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What becomes of figures: medians, goals, tables, comparisons. Nothing is timed here."""
+"""Evaluate figures: medians, goals, tables, comparisons. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_table_has_every_series_once_with_its_goal_and_its_notes() -> None:
         ((1.0, 1.01, 0.99), (1.3, 1.31, 1.29), "GiB/s", "faster"),
         ((1.0, 1.01, 0.99), (0.7, 0.71, 0.69), "GiB/s", "slower"),
         ((1.0, 1.0, 1.0), (1.04, 1.04, 1.04), "s", ""),  # too little to matter
-        ((1.0, 1.4, 0.6), (1.3, 1.7, 0.9), "s", ""),  # no more than the rounds differ among themselves
+        ((1.0, 1.4, 0.6), (1.3, 1.7, 0.9), "s", ""),  # within the noise between rounds
     ],
 )
 def test_slower_is_what_is_beyond_noise(

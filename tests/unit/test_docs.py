@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the documents tell people to type exists; manual pages know every option; links lead somewhere."""
+"""Check the documents: shown commands exist, manual pages have every option, links resolve."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from virt_dmem.errors import ExitStatus
 from virt_dmem.monitoring.checks.suite import CHECKS
 
 GENERATE = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "docs/generate.py")))
-LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+LINKING = [*DOCUMENTS, REPOSITORY / "kernel/README.md"]
 OTHERS = {"virsh", "journalctl"}
 
 
 def shown_commands() -> list[tuple[str, str]]:
-    """Every command that is shown, those of a pipe one by one."""
+    """Return every shown command, those of a pipe one by one."""
     shown = [(path.name, line) for path in DOCUMENTS for line in (*lines(path), *inline(path))]
     shown += [(page.name, line) for page in MANUAL_PAGES for line in examples(page)]
     return [(name, part.strip()) for name, line in dict.fromkeys(shown) for part in line.split(" | ")]
@@ -42,7 +43,7 @@ def make_targets() -> set[str]:
 
 
 def verbs(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Every verb with its parser, such as ``pool create``; the whole command itself is the empty name."""
+    """Yield every verb with its parser, such as ``pool create``; the command itself is the empty name."""
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not nested or not prefix:
         yield prefix, parser
@@ -52,7 +53,7 @@ def verbs(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[s
 
 
 def spoken(page: Path) -> str:
-    """The text of a manual page without its macros and escapes."""
+    """Return the text of a manual page without its macros and escapes."""
     lines = [line for line in page.read_text("utf-8").splitlines() if not line.startswith('.\\"')]
     text = "\n".join(re.sub(r"^\.[A-Z]+ ", "", line) for line in lines).replace("\\-", "-")
     return re.sub(r"\\f[A-Z]|\"", "", text)
@@ -97,10 +98,39 @@ def test_a_command_that_is_shown_exists(document: str, command: str) -> None:
             assert other in OTHERS
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_a_link_leads_somewhere(document: Path) -> None:
-    for target in LINK.findall(document.read_text("utf-8")):
-        assert target.startswith("https://") or (document.parent / target).exists(), target
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", LINKING, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_relative_link_resolves_with_its_anchor(document: Path) -> None:
+    for target, anchor in LINK.findall(document.read_text("utf-8")):
+        if target.startswith("https://"):
+            continue
+        path = document.parent / target if target else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("document", LINKING, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_file_or_module_that_is_named_exists(document: Path) -> None:
+    text = document.read_text("utf-8")
+    for path in re.findall(
+        r"(?<![\w/.])((?:tests|virt_dmem|bench|tools|packaging|systemd|docs)/[\w./*-]*\w)", text
+    ):
+        assert [*REPOSITORY.glob(path), *document.parent.glob(path)], path
+    packages = "|".join(path.parent.name for path in (REPOSITORY / "virt_dmem").glob("*/__init__.py"))
+    named = re.findall(rf"`((?:{packages})(?:\.\w+)+)`", text)
+    for name in set(named) - {key for key, _, _ in keys()}:
+        module = (REPOSITORY / "virt_dmem").joinpath(*name.split("."))
+        assert module.is_dir() or module.with_suffix(".py").exists(), name
+
+
+def test_no_document_is_left_beside_guide_reference_and_development() -> None:
+    found = {path.name for path in (REPOSITORY / "docs").iterdir() if not path.name.startswith("__")}
+    assert found == {"bench", "development", "generate.py", "guide", "man", "reference"}
 
 
 def test_what_is_made_from_the_code_is_current() -> None:
@@ -160,7 +190,7 @@ def test_the_manual_page_of_the_configuration_knows_every_key() -> None:
 
 @pytest.mark.parametrize("code", error_codes())
 def test_every_error_has_its_place_in_the_documents(code: str) -> None:
-    assert f"\n| `{code}` | " in (REPOSITORY / "docs/errors.md").read_text("utf-8")
+    assert f"\n| `{code}` | " in (REPOSITORY / "docs/reference/errors.md").read_text("utf-8")
 
 
 def test_every_check_has_a_name_of_its_own() -> None:

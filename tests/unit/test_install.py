@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``make install`` and ``make uninstall``: below DESTDIR, and for real on an overlay of this host."""
+"""Install and uninstall: below DESTDIR, and for real on an overlay of this host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from virt_dmem.config.schema import Config
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SYSTEMD = REPOSITORY / "systemd"
+PACKAGING = REPOSITORY / "packaging"
 SITE = f"usr/lib/virt-dmem/python{sys.version_info.major}.{sys.version_info.minor}"
 EXPECTED = {
     "etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem": 0o644,
@@ -58,7 +58,7 @@ if MODULE_SOURCES:
     EXPECTED |= {f"{MODULE}/{path}": 0o644 for path in MODULE_SOURCES}
     EXPECTED |= {f"{MODULE}/dkms.conf": 0o644, "usr/lib/virt-dmem/module": 0o755}
 HIGHEST_EXPOSURE = 2.5
-"""What ``systemd-analyze security`` may say at most (it was 2.4): it runs as root and sees all processes."""
+"""Limit for ``systemd-analyze security`` (it was 2.4): the daemon runs as root and sees all processes."""
 
 _REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0'/>"
 _OVERLAY = """
@@ -76,7 +76,7 @@ exec cat    # until the pipe is closed
 
 def script(name: str, destdir: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SYSTEMD / name], env=os.environ | {"DESTDIR": str(destdir), "PREFIX": "/usr"} | env,
+        [PACKAGING / name], env=os.environ | {"DESTDIR": str(destdir), "PREFIX": "/usr"} | env,
         capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def install(destdir: Path, **env: str) -> None:
 
 
 def files_in(directory: Path) -> dict[str, int]:
-    """Path and mode of every file, but those of the Python packages."""
+    """Return path and mode of every file, except those of the Python packages."""
     return {
         str(path.relative_to(directory)): stat.S_IMODE(path.lstat().st_mode)
         for path in directory.rglob("*")
@@ -104,12 +104,12 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed(staged: Path, tmp_path: Path) -> Path:
-    """A copy of what was staged, to be changed."""
+    """Return a modifiable copy of the staged files."""
     return Path(shutil.copytree(staged, tmp_path / "root", symlinks=True))
 
 
 class Host:
-    """A mount namespace in which this host's /usr, /etc and /var/lib can be written to, and nothing remains."""
+    """A mount namespace with writable overlays of this host's /usr, /etc and /var/lib."""
 
     def __init__(self) -> None:
         command = ["unshare", "-m", "--propagation", "private", "sh", "-e", "-c", _OVERLAY]
@@ -134,7 +134,7 @@ class Host:
         return done
 
     def new_files(self) -> set[str]:
-        """What was written over the host's files, without directories."""
+        """Return the files written in the overlays, without directories."""
         found = self.run("find", "/mnt/usr/new", "/mnt/etc/new", "/mnt/var/lib/new", "!", "-type", "d").stdout
         return {re.sub("^/mnt/(.*?)/new", r"/\1", path) for path in found.split()}
 
@@ -213,9 +213,9 @@ def test_a_changed_configuration_survives_install_and_uninstall(installed: Path)
     config = installed / "etc/virt-dmem/virt-dmem.toml"
     config.write_text('default_pool = "mine"\n')
     done = script("install.sh", installed)
-    assert "was changed and is left as it is" in done.stdout
+    assert "was modified and is kept" in done.stdout
     done = script("uninstall.sh", installed)
-    assert "was changed and stays" in done.stdout
+    assert "was modified and is kept" in done.stdout
     assert files_in(installed) == {"etc/virt-dmem/virt-dmem.toml": 0o644}
     assert config.read_text() == 'default_pool = "mine"\n'
 
@@ -275,7 +275,7 @@ def test_a_destdir_that_sh_could_misread_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_example_configuration_has_every_key_with_its_default() -> None:
-    lines = (SYSTEMD / "virt-dmem.toml").read_text().splitlines()
+    lines = (PACKAGING / "virt-dmem.toml").read_text().splitlines()
     example = tomllib.loads("\n".join(re.sub(r"^#(?=[a-z_]+ = )", "", line) for line in lines))
     assert example == msgspec.to_builtins(Config())
     assert tomllib.loads("\n".join(lines)) == {"daemon": {}, "libvirt": {}, "prefault": {}, "metrics": {}}, (
@@ -285,7 +285,7 @@ def test_the_example_configuration_has_every_key_with_its_default() -> None:
 
 @pytest.mark.needs_libvirt
 def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host) -> None:
-    said = host.run("systemd/install.sh").stdout
+    said = host.run("packaging/install.sh").stdout
     assert "systemctl try-reload-or-restart libvirtd.service" in said
     for program in ("/usr/bin/virt-dmem", "/usr/bin/virt-dmem-hook", "/usr/sbin/virt-dmemd"):
         assert __version__ in host.run(program, "--version").stdout
@@ -301,12 +301,12 @@ def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host)
 
     host.run("mkdir", "-p", "/etc/libvirt/qemu")
     host.run("sh", "-c", f'echo "{_REQUEST}" >/etc/libvirt/qemu/alpha.xml')
-    refused = host.run("systemd/uninstall.sh", check=False)
+    refused = host.run("packaging/uninstall.sh", check=False)
     assert refused.returncode == 1
     assert "alpha\n" in refused.stderr
     host.run("rm", "/etc/libvirt/qemu/alpha.xml")
 
-    host.run("systemd/uninstall.sh")
+    host.run("packaging/uninstall.sh")
     left = host.new_files()
     assert {path for path in left if "virt-dmem" in path} == set()
     assert {path for path in left if "__pycache__" not in path} <= {
@@ -317,15 +317,15 @@ def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host)
 
 @pytest.mark.needs_libvirt
 def test_systemd_finds_no_fault_with_the_units(host: Host) -> None:
-    host.run("systemd/install.sh")
+    host.run("packaging/install.sh")
     ours = ["virt-dmemd.service", "virt-dmem-pool@small.service"]
     host.run("systemctl", "--root=/", "enable", *ours)
     for units in (
         [*ours, "virt-dmemd.socket"],
-        ["multi-user.target", "libvirtd.service", "libvirt-guests.service"],  # no ordering cycle with those either
+        ["multi-user.target", "libvirtd.service", "libvirt-guests.service"],  # nor an ordering cycle with those
     ):
         said = host.run("systemd-analyze", "verify", "--man=no", *units, check=False)
-        assert said.returncode == 0 or units[0] not in ours  # the others may have faults of their own
+        assert said.returncode == 0 or units[0] not in ours  # the others may have errors of their own
         assert [line for line in said.stderr.splitlines() if "virt-dmem" in line or "cycle" in line] == []
     said = host.run("systemd-analyze", "security", "--offline=true", "--no-pager", "virt-dmemd.service")
     (level,) = re.findall(r"Overall exposure level for virt-dmemd.service: ([\d.]+)", said.stdout)
@@ -335,7 +335,7 @@ def test_systemd_finds_no_fault_with_the_units(host: Host) -> None:
 
 @pytest.mark.needs_libvirt
 def test_an_installed_program_of_another_python_says_so(host: Host) -> None:
-    host.run("systemd/install.sh")
+    host.run("packaging/install.sh")
     host.run("sh", "-c", f"mv /{SITE} /usr/lib/virt-dmem/python2.7")
     done = host.run("virt-dmem", "--version", check=False)
     assert done.returncode == 1

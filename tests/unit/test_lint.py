@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The linters, and the rules of this code base that no linter knows."""
+"""Run the linters, and check the rules of this code base that no linter knows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 import virt_dmem
 from tests.rig.repository import REPOSITORY
 
-PYTHON_CODE = ("virt_dmem", "tests", "bench", "docs", "hatch_build.py")
+PYTHON_CODE = ("virt_dmem", "tests", "bench", "tools", "docs", "hatch_build.py")
 HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
-SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
+SHELL_CODE = ("hooks/*/*", "packaging/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
 
 PACKAGES = (
     "config",
@@ -45,14 +45,14 @@ ONLY_IN = {"libvirt": "hypervisor.connection", "qemu": "hypervisor.qmp", "pyudev
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module by its name below virt_dmem; the package itself is the empty name."""
+    """Yield every module by its name below virt_dmem; the package itself is the empty name."""
     package = REPOSITORY / "virt_dmem"
     for path in sorted(package.rglob("*.py")):
         yield ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").rstrip("."), path
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports anywhere in it, by its full name, the name imported from it included."""
+    """Return every module that a file imports anywhere, by full name, including the imported names."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -91,7 +91,7 @@ MODULES = dict(modules())
 
 
 def own_imports(path: Path) -> set[str]:
-    """The modules of virt_dmem that a file imports, by their names below it, packages left out."""
+    """Return the modules of virt_dmem that a file imports, by their names below it, without packages."""
     below = {full.removeprefix("virt_dmem.") for full in imported(path)}
     return {name for name in below if name in MODULES and MODULES[name].name != "__init__.py"}
 
@@ -151,7 +151,8 @@ def test_a_library_that_talks_to_others_is_imported_in_one_place(library: str, o
 def test_every_source_file_names_its_license() -> None:
     files = [*(path for _, path in modules()), HOOK]
     files += [*REPOSITORY.glob("tests/**/*.py"), *REPOSITORY.glob("bench/**/*.py"), REPOSITORY / "Makefile"]
-    files += [*REPOSITORY.glob("virt_dmem/native/*.c"), *REPOSITORY.glob("systemd/*")]
+    files += [*REPOSITORY.glob("tools/**/*.py"), *REPOSITORY.glob("virt_dmem/native/*.c")]
+    files += [*REPOSITORY.glob("systemd/*"), *REPOSITORY.glob("packaging/*")]
     unlicensed = [
         str(path) for path in files if path.is_file() and "SPDX-License-Identifier: GPL-2.0" not in head(path)
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Describe the answers of ``--json`` as types: docs/json.md and the JSON Schema are made from them.
+"""Describe the answers of ``--json`` as types: docs/reference/json.md and the JSON Schema are made from them.
 
 A command's module declares the type of its answer as a plain class, so that importing it costs next to nothing.
 Here are the types that several commands share, and ``answers``, which converts all of them for msgspec. No command

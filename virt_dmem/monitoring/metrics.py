@@ -2,7 +2,7 @@
 """Export metrics for Prometheus: gauges, read at each scrape, and counters of what the daemon did.
 
 Counters are in memory and start at 0 with each daemon, as Prometheus expects of a process. Each metric is described
-in ``docs/metrics.md``.
+in ``docs/reference/metrics.md``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every command prints with ``--json`` is what docs/json.md says. A real virt-dmemd and a pool of tmpfs."""
+"""``--json`` prints what docs/reference/json.md says, with a real virt-dmemd and a pool of tmpfs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_command_has_a_type_for_its_answer() -> None:
 
 
 def test_the_schema_names_the_type_of_every_command() -> None:
-    schema = json.loads((REPOSITORY / "docs/virt-dmem.schema.json").read_text("utf-8"))
+    schema = json.loads((REPOSITORY / "docs/reference/virt-dmem.schema.json").read_text("utf-8"))
     for command, kind in answers().items():
         assert schema["commands"][command]["$ref"] == f"#/$defs/{kind.__name__}"
         assert schema["$defs"][kind.__name__]["properties"]["schema"]["enum"] == [SCHEMA_VERSION]

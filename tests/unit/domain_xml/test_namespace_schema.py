@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What we write into metadata is what docs/dmem-1.0.rng says, also after libvirt printed it anew."""
+"""What we write into metadata is what docs/reference/dmem-1.0.rng says, also after libvirt printed it anew."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REWRITTEN = [*sorted(GOLDEN.glob("*-out.xml")), *sorted((GOLDEN / "libvirt").glo
 
 @pytest.fixture(scope="module")
 def schema() -> etree.RelaxNG:
-    return etree.RelaxNG(etree.parse(REPOSITORY / "docs/dmem-1.0.rng"))
+    return etree.RelaxNG(etree.parse(REPOSITORY / "docs/reference/dmem-1.0.rng"))
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in REWRITTEN])
@@ -42,6 +42,6 @@ def test_what_means_nothing_is_not_valid(schema: etree.RelaxNG, content: str) ->
 
 
 def test_the_example_of_the_reference_is_valid(schema: etree.RelaxNG) -> None:
-    text = (REPOSITORY / "docs/xml.md").read_text("utf-8")
+    text = (REPOSITORY / "docs/guide/xml.md").read_text("utf-8")
     example = etree.fromstring(text.split("```xml\n")[1].split("```")[0])
     assert schema.validate(etree.fromstring(etree.tostring(example[0], with_tail=False)))

@@ -67,5 +67,5 @@ def test_a_host_without_rules_has_none(tmp_path: Path) -> None:
 
 
 def test_the_rule_that_we_install_covers_an_extent(tmp_path: Path) -> None:
-    ours = (REPOSITORY / "systemd/apparmor.conf").read_text("utf-8")
+    ours = (REPOSITORY / "packaging/apparmor.conf").read_text("utf-8")
     assert lets_qemu_in(POOLS, root=with_rules(tmp_path, ours))

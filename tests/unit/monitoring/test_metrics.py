@@ -26,7 +26,7 @@ from virt_dmem.monitoring.alert_codes import EXPLANATIONS
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.monitoring.metrics import Metrics, write_textfile
 
-DOCS = REPOSITORY / "docs"
+DOCS = REPOSITORY / "docs/reference"
 DESCRIBED = re.compile(r"^\| `(virt_dmem_\w+)` \|([^|]*)\|", re.MULTILINE)
 NAME = re.compile(r"\bvirt_dmem_\w+")
 

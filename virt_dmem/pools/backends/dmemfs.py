@@ -2,7 +2,7 @@
 """Implement pools of memory that is kept from the kernel at boot, and so has no ``struct page``.
 
 Such memory is found rather than taken: whatever was reserved at boot and belongs to no other pool. The file system
-on it is virt-dmem's own module (docs/dmemfs.md); for kernels with the original dmemfs, see ``dmemfs_legacy``.
+on it is virt-dmem's own module (docs/guide/dmemfs.md); for kernels with the original dmemfs, see ``dmemfs_legacy``.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Dmemfs(Backend[DmemfsRecord]):
             " than four such parameters disable the kernel's address randomization (physical KASLR)."
         )
         notes.append(
-            "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA. docs/dmemfs.md"
+            "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA. docs/guide/dmemfs.md"
             " explains when huge pages are the better choice. What remains are the module's own tables."
         )
         probe = facts.probe(self.name)

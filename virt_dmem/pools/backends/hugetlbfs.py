@@ -42,7 +42,7 @@ __all__ = ["Hugetlbfs", "HugetlbfsRecord", "PageCountChange"]
 _HOST_KEEPS = 256 * MIB  # asked for more, the kernel would reclaim from every process before it gives up
 
 _LOSES_OPTIMIZED_PAGES = re.compile(r"6\.12\.117\b")
-"""Kernels known to free optimized huge pages wrongly (docs/operations.md); others show it by their taint."""
+"""Kernels known to free optimized huge pages wrongly (docs/guide/operations.md); others show it by their taint."""
 
 
 class PageCountChange(msgspec.Struct, frozen=True):

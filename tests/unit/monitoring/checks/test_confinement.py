@@ -38,7 +38,7 @@ def test_apparmor_needs_our_rule_where_it_is_enabled(machine: Machine) -> None:
     put(machine.root / "sys/module/apparmor/parameters/enabled", "Y\n")
     assert confinement.apparmor(machine).status is Status.FAIL
     abstractions = machine.root / "etc/apparmor.d/abstractions"
-    rules = (REPOSITORY / "systemd/apparmor.conf").read_text()
+    rules = (REPOSITORY / "packaging/apparmor.conf").read_text()
     put(abstractions / "libvirt-qemu.d/virt-dmem", rules)
     put(abstractions / "libvirt-qemu", "  include if exists <local/abstractions/libvirt-qemu>\n")
     assert confinement.apparmor(machine).status is Status.FAIL, "Debian 12 does not read libvirt-qemu.d"
