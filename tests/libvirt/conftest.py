@@ -73,7 +73,7 @@ def libvirtd(_session_libvirtd: PrivateLibvirt) -> Iterator[PrivateLibvirt]:
 @pytest.fixture
 def daemon(libvirtd: PrivateLibvirt) -> Iterator[Daemon]:
     """A virt-dmemd that runs, with no pool and an empty ledger, and meets nothing that it does not expect."""
-    with Daemon() as daemon:
+    with Daemon(forked=True) as daemon:
         yield daemon
         libvirtd.remove()  # while the hook still finds somebody to answer
     assert "Traceback" not in daemon.log.read_text()

@@ -151,7 +151,7 @@ def define_with(libvirtd: PrivateLibvirt, xml: bytes, title: str) -> bytes:
 def defined_events(libvirtd: PrivateLibvirt, watcher: subprocess.Popen[str]) -> int:
     """How many DEFINED events ``virsh event`` saw, now that it is ended."""
     watcher.terminate()
-    printed, _ = watcher.communicate(timeout=10)
+    printed, _ = watcher.communicate(timeout=60)
     return printed.count("Defined")
 
 

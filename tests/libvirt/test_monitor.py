@@ -93,10 +93,10 @@ def test_a_neighbour_that_stands_in_for_a_monitor_is_not_listened_to(
         listener.bind(str(socket_of(uuid)))
         listener.listen()
         wait_for("word of it", lambda: "listens there, and its QEMU is process" in daemon.log.read_text())
-        listener.settimeout(10)
+        listener.settimeout(60)
         peer, _ = listener.accept()
         with peer:
-            peer.settimeout(10)
+            peer.settimeout(60)
             assert peer.recv(1) == b"", "nothing is asked there"
     socket_of(uuid).unlink()
     assert virt_dmem_json("alerts")["alerts"] == []
@@ -138,7 +138,7 @@ def test_nothing_waits_for_a_qemu_that_does_not_answer(
     try:
         began = time.monotonic()
         assert shown() == []
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 30
         libvirtd.define(domain_xml("second", memory="64MiB"))
         virt_dmem("apply", "second", "--pool", tmpfs_pool)
         daemon.restart()

@@ -11,6 +11,12 @@ import sys
 from virt_dmem import daemon
 from virt_dmem.backends.tmpfs import Tmpfs
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """Be it."""
     Tmpfs.has_struct_pages = False
-    sys.exit(daemon.main())
+    return daemon.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

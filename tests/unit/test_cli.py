@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[2]
 def run(*args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "virt_dmem.cli.main", *args]
-    return subprocess.run(command, input=stdin, capture_output=True, cwd=REPOSITORY, check=False, timeout=60)
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=REPOSITORY, check=False, timeout=300)
 
 
 @pytest.fixture

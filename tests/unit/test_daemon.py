@@ -39,7 +39,7 @@ def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: p
 
         begun = [asyncio.create_task(interrupted()), asyncio.create_task(stubborn())]
         await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await in_good_order(cancelled(begun[:1]), cancelled(begun[1:]), asyncio.sleep(0), seconds=0.5)
         assert rolled_back.is_set()
         assert [task.done() for task in begun] == [True, False]
@@ -69,7 +69,7 @@ def test_work_that_ends_by_a_fault_of_ours_is_begun_again(
             await asyncio.sleep(3600)
 
         task = asyncio.create_task(for_ever(faulty))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await all_well.wait()
         await cancelled([task])
 

@@ -274,7 +274,7 @@ def test_a_process_that_writes_to_its_file_without_end_keeps_nobody_from_serving
         service = Service(config)
 
         async def story() -> None:
-            async with asyncio.timeout(PATIENCE_SECONDS + 20):
+            async with asyncio.timeout(PATIENCE_SECONDS + 120):
                 await service.reconcile_host()
 
         asyncio.run(story())

@@ -384,7 +384,7 @@ def test_in_a_pool_that_is_to_be_destroyed_nothing_is_begun_that_was_wished_befo
         assert rig.holding.wished()
         rig.inventory.retire("p")
         await rig.holding.at_rest()
-        await asyncio.wait_for(rig.readying.run_dry(), 20)
+        await asyncio.wait_for(rig.readying.run_dry(), 60)
 
     asyncio.run(story())
     assert [path for path in rig.mount.rglob("*") if path.is_file()] == []

@@ -44,7 +44,7 @@ class Daemon:
 
     def connect(self) -> socket.socket:
         caller = socket.socket(socket.AF_UNIX)
-        caller.settimeout(10)
+        caller.settimeout(60)
         caller.connect(str(self.path))
         return caller
 
@@ -53,7 +53,7 @@ class Daemon:
         began = time.monotonic()
         with Client(self.path) as client:
             assert client.call("ListPools") == {"pools": []}
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
 
     def rss_bytes(self) -> int:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
@@ -107,7 +107,7 @@ def send(daemon: Daemon, data: bytes, *, half_close: bool) -> bytes:
                 caller.shutdown(socket.SHUT_WR)
         except BrokenPipeError:
             pass
-        caller.settimeout(5 if half_close else 0.02)
+        caller.settimeout(60 if half_close else 0.02)
         heard = b""
         try:
             while chunk := caller.recv(65536):
@@ -310,7 +310,7 @@ def test_who_is_not_root_is_led_to_the_socket_for_reading() -> None:
             os.setuid(65534)
             with Client(f"{directory}/sock") as client:
                 os._exit(0 if client.call("ListPools") == {} else 1)
-        listener.settimeout(10)
+        listener.settimeout(60)
         caller, _ = listener.accept()
         with caller:
             assert b"ListPools" in caller.recv(4096)
