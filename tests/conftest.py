@@ -29,7 +29,9 @@ _HERE = Path(__file__).parent
 _NEEDS = {"needs_libvirt": missing_for_rig, "needs_hugepages": _missing_for_hugepages, "needs_lab": missing_for_lab}
 
 
-hypothesis.settings.register_profile("virt-dmem", deadline=None)  # how long an example takes is no matter
+hypothesis.settings.register_profile(  # how long an example takes is no matter
+    "virt-dmem", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("virt-dmem")
 
 _turns: pytest.StashKey[Turns] = pytest.StashKey()
@@ -46,7 +48,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long; tests/unit is first, as the others enter a mount namespace for good."""
+    """Begin with tests/unit, as the others enter a mount namespace for good, and then with the large groups."""
     items.sort(key=_order_of)  # and else as they are
 
 
@@ -67,8 +69,7 @@ def _group_of(item: pytest.Item) -> str:
 
 
 def _order_of(item: pytest.Item) -> tuple[bool, bool, bool]:
-    begins = item.get_closest_marker("takes_long") or _group_of(item).startswith("huge pages")
-    return _directory_of(item) != "unit", bool(item.get_closest_marker("alone")), not begins
+    return _directory_of(item) != "unit", item.get_closest_marker("alone") is not None, not _group_of(item)
 
 
 def _of_this_run(config: pytest.Config) -> Path:
@@ -77,6 +78,7 @@ def _of_this_run(config: pytest.Config) -> Path:
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByGroup | None:
     """Distribute by group, unless another way is asked for."""
     return ByGroup(config, log, _of_this_run(config)) if config.getoption("dist") == "load" else None

@@ -138,7 +138,7 @@ def test_a_guest_that_refuses_keeps_its_memory_and_is_told_of(
     alias = virt_dmem_json("attach", "grower", "--size", "128M")["change"]["alias"]
     wait_for_memory(libvirtd, before + 110, before + 130)
     time.sleep(1)
-    change = virt_dmem_json("detach", "grower", alias, "--wait", "20s")["change"]
+    change = virt_dmem_json("detach", "grower", alias, "--wait", "120s")["change"]
     assert change["state"] == "pending"
     assert "The guest refused" in change["message"]
     assert reserved(roomy_pool) == 320 * MIB

@@ -66,7 +66,7 @@ class Command:
                     pytest.fail(f"virt-dmemd did not end: {log.read_text()}")
 
     def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        for _ in range(200):
+        for _ in range(2400):
             try:
                 with Client(self.directory / "run/sock") as client:
                     client.call("ListPools")

@@ -77,7 +77,7 @@ def running(directory: Path, open_files: int | None = None) -> Iterator[Daemon]:
         try:
             if open_files:
                 resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (open_files, open_files))
-            for _ in range(200):
+            for _ in range(2400):
                 try:
                     daemon.require_answer()
                     break
@@ -392,7 +392,7 @@ def cpu_seconds(daemon: Daemon) -> float:
 
 
 def wait_until_it_answers(daemon: Daemon) -> None:
-    for _ in range(100):
+    for _ in range(1200):
         try:
             daemon.require_answer()
             return
