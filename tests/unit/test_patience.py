@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 import pytest
 
@@ -24,7 +25,7 @@ from virt_dmem.overdue import each
 from virt_dmem.patience import within
 
 T = TypeVar("T")
-UUID = "b31b41e6-66e0-4abb-873d-d1c0bfc91fb4"
+UUID = str(uuid4())  # processes of another run have theirs
 GAP_SECONDS = 20.0
 """The kernel breaks a lease after 45 s (``/proc/sys/fs/lease-break-time``)."""
 
