@@ -6,8 +6,8 @@ BENCH_OUT ?= build/bench
 
 python := .venv/bin/python
 pytest := $(python) -m pytest --timeout=900 --durations=10
-# tests/rig/workers.py says how they share them, and the host
-workers := -n $(shell cpus=$$(nproc); echo $$((cpus < 4 ? cpus : 4)))
+# one more than CPUs, as a third of their time they wait; tests/rig/workers.py says how they share the tests
+workers := -n $(shell cpus=$$(nproc); echo $$((cpus < 4 ? cpus + 1 : 4)))
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
