@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.machine import describe
 from bench.results import Results
 from bench.table import table
-from tests.hugepages_lock import hugepages_lock
+from tests.rig.hugepages_lock import hugepages_lock
 
 BENCHMARKS = {
     "prefault": "bench.prefault",

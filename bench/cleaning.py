@@ -24,7 +24,7 @@ from bench.prefault import KINDS, Kind, helper_seconds
 from bench.results import Results
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.processes import RigError
-from virt_dmem import segment_files
+from virt_dmem.pools import segment_files
 from virt_dmem.units import parse_size
 
 NAME = "cleaning"

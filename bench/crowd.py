@@ -35,7 +35,7 @@ from bench.goals import within
 from bench.results import Results
 from tests.rig.daemon import SOCKET, Daemon
 from tests.rig.namespace import enter_private_namespace
-from virt_dmem.ipc import INTERFACE
+from virt_dmem.ipc.version import INTERFACE
 
 __all__ = ["NAME", "measure"]
 

@@ -27,7 +27,7 @@ from tests.rig.guest import GuestImage, guest_image
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
-from virt_dmem.backends.dmemfs import Dmemfs
+from virt_dmem.pools.backends.dmemfs import Dmemfs
 
 GUEST = "demo-guest"
 GUEST_MEMORY = "512M"

@@ -21,9 +21,10 @@ from collections.abc import Mapping
 from bench.alone import run_alone
 from bench.goals import within
 from bench.results import Results
-from virt_dmem.domain_xml import Cell, DomainMemory
+from virt_dmem.allocation.plan import Plan, PoolFree, plan_domain
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import NotEnoughMemory
-from virt_dmem.plan import Plan, PoolFree, plan_domain
 from virt_dmem.units import GIB, MIB
 
 __all__ = ["NAME", "measure", "would_fit"]

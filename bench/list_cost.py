@@ -22,8 +22,8 @@ from tests.rig.daemon import SOCKET, Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.launcher import write_launcher
 from tests.rig.namespace import enter_private_namespace
+from virt_dmem.domain_xml.rewrite import apply
 from virt_dmem.ipc.client import Client
-from virt_dmem.rewrite import apply
 
 __all__ = ["BARE", "LIST", "cases", "hold", "measure_rounds"]
 

@@ -32,7 +32,7 @@ from bench.qemu_alone import seconds_to_greeting
 from bench.results import Results
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.processes import RigError
-from virt_dmem.native import HELPER
+from virt_dmem.native.programs import HELPER
 from virt_dmem.units import GIB, format_size, parse_size
 
 NAME = "prefault"

@@ -38,15 +38,16 @@ from bench.goals import within
 from bench.results import Results
 from tests.rig.daemon import LOG, SOCKET, STATE, Daemon
 from tests.rig.domains import domain_xml
+from tests.rig.fake_tree import fake_tree
 from tests.rig.launcher import write_launcher
 from tests.rig.namespace import enter_private_namespace
-from tests.unit.fake_tree import fake_tree
-from virt_dmem import extents, host
-from virt_dmem.backends.base import NodeShare, PoolRecord
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Extent, ExtentState
+from virt_dmem.domain_xml.rewrite import apply
+from virt_dmem.host import kernel
 from virt_dmem.ipc.client import Client
-from virt_dmem.ledger import Ledger
-from virt_dmem.records import Extent, ExtentState
-from virt_dmem.rewrite import apply
+from virt_dmem.pools import extent_files
+from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.units import GIB, MIB, TIB
 
 __all__ = ["LIST", "MEDIAN", "NAME", "RELEASE", "RESERVE", "WORST", "measure"]
@@ -92,7 +93,7 @@ def set_up(scratch: Path) -> None:
         options = f"pagesize={PAGE},size={size},mode=0711"
         subprocess.run(["mount", "-t", "hugetlbfs", "-o", options, "virt-dmem-scale", str(mount)], check=True)
         shares = {node: NodeShare(size // NODES, size // NODES) for node in range(NODES)}
-        record = PoolRecord(name, "hugetlbfs", PAGE, str(mount), shares, "ready", host.boot_id())
+        record = PoolRecord(name, "hugetlbfs", PAGE, str(mount), shares, "ready", kernel.boot_id())
         (records / f"{name}.json").write_bytes(msgspec.json.encode(record))
     helper = scratch / "helper"
     helper.write_text("""#!/bin/sh\necho '{"event":"done","bytes":0}'\n""")
@@ -102,14 +103,14 @@ def set_up(scratch: Path) -> None:
 
 def populate(count: int, chance: random.Random) -> None:
     """Write so many domains that run into a new ledger, with the files that they would have."""
-    ledger = Ledger(STATE / "ledger.sqlite", host.boot_id())
+    ledger = Ledger(STATE / "ledger.sqlite", kernel.boot_id())
     left = {(name, node): size // NODES for name, size in SEGMENTS.items() for node in range(NODES)}
     for number in range(count):
         uuid, size = _uuid(chance), chance.choice(SIZES)
         segment, node = max(left, key=lambda where: (left[where], where))
         left[segment, node] -= size
-        path = extents.path_of(Path("/run/virt-dmem/pools", segment), uuid, "pc.ram")
-        extents.create(path, size)
+        path = extent_files.path_of(Path("/run/virt-dmem/pools", segment), uuid, "pc.ram")
+        extent_files.create(path, size)
         found = Extent(
             0,
             uuid,
@@ -120,7 +121,7 @@ def populate(count: int, chance: random.Random) -> None:
             PAGE,
             "bind",
             ExtentState.READY,
-            host.boot_id(),
+            kernel.boot_id(),
             "",
             {node: size},
         )
@@ -138,7 +139,7 @@ def empty() -> None:
         file.unlink()
     for name in SEGMENTS:
         for path in Path("/run/virt-dmem/pools", name).glob("libvirt-*/*"):
-            extents.remove(path)
+            extent_files.remove(path)
     for path in BACKING.glob("*"):
         for link in path.iterdir():
             link.unlink()

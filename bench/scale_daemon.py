@@ -6,7 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from virt_dmem import daemon, segment_files
+from virt_dmem.daemon import main
+from virt_dmem.pools import segment_files
 
 _really_empty = segment_files.empty
 
@@ -19,4 +20,4 @@ def _empty(path: Path) -> int:
 
 if __name__ == "__main__":
     segment_files.empty = _empty
-    sys.exit(daemon.main())
+    sys.exit(main.main())

@@ -22,10 +22,12 @@ from typing import Any, get_args
 
 import msgspec
 
-from virt_dmem import config, daemon, errors
-from virt_dmem.cli.answers import ANSWERS, Failure
+from virt_dmem import errors
+from virt_dmem.cli.json_schema import ANSWERS, Failure
 from virt_dmem.cli.parser import build_parser
-from virt_dmem.config import keys
+from virt_dmem.config import schema
+from virt_dmem.config.schema import keys
+from virt_dmem.daemon.main import build_parser as build_daemon_parser
 
 DOCS = Path(__file__).parent
 SCHEMA = "virt-dmem.schema.json"
@@ -49,7 +51,7 @@ As of
 JSON_HEAD = f"""\
 # What `--json` prints
 
-<!-- made by docs/generate.py from virt_dmem/cli/answers.py -->
+<!-- made by docs/generate.py from virt_dmem/cli/json_schema.py -->
 
 Every command prints one JSON object with `--json`, on standard output, and nothing else there. Sizes are integers
 in bytes, times seconds since the epoch. `schema` is the version of the format, now 1: it goes up when a field goes
@@ -80,7 +82,7 @@ def documents() -> dict[Path, str]:
             text = GROUP_PAGE.format(name=name, upper=name.upper(), summary=_roff(summary))
             page = _filled(_template(f"virt-dmem-{name}.1") or text, child, globals_)
             made[Path(f"man/virt-dmem-{name}.1")] = page
-    made[Path("man/virt-dmemd.8")] = _filled(_template("virt-dmemd.8"), daemon.build_parser(), None)
+    made[Path("man/virt-dmemd.8")] = _filled(_template("virt-dmemd.8"), build_daemon_parser(), None)
     made[Path("man/virt-dmem.toml.5")] = _template("virt-dmem.toml.5").replace("@KEYS@\n", _keys())
     schema = _schema()
     made[Path(SCHEMA)] = json.dumps(schema, indent=2) + "\n"
@@ -212,12 +214,12 @@ def _docstrings() -> dict[str, str]:
     """Return what stands as a string below each key, by key; Python itself does not keep it."""
     found = {}
     classes = {
-        node.name: node for node in ast.parse(inspect.getsource(config)).body if isinstance(node, ast.ClassDef)
+        node.name: node for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef)
     }
     sections = {
-        kind.__name__: name for name, kind in config.Config.__annotations__.items() if inspect.isclass(kind)
+        kind.__name__: name for name, kind in schema.Config.__annotations__.items() if inspect.isclass(kind)
     }
-    sections |= {text: name for name, text in config.Config.__annotations__.items() if isinstance(text, str)}
+    sections |= {text: name for name, text in schema.Config.__annotations__.items() if isinstance(text, str)}
     for name, node in classes.items():
         above = f"{sections[name]}." if name in sections else ""
         for field, below in zip(node.body, node.body[1:], strict=False):

@@ -82,7 +82,7 @@ mv "$dest$lib/.new" "$dest$site"
 echo "T $site" >>"$work/manifest"
 
 launcher virt_dmem.cli.main "$prefix/bin/virt-dmem"
-launcher virt_dmem.daemon "$prefix/sbin/virt-dmemd"
+launcher virt_dmem.daemon.main "$prefix/sbin/virt-dmemd"
 
 # -- the dmemfs module: its sources, and what builds them for a kernel
 if [ -e kernel/Kbuild ]; then

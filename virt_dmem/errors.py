@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every failure a user can meet, in one tree.
+"""Define all errors that are shown to users, in one tree.
 
 ::
 
@@ -26,8 +26,8 @@
      ├── Delayed                 delayed               1
      └── LedgerError             ledger                1
 
-The second column is the stable code (``virt-dmem explain CODE``), the third the exit status. A message is
-one sentence with the numbers; the hint is one sentence of what to do.
+The second column is the stable code (``virt-dmem explain CODE``), the third the exit status. A message is one
+sentence with the numbers; a hint is one sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import enum
 
 from virt_dmem.text import clipped
 
-TYPE_CHECKING = False  # every command imports this, and typing takes 2 ms
+TYPE_CHECKING = False  # every command imports this module, and importing typing takes 2 ms
 if TYPE_CHECKING:
     from typing import ClassVar
 
@@ -70,7 +70,7 @@ __all__ = [
 
 
 class ExitStatus(enum.IntEnum):
-    """Exit statuses of the ``virt-dmem`` command."""
+    """List the exit statuses of the ``virt-dmem`` command."""
 
     DONE = 0
     FAILED = 1
@@ -81,15 +81,15 @@ class ExitStatus(enum.IntEnum):
 
 
 MOST_TEXT = 4000
-"""Characters of a message, and of a hint: what it repeats of a document may be megabytes, and goes to logs."""
+"""Limit of a message and of a hint, in characters: an excerpt of a document may be megabytes, and is logged."""
 
 
 class DmemError(Exception):
-    """Something a user has to know about: what happened, and what to do about it."""
+    """Report a failure to the user: what happened, and what to do about it."""
 
     code: ClassVar[str] = "failed"
     exit_status: ClassVar[ExitStatus] = ExitStatus.FAILED
-    explanation: ClassVar[str] = "Something failed that has no more precise code; the message says what."
+    explanation: ClassVar[str] = "An operation failed for which there is no more specific code; see the message."
 
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
@@ -101,179 +101,183 @@ class DmemError(Exception):
 
 
 class UsageError(DmemError):
-    """The command line does not make sense."""
+    """Report a usage error."""
 
     code = "usage"
     exit_status = ExitStatus.USAGE
-    explanation = "The command line or a value in it could not be understood; nothing was done."
+    explanation = "Usage error: the command line, or a value in it, is invalid. Nothing was changed."
 
 
 class ConfigError(DmemError):
-    """A configuration file or an XML template cannot be used."""
+    """Report an invalid configuration file or XML template."""
 
     code = "config"
-    explanation = "A file under /etc/virt-dmem cannot be used as it is; the message names the file and the key."
+    explanation = "A file under /etc/virt-dmem is invalid; the message names the file and the key."
 
 
 class PermissionRefused(DmemError):
-    """The caller may not do this."""
+    """Report missing permissions of the caller."""
 
     code = "permission"
-    explanation = "Changing pools and serving hooks needs root; reading needs membership in the group virt-dmem."
+    explanation = (
+        "Changing pools and running hooks requires root; reading requires membership of the group virt-dmem."
+    )
 
 
 class DaemonUnreachable(DmemError):
-    """Nobody answers on the control socket."""
+    """Report that the daemon does not answer on the control socket."""
 
     code = "daemon-unreachable"
     exit_status = ExitStatus.DAEMON_UNREACHABLE
     explanation = (
-        "virt-dmemd did not answer on its control socket, or answers only root and members of its group, as the "
-        "message then says. Running guests are not affected; where it does not run, guests that take their memory "
-        "from a pool cannot be started until it does."
+        "virt-dmemd did not answer on its control socket, or the caller is neither root nor a member of its group; "
+        "see the message. Running guests are not affected. While virt-dmemd is down, guests whose memory comes "
+        "from a pool cannot be started."
     )
 
 
 class HypervisorError(DmemError):
-    """libvirt refused or could not be reached."""
+    """Report that a libvirt call failed, or that libvirt cannot be reached."""
 
     code = "hypervisor"
-    explanation = "A call to libvirt failed; the message repeats what libvirt said."
+    explanation = "A libvirt call failed; the message contains libvirt's own error message."
 
 
 class DomainRefused(DmemError):
-    """The memory of a domain cannot come from a pool."""
+    """Report a domain whose memory cannot come from a pool."""
 
     code = "domain-refused"
-    explanation = "The domain is configured in a way that its memory cannot come from a pool; nothing was changed."
+    explanation = (
+        "The configuration of the domain does not allow its memory to come from a pool; nothing was changed."
+    )
 
 
 class DomainXmlInvalid(DomainRefused):
-    """The input is no domain XML."""
+    """Report input that is not a domain XML."""
 
     code = "domain-xml-invalid"
-    explanation = "The input is not a libvirt domain XML that can be read safely; nothing was changed."
+    explanation = "The input is not a libvirt domain XML that can be parsed safely; nothing was changed."
 
 
 class NotRewritten(DomainRefused):
-    """The domain asks for pool memory, but its XML was not rewritten before the start."""
+    """Report a domain that requests pool memory and whose XML was not rewritten before its start."""
 
     code = "not-rewritten"
     explanation = (
-        "libvirt lets no hook change the XML at start, so it has to be rewritten when the domain is defined: "
-        "by virt-dmemd by itself, by 'virt-dmem apply', or by piping it through 'virt-dmem rewrite'."
+        "A libvirt hook cannot change the XML at start, so it has to be rewritten when the domain is defined: "
+        "automatically by virt-dmemd, by 'virt-dmem apply', or by piping it through 'virt-dmem rewrite'."
     )
 
 
 class NotEnoughMemory(DmemError):
-    """The pool has not enough free memory, in all or on a node."""
+    """Report that a pool lacks free memory, in total or on a node."""
 
     code = "not-enough-memory"
     exit_status = ExitStatus.NOT_ENOUGH_MEMORY
     explanation = (
-        "A domain gets all its memory or none. Free memory is the capacity of the pool less everything "
-        "reserved, also what a guest gave back through its balloon."
+        "A domain gets all of its memory or none. The free memory is the capacity of the pool minus all "
+        "reservations; memory that a guest returned through its balloon stays reserved."
     )
 
 
 class PoolError(DmemError):
-    """A pool cannot do what was asked."""
+    """Report a failed operation on a pool."""
 
     code = "pool"
-    explanation = "A pool could not be made, read or given back; the message says which step failed."
+    explanation = "A pool could not be created, read or destroyed; the message names the step that failed."
 
 
 class PoolNotFound(PoolError):
-    """There is no such pool."""
+    """Report a pool that does not exist."""
 
     code = "pool-not-found"
-    explanation = "No pool of this name exists on this host; 'virt-dmem pool list' shows those that do."
+    explanation = "This host has no pool of this name; 'virt-dmem pool list' lists the pools."
 
 
 class PoolExists(PoolError):
-    """There already is such a pool."""
+    """Report a pool that already exists."""
 
     code = "pool-exists"
-    explanation = "A pool of this name exists already; it was left as it is."
+    explanation = "A pool of this name already exists; it was not changed."
 
 
 class PoolBusy(PoolError):
-    """The pool is in use."""
+    """Report a pool that is in use."""
 
     code = "pool-busy"
-    explanation = "Domains hold memory of this pool, so it was left as it is; 'virt-dmem list' shows them."
+    explanation = "Domains hold memory of this pool, so it was not changed; 'virt-dmem list' lists them."
 
 
 class PoolDraining(PoolError):
-    """The pool gives no memory any more."""
+    """Report a pool that is draining."""
 
     code = "pool-draining"
     explanation = (
-        "The pool is being emptied: domains that run keep what they hold, and no other gets memory of it until "
+        "The pool is draining: running domains keep their memory, and no other domain gets memory from it until "
         "'virt-dmem pool drain NAME --undo'."
     )
 
 
 class PoolShort(PoolError):
-    """The host could not give the pool what was asked."""
+    """Report that the host lacks the memory for a pool."""
 
     code = "pool-short"
     exit_status = ExitStatus.NOT_ENOUGH_MEMORY
     explanation = (
-        "The kernel did not find enough free contiguous memory for the pool; what it gave was given back. "
-        "Huge pages are best taken soon after boot."
+        "The kernel did not find enough free contiguous memory for the pool; what was allocated was freed again. "
+        "Huge pages are best allocated soon after boot."
     )
 
 
 class ExtentError(DmemError):
-    """A file of a pool cannot be made, placed or taken back."""
+    """Report a failed operation on a file of a pool."""
 
     code = "extent"
-    explanation = "A file that backs guest memory could not be made, linked, checked or removed."
+    explanation = "A file that backs guest memory could not be created, linked, verified or removed."
 
 
 class PrefaultFailed(ExtentError):
-    """The memory of an extent could not be brought in before the start."""
+    """Report memory of an extent that could not be populated before the start."""
 
     code = "prefault"
-    explanation = "The helper could not bring in every page of an extent, so the guest was not started."
+    explanation = "The helper could not populate every page of an extent, so the guest was not started."
 
 
 class NotPermitted(ExtentError):
-    """A security module keeps QEMU from its memory."""
+    """Report a security module that denies QEMU access to its memory."""
 
     code = "not-permitted"
     explanation = (
-        "AppArmor confines QEMU, and none of its rules lets QEMU reach the pools; QEMU itself would only say "
+        "AppArmor confines QEMU, and no rule gives it access to the pools; QEMU itself would only report "
         "'Permission denied'."
     )
 
 
 class NotMapped(ExtentError):
-    """QEMU does not use the memory that was prepared for it."""
+    """Report a QEMU that does not map the memory prepared for it."""
 
     code = "not-mapped"
     explanation = (
-        "After QEMU started, its memory was looked up in /proc/PID/maps by device and inode, and was not "
-        "wholly the memory that was prepared for it, so the start was failed."
+        "After QEMU started, its mappings were verified in /proc/PID/maps by device and inode. It does not map "
+        "all of the memory that was prepared for it, so the start was aborted."
     )
 
 
 class Delayed(DmemError):
-    """The kernel does not answer in time, for somebody keeps it from that."""
+    """Report a system call that another process delays beyond its deadline."""
 
     code = "delayed"
     explanation = (
-        "A call about a file or a process that others have a say in took too long: somebody may hold a lease on "
-        "the file, or keep the process from being read. Nothing else waits for it; try again once that is over."
+        "A system call about a file or process that other users control took too long: a process may hold a lease "
+        "on the file, or block access to its /proc entries. Nothing else waits for the call; try again later."
     )
 
 
 class LedgerError(DmemError):
-    """The ledger cannot be read or written."""
+    """Report a ledger that cannot be read or written."""
 
     code = "ledger"
-    explanation = "The database of reservations under /var/lib/virt-dmem could not be used."
+    explanation = "The database of reservations under /var/lib/virt-dmem could not be read or written."
 
 
 def _tree(root: type[DmemError]) -> dict[str, type[DmemError]]:
@@ -284,15 +288,15 @@ def _tree(root: type[DmemError]) -> dict[str, type[DmemError]]:
 
 
 def error_from_code(code: str, message: str, hint: str) -> DmemError:
-    """Build again an error that came over the socket; an unknown ``code`` gives a plain ``DmemError``."""
+    """Return the error that came over the socket; a plain ``DmemError`` where ``code`` is unknown."""
     return _tree(DmemError).get(code, DmemError)(message, hint=hint)
 
 
 def explain(code: str, others: dict[str, str]) -> str:
-    """Return what ``code`` means in a few sentences.
+    """Return the explanation of a code, a few sentences.
 
-    :param others: Codes that are not of errors, and what they mean.
-    :raise UsageError: When there is no such code.
+    :param others: Codes that are not errors, with their explanations.
+    :raise UsageError: When the code does not exist.
     """
     known = {name: kind.explanation for name, kind in _tree(DmemError).items()} | others
     if code not in known:

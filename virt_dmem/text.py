@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Text that others chose, made fit to be shown: on a terminal, in a log, in an error."""
+"""Make untrusted text safe to show on a terminal, in a log, in an error."""
 
 from __future__ import annotations
 
-__all__ = ["clipped", "printable"]
+import re
+
+__all__ = ["POOL_NAME", "clipped", "printable"]
+
+POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
+"""The names that a pool can have."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return ``text`` with everything a terminal could obey (but ``keep``) as a backslash escape.
+    """Return ``text`` with everything a terminal could interpret (except ``keep``) as a backslash escape.
 
-    That is all that Unicode has no glyph for: C0 and C1 controls, what changes the direction of the text around
-    it, what has no width, separators of lines and of paragraphs.
+    These are the characters without a glyph in Unicode: C0 and C1 controls, bidirectional controls, characters
+    of no width, separators of lines and paragraphs.
     """
     if text.isprintable():
         return text
@@ -18,5 +23,5 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def clipped(text: str, most: int) -> str:
-    """Return ``text``, cut to ``most`` characters with an ellipsis where it is longer."""
+    """Return ``text``, cut to ``most`` characters, with an ellipsis where it is longer."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

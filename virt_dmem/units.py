@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sizes and durations: text to bytes and seconds, and sizes back."""
+"""Convert sizes and durations: text to bytes and seconds, and sizes back."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 _MAX_BYTES = 2**63 - 1
-"""What fits in an off_t; no size of ours is larger."""
+"""The largest off_t."""
 _MAX_ADDRESS = 2**64 - 1
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _SIZE = r"(?ia)0*(\d{1,19})\s*([KMGT]?)(?:i?B)?"  # 19 digits are 63 bits, and int() refuses 4300
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that ``text`` means: ``64M``, ``64MiB``, ``1G``, ``4096``; K, M, G, T are powers of 1024.
+    """Return the bytes of a size: ``64M``, ``64MiB``, ``1G``, ``4096``; K, M, G, T are powers of 1024.
 
-    :raise UsageError: When it is no size, or zero, or more than a file can have.
+    :raise UsageError: When it is no size, zero, or more than a file can have.
     """
     match = re.fullmatch(_SIZE, text.strip())
     size_bytes = int(match[1]) * _FACTORS[match[2].upper()] if match else 0
@@ -37,9 +37,9 @@ def parse_size(text: str) -> int:
 
 
 def parse_number(text: str, shown: str = "") -> int:
-    """Return what the kernel's memparse() makes of ``text``: ``2G``, ``0x80000000``, ``4096``, ``0``.
+    """Return the number that the kernel's memparse() reads from ``text``: ``2G``, ``0x80000000``, ``4096``, ``0``.
 
-    :param shown: What it is a part of, for the message.
+    :param shown: The option it is a part of, for the message.
     :raise UsageError: When it is no such number.
     """
     match = re.fullmatch(r"(?:0x0*([0-9a-f]{1,16})|0*(\d{1,20}))([KMGT]?)", text.strip(), re.IGNORECASE | re.ASCII)
@@ -48,14 +48,14 @@ def parse_number(text: str, shown: str = "") -> int:
         number = (int(match[1], 16) if match[1] else int(match[2])) * _FACTORS[match[3].upper()]
     if not 0 <= number <= _MAX_ADDRESS:
         raise UsageError(
-            f"{clipped(shown or text, 80)!r} cannot be read: {clipped(text, 80)!r} is no number of bytes.",
+            f"{clipped(shown or text, 80)!r} is invalid: {clipped(text, 80)!r} is not a number of bytes.",
             hint="Write a number, decimal or with 0x, and K, M, G or T, such as 2G.",
         )
     return number
 
 
 def parse_duration(text: str) -> int:
-    """Return the seconds that ``text`` means: ``90``, ``90s``, ``30m``, ``1h``, ``2d``.
+    """Return the seconds of a duration: ``90``, ``90s``, ``30m``, ``1h``, ``2d``.
 
     :raise UsageError: When it is no duration, or zero.
     """
@@ -64,13 +64,13 @@ def parse_duration(text: str) -> int:
     seconds = int(match[1]) * factor[match[2].lower()] if match else 0
     if seconds <= 0:
         raise UsageError(
-            f"{clipped(text, 80)!r} is not a time.", hint="Write a number and s, m, h or d, such as 30m or 2h."
+            f"{clipped(text, 80)!r} is not a duration.", hint="Write a number and s, m, h or d, such as 30m or 2h."
         )
     return seconds
 
 
 def format_size(size_bytes: int) -> str:
-    """Return ``size_bytes`` for people: at most one decimal, exact where it is a whole number of units."""
+    """Return a size for display: at most one decimal, exact where it is a whole number of units."""
     for factor, unit in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if abs(size_bytes) >= factor:
             value = size_bytes / factor
@@ -79,5 +79,5 @@ def format_size(size_bytes: int) -> str:
 
 
 def round_up(size_bytes: int, multiple: int) -> int:
-    """Return the next multiple of ``multiple`` that is at least ``size_bytes``."""
+    """Return the smallest multiple of ``multiple`` that is at least ``size_bytes``."""
     return -(-size_bytes // multiple) * multiple

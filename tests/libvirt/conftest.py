@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.hugepages_lock import hugepages_lock
 from tests.rig import Daemon, GuestImage, PrivateLibvirt, RigError, enter_private_namespace, grower, guest_image
 from tests.rig.command import virt_dmem
+from tests.rig.hugepages_lock import hugepages_lock
 from tests.rig.namespace import require_private_namespace
 from tests.rig.pools import create_pool
 

@@ -19,7 +19,7 @@ from tests.rig.mapping import a_process_that_maps
 from tests.rig.pools import create_pool
 from tests.rig.private_libvirt import HOOK, PrivateLibvirt
 from tests.rig.processes import RigError, tail, wait_for
-from virt_dmem.domain_xml import read_domain
+from virt_dmem.domain_xml.reader import read_domain
 
 REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='small'/>"
 

@@ -17,9 +17,9 @@ from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import tail, wait_for
-from virt_dmem.domain_xml import read_domain
-from virt_dmem.hypervisor import Hypervisor
-from virt_dmem.rewrite import apply
+from virt_dmem.domain_xml.reader import read_domain
+from virt_dmem.domain_xml.rewrite import apply
+from virt_dmem.hypervisor.connection import Hypervisor
 
 REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='small'/>"
 SHAPES = {

@@ -18,7 +18,7 @@ import pytest
 from bench.hook_cost import NOT_OURS, OURS, commands
 from bench.list_cost import LIST, cases, hold
 from tests.rig.daemon import Daemon
-from virt_dmem.native import HELPER
+from virt_dmem.native.programs import HELPER
 
 MIB = 1 << 20
 HUGE = 2 * MIB

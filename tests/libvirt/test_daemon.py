@@ -17,6 +17,7 @@ import pytest
 
 from tests.rig.daemon import CONFIG, SOCKET, Daemon
 from tests.rig.processes import Program, answers, wait_for
+from tests.rig.repository import REPOSITORY
 from virt_dmem.errors import DomainRefused, PoolNotFound
 from virt_dmem.ipc.client import Client
 
@@ -155,7 +156,10 @@ def test_noise_on_the_socket_harms_nobody(rawdaemon: Daemon, noise: bytes) -> No
 
 def test_a_second_daemon_is_refused_and_the_first_goes_on(rawdaemon: Daemon) -> None:
     second = subprocess.run(
-        [sys.executable, "-m", "virt_dmem.daemon", "--config", CONFIG], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "virt_dmem.daemon.main", "--config", CONFIG],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert second.returncode == 1
     assert "Another virt-dmemd" in second.stderr
@@ -188,9 +192,9 @@ def test_it_takes_the_socket_that_systemd_gives_it(rig: None) -> None:
     assert activate is not None, "comes with Debian's systemd"
     program = Program(
         "virt-dmemd-activated",
-        [activate, "-l", SOCKET, sys.executable, "-m", "virt_dmem.daemon"],
+        [activate, "-l", SOCKET, sys.executable, "-m", "virt_dmem.daemon.main"],
         log=Path("/var/log/libvirt/activated.log"),
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)},
     )
     SOCKET.unlink(missing_ok=True)
     program.start()

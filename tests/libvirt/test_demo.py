@@ -8,19 +8,18 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from virt_dmem import host
+from tests.rig.repository import REPOSITORY
+from virt_dmem.host import huge_pages
 
-REPOSITORY = Path(__file__).parents[2]
 PAGE = 2 << 20
 DEMO = [sys.executable, "-m", "bench.demo"]
 
 
 def host_state() -> tuple[int, bool | None]:
-    return host.huge_pages(PAGE).pages, host.hvo()
+    return huge_pages.huge_pages(PAGE).pages, huge_pages.hvo()
 
 
 @pytest.mark.needs_hugepages
@@ -60,7 +59,7 @@ def test_ctrl_c_in_the_middle_undoes_everything() -> None:
         assert demo.stdout is not None
         for line in demo.stdout:
             if "virsh" in line and "start" in line:
-                assert host.huge_pages(PAGE).pages >= before[0] + 512
+                assert huge_pages.huge_pages(PAGE).pages >= before[0] + 512
                 os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
                 break
         rest = demo.stdout.read()

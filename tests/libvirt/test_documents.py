@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import DOCUMENTS, lines, why_not_run
 from tests.rig.daemon import Daemon
+from tests.rig.documents import DOCUMENTS, lines, why_not_run
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import PrivateLibvirt
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.unit.conftest import GOLDEN, as_libvirt_reads_it
-from virt_dmem.domain_xml import read_domain
-from virt_dmem.rewrite import apply, unapply
+from virt_dmem.domain_xml.reader import read_domain
+from virt_dmem.domain_xml.rewrite import apply, unapply
 
 if TYPE_CHECKING:
     from tests.rig.private_libvirt import PrivateLibvirt

@@ -20,7 +20,7 @@ from tests.rig.grower import MIB, extents, has_mib, links, reserved, start, wait
 from tests.rig.guest import GuestImage
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for
-from virt_dmem.monitor_xml import socket_of
+from virt_dmem.domain_xml.monitor import socket_of
 
 VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
 TAKES_A_MINUTE = "for _ in $(seq 300); do sleep 0.2; done"
@@ -118,7 +118,7 @@ def test_what_qemu_calls_something_else_is_taken_away_again(
         # and a guest that does not answer is not robbed of it
         libvirtd.virsh("suspend", "grower")
         said = virt_dmem_fails("attach", "grower", "--size", "128M", status=1)
-        assert "128 MiB stay charged until the guest lets go of ua-dmem0" in said
+        assert "128 MiB stay charged until the guest unplugs ua-dmem0" in said
         assert reserved(roomy_pool) == 320 * MIB
         libvirtd.virsh("resume", "grower")
 

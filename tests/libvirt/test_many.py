@@ -15,7 +15,7 @@ from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError
-from virt_dmem import rewrite
+from virt_dmem.domain_xml import rewrite
 
 DOMAINS = 50
 AT_ONCE = 8

@@ -21,7 +21,7 @@ from tests.rig.pools import ALIKE, create_pool, without_pool
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
 from tests.rig.second_host import SecondHost
-from virt_dmem.domain_xml import is_managed, read_domain
+from virt_dmem.domain_xml.reader import is_managed, read_domain
 
 MIB = 1 << 20
 
@@ -98,7 +98,7 @@ def test_a_guest_restored_where_its_pool_is_not_gets_the_one_that_is(
     before = uptime(libvirtd)
     libvirtd.virsh("save", "mover", "/var/lib/libvirt/mover.save")
     with without_pool(libvirtd, tmpfs_pool, instead="another"):
-        with pytest.raises(RigError, match="comes with pool 'small', which is not here"):
+        with pytest.raises(RigError, match="comes with pool 'small', which is not on this host"):
             libvirtd.virsh("restore", "/var/lib/libvirt/mover.save")
         create_pool("another")
         libvirtd.virsh("restore", "/var/lib/libvirt/mover.save")

@@ -16,8 +16,8 @@ from tests.rig.domains import domain_xml
 from tests.rig.fake_monitor import FakeMonitor
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for
-from virt_dmem.monitor_xml import socket_of
-from virt_dmem.native import HELPER
+from virt_dmem.domain_xml.monitor import socket_of
+from virt_dmem.native.programs import HELPER
 
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError
-from virt_dmem import host
+from virt_dmem.host import huge_pages
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -53,17 +53,17 @@ def test_a_pool_that_is_there_is_not_made_again(daemon: Daemon, tmpfs_pool: str)
 @pytest.mark.needs_hugepages
 @pytest.mark.usefixtures("exclusive_hugepages")
 def test_a_pool_of_huge_pages_takes_its_pages_and_gives_back_exactly_these(daemon: Daemon) -> None:
-    before = host.huge_pages(PAGE).pages
+    before = huge_pages.huge_pages(PAGE).pages
     virt_dmem("pool", "create", "huge", "--size", "64M", "--page-size", "2M")
     try:
         shown = virt_dmem_json("pool", "show", "huge")["pool"]
         assert (shown["capacity_bytes"], shown["page_size"], shown["state"]) == (64 * MIB, PAGE, "ready")
-        assert host.huge_pages(PAGE).pages == before + 32
-        assert host.huge_pages(PAGE).reserved >= 32, "the kernel holds them for this mount"
-        assert host.hvo() in (True, None)
+        assert huge_pages.huge_pages(PAGE).pages == before + 32
+        assert huge_pages.huge_pages(PAGE).reserved >= 32, "the kernel holds them for this mount"
+        assert huge_pages.hvo() in (True, None)
     finally:
         virt_dmem("pool", "destroy", "huge")
-    assert host.huge_pages(PAGE).pages == before
+    assert huge_pages.huge_pages(PAGE).pages == before
     assert pools() == []
     assert not Path("/run/virt-dmem/pools/huge").exists()
 
@@ -71,16 +71,16 @@ def test_a_pool_of_huge_pages_takes_its_pages_and_gives_back_exactly_these(daemo
 @pytest.mark.needs_hugepages
 @pytest.mark.usefixtures("exclusive_hugepages")
 def test_a_guest_lives_on_a_page_of_1_gib(libvirtd: PrivateLibvirt, daemon: Daemon) -> None:
-    before = host.huge_pages(GIB).pages
+    before = huge_pages.huge_pages(GIB).pages
     try:
         virt_dmem("pool", "create", "giant", "--size", "1G", "--page-size", "1G")
     except RigError as error:
         assert "status 5" in str(error)
-        assert host.huge_pages(GIB).pages == before
+        assert huge_pages.huge_pages(GIB).pages == before
         assert pools() == []
         pytest.skip("this host's memory is in too many pieces for one page of 1 GiB")
     try:
-        assert host.huge_pages(GIB).pages == before + 1
+        assert huge_pages.huge_pages(GIB).pages == before + 1
         libvirtd.define(domain_xml("giant", memory="1GiB"))
         virt_dmem("apply", "giant", "--pool", "giant")
         libvirtd.virsh("start", "--paused", "giant")
@@ -90,15 +90,15 @@ def test_a_guest_lives_on_a_page_of_1_gib(libvirtd: PrivateLibvirt, daemon: Daem
     finally:
         libvirtd.remove()
         virt_dmem("pool", "destroy", "giant")
-    assert host.huge_pages(GIB).pages == before
+    assert huge_pages.huge_pages(GIB).pages == before
 
 
 @pytest.mark.needs_hugepages
 @pytest.mark.usefixtures("exclusive_hugepages")
 def test_a_pool_the_host_cannot_give_is_rolled_back_whole(daemon: Daemon) -> None:
-    before = host.huge_pages(PAGE).pages
+    before = huge_pages.huge_pages(PAGE).pages
     virt_dmem_fails("pool", "create", "toolarge", "--size", "64T", "--page-size", "2M", status=5)
-    assert host.huge_pages(PAGE).pages == before
+    assert huge_pages.huge_pages(PAGE).pages == before
     assert pools() == []
     assert not Path("/run/virt-dmem/pools/toolarge").exists()
 
@@ -111,15 +111,15 @@ def test_a_pool_of_huge_pages_is_resized_while_a_domain_runs_in_it(
         libvirtd.define(domain_xml(name, memory=memory))
         virt_dmem("apply", name, "--pool", hugetlbfs_pool)
     libvirtd.virsh("start", "--paused", "first")
-    before = host.huge_pages(PAGE).pages
+    before = huge_pages.huge_pages(PAGE).pages
     with pytest.raises(RigError, match="32 MiB is free"):
         libvirtd.virsh("start", "--paused", "second")
 
     (change,) = virt_dmem_json("pool", "resize", hugetlbfs_pool, "--size", "192M", "--dry-run")["changes"]
     assert (change["segment"], change["after"]) == ("huge+1", {"0": 64 * MIB})
-    assert host.huge_pages(PAGE).pages == before
+    assert huge_pages.huge_pages(PAGE).pages == before
     virt_dmem("pool", "resize", hugetlbfs_pool, "--size", "192M")
-    assert host.huge_pages(PAGE).pages == before + 32
+    assert huge_pages.huge_pages(PAGE).pages == before + 32
     libvirtd.virsh("start", "--paused", "second")
     (extent,) = virt_dmem_json("show", "second")["domain"]["extents"]
     assert extent["pool"] == "huge"
@@ -132,7 +132,7 @@ def test_a_pool_of_huge_pages_is_resized_while_a_domain_runs_in_it(
     daemon.restart()
     libvirtd.virsh("destroy", "second")
     virt_dmem("pool", "resize", hugetlbfs_pool, "--size", "128M")
-    assert host.huge_pages(PAGE).pages == before, "what is given back is the host's again"
+    assert huge_pages.huge_pages(PAGE).pages == before, "what is given back is the host's again"
     assert libvirtd.state("first") == "paused"
     assert virt_dmem_json("show", "first")["domain"]["reserved_bytes"] == 96 * MIB
     with pytest.raises(RigError, match="32 MiB is free"):

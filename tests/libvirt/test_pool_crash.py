@@ -18,7 +18,7 @@ from tests.rig.domains import domain_xml
 from tests.rig.killing_command import Ending, command_killed_before
 from tests.rig.namespace import mount_points_below
 from tests.rig.private_libvirt import PrivateLibvirt
-from virt_dmem import host
+from virt_dmem.host import huge_pages
 
 MIB = 1 << 20
 PAGE = 2 * MIB
@@ -34,7 +34,7 @@ class Host:
 
     def __init__(self, libvirtd: PrivateLibvirt, daemon: Daemon) -> None:
         self.libvirtd, self.daemon = libvirtd, daemon
-        self.before = host.huge_pages(PAGE).pages
+        self.before = huge_pages.huge_pages(PAGE).pages
         virt_dmem("pool", "create", "huge", "--size", "64M", "--page-size", "2M")
         libvirtd.define(domain_xml("witness"))
         virt_dmem("apply", "witness", "--pool", "huge")
@@ -53,7 +53,7 @@ class Host:
 
     def require(self, *segments: str, size_bytes: int) -> None:
         """Pages, mounts, records and the ledger are those of these segments, and the guest is as it was."""
-        assert host.huge_pages(PAGE).pages - self.before == size_bytes // PAGE
+        assert huge_pages.huge_pages(PAGE).pages - self.before == size_bytes // PAGE
         assert sorted(mount_points_below(MOUNTS)) == [str(MOUNTS / name) for name in segments]
         assert sorted(path.name for path in MOUNTS.iterdir()) == list(segments)
         assert sorted(path.stem for path in RECORDS.glob("[!.]*.json")) == list(segments)
@@ -91,7 +91,7 @@ def pool_host(libvirtd: PrivateLibvirt, daemon: Daemon, exclusive_hugepages: Non
     virt_dmem("reconcile")
     for pool in virt_dmem_json("pool", "list")["pools"]:
         virt_dmem("pool", "destroy", pool["name"])
-    assert host.huge_pages(PAGE).pages == made.before
+    assert huge_pages.huge_pages(PAGE).pages == made.before
 
 
 CREATE = ("pool", "create", "other", "--size", "16M", "--page-size", "2M")

@@ -21,7 +21,7 @@ from tests.rig.pinner import pinned
 from tests.rig.pools import create_pool
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for
-from virt_dmem.native import HELPER
+from virt_dmem.native.programs import HELPER
 
 pytestmark = pytest.mark.needs_tmpfs  # or huge pages: dmemfs zeroes what is free by itself
 

@@ -14,6 +14,7 @@ import pytest
 from tests.rig import Daemon, domain_xml
 from tests.rig.command import virt_dmem, virt_dmem_json
 from tests.rig.processes import tail, wait_for
+from tests.rig.repository import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from tests.rig import PrivateLibvirt
 
 REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='small'/>"
-_UNIT = Path(__file__).parents[2] / "systemd/virt-dmemd.service"
+_UNIT = REPOSITORY / "systemd/virt-dmemd.service"
 _DENY_WRITE_EXECUTE = """
 import ctypes, os, sys
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1  # Linux 6.3; before, only systemd's own filter does it

@@ -24,7 +24,7 @@ from tests.rig.guest import GuestImage
 from tests.rig.mapping import a_process_that_maps
 from tests.rig.private_libvirt import HOOK, PrivateLibvirt
 from tests.rig.processes import RigError, wait_for
-from virt_dmem.native import HELPER
+from virt_dmem.native.programs import HELPER
 
 MIB = 1 << 20
 

@@ -19,17 +19,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from virt_dmem import ballast, host, pools, readying, resize
-from virt_dmem.config import Config, DaemonConfig, PrefaultConfig
-from virt_dmem.domain_xml import Cell, DomainMemory
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Reservation
+from virt_dmem.allocation.prezero import worker
+from virt_dmem.allocation.prezero.worker import PrezeroWorker
+from virt_dmem.config.schema import Config, DaemonConfig, PrefaultConfig
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.domains.admission import Admission
+from virt_dmem.domains.extents import ExtentManager
+from virt_dmem.domains.hooks import HookOperations
+from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import DmemError, NotEnoughMemory, PoolShort, PrefaultFailed
-from virt_dmem.inventory import Inventory
-from virt_dmem.ledger import Ledger
-from virt_dmem.lifecycle import Lifecycle
-from virt_dmem.native import HELPER
-from virt_dmem.readying import Readying
-from virt_dmem.records import Reservation
-from virt_dmem.resize import NoDaemon
+from virt_dmem.host import kernel, numa, processes
+from virt_dmem.native.programs import HELPER
+from virt_dmem.pools import ballast, manage, registry, resize
+from virt_dmem.pools.resize import NoDaemon
 
 HUGE = 2 << 20
 _DAEMON = DaemonConfig(state_dir="/run/state", run_dir="/run/virt-dmem")
@@ -64,16 +70,16 @@ def spare_pages(node: int, pages: int) -> Iterator[None]:
 def pool(*pages: int) -> Iterator[Config]:
     """The pool ``p`` with so many pages of node 0, 1, …; afterwards all are the host's again."""
     before = counts()
-    pools.create(
+    manage.create(
         CONFIG, "p", sizes={node: count * HUGE for node, count in enumerate(pages) if count}, page_size=HUGE
     )
     try:
         yield CONFIG
     finally:
-        for record in pools.segments(CONFIG, "p"):  # of a test that failed
-            for file in pools.files_in(record):
+        for record in registry.segments(CONFIG, "p"):  # of a test that failed
+            for file in manage.files_in(record):
                 file.unlink()
-        pools.destroy(CONFIG, "p")
+        manage.destroy(CONFIG, "p")
     assert counts() == before, (counts(), before)
 
 
@@ -118,13 +124,16 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         config.ledger_path.unlink(missing_ok=True)
-        self.ledger = Ledger(config.ledger_path, host.boot_id())
+        self.ledger = Ledger(config.ledger_path, kernel.boot_id())
         self.inventory = Inventory(config, self.ledger)
-        self.lifecycle = Lifecycle(config, self.ledger, self.inventory)
-        self.readying = Readying(config, self.inventory, self.lifecycle.holding)
+        times = StepTimes(self.ledger)
+        self.extents = ExtentManager(config, self.ledger, self.inventory, times)
+        admission = Admission(config, self.ledger, self.inventory, self.extents.holding, self.extents.accounts)
+        self.hooks = HookOperations(config, self.ledger, admission, self.extents, times)
+        self.readying = PrezeroWorker(config, self.inventory, self.extents.holding)
 
     def prepare(self, *cells: Cell) -> Reservation:
-        asyncio.run(self.lifecycle.prepare(self.memory(*cells), lambda _: None))
+        asyncio.run(self.hooks.prepare(self.memory(*cells), lambda _: None))
         reservation = self.ledger.find(UUID)
         assert reservation is not None
         return reservation
@@ -133,7 +142,7 @@ class Daemon:
         return DomainMemory(UUID, "vm", "p", cells, True, True, None, None, None, None)
 
     def release(self) -> None:
-        asyncio.run(self.lifecycle.release(UUID))
+        asyncio.run(self.hooks.release(UUID))
 
     def hold_free(self) -> None:
         asyncio.run(self.readying.run_dry())
@@ -152,7 +161,7 @@ def where(path: Path) -> dict[int, int]:
         for at in range(0, len(memory), HUGE):
             _ = memory[at]
         found = path.stat()
-        by_node = host.bytes_by_node(os.getpid(), found.st_dev, found.st_ino)
+        by_node = processes.bytes_by_node(os.getpid(), found.st_dev, found.st_ino)
     return {node: size // HUGE for node, size in by_node.items()}
 
 
@@ -160,31 +169,31 @@ def where(path: Path) -> dict[int, int]:
 
 
 def test_nodes_and_their_kinds_are_seen() -> None:
-    found = host.nodes()
+    found = numa.nodes()
     assert [len(node.cpus) for node in found] == [1, 1, 0]
-    assert host.nodes_without_cpus() == {2}
+    assert numa.nodes_without_cpus() == {2}
     assert all(node.memory.total_bytes for node in found)
 
 
 def test_a_pool_has_what_was_asked_of_each_node_and_a_total_leaves_slow_memory_out() -> None:
     with pool(5, 9, 3):
         assert counts() == [5, 9, 3]
-        (record,) = pools.records(CONFIG)
-        assert pools.capacity(record) == {0: 5 * HUGE, 1: 9 * HUGE, 2: 3 * HUGE}
-    record = pools.create(CONFIG, "q", sizes=8 * HUGE, page_size=HUGE)
+        (record,) = registry.records(CONFIG)
+        assert registry.capacity(record) == {0: 5 * HUGE, 1: 9 * HUGE, 2: 3 * HUGE}
+    record = manage.create(CONFIG, "q", sizes=8 * HUGE, page_size=HUGE)
     assert counts() == [4, 4, 0]
-    pools.destroy(CONFIG, "q")
+    manage.destroy(CONFIG, "q")
 
 
 def test_a_node_that_cannot_give_so_much_is_refused_and_nothing_is_left() -> None:
     before = counts()
     try:
-        pools.create(CONFIG, "p", sizes={0: HUGE, 2: 2048 * HUGE}, page_size=HUGE)
+        manage.create(CONFIG, "p", sizes={0: HUGE, 2: 2048 * HUGE}, page_size=HUGE)
     except PoolShort as refusal:
         assert "node 2" in refusal.message, refusal
     else:
         raise AssertionError("not refused")
-    assert (counts(), pools.records(CONFIG)) == (before, [])
+    assert (counts(), registry.records(CONFIG)) == (before, [])
 
 
 def test_who_binds_to_a_node_gets_nothing_of_the_pool() -> None:
@@ -198,7 +207,7 @@ def test_who_binds_to_a_node_gets_nothing_of_the_pool() -> None:
 def test_without_ballast_he_would() -> None:
     """What the kernel promises to a mount is a number for the whole host: this is why there is ballast."""
     with spare_pages(1, 16), pool(8, 8):
-        (record,) = pools.records(CONFIG)
+        (record,) = registry.records(CONFIG)
         ballast.let_go(record, 0, 0)
         with competitor(0) as taken:
             assert taken == 8, taken
@@ -332,7 +341,7 @@ def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next()
             with competitor(0) as taken:
                 assert taken == 0, taken
             assert counts("free_hugepages") == [0, 8, 0]
-            held = daemon.lifecycle.holding.stock.held("p")
+            held = daemon.extents.holding.stock.held("p")
             assert {node: size // HUGE for node, size in held.items()} == {0: 8, 1: 3}
         reservation = daemon.prepare(cell(0, 7, 0))  # for another one, it yields
         assert where(reservation.extents[0].path) == {0: 7}
@@ -341,13 +350,13 @@ def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next()
 
 def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_it() -> None:
     """Chunks of an odd number of pages: each goes on in turn where the one before it ended."""
-    chunk, readying._CHUNK = readying._CHUNK, 3 * HUGE
+    chunk, worker._CHUNK = worker._CHUNK, 3 * HUGE
     try:
         with spare_pages(1, 8), pool(8, 8):
             daemon = Daemon(READY)
             memory = daemon.memory(cell(0, 7, 0, 1, policy="interleave"))
-            holding = daemon.lifecycle.holding
-            holding.know([memory])
+            holding = daemon.extents.holding
+            holding.set_domains([memory])
             for done in (3, 6, 7):
                 asyncio.run(daemon.readying._step())
                 (extent,) = holding.stock.of("p")
@@ -359,14 +368,14 @@ def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_i
             assert where(taken.path) == {0: 4, 1: 3}
             daemon.release()
     finally:
-        readying._CHUNK = chunk
+        worker._CHUNK = chunk
 
 
 def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
     """The only moment: what the domain is about to get is let go, and not faulted yet."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(CONFIG)
-        make_room = daemon.lifecycle.holding.make_room
+        make_room = daemon.extents.holding.make_room
         thieves = []
 
         async def robbed(segment: str) -> None:
@@ -374,7 +383,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
             thieves.append(competitor(0, 2))
             assert thieves[0].__enter__() == 2
 
-        daemon.lifecycle.holding.make_room = robbed  # type: ignore[method-assign]
+        daemon.extents.holding.make_room = robbed  # type: ignore[method-assign]
         try:
             daemon.prepare(cell(0, 6, 0))
         except PrefaultFailed as failure:
@@ -390,7 +399,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
 
 def test_a_ballast_that_was_cut_short_is_mended() -> None:
     with pool(8, 8):
-        (record,) = pools.records(CONFIG)
+        (record,) = registry.records(CONFIG)
         file = Path(record.mount, ballast.DIRECTORY, "node0")
         os.truncate(file, 0)
         os.truncate(file, 8 * HUGE)  # as a kill leaves it, before the pages come
@@ -407,7 +416,7 @@ def test_nodes_of_a_pool_are_resized() -> None:
     with spare_pages(1, 4), pool(4, 6, 2):
         to(n0=7, n2=0)
         assert counts() == [7, 10, 0]
-        assert [pools.capacity(record) for record in pools.records(CONFIG)] == [
+        assert [registry.capacity(record) for record in registry.records(CONFIG)] == [
             {0: 4 * HUGE, 1: 6 * HUGE},
             {0: 3 * HUGE},
         ]

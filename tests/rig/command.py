@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.answers import require_documented
+from tests.rig.answers import require_documented
 from tests.rig.daemon import SOCKET
 from tests.rig.keeper import keeper
 from tests.rig.processes import RigError

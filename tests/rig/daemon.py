@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tests.rig.namespace import mount_points_below, require_private_namespace
 from tests.rig.processes import Program, answers
-from virt_dmem.native import HELPER
+from virt_dmem.native.programs import HELPER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ _REPOSITORY = Path(__file__).parents[2]
 
 
 class Daemon:
-    """``python -m virt_dmem.daemon``; needs ``enter_private_namespace()`` before.
+    """``python -m virt_dmem.daemon.main``; needs ``enter_private_namespace()`` before.
 
     ``config``: the text of virt-dmem.toml. ``env``: variables on top of ours. ``under``: a command that ends by
     exec of what follows it, such as setpriv. ``module``: what stands for the daemon. ``forked``: see ``Program``.
@@ -42,7 +42,7 @@ class Daemon:
         *,
         env: Mapping[str, str] | None = None,
         under: Sequence[str] = (),
-        module: str = "virt_dmem.daemon",
+        module: str = "virt_dmem.daemon.main",
         forked: bool = False,
     ) -> None:
         self.config = config

@@ -259,8 +259,8 @@ def _import(module: str) -> None:
     importlib.import_module(module)
     if module.startswith("virt_dmem.cli."):
         package = importlib.import_module("virt_dmem.cli")
-        for found in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"virt_dmem.cli.{found.name}")
+        for found in pkgutil.walk_packages(package.__path__, "virt_dmem.cli."):
+            importlib.import_module(found.name)
     gc.freeze()
 
 

@@ -23,11 +23,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from virt_dmem import daemon, ready
-from virt_dmem.hypervisor import Hypervisor
-from virt_dmem.ledger import Ledger
-from virt_dmem.readying import Readying
-from virt_dmem.service import Service
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.prezero.worker import PrezeroWorker
+from virt_dmem.daemon.main import main as run_daemon
+from virt_dmem.daemon.service import Service
+from virt_dmem.hypervisor.connection import Hypervisor
+from virt_dmem.pools import prezeroed_files
 
 _EVENTS = {"open", "os.mkdir", "os.rmdir", "os.remove", "os.symlink", "os.chmod", "os.chown", "os.truncate",
            "os.rename", "subprocess.Popen"}  # fmt: skip
@@ -45,7 +46,7 @@ class _Killer:
         self.seen: set[str] = set()
 
     def arm(self, *, background: bool = False) -> None:
-        """Begin to count, if that is wished of what is asked for, or of what goes on in the background."""
+        """Begin to count, if that is targets of what is asked for, or of what goes on in the background."""
         if self.at is None and self.order.exists():
             of_background, _, wanted = self.order.read_text().rpartition(":")
             if background != bool(of_background):
@@ -109,26 +110,26 @@ def main() -> int:
     def watched(name: str) -> Callable[..., Awaitable[object]]:
         method = getattr(Service, name)
 
-        async def change(self: Service, *args: object) -> object:
+        async def change(self: Service, *args: object, **more: object) -> object:
             killer.arm()
             try:
-                return await method(self, *args)
+                return await method(self, *args, **more)
             finally:
                 killer.step(f"answer to {name}")
 
         return change
 
-    def chunk(self: Readying, *args: Any) -> asyncio.Task[None]:
+    def chunk(self: PrezeroWorker, *args: Any) -> asyncio.Task[None]:
         killer.arm(background=True)
         return clean_more(self, *args)
 
-    async def chunk_is_done(self: Readying, *args: Any) -> bool:
+    async def chunk_is_done(self: PrezeroWorker, *args: Any) -> bool:
         try:
             return await outcome(self, *args)
         finally:
             killer.step("a chunk is done")
 
-    def beginning(*args: Any) -> ready.ReadyExtent | None:
+    def beginning(*args: Any) -> prezeroed_files.PrezeroedExtent | None:
         killer.arm(background=True)
         return begin(*args)
 
@@ -146,15 +147,15 @@ def main() -> int:
         setattr(Service, name, watched(name))
     for name in ("attach", "detach", "update"):
         setattr(Hypervisor, name, around(name))
-    serve, begin = Service.hook, ready.begin
-    clean_more, outcome = Readying._clean_more, Readying._outcome
+    serve, begin = Service.hook, prezeroed_files.begin
+    clean_more, outcome = PrezeroWorker._clean_more, PrezeroWorker._outcome
     Ledger._transaction = counted  # type: ignore[assignment,method-assign]
     Service.hook = hook  # type: ignore[assignment,method-assign]
-    Readying._clean_more = chunk  # type: ignore[method-assign]
-    Readying._outcome = chunk_is_done  # type: ignore[method-assign]
-    ready.begin = beginning
+    PrezeroWorker._clean_more = chunk  # type: ignore[method-assign]
+    PrezeroWorker._outcome = chunk_is_done  # type: ignore[method-assign]
+    prezeroed_files.begin = beginning
     sys.addaudithook(killer.audit)
-    return daemon.main(sys.argv[2:])
+    return run_daemon(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from virt_dmem import daemon
-from virt_dmem.backends.tmpfs import Tmpfs
+from virt_dmem.daemon import main as daemon
+from virt_dmem.pools.backends.tmpfs import Tmpfs
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from lxml import etree
 
 from tests.rig.namespace import require_private_namespace
 from tests.rig.processes import Program, RigError, answers, end, tail
-from virt_dmem.native import HOOK_CLIENT
+from virt_dmem.native.programs import HOOK_CLIENT
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -30,7 +30,7 @@ _COMMAND = str(Path(sys.executable).with_name("virt-dmem"))
 class SecondHost:
     """Use it as a context manager; ``managed``: it has our hook and daemon; ``module``: see ``Daemon``."""
 
-    def __init__(self, *, managed: bool = True, config: str = "", module: str = "virt_dmem.daemon") -> None:
+    def __init__(self, *, managed: bool = True, config: str = "", module: str = "virt_dmem.daemon.main") -> None:
         self._managed = managed
         self._module = module
         self._config = config

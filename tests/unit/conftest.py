@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the unit tests share.
 
-``VIRT_DMEM_REGENERATE=1 pytest tests/unit/test_rewrite.py`` writes ``golden/*-out.xml`` anew from what the code
-does now; look at the difference before you keep it.
+``VIRT_DMEM_REGENERATE=1 pytest tests/unit/domain_xml/test_rewrite.py`` writes ``golden/*-out.xml`` anew from
+what the code does now; look at the difference before you keep it.
 
 ``golden/libvirt`` is recorded: what libvirt 9.0 printed (``dumpxml --inactive --security-info``) after it had
 defined the golden input (``NAME-before.xml``) and output (``NAME-applied.xml``), with type qemu and libvirt's own
@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from virt_dmem.config import Config, DaemonConfig, LibvirtConfig
-from virt_dmem.service import Service
+from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig
+from virt_dmem.daemon.wiring import Components, build
 
 GOLDEN = Path(__file__).parent / "golden"
 DOMAIN_RNG = Path("/usr/share/libvirt/schemas/domain.rng")
@@ -49,16 +49,16 @@ def as_libvirt_reads_it(xml: bytes) -> bytes:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+def parts(tmp_path: Path) -> Iterator[Components]:
     """The daemon's parts on a host without pools."""
-    service = Service(
+    parts = build(
         Config(
             daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)),
             libvirt=LibvirtConfig(uri="test:///default"),
         )
     )
-    yield service
-    asyncio.run(service.close())
+    yield parts
+    asyncio.run(parts.close())
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from bench.compare import change
 from bench.goals import at_least, at_most, within
 from bench.results import Goal, Results, Series, ratios, spread
 from bench.table import table
+from tests.rig.repository import REPOSITORY
 
-ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
 
 
@@ -32,7 +32,7 @@ def results(*rounds: float, unit: str = "s") -> Results:
 
 def compare(*paths: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bench.compare", *map(str, paths)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
 def test_the_spread_forgives_one_round_that_went_wrong() -> None:

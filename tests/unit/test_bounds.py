@@ -17,20 +17,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virt_dmem.config import Config, LibvirtConfig
-from virt_dmem.domain_xml import DomainMemory, is_managed, read_domain
+from virt_dmem.aio import off_loop
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.config.schema import Config, LibvirtConfig
+from virt_dmem.daemon.wiring import Components
+from virt_dmem.domain_xml.devices import find_device, find_devices, free_alias, require_room
+from virt_dmem.domain_xml.fields import read_nodeset, read_number, read_size
+from virt_dmem.domain_xml.live import read_guest
+from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
+from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory, is_managed, read_domain
+from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, UsageError
-from virt_dmem.guests import read_guest
-from virt_dmem.ipc.messages import AttachWish
-from virt_dmem.memory_devices import find_device, find_devices, free_alias, require_room
-from virt_dmem.plan import ExtentPlan, Plan
-from virt_dmem.qemu_user import placed
-from virt_dmem.rewrite import apply, unapply
-from virt_dmem.secure_xml import XmlRefused, parse_xml
-from virt_dmem.service import Service
-from virt_dmem.tasks import aside
+from virt_dmem.hypervisor.qemu_user import placed
 from virt_dmem.units import parse_duration, parse_number, parse_size
-from virt_dmem.xml_fields import read_nodeset, read_number, read_size
 
 NS = "https://virt-dmem.dev/xmlns/domain/1.0"
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -301,7 +300,7 @@ def test_devices_are_found_with_one_look_at_the_document() -> None:
 
 def test_the_hint_to_a_command_holds_no_words_of_a_tenant() -> None:
     with pytest.raises(DomainRefused) as caught:
-        require_room(domain(name="web; reboot"), "dimm", 1 << 20, 0)
+        require_room(DomainDocument(domain(name="web; reboot")), "dimm", 1 << 20, 0)
     assert "reboot" not in caught.value.hint
     assert UUID in caught.value.hint
 
@@ -311,14 +310,16 @@ def test_the_hint_to_a_command_holds_no_words_of_a_tenant() -> None:
 
 def test_a_large_document_is_read_beside_the_event_loop_and_a_small_one_at_once() -> None:
     async def story() -> None:
-        assert await aside(lambda _: threading.current_thread(), b"small") is threading.current_thread()
-        assert await aside(lambda _: threading.current_thread(), bytes(1 << 20)) is not threading.current_thread()
+        assert await off_loop(lambda _: threading.current_thread(), b"small") is threading.current_thread()
+        assert (
+            await off_loop(lambda _: threading.current_thread(), bytes(1 << 20)) is not threading.current_thread()
+        )
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize("operation", ["prepare", "start", "started", "stopped", "release", "migrate"])
-def test_while_a_hook_s_large_document_is_read_others_are_served(service: Service, operation: str) -> None:
+def test_while_a_hook_s_large_document_is_read_others_are_served(parts: Components, operation: str) -> None:
     xml = domain("<devices>" + "<disk type='file'/>" * 100_000 + "</devices>")
     turns = 0
 
@@ -332,9 +333,9 @@ def test_while_a_hook_s_large_document_is_read_others_are_served(service: Servic
         beside = asyncio.create_task(others())
         with suppress(DmemError):
             if operation == "migrate":
-                await service.filter_xml(xml)
+                await parts.service.filter_xml(xml)
             else:
-                await service.hook(operation, xml, lambda _: None)
+                await parts.service.hook(operation, xml, lambda _: None)
         beside.cancel()
 
     asyncio.run(story())
@@ -342,39 +343,39 @@ def test_while_a_hook_s_large_document_is_read_others_are_served(service: Servic
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0, 1e300, 10**5000], ids=range(6))
-def test_a_number_that_comes_over_the_socket_and_cannot_be_is_refused(service: Service, number: float) -> None:
-    def wish(**numbers: float) -> AttachWish:
+def test_a_number_that_comes_over_the_socket_and_cannot_be_is_refused(parts: Components, number: float) -> None:
+    def attach(**numbers: float) -> object:
         wanted: dict[str, Any] = {"size_bytes": 1 << 30, "cell": 0, "node": -1} | numbers
-        return AttachWish(domain="x", model="dimm", persistent=False, **wanted)
+        return asyncio.run(parts.service.attach("x", model="dimm", persistent=False, report=tell, **wanted))
 
     def tell(_: object) -> None:
         """Nobody listens."""
 
     asks: list[Callable[[], object]] = [
-        lambda: service.pause_apply(number),
-        lambda: asyncio.run(service.detach("x", "dimm0", number, tell)),
-        lambda: asyncio.run(service.resize("x", "dimm0", 0, number, tell)),
+        lambda: parts.service.pause_apply(number),
+        lambda: asyncio.run(parts.service.detach("x", "dimm0", number, tell)),
+        lambda: asyncio.run(parts.service.resize("x", "dimm0", 0, number, tell)),
     ]
     if isinstance(number, int):
         asks += [
-            lambda: asyncio.run(service.attach(wish(size_bytes=number), tell)),
-            lambda: asyncio.run(service.attach(wish(size_bytes=-1), tell)),
-            lambda: asyncio.run(service.attach(wish(cell=number), tell)),
-            lambda: asyncio.run(service.attach(wish(node=number), tell)),
-            lambda: asyncio.run(service.resize("x", "dimm0", number, 1, tell)),
-            lambda: asyncio.run(service.resize("x", "dimm0", -4096, 1, tell)),
+            lambda: attach(size_bytes=number),
+            lambda: attach(size_bytes=-1),
+            lambda: attach(cell=number),
+            lambda: attach(node=number),
+            lambda: asyncio.run(parts.service.resize("x", "dimm0", number, 1, tell)),
+            lambda: asyncio.run(parts.service.resize("x", "dimm0", -4096, 1, tell)),
         ]
     for ask in asks:
         with pytest.raises(UsageError) as caught:
             ask()
         assert len(str(caught.value)) < 500
-    assert not service.watch.apply_is_paused()
+    assert not parts.alerts.apply_is_paused()
 
 
 @pytest.mark.parametrize("began", [math.nan, math.inf, -math.inf, -1.0, 1e300])
-def test_a_hook_that_says_nonsense_of_its_beginning_is_served(service: Service, began: float) -> None:
-    asyncio.run(service.hook("release", domain(), lambda _: None, began))
-    assert [step.step for step in service._ledger.steps(UUID)] == ["release"]
+def test_a_hook_that_says_nonsense_of_its_beginning_is_served(parts: Components, began: float) -> None:
+    asyncio.run(parts.service.hook("release", domain(), lambda _: None, began))
+    assert [step.step for step in parts.ledger.steps(UUID)] == ["release"]
 
 
 @pytest.mark.parametrize("label", ["+" + DIGITS, "+4294967295", "+-1", "+", "+٣", "n\0"])
@@ -403,20 +404,20 @@ def test_an_element_of_very_many_attributes_is_not_even_parsed() -> None:
     parse_xml(f"<d>{padding}{text}<!-- {text} --></d>".encode())
 
 
-def test_what_a_qemu_says_of_itself_is_kept_only_as_far_as_it_can_be_true_and_shown(service: Service) -> None:
+def test_what_a_qemu_says_of_itself_is_kept_only_as_far_as_it_can_be_true_and_shown(parts: Components) -> None:
     extent = ExtentPlan("dimm0", "p", 4096, 4096, "none", ((-1, 4096),))
-    service._ledger.reserve(Plan(UUID, "a", (extent,)), {"dimm0": Path("/nowhere")}, {("p", -1): 1 << 30})
+    parts.ledger.reserve(Plan(UUID, "a", (extent,)), {"dimm0": Path("/nowhere")}, {("p", -1): 1 << 30})
 
     async def story() -> None:
         for number in range(1000):
-            await service.monitor_event(UUID, "MEM_UNPLUG_ERROR", {"device": f"dimm{number}" + "x" * 1000})
-        await service.monitor_event(UUID, "MEM_UNPLUG_ERROR", {"device": "dimm0"})
-        await service.monitor_event(
+            await parts.guest_events.qemu_event(UUID, "MEM_UNPLUG_ERROR", {"device": f"dimm{number}" + "x" * 1000})
+        await parts.guest_events.qemu_event(UUID, "MEM_UNPLUG_ERROR", {"device": "dimm0"})
+        await parts.guest_events.qemu_event(
             UUID, "MEMORY_FAILURE", {"recipient": "\ud800\x9b" + "x" * 1_000_000, "action": {}}
         )
 
     asyncio.run(story())
-    assert service._changes.refused == {(UUID, "dimm0")}
-    (failure,) = service._ledger.failures()
+    assert parts.device_operations._refused == {(UUID, "dimm0")}
+    (failure,) = parts.ledger.failures()
     assert len(failure.what) < 300
     assert failure.what.isprintable()

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem import host
-from virt_dmem.guests import Guest
-from virt_dmem.ledger import Ledger
-from virt_dmem.plan import ExtentPlan, Plan
-from virt_dmem.records import Phase, Step
-from virt_dmem.service import Service
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Phase, Step
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.daemon.wiring import Components
+from virt_dmem.domain_xml.live import Guest
+from virt_dmem.host import kernel
+from virt_dmem.hypervisor import processes as qemu_processes
 
 HOUR = 3600.0
 MIB = 1 << 20
@@ -40,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(autouse=True)
 def _there_is_a_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "find_qemu", lambda *_: 1)
+    monkeypatch.setattr(qemu_processes, "find_qemu", lambda *_: 1)
 
 
 def reserve(ledger: Ledger, name: str) -> None:
@@ -54,26 +55,26 @@ def reserve(ledger: Ledger, name: str) -> None:
 
 @pytest.mark.parametrize("step", [-HOUR, 0, HOUR], ids=["back", "not", "forward"])
 def test_a_domain_that_starts_while_libvirt_lists_is_left_alone_whatever_the_clock_does(
-    service: Service, clock: Clock, step: float
+    parts: Components, clock: Clock, step: float
 ) -> None:
-    reserve(service._ledger, "before")
-    listed_at = service.moment()
+    reserve(parts.ledger, "before")
+    listed_at = parts.ledger.moment()
     clock.ahead += step
-    reserve(service._ledger, "since")
-    service._ledger.set_phase("since", Phase.PREPARED)
-    actions = asyncio.run(service.reconcile_domains([], listed_at, dry_run=True))
+    reserve(parts.ledger, "since")
+    parts.ledger.set_phase("since", Phase.PREPARED)
+    actions = asyncio.run(parts.reconciler.libvirt_stage([], listed_at, dry_run=True))
     assert [action.split(":")[0] for action in actions] == ["free 1 MiB of before"]
 
 
 def test_a_domain_that_started_again_meanwhile_is_not_abandoned_at_the_same_time_of_day(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    parts: Components, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
-    reserve(service._ledger, "guest")
-    (seen,) = service._ledger.reservations()
-    service._ledger.set_phase("guest", Phase.RESERVED)
-    asyncio.run(service._lifecycle.abandon(seen))
-    assert service._ledger.find("guest")
+    reserve(parts.ledger, "guest")
+    (seen,) = parts.ledger.reservations()
+    parts.ledger.set_phase("guest", Phase.RESERVED)
+    asyncio.run(parts.extents.release_abandoned(seen))
+    assert parts.ledger.find("guest")
 
 
 def test_what_was_there_when_the_ledger_was_opened_comes_before_all_else(tmp_path: Path) -> None:
@@ -91,41 +92,41 @@ def test_what_was_there_when_the_ledger_was_opened_comes_before_all_else(tmp_pat
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR], ids=["back", "forward"])
 def test_a_pause_lasts_as_long_as_was_said(
-    service: Service, clock: Clock, step: float, monkeypatch: pytest.MonkeyPatch
+    parts: Components, clock: Clock, step: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service.pause_apply(60)
+    parts.service.pause_apply(60)
     clock.ahead += step
-    service.keep_pause()
-    assert service.watch.apply_is_paused()
-    (alert,) = service.list_alerts()
+    parts.service.end_due_pause()
+    assert parts.alerts.apply_is_paused()
+    (alert,) = parts.alerts.look()
     assert alert.code == "apply-paused"
-    later = host.uptime() + 61
-    monkeypatch.setattr("virt_dmem.ledger.uptime", lambda: later)
-    assert not service.watch.apply_is_paused()
-    service.keep_pause()
-    assert service.list_alerts() == []
-    assert service._ledger.pause_left("apply") is None
+    later = kernel.uptime() + 61
+    monkeypatch.setattr("virt_dmem.allocation.ledger.uptime", lambda: later)
+    assert not parts.alerts.apply_is_paused()
+    parts.service.end_due_pause()
+    assert parts.alerts.look() == []
+    assert parts.ledger.pause_left("apply") is None
 
 
 def test_a_guest_that_just_starts_is_not_called_outside_of_its_pool_when_the_clock_is_set(
-    service: Service, clock: Clock
+    parts: Components, clock: Clock
 ) -> None:
-    reserve(service._ledger, "guest")
-    service._ledger.set_phase("guest", Phase.LINKED)
-    service.watch.seen(Guest("guest", "guest", managed=True, devices=()))
+    reserve(parts.ledger, "guest")
+    parts.ledger.set_phase("guest", Phase.LINKED)
+    parts.alerts.seen(Guest("guest", "guest", managed=True, devices=()))
     clock.ahead += HOUR
-    assert "guest-outside-pool" not in {alert.code for alert in service.list_alerts()}
+    assert "guest-outside-pool" not in {alert.code for alert in parts.alerts.look()}
 
 
-def test_steps_come_in_their_order_and_none_takes_less_than_no_time(service: Service, clock: Clock) -> None:
-    ledger = service._ledger
+def test_steps_come_in_their_order_and_none_takes_less_than_no_time(parts: Components, clock: Clock) -> None:
+    ledger = parts.ledger
     for name in ("first", "second"):
         ledger.add_steps("guest", [Step(name, time.time(), 0.1)])
         clock.ahead -= HOUR
     assert [step.step for step in ledger.steps("guest")] == ["first", "second"]
 
     async def story() -> None:
-        async with service._lifecycle._serving("other", "stopped", began=time.time() + HOUR):
+        async with parts.hooks._serving("other", "stopped", began=time.time() + HOUR):
             pass
 
     asyncio.run(story())

@@ -16,14 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.documents import DOCUMENTS, MANUAL_PAGES, NOT_RUN, examples, inline, lines
-from tests.unit.test_cli import codes
-from virt_dmem.checks import CHECKS
+from tests.rig.documents import DOCUMENTS, MANUAL_PAGES, NOT_RUN, examples, inline, lines
+from tests.rig.repository import REPOSITORY
+from tests.unit.cli.test_main import codes
 from virt_dmem.cli.parser import build_parser
-from virt_dmem.config import keys
+from virt_dmem.config.schema import keys
 from virt_dmem.errors import ExitStatus
+from virt_dmem.monitoring.checks.suite import CHECKS
 
-REPOSITORY = Path(__file__).parents[2]
 GENERATE = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "docs/generate.py")))
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 OTHERS = {"virsh", "journalctl"}
@@ -167,7 +167,7 @@ def test_every_handler_exists() -> None:
     for verb, parser in verbs(build_parser()):
         if handler := parser.get_default("handler"):
             module, _, function = handler.partition(":")
-            assert hasattr(__import__(f"virt_dmem.cli.{module}", fromlist=[function]), function), verb
+            assert hasattr(__import__(f"virt_dmem.cli.commands.{module}", fromlist=[function]), function), verb
 
 
 def test_every_check_has_a_name_of_its_own() -> None:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from tests.rig.repository import REPOSITORY
 from virt_dmem import __version__
-from virt_dmem.config import Config
+from virt_dmem.config.schema import Config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
-SYSTEMD = ROOT / "systemd"
+SYSTEMD = REPOSITORY / "systemd"
 SITE = f"usr/lib/virt-dmem/python{sys.version_info.major}.{sys.version_info.minor}"
 EXPECTED = {
     "etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem": 0o644,
@@ -49,10 +49,10 @@ EXPECTED = {
 }
 MODULE = f"usr/src/virt-dmem-{__version__}"
 MODULE_SOURCES = [
-    path.relative_to(ROOT / "kernel")
+    path.relative_to(REPOSITORY / "kernel")
     for pattern in ("*.[ch]", "Kbuild", "Makefile")
-    for path in (ROOT / "kernel").rglob(pattern)
-    if not path.name.endswith(".mod.c") and not path.is_relative_to(ROOT / "kernel/tests")
+    for path in (REPOSITORY / "kernel").rglob(pattern)
+    if not path.name.endswith(".mod.c") and not path.is_relative_to(REPOSITORY / "kernel/tests")
 ]
 if MODULE_SOURCES:
     EXPECTED |= {f"{MODULE}/{path}": 0o644 for path in MODULE_SOURCES}
@@ -124,7 +124,7 @@ class Host:
             str(self._holder.pid),
             "--mount",
             "--root",
-            f"--wdns={ROOT}",
+            f"--wdns={REPOSITORY}",
             *map(str, command),
         ]
         done = subprocess.run(
@@ -150,7 +150,9 @@ def host() -> Iterator[Host]:
 
 
 def test_every_file_comes_to_its_place_with_its_mode(staged: Path) -> None:
-    pages = {f"usr/share/man/man{page.suffix[1:]}/{page.name}": 0o644 for page in ROOT.glob("docs/man/*.[1-8]")}
+    pages = {
+        f"usr/share/man/man{page.suffix[1:]}/{page.name}": 0o644 for page in REPOSITORY.glob("docs/man/*.[1-8]")
+    }
     assert files_in(staged) == EXPECTED | pages
 
 
@@ -158,7 +160,7 @@ def test_the_hook_is_a_file_of_its_own_and_the_only_one_libvirt_would_run(staged
     (hook,) = (path for path in (staged / "etc/libvirt/hooks").rglob("*") if not path.is_dir())
     assert hook.name == "50-virt-dmem"
     assert not hook.is_symlink()
-    assert hook.read_text() == (ROOT / "hooks/qemu.d/50-virt-dmem").read_text().replace("@PREFIX@", "/usr")
+    assert hook.read_text() == (REPOSITORY / "hooks/qemu.d/50-virt-dmem").read_text().replace("@PREFIX@", "/usr")
 
 
 def test_the_hook_runs_what_was_installed_with_it(staged: Path, tmp_path: Path) -> None:
@@ -171,7 +173,13 @@ def test_the_hook_runs_what_was_installed_with_it(staged: Path, tmp_path: Path) 
 
 
 def test_no_file_knows_where_it_was_built_or_staged(staged: Path, tmp_path: Path) -> None:
-    foreign = [str(staged), str(staged.parent), str(ROOT / "virt_dmem"), str(ROOT / ".cache"), "/tmp/tmp."]
+    foreign = [
+        str(staged),
+        str(staged.parent),
+        str(REPOSITORY / "virt_dmem"),
+        str(REPOSITORY / ".cache"),
+        "/tmp/tmp.",
+    ]
     for path in staged.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,62 +14,34 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+import virt_dmem
+from tests.rig.repository import REPOSITORY
+
 PYTHON_CODE = ("virt_dmem", "tests", "bench", "docs", "hatch_build.py")
 HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
 SHELL_CODE = ("hooks/*/*", "systemd/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
 
-LAYERS = (
-    {"", "text"},
-    {"errors"},
-    {"overdue"},
-    {"patience", "beneath"},
-    {"host", "native", "native.build", "sdnotify", "udev", "ipc", "ipc.messages", "cli", "cli.texts"}
-    | {"tasks", "alert_codes", "xml_layout", "ram_ids", "seldom", "turns", "peer"},
-    {"tries", "units", "config_files", "apparmor", "cli.answers", "ipc.connection"},
-    {"ranges", "ipc.readers"},
-    {"config", "secure_xml", "prefault", "placement", "ipc.client", "cli.output"},
-    {"xml_fields", "memory_map", "dmem_parameter", "definitions"},
-    {"memory_xml", "monitor_xml", "pinning", "boot_reserve"},
-    {"qmp"},
-    {"domain_xml", "templates", "libvirt_dirs", "extents", "backends.base", "cli.columns", "cli.progress"},
-    {"hotplug_xml", "memory_devices", "qemu_user"},
-    {"rewrite", "plan", "hypervisor", "guests", "backends.hugetlbfs", "backends.tmpfs", "cli.parser"}
-    | {"backends.dmemfs_original"},
-    {"backends.dmemfs"},
-    {"records", "backends"},
-    {"ledger_file", "pool_records"},
-    {"ledger"},
-    {"listing"},
-    {"ballast", "ready"},
-    {"pools", "alerts", "checks_dmemfs"},
-    {"incoming", "inventory", "savings", "checks", "resize", "plan_host"},
-    {"chunks", "segment_files", "stock", "wishes"},
-    {"holding", "passthrough", "postcopy"},
-    {"accounts"},
-    {"lifecycle", "readying", "watch", "report"},
-    {"changes"},
-    {"virtio_mem"},
-    {"hotplug", "mending"},
-    {"reconcile", "autoapply", "metrics"},
-    {"service", "follow"},
-    {"ipc.server"},
-    {"cli.apply", "cli.check", "cli.domain", "cli.explain", "cli.pool", "cli.rewrite"}
-    | {
-        "cli.completion",
-        "cli.config",
-        "cli.drain",
-        "cli.hotplug",
-        "cli.listing",
-        "cli.plan_host",
-        "cli.report",
-        "cli.watch",
-    },
-    {"daemon", "cli.main"},
+PACKAGES = (
+    "config",
+    "native",
+    "ipc",
+    "host",
+    "domain_xml",
+    "hypervisor",
+    "pools",
+    "allocation",
+    "domains",
+    "monitoring",
+    "daemon",
+    "cli",
 )
-"""The modules of virt_dmem, from the ground to the top: each imports only from rows above its own here."""
+"""The packages of virt_dmem, from the bottom to the top: each imports from those before it, and from what stands
+beside them. Modules beside them import only each other."""
 
-ONLY_IN = {"libvirt": "hypervisor", "qemu": "qmp", "pyudev": "udev"}
+MOST_MODULES = 15
+"""In one package, its ``__init__`` and its subpackages not counted."""
+
+ONLY_IN = {"libvirt": "hypervisor.connection", "qemu": "hypervisor.qmp", "pyudev": "host.uevents"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -113,19 +87,59 @@ def test_shellcheck_has_nothing_to_say() -> None:
     run("shellcheck", *(str(path.relative_to(REPOSITORY)) for path in scripts if path.is_file()))
 
 
-def test_every_module_has_its_layer() -> None:
-    listed = [name for layer in LAYERS for name in layer]
-    assert sorted(listed) == sorted(name for name, _ in modules())
+MODULES = dict(modules())
 
 
-@pytest.mark.parametrize(("name", "path"), [pytest.param(name, path, id=name) for name, path in modules()])
-def test_imports_go_downwards_only(name: str, path: Path) -> None:
-    rank = {module: row for row, layer in enumerate(LAYERS) for module in layer}
-    for full in imported(path):
-        package, _, module = full.partition(".")
-        # a package is imported with each of its modules, and loads none of them
-        if package == "virt_dmem" and module in rank and not name.startswith(f"{module}."):
-            assert rank[module] < rank[name] or module == "", f"{name} imports {module}, which is not below it"
+def own_imports(path: Path) -> set[str]:
+    """The modules of virt_dmem that a file imports, by their names below it, packages left out."""
+    below = {full.removeprefix("virt_dmem.") for full in imported(path)}
+    return {name for name in below if name in MODULES and MODULES[name].name != "__init__.py"}
+
+
+def rank(name: str) -> int:
+    package = name.partition(".")[0]
+    return PACKAGES.index(package) if package in PACKAGES else -1
+
+
+def test_the_package_says_what_it_consists_of() -> None:
+    listed = re.findall(r"^\* ``(\w+)``", virt_dmem.__doc__ or "", re.MULTILINE)
+    assert tuple(listed) == PACKAGES
+    assert {path.parent.name for path in (REPOSITORY / "virt_dmem").glob("*/__init__.py")} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_from_package_to_package_downwards_only(name: str) -> None:
+    for other in own_imports(MODULES[name]):
+        same = other.partition(".")[0] == name.partition(".")[0] or rank(other) == rank(name) == -1
+        assert same or rank(other) < rank(name), f"{name} imports {other}, which is not below it"
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    graphlib.TopologicalSorter({name: own_imports(path) for name, path in MODULES.items()}).prepare()
+
+
+def test_a_package_holds_no_code_and_no_more_modules_than_one_can_survey() -> None:
+    packages = {path.parent: path for path in MODULES.values() if path.name == "__init__.py"}
+    for directory, path in packages.items():
+        assert not imported(path) - {"__future__", "__future__.annotations"}, f"{path} imports"
+        assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
+        assert len([*directory.glob("[!_]*.py")]) <= MOST_MODULES, directory
+
+
+def test_the_daemon_neither_makes_nor_resizes_pools() -> None:
+    seen: set[str] = set()
+    left = ["daemon.main"]
+    while left:
+        name = left.pop()
+        if name not in seen:
+            seen.add(name)
+            left += own_imports(MODULES[name])
+    assert not seen & {"pools.manage", "pools.resize"}
+
+
+def test_only_the_daemons_views_know_the_messages_of_the_wire() -> None:
+    importers = {name for name, path in MODULES.items() if "ipc.messages" in own_imports(path)}
+    assert {name for name in importers if not name.startswith("ipc.")} == {"daemon.views"}
 
 
 @pytest.mark.parametrize(("library", "owner"), ONLY_IN.items())

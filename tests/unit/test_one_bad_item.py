@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.namespace import in_own_mount_namespace
 from tests.rig.hostile_user import USER, a_writer_that_never_ends
+from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.rig.processes import wait_for
-from virt_dmem import extents, host, pools
-from virt_dmem.alert_codes import EXTENT_ENLARGED, LEDGER_DAMAGED, RECONCILE_FAILED
-from virt_dmem.config import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
-from virt_dmem.ledger import Ledger
-from virt_dmem.patience import PATIENCE_SECONDS
-from virt_dmem.plan import ExtentPlan, Plan
-from virt_dmem.records import Phase
-from virt_dmem.service import Service
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Phase
+from virt_dmem.allocation.plan import ExtentPlan, Plan
+from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
+from virt_dmem.daemon.wiring import Components, build
+from virt_dmem.deadline import DEADLINE_SECONDS
+from virt_dmem.host import kernel
+from virt_dmem.monitoring.alert_codes import EXTENT_ENLARGED, LEDGER_DAMAGED, RECONCILE_FAILED
+from virt_dmem.pools import extent_files, manage
 
 MIB = 1 << 20
 UUIDS = [f"{number:08x}-edaf-9455-926a-d65c16db1809" for number in range(4)]
@@ -44,8 +45,8 @@ def config(tmp_path: Path) -> Config:
 
 def some_domains(config: Config, phase: Phase) -> list[Path]:
     """Let domains hold an extent each of a new pool; return their files."""
-    pools.create(config, "p", sizes=64 * MIB, backend="tmpfs")
-    ledger = Ledger(config.ledger_path, host.boot_id())
+    manage.create(config, "p", sizes=64 * MIB, backend="tmpfs")
+    ledger = Ledger(config.ledger_path, kernel.boot_id())
     paths = []
     for uuid in UUIDS:
         extent = ExtentPlan("pc.ram", "p", MIB, 4096, "none", ((-1, MIB),))
@@ -60,16 +61,16 @@ def some_domains(config: Config, phase: Phase) -> list[Path]:
     return paths
 
 
-def alerts(service: Service) -> dict[str, str]:
-    return {alert.subject: alert.code for alert in service.list_alerts()}
+def alerts(parts: Components) -> dict[str, str]:
+    return {alert.subject: alert.code for alert in parts.alerts.look()}
 
 
-def held(service: Service) -> list[str]:
-    return [reservation.uuid for reservation in service._ledger.reservations()]
+def held(parts: Components) -> list[str]:
+    return [reservation.uuid for reservation in parts.ledger.reservations()]
 
 
-def reconciled(service: Service) -> list[str]:
-    return asyncio.run(service.reconcile_host())
+def reconciled(parts: Components) -> list[str]:
+    return asyncio.run(parts.reconciler.host_stage())
 
 
 @pytest.mark.parametrize("bad", ["directory", "fifo", "loop"])
@@ -85,39 +86,39 @@ def test_a_stopped_domain_whose_file_cannot_be_opened_is_kept_aside_and_the_othe
         os.mkfifo(paths[0])
     else:
         paths[0].symlink_to(paths[0])
-    service = Service(config)
-    reconciled(service)
-    assert held(service) == []
+    parts = build(config)
+    reconciled(parts)
+    assert held(parts) == []
     assert [path for path in paths[1:] if path.exists()] == []
-    reconciled(service)
-    assert RECONCILE_FAILED in alerts(service).values() or not paths[0].is_symlink()
+    reconciled(parts)
+    assert RECONCILE_FAILED in alerts(parts).values() or not paths[0].is_symlink()
     if bad == "directory":
         paths[0].rmdir()
     else:
         paths[0].unlink(missing_ok=True)
-    reconciled(service)
-    assert alerts(service) == {}
-    assert service.list_pools()[0].reserved_bytes == 0
+    reconciled(parts)
+    assert alerts(parts) == {}
+    assert parts.service.list_pools()[0].reserved_bytes == 0
 
 
 @in_own_mount_namespace
 def test_a_fault_that_nobody_foresaw_harms_no_other_item(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     some_domains(config, Phase.STOPPED)
-    service = Service(config)
-    abandon = service._lifecycle.abandon
+    parts = build(config)
+    release_abandoned = parts.extents.release_abandoned
 
     async def faulty(reservation: object) -> None:
         if getattr(reservation, "uuid", "") == UUIDS[1]:
             raise RuntimeError("a fault of ours")
-        await abandon(reservation)  # type: ignore[arg-type]
+        await release_abandoned(reservation)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(service._lifecycle, "abandon", faulty)
-    reconciled(service)
-    assert held(service) == [UUIDS[1]]
-    assert alerts(service) == {f"domain {UUIDS[1]}": RECONCILE_FAILED}
+    monkeypatch.setattr(parts.extents, "release_abandoned", faulty)
+    reconciled(parts)
+    assert held(parts) == [UUIDS[1]]
+    assert alerts(parts) == {f"domain {UUIDS[1]}": RECONCILE_FAILED}
     monkeypatch.undo()
-    reconciled(service)
-    assert (held(service), alerts(service)) == ([], {})
+    reconciled(parts)
+    assert (held(parts), alerts(parts)) == ([], {})
 
 
 @in_own_mount_namespace
@@ -134,11 +135,11 @@ def test_two_files_of_one_backend_in_use_are_both_charged_when_the_ledger_is_los
         os._exit(0)
     os.waitpid(pid, os.WUNTRACED)
     try:
-        service = Service(config)
-        actions = reconciled(service)
+        parts = build(config)
+        actions = reconciled(parts)
         assert len([action for action in actions if "charge" in action]) == 2
-        assert service.list_pools()[0].reserved_bytes == 2 * MIB
-        assert RECONCILE_FAILED not in alerts(service).values()
+        assert parts.service.list_pools()[0].reserved_bytes == 2 * MIB
+        assert RECONCILE_FAILED not in alerts(parts).values()
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
@@ -147,24 +148,24 @@ def test_two_files_of_one_backend_in_use_are_both_charged_when_the_ledger_is_los
 @in_own_mount_namespace
 def test_a_damaged_record_of_one_pool_harms_no_other_and_is_said_until_it_is_put_right(config: Config) -> None:
     some_domains(config, Phase.RUNNING)
-    pools.create(config, "q", sizes=4 * MIB, backend="tmpfs")
+    manage.create(config, "q", sizes=4 * MIB, backend="tmpfs")
     record = config.pool_records_dir / "p.json"
     whole = record.read_bytes()
     record.write_bytes(whole[:50])
-    service = Service(config)
-    reconciled(service)
-    assert [pool.name for pool in service.list_pools()] == ["q"]
-    assert alerts(service) == {str(record): RECONCILE_FAILED}, "nobody says that the pool is short"
+    parts = build(config)
+    reconciled(parts)
+    assert [pool.name for pool in parts.service.list_pools()] == ["q"]
+    assert alerts(parts) == {str(record): RECONCILE_FAILED}, "nobody says that the pool is short"
     record.write_bytes(whole)
-    reconciled(service)
-    assert [(pool.name, pool.reserved_bytes) for pool in service.list_pools()] == [("p", 4 * MIB), ("q", 0)]
-    assert alerts(service) == {}
+    reconciled(parts)
+    assert [(pool.name, pool.reserved_bytes) for pool in parts.service.list_pools()] == [("p", 4 * MIB), ("q", 0)]
+    assert alerts(parts) == {}
     record.write_bytes(b"{")  # and while it is known
-    reconciled(service)
-    assert service.list_pools()[0].capacity_bytes == 64 * MIB, "as it was read last"
-    assert alerts(service) == {str(record): RECONCILE_FAILED}
-    asyncio.run(service.refresh_pools())
-    assert service.list_pools()[0].capacity_bytes == 64 * MIB
+    reconciled(parts)
+    assert parts.service.list_pools()[0].capacity_bytes == 64 * MIB, "as it was read last"
+    assert alerts(parts) == {str(record): RECONCILE_FAILED}
+    asyncio.run(parts.service.refresh_pools())
+    assert parts.service.list_pools()[0].capacity_bytes == 64 * MIB
 
 
 CHANGES = {
@@ -199,14 +200,14 @@ def test_a_ledger_with_one_wrong_word_is_set_aside_and_a_new_one_is_begun(config
         database.execute("INSERT INTO drained VALUES ('p')")
         for step in CHANGES[change].split("; "):
             database.execute(step, (UUIDS[0],) if "?" in step else ())
-    service = Service(config)
-    reconciled(service)
+    parts = build(config)
+    reconciled(parts)
     (aside,) = (path for path in config.ledger_path.parent.glob("*damaged*") if "-wal" not in path.name)
-    assert alerts(service) == {str(aside): LEDGER_DAMAGED}
-    assert service.list_pools()[0].state == "draining", "what the administrator said is kept"
+    assert alerts(parts) == {str(aside): LEDGER_DAMAGED}
+    assert parts.service.list_pools()[0].state == "draining", "what the administrator said is kept"
     for path in config.ledger_path.parent.glob("*damaged*"):
         path.unlink()
-    assert alerts(service) == {}
+    assert alerts(parts) == {}
 
 
 @in_own_mount_namespace
@@ -222,11 +223,11 @@ def test_whatever_bytes_of_the_ledger_are_wrong_the_daemon_starts(config: Config
         for _ in range(chance.choice([1, 1, 8])):
             wrong[chance.randrange(len(wrong))] = chance.randrange(256)
         config.ledger_path.write_bytes(wrong[: chance.choice([len(wrong)] * 9 + [chance.randrange(len(wrong))])])
-        service = Service(config)
-        held(service)
-        service.list_alerts()
-        service.list_pools()
-        asyncio.run(service.close())
+        parts = build(config)
+        held(parts)
+        parts.alerts.look()
+        parts.service.list_pools()
+        asyncio.run(parts.close())
 
 
 @pytest.mark.parametrize("beyond_the_end", [False, True])
@@ -240,14 +241,14 @@ def test_a_file_that_a_guest_made_larger_is_cut_and_that_is_said(config: Config,
             file.truncate(3 * MIB)
             file.seek(2 * MIB)
             file.write(b"y" * 4096)
-    service = Service(config)
-    actions = reconciled(service)
+    parts = build(config)
+    actions = reconciled(parts)
     assert [action for action in actions if "grown" in action]
     found = path.stat()
     assert (found.st_size, found.st_blocks * 512) == (MIB, MIB)
     assert path.read_bytes() == b"x" * MIB
-    assert alerts(service) == {str(path): EXTENT_ENLARGED}
-    assert not [action for action in reconciled(service) if "grown" in action]
+    assert alerts(parts) == {str(path): EXTENT_ENLARGED}
+    assert not [action for action in reconciled(parts) if "grown" in action]
 
 
 def fallocate(path: Path, size_bytes: int) -> None:
@@ -271,17 +272,17 @@ def test_a_process_that_writes_to_its_file_without_end_keeps_nobody_from_serving
     os.chown(paths[0], USER, USER)
     with a_writer_that_never_ends(fuse, paths[0], size_bytes=2 * MIB):
         os.truncate(paths[1], 2 * MIB)
-        service = Service(config)
+        parts = build(config)
 
         async def story() -> None:
-            async with asyncio.timeout(PATIENCE_SECONDS + 120):
-                await service.reconcile_host()
+            async with asyncio.timeout(DEADLINE_SECONDS + 120):
+                await parts.reconciler.host_stage()
 
         asyncio.run(story())
         assert paths[1].stat().st_size == MIB
-        assert alerts(service)[str(paths[0])] == RECONCILE_FAILED
-    wait_for("the end of the writer", lambda: not extents.in_use(paths[0]))
-    reconciled(service)
+        assert alerts(parts)[str(paths[0])] == RECONCILE_FAILED
+    wait_for("the end of the writer", lambda: not extent_files.in_use(paths[0]))
+    reconciled(parts)
     assert paths[0].stat().st_size == MIB
 
 
@@ -290,7 +291,7 @@ def test_a_pool_record_that_leads_to_another_directory_has_nothing_removed_there
     config: Config, tmp_path: Path
 ) -> None:
     some_domains(config, Phase.RUNNING)
-    pools.create(config, "q", sizes=64 * MIB, backend="tmpfs")
+    manage.create(config, "q", sizes=64 * MIB, backend="tmpfs")
     starting = config.pools_dir / "q" / "libvirt-x" / "pc.ram"
     starting.parent.mkdir()
     starting.write_bytes(b"x")
@@ -298,7 +299,7 @@ def test_a_pool_record_that_leads_to_another_directory_has_nothing_removed_there
     whole = record.read_bytes()
     record.write_bytes(whole.replace(b'/pools/p"', b'/pools/q"'))
     assert record.read_bytes() != whole
-    service = Service(config)
-    assert [pool.name for pool in service.list_pools()] == ["q"]
-    reconciled(service)
-    assert alerts(service)[str(record)] == RECONCILE_FAILED
+    parts = build(config)
+    assert [pool.name for pool in parts.service.list_pools()] == ["q"]
+    reconciled(parts)
+    assert alerts(parts)[str(record)] == RECONCILE_FAILED

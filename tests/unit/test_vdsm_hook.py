@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.rig.domains import domain_xml
-from virt_dmem.rewrite import apply
+from tests.rig.repository import REPOSITORY
+from virt_dmem.domain_xml.rewrite import apply
 
-HOOK = Path(__file__).parents[2] / "hooks/vdsm/50_virt_dmem"
+HOOK = REPOSITORY / "hooks/vdsm/50_virt_dmem"
 XML = domain_xml("guest", uuid="13070562-2ee7-4092-a746-7975ff5b3993").encode()
 
 

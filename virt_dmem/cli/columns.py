@@ -91,8 +91,8 @@ POOLS = _table(
     _size("RESERVED", "what domains hold of it; - when virt-dmemd does not answer", "reserved_bytes"),
     _size("FREE", "capacity less reserved", "free_bytes"),
     _size("READY", "what of it is brought in and zeroed ahead", "ready_bytes"),
-    _size("TO-BE-READY", "how much of it is to be", "ready_goal_bytes"),
-    _size("READY-MOST", "how much of it virt-dmemd may make ready", "ready_most_bytes"),
+    _size("TARGET", "how much of it is to be", "ready_goal_bytes"),
+    _size("LIMIT", "how much of it virt-dmemd may make ready", "ready_most_bytes"),
     _text(
         "READY-FOR", "which domains: all, recent or off; kernel where that zeroes ahead by itself", "ready_policy"
     ),

@@ -109,7 +109,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _handler(name: str) -> Handler:
     module, _, function = name.partition(":")
-    handler: Handler = getattr(__import__(f"virt_dmem.cli.{module}", fromlist=[function]), function)
+    handler: Handler = getattr(__import__(f"virt_dmem.cli.commands.{module}", fromlist=[function]), function)
     return handler
 
 

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 
-from virt_dmem.ipc import SCHEMA_VERSION
+from virt_dmem.ipc.version import SCHEMA_VERSION
 from virt_dmem.text import printable
 from virt_dmem.units import format_size
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from virt_dmem import __version__
 from virt_dmem.cli import columns
-from virt_dmem.cli.texts import ABOUT
+from virt_dmem.cli.help_text import ABOUT
 from virt_dmem.errors import UsageError
 from virt_dmem.units import parse_duration, parse_size
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A plain client of the control socket: one message out, one or more back. Imports nothing slow."""
+"""Call the daemon over the control socket: one message out, one or more back. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import socket
 
 from virt_dmem.errors import DaemonUnreachable, error_from_code
-from virt_dmem.ipc import INTERFACE
+from virt_dmem.ipc.version import INTERFACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ __all__ = ["Client"]
 
 ANSWER_TIMEOUT_SECONDS = 30.0
 
-_HUNG_UP = "'journalctl -u virt-dmemd' says why it hung up."
+_HUNG_UP = "See 'journalctl -u virt-dmemd' for the reason."
 
 
 class Client:
-    """A connection to ``virt-dmemd``; use it as a context manager.
+    """Connect to ``virt-dmemd``; use it as a context manager.
 
-    :raise DaemonUnreachable: When nobody listens, or no answer comes for 30 seconds.
+    :raise DaemonUnreachable: When nothing listens, or no reply arrives for 30 seconds.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -36,7 +36,7 @@ class Client:
         try:
             try:
                 self._socket.connect(str(path))
-            except PermissionError:  # who is not root has a socket of its own: READERS_SOCKET_NAME
+            except PermissionError:  # all but root use the read-only socket: READERS_SOCKET_NAME
                 self._path = f"{path}-ro"
                 self._socket.connect(self._path)
         except OSError as error:
@@ -52,13 +52,13 @@ class Client:
     def _unreachable_by(self, error: OSError) -> DaemonUnreachable:
         if isinstance(error, TimeoutError):
             return self._unreachable(
-                f"timed out after {self._socket.gettimeout():g} s without a word",
-                "Restart it with 'systemctl restart virt-dmemd.service': guests that run keep running.",
+                f"timed out after {self._socket.gettimeout():g} s without a reply",
+                "Restart it with 'systemctl restart virt-dmemd.service'; running guests are not affected.",
             )
         if isinstance(error, PermissionError):
             return self._unreachable(
                 "only root and members of its group may connect",
-                "Run it as root, or as a member of the group that 'ls -l' shows of that socket.",
+                "Run the command as root, or as a member of the group that 'ls -l' shows for that socket.",
             )
         if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
             return self._unreachable("it closed the connection", _HUNG_UP)
@@ -72,15 +72,15 @@ class Client:
         return DaemonUnreachable(f"virt-dmemd does not answer at {self._path}: {reason}.", hint=hint)
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
-        """Call ``method`` of our interface and return its parameters.
+        """Call ``method`` and return the parameters of its reply.
 
-        :raise DmemError: The error the daemon answered with, as the class it was there.
+        :raise DmemError: The daemon's error, as the class it was there.
         """
         (reply,) = self._exchange(method, parameters, more=False)
         return reply
 
     def call_more(self, method: str, **parameters: object) -> Iterator[dict[str, Any]]:
-        """Call ``method``, and yield each of its replies as it comes."""
+        """Call ``method``, and yield the parameters of each reply as it arrives."""
         yield from self._exchange(method, parameters, more=True)
 
     def _exchange(self, method: str, parameters: dict[str, object], *, more: bool) -> Iterator[dict[str, Any]]:
@@ -111,4 +111,4 @@ class Client:
     def _error(self, name: str, parameters: dict[str, Any]) -> Exception:
         if name == f"{INTERFACE}.Failed":
             return error_from_code(parameters["code"], parameters["message"], parameters["hint"])
-        return self._unreachable(f"it answered {name} {parameters}")
+        return self._unreachable(f"it replied {name} {parameters}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One caller on the control socket: what it is answered, and how much of the daemon it may take.
+"""Serve one connection of the control socket, within limits.
 
-asyncvarlink knows no limits: it would keep an endless message, and read calls faster than they are served. So
-whoever sends too much is hung up on. Nobody else notices. ``Connection`` is root's; what others may do,
-``ipc.readers`` says.
+asyncvarlink has no limits: it would buffer an endless message, and read calls faster than they are served. So the
+connection of a caller that sends too much is closed, without effect on others. ``Connection`` is for root;
+``ipc.readers`` serves all others.
 """
 
 import asyncio
@@ -21,28 +21,28 @@ from asyncvarlink.message import VarlinkMethodCall
 from asyncvarlink.types import FileDescriptorArray, JSONObject
 
 from virt_dmem.errors import DmemError, UsageError
-from virt_dmem.ipc.messages import INTERFACE
+from virt_dmem.ipc.version import INTERFACE
 
 __all__ = ["CALLS_WAITING", "Caller", "Connection", "Failed", "caller", "failed"]
 
 log = logging.getLogger(__name__)
 
 ROOT_MESSAGE_BYTES = 8 << 20
-"""The hook sends a domain's XML: 4 MiB at most (REMOTE_STRING_MAX of libvirt), and more with JSON's escapes."""
+"""Limit of a call. The hook sends a domain's XML: 4 MiB (libvirt's REMOTE_STRING_MAX), more with JSON's escapes."""
 CALLS_WAITING = 32
-"""Calls that may have been sent before the first one is answered; ours send one at a time."""
+"""Limit of the calls sent before the first one is answered; our clients send one at a time."""
 
 _ENCODER = msgspec.json.Encoder()
 
 caller: ContextVar["Connection"] = ContextVar("caller")
-"""Who is asking: set for each call, and inherited by the task that serves it."""
+"""The connection of the current call; inherited by the task that serves it."""
 
 
 class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
-    """A ``DmemError``, on its way to whoever asked."""
+    """Carry a ``DmemError`` to the caller."""
 
     class Parameters:
-        """Its stable code, what happened, what to do."""
+        """The stable code, the message and the hint of the error."""
 
         code: str
         message: str
@@ -50,30 +50,30 @@ class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
 
 
 class Caller(VarlinkInterfaceServerProtocol):
-    """Whoever is answered: with JSON that msgspec makes, and errors of ours as what they are."""
+    """Send replies that msgspec encodes, and a ``DmemError`` as ``Failed``."""
 
     def send_message(
         self, obj: JSONObject, fds: list[int] | None = None, autoclose: bool = True
     ) -> "asyncio.Future[None]":
-        """Send a message; of one that is sent in many parts none is copied."""
+        """Send a message, without copying parts of it."""
         if self._transport is None:
             return super().send_message({}, fds, autoclose)  # and fails
         return self._transport.send_message(cast("bytes", memoryview(encoded(obj))), fds)
 
     def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
-        """Send an error of ours as what it is.
+        """Send a ``DmemError`` as ``Failed``.
 
-        :raise Failed: To be sent.
+        :raise Failed: The reply to send.
         """
         if isinstance(exc, DmemError):
             raise failed(exc)
         if isinstance(exc, UnicodeEncodeError):
-            raise failed(UsageError("The call holds text that is no Unicode.", hint="Mend what sent it."))
+            raise failed(UsageError("The call contains invalid Unicode.", hint="Fix the program that sent it."))
         super().handle_call_exception(exc, oneway)
 
 
 class Connection(Caller):
-    """Root, who may call everything; ``on_end`` is called when the connection is gone."""
+    """Serve a connection of root, which may call everything; call ``on_end`` when it is closed."""
 
     def __init__(
         self, registry: VarlinkInterfaceRegistry, connected: socket.socket, *, on_end: Callable[[], None]
@@ -83,12 +83,12 @@ class Connection(Caller):
         self._parts: list[bytes] = []
         self._size = 0
         self._waiting = 0
-        self._hung_up = False
+        self._rejected = False
         self._ended = False
-        self._watched = connected.dup()  # asyncvarlink does not read, and so sees no end, while it serves a call
+        self._watched = connected.dup()  # asyncvarlink does not read, and so misses the end, while it serves a call
 
     def when_gone(self, act: Callable[[], object]) -> None:
-        """Call ``act`` when the caller hangs up, unless it sends another call before."""
+        """Call ``act`` when the caller closes the connection, unless it sends another call first."""
         loop = asyncio.get_running_loop()
 
         def look() -> None:
@@ -103,35 +103,35 @@ class Connection(Caller):
         loop.add_reader(self._watched, look)
 
     def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
-        """Take what the caller sent: whole calls, or parts of them."""
-        if self._hung_up:
+        """Process received data: whole calls, or parts of them."""
+        if self._rejected:
             return
         self._parts.append(data)
         self._size += len(data)
         if self._size > ROOT_MESSAGE_BYTES:
-            self._hang_up(f"it sent a call of more than {ROOT_MESSAGE_BYTES} bytes")
+            self._reject(f"call of more than {ROOT_MESSAGE_BYTES} bytes")
         if b"\0" not in data:
             return
-        # here, and not in asyncvarlink, which copies all there is for each few KiB that come
+        # here, and not in asyncvarlink, which copies the whole buffer for each few KiB received
         data, nul, rest = b"".join(self._parts).rpartition(b"\0")
         self._parts, self._size = [rest], len(rest)
         self._waiting += data.count(nul) + 1
         if self._waiting > CALLS_WAITING:
-            self._hang_up(f"it sent {self._waiting} calls at once")
-        if self._hung_up:
+            self._reject(f"{self._waiting} calls at once")
+        if self._rejected:
             return
         try:
             super().message_received(data + nul, fds)
         except (ValueError, RecursionError) as error:  # asyncvarlink expects no other than JSONDecodeError
-            self._hang_up(f"it sent no call ({type(error).__name__})")
+            self._reject(f"not a call ({type(error).__name__})")
 
     def request_received(self, obj: JSONObject, fds: FileDescriptorArray | None) -> "asyncio.Future[None] | None":
-        """Serve a call; the next one is served when the future is done.
+        """Serve a call; the next one is served when the returned future is done.
 
-        That is when the answer is gone: for who does not read, no second one is made.
+        That is when the reply has been sent: no second one is made for a caller that does not read.
         """
         self._waiting -= 1
-        if self._hung_up:
+        if self._rejected:
             return None
         served: asyncio.Future[None] | None = super().request_received(obj, fds)
         for sending in [] if served else [*self._inflight]:
@@ -142,27 +142,27 @@ class Connection(Caller):
         return served
 
     def eof_received(self) -> None:
-        """Answer what was sent before the caller closed its side; then close ours."""
+        """Reply to all calls sent before the caller closed its side; then close ours."""
         self._ended = True
         if not self._waiting:
             super().eof_received()
 
     def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:
-        """Hang up: whoever sends no call at all would wait for an answer in vain."""
+        """Close the connection: a caller that sent no valid call would wait for a reply in vain."""
         self._waiting -= 1
-        self._hang_up(f"it sent no call ({err})")
+        self._reject(f"not a call ({err})")
 
-    def _hang_up(self, reason: str) -> None:
-        """End the connection by a shutdown: the transport reads an end, whatever it is about to read now."""
-        if not self._hung_up:
-            self._hung_up = True
+    def _reject(self, reason: str) -> None:
+        """Shut the connection down: the transport then reads its end, whatever was still to be read."""
+        if not self._rejected:
+            self._rejected = True
             self._parts.clear()
-            log.info("a caller was hung up on: %s", reason)
-            with suppress(OSError):  # it was quicker
+            log.info("connection closed: %s", reason)
+            with suppress(OSError):  # the caller closed it first
                 self._watched.shutdown(socket.SHUT_RDWR)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the caller."""
+        """Release the connection."""
         asyncio.get_running_loop().remove_reader(self._watched)
         self._watched.close()
         self._on_end()
@@ -171,7 +171,7 @@ class Connection(Caller):
     def call_received(
         self, call: VarlinkMethodCall, fds: FileDescriptorArray | None
     ) -> "asyncio.Future[None] | None":
-        """Call the method."""
+        """Dispatch the call, with ``caller`` set."""
         caller.set(self)
         answer: asyncio.Future[None] | None = super().call_received(call, fds)
         return answer
@@ -183,16 +183,16 @@ def _finish(served: "asyncio.Future[None]", _sent: "asyncio.Future[None]") -> No
 
 
 def failed(error: DmemError) -> Failed:
-    """Return an error as it is sent."""
+    """Return the reply that carries an error."""
     return Failed(code=error.code, message=error.message, hint=error.hint)
 
 
 def encoded(message: object) -> bytearray:
-    """Return a message as it goes over the socket; what is JSON already is copied once."""
+    """Return a message as sent over the socket; what is JSON already is copied once."""
     found = bytearray()
     try:
         _ENCODER.encode_into(message, found)
-    except UnicodeEncodeError:  # it repeats what the caller sent, and that is no Unicode
+    except UnicodeEncodeError:  # it quotes what the caller sent, which was not valid Unicode
         _ENCODER.encode_into(_replaced(msgspec.to_builtins(message)), found)
     found.append(0)
     return found

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes over the control socket.
+"""Define the messages of the control socket.
 
 Integers are bytes or counts, times are seconds since the epoch. The same structures, with a schema version
-around them, are what ``--json`` prints. (No postponed annotations here: asyncvarlink derives the interface
-description from the types of the fields.)
+around them, are printed by ``--json``. The names of the types are part of the interface description. (No postponed
+annotations here: asyncvarlink derives the description from the types of the fields.)
 """
 
 from dataclasses import dataclass
 
-from virt_dmem.ipc import INTERFACE, SCHEMA_VERSION
-
 __all__ = [
-    "INTERFACE",
-    "SCHEMA_VERSION",
     "AlertView",
     "AttachWish",
     "BackendView",
@@ -30,7 +26,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class NodeView:
-    """A pool's share on one host node; node -1 where the backend has no nodes."""
+    """Describe a pool's memory on one host node; node -1 where the backend has no nodes."""
 
     node: int
     capacity_bytes: int
@@ -40,7 +36,7 @@ class NodeView:
 
 @dataclass(frozen=True)
 class PoolView:
-    """One pool."""
+    """Describe a pool."""
 
     name: str
     backend: str
@@ -60,7 +56,7 @@ class PoolView:
 
 @dataclass(frozen=True)
 class ExtentView:
-    """One file in a pool that backs one memory backend."""
+    """Describe a file in a pool that backs one memory backend."""
 
     alias: str
     pool: str
@@ -74,7 +70,7 @@ class ExtentView:
 
 @dataclass(frozen=True)
 class StepView:
-    """How long one step of a start took."""
+    """Report the duration of one step of a start."""
 
     step: str
     at: float
@@ -83,7 +79,7 @@ class StepView:
 
 @dataclass(frozen=True)
 class DomainView:
-    """What one domain holds."""
+    """Describe the memory that a domain holds."""
 
     uuid: str
     name: str
@@ -96,7 +92,7 @@ class DomainView:
 
 @dataclass(frozen=True)
 class AlertView:
-    """Something that is not as it should be, since when; ``subject`` is a domain, pool or file."""
+    """Describe an active alert; ``subject`` is a domain, pool or file."""
 
     code: str
     subject: str
@@ -107,7 +103,7 @@ class AlertView:
 
 @dataclass(frozen=True)
 class Link:
-    """A link that the hook must find in its own mount namespace, and where it must lead."""
+    """Name a link that the hook must find in its own mount namespace, and the file it must lead to."""
 
     path: str
     device: int
@@ -116,7 +112,7 @@ class Link:
 
 @dataclass(frozen=True)
 class HookReply:
-    """An answer to the hook: progress while it works (``done`` false), then the links to check."""
+    """Report progress to the hook (``done`` false), then the links to verify."""
 
     done: bool
     message: str
@@ -127,7 +123,7 @@ class HookReply:
 
 @dataclass(frozen=True)
 class BackendView:
-    """A memory backend as QEMU itself describes it."""
+    """Describe a memory backend, as reported by QEMU."""
 
     id: str
     kind: str
@@ -141,7 +137,7 @@ class BackendView:
 
 @dataclass(frozen=True)
 class AttachWish:
-    """A memory device that a domain is to be given; ``node`` is the host's, -1: any; ``cell`` the guest's."""
+    """Request a memory device for a domain; ``node`` is the host's, -1: any; ``cell`` the guest's."""
 
     domain: str
     size_bytes: int
@@ -153,7 +149,7 @@ class AttachWish:
 
 @dataclass(frozen=True)
 class ChangeView:
-    """What became of a memory device: attached, detached, resized, or pending, and then why."""
+    """Report the outcome for a memory device: attached, detached, resized, or pending, and then why."""
 
     uuid: str
     name: str
@@ -165,7 +161,7 @@ class ChangeView:
 
 @dataclass(frozen=True)
 class ChangeReply:
-    """Progress of an attach, a detach or a resize while it goes on (``done`` false); then what became of it."""
+    """Report progress of an attach, detach or resize (``done`` false), then its outcome."""
 
     done: bool
     message: str

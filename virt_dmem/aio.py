@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run work off the event loop, and end tasks.
+
+Whoever creates a task ends it: those of a library may never end once they are cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sized
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+__all__ = ["off_loop", "uninterrupted", "cancel_and_wait"]
+
+T = TypeVar("T")
+Document = TypeVar("Document", bound=Sized)
+SMALL_BYTES = 64 * 1024
+"""A document up to this size is parsed in a few milliseconds in any case; common guests have a tenth of it."""
+_parsers = ThreadPoolExecutor(2, "documents")
+"""Separate from the threads that call libvirt: all of those may wait for a hook whose document must be parsed."""
+
+
+async def off_loop(work: Callable[[Document], T], document: Document) -> T:
+    """Return ``work(document)``, computed in a worker thread where the document is large, else at once."""
+    if len(document) <= SMALL_BYTES:
+        return work(document)
+    return await asyncio.get_running_loop().run_in_executor(_parsers, work, document)
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Run work to its end, and deliver a cancellation only then: files and their bookkeeping change together."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until all have ended, with whatever outcome."""
+    tasks = [*tasks]
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

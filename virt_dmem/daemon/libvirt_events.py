@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Follow libvirt's events, and pass them to the parts of the daemon that act on them.
+
+One task for the life of the daemon: connect, list all domains, then handle each event; start over when the
+connection is lost. libvirt is called from worker threads only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal
+
+from virt_dmem.config.schema import LibvirtConfig
+from virt_dmem.daemon.auto_apply import AutoApply
+from virt_dmem.domain_xml.live import Guest, read_guest
+from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.errors import DmemError, HypervisorError
+from virt_dmem.hypervisor.connection import DomainInfo, Event, Hypervisor, run_event_loop
+from virt_dmem.hypervisor.processes import libvirt_runs
+from virt_dmem.monitoring.alert_tracker import AlertTracker
+
+__all__ = ["LibvirtEvents"]
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2.0
+SYSTEM_URI = "qemu:///system"
+
+_Item = tuple[str, Event, str] | Literal["list", "gone"]
+
+
+class _Queue:
+    """Queue events in order; of equal ones keep the last.
+
+    A guest can make libvirt repeat an event without end, faster than we handle it.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[_Item, None] = {}
+        self._some = asyncio.Event()
+
+    def put(self, item: _Item) -> None:
+        """Add an event."""
+        self._items.pop(item, None)
+        self._items[item] = None
+        self._some.set()
+
+    async def get(self) -> _Item:
+        """Wait for the first event, and remove it."""
+        while not self._items:
+            self._some.clear()
+            await self._some.wait()
+        item = next(iter(self._items))
+        del self._items[item]
+        return item
+
+
+class LibvirtEvents:
+    """Report defined domains to ``auto_apply``, running ones to ``alerts``.
+
+    :param moment: Called right before libvirt is asked for all domains.
+    :param on_listed: Awaited with all domains, and the result of ``moment``, each time they were listed.
+    :param on_defined: Called with UUID and definition of an applied domain; ``None``: it is not applied, or gone.
+    :param on_device: Awaited with UUID, event and alias for each event of a device.
+    """
+
+    def __init__(
+        self,
+        config: LibvirtConfig,
+        auto_apply: AutoApply,
+        alerts: AlertTracker,
+        *,
+        moment: Callable[[], int],
+        on_listed: Callable[[list[DomainInfo], int], Awaitable[None]],
+        on_defined: Callable[[str, DomainMemory | None], None],
+        on_device: Callable[[str, Event, str], Awaitable[None]],
+    ) -> None:
+        self._config = config
+        self._auto_apply = auto_apply
+        self._alerts = alerts
+        self._moment = moment
+        self._on_listed = on_listed
+        self._on_defined = on_defined
+        self._on_device = on_device
+        self._queue = _Queue()
+
+    def relist(self) -> None:
+        """List all domains again, as after a new connection."""
+        self._queue.put("list")
+
+    async def run(self) -> None:
+        """Follow libvirt until cancelled."""
+        run_event_loop()
+        while True:
+            await self._wait_for_libvirt()
+            try:
+                hypervisor = await asyncio.to_thread(Hypervisor, self._config.uri)
+            except HypervisorError as error:
+                log.debug("%s", error)
+            else:
+                try:
+                    await self._follow(hypervisor)
+                except HypervisorError as error:
+                    log.warning("%s", error)
+                finally:
+                    self._alerts.connected = False
+                    await asyncio.to_thread(hypervisor.close)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _wait_for_libvirt(self) -> None:
+        """Wait for libvirt: connecting would start, by its systemd socket, a daemon that was stopped on purpose."""
+        while self._config.uri == SYSTEM_URI and not libvirt_runs(Path(self._config.run_dir)):
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _follow(self, hypervisor: Hypervisor) -> None:
+        loop = asyncio.get_running_loop()
+        self._queue = queue = _Queue()
+
+        def put(item: _Item) -> None:
+            loop.call_soon_threadsafe(queue.put, item)
+
+        await asyncio.to_thread(hypervisor.watch, lambda *event: put(event), lambda: put("gone"))
+        await self._list(hypervisor)
+        while (item := await queue.get()) != "gone":
+            if isinstance(item, str):
+                await self._list(hypervisor)
+            else:
+                await self._handle(hypervisor, *item)
+        log.info("connection to libvirt lost; waiting for libvirt")
+
+    async def _list(self, hypervisor: Hypervisor) -> None:
+        listed_at = self._moment()
+        domains = await asyncio.to_thread(hypervisor.domains)
+        log.info("connected to libvirt: %d domains", len(domains))
+        self._alerts.connected = True
+        await self._on_listed(domains, listed_at)
+        active = [domain.uuid for domain in domains if domain.active]
+        self._alerts.listed([guest for uuid in active if (guest := await self._read(hypervisor, uuid))])
+        for domain in domains:
+            if domain.managed and not domain.applied:
+                await self._auto_apply.consider(hypervisor, domain.uuid)
+
+    async def _handle(self, hypervisor: Hypervisor, uuid: str, event: Event, alias: str) -> None:
+        if event is Event.DEFINED:
+            await self._auto_apply.consider(hypervisor, uuid)
+            info = await asyncio.to_thread(hypervisor.info, uuid)
+            self._on_defined(uuid, info.memory if info else None)
+        elif event is Event.UNDEFINED:
+            self._auto_apply.end_fight(uuid)
+            self._on_defined(uuid, None)
+        elif event is Event.STOPPED:
+            self._alerts.gone(uuid)
+        else:
+            if guest := await self._read(hypervisor, uuid):
+                self._alerts.seen(guest)
+            if alias:
+                await self._on_device(uuid, event, alias)
+
+    @staticmethod
+    async def _read(hypervisor: Hypervisor, uuid: str) -> Guest | None:
+        def read() -> Guest | None:
+            xml = hypervisor.live_xml(uuid)
+            return read_guest(xml) if xml else None
+
+        try:
+            return await asyncio.to_thread(read)
+        except DmemError as error:
+            log.warning("domain %s cannot be read: %s", uuid, error)
+            return None

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run ``virt-dmemd``, the only writer of the pools' files and of the ledger.
+
+It is ready as soon as its socket answers and all that needs no libvirt is reconciled. libvirt may come later, or
+never: hooks of autostarted guests run while libvirtd itself is still starting. Runs in the foreground, with
+systemd (socket, notify, watchdog) or without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import grp
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from virt_dmem import __version__
+from virt_dmem.aio import cancel_and_wait
+from virt_dmem.config.schema import Config, load_config
+from virt_dmem.daemon.log_format import set_up_logging
+from virt_dmem.daemon.loops import all_loops, reconcile_host, restart_on_error
+from virt_dmem.daemon.systemd import notify
+from virt_dmem.daemon.wiring import Components, build
+from virt_dmem.errors import ConfigError, DmemError, ExitStatus
+from virt_dmem.host import uevents
+from virt_dmem.ipc.server import ControlServer
+
+__all__ = ["main", "build_parser", "serve", "shut_down"]
+
+log = logging.getLogger(__name__)
+
+FIRST_SYSTEMD_FD = 3
+STOP_SECONDS = 20.0
+"""Limit of the shutdown; then we exit as if killed. Less than systemd's timeout, to log what takes longer."""
+SWITCH_SECONDS = 0.0005
+"""How long a worker thread may hold Python's lock while the event loop wants it: a hook needs it after each
+system call, and would wait 5 ms each time for a thread that processes many files."""
+
+
+def _listener(config: Config) -> socket.socket:
+    """Return the listening socket passed by systemd, else a new one.
+
+    :raise ConfigError: When it cannot be created.
+    """
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
+        return socket.socket(fileno=FIRST_SYSTEMD_FD)
+    return _create_socket(config.socket_path)
+
+
+def _readers_listener(config: Config) -> socket.socket:
+    """Return a new listening socket for readers.
+
+    :raise ConfigError: When it cannot be created.
+    """
+    with suppress(KeyError):
+        return _create_socket(config.readers_socket_path, grp.getgrnam(config.daemon.group).gr_gid)
+    return _create_socket(config.readers_socket_path)
+
+
+def _create_socket(path: Path, group: int | None = None) -> socket.socket:
+    """Return a new listening socket, accessible to root and to the group, if there is one.
+
+    :raise ConfigError: When it cannot be created.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        old_umask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(old_umask)
+        if group is not None:
+            os.chown(path, 0, group)
+            path.chmod(0o660)
+        listener.listen(socket.SOMAXCONN)
+    except OSError as error:
+        raise ConfigError(
+            f"The control socket {path} cannot be created: {error.strerror}.",
+            hint="Run virt-dmemd as root, and check [daemon] run_dir in virt-dmem.toml.",
+        ) from error
+    return listener
+
+
+def _take_lock(config: Config) -> None:
+    """Take the lock of the ledger, to be its only daemon; it is held until the process ends.
+
+    :raise ConfigError: When another one holds it.
+    """
+    state = Path(config.daemon.state_dir)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise ConfigError(
+            f"Another virt-dmemd is running with {state}.", hint="Stop it first: systemctl stop virt-dmemd.service."
+        ) from error
+
+
+async def serve(config: Config, listener: socket.socket, readers: socket.socket) -> None:
+    """Serve root on one socket and readers on another, until SIGTERM or SIGINT; neither affects guests."""
+    end = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end.set)
+    parts = build(config)
+    with uevents.watched(parts.service.reread_nodes):
+        await _serve_until(end, parts, ControlServer(listener, readers, parts.interface, config.daemon.group))
+
+
+async def _serve_until(end: asyncio.Event, parts: Components, server: ControlServer) -> None:
+    await reconcile_host(parts)
+    server.start()
+    tasks = [asyncio.create_task(restart_on_error(loop)) for loop in all_loops(parts)]
+    notify("READY=1")
+    log.info("serving %d pools", len(parts.service.list_pools()))
+
+    stopping = asyncio.create_task(end.wait())
+    await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    notify("STOPPING=1")
+    # an interrupted prepare rolls back, so the ledger is closed after it
+    await shut_down(server.stop(), cancel_and_wait([stopping, *tasks]), parts.close())
+
+
+async def shut_down(*steps: Coroutine[Any, Any, None], seconds: float = STOP_SECONDS) -> None:
+    """Run the steps one after another, within ``seconds`` in all; log what takes longer, and leave it."""
+    try:
+        async with asyncio.timeout(seconds):
+            for step in steps:
+                await step
+    except TimeoutError:
+        left = ", ".join(repr(task) for task in asyncio.all_tasks() - {asyncio.current_task()})
+        log.error("shutdown timed out; to be reconciled at the next start: %s", left)  # noqa: TRY400
+        for step in steps:
+            step.close()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command-line parser; the manual page is generated from it."""
+    parser = argparse.ArgumentParser(
+        prog="virt-dmemd", description="Provides the memory of libvirt guests from pools."
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="configuration file, instead of /etc/virt-dmem/virt-dmem.toml"
+    )
+    levels = ["debug", "info", "warning", "error"]
+    parser.add_argument("--log-level", default="info", choices=levels, help="lowest level logged to standard error")
+    parser.add_argument("--version", action="version", version=f"virt-dmemd {__version__}")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the daemon in the foreground; return the exit status."""
+    arguments = build_parser().parse_args(argv)
+    set_up_logging(arguments.log_level)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        config = load_config(arguments.config)
+        _take_lock(config)
+        asyncio.Runner().run(serve(config, _listener(config), _readers_listener(config)))
+    except DmemError as error:
+        log.error("%s %s", error.message, error.hint)  # noqa: TRY400 -- no traceback for a user's error
+        return error.exit_status
+    # A worker thread may wait in libvirt for any time; nothing is lost by not waiting for it.
+    logging.shutdown()
+    os._exit(ExitStatus.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

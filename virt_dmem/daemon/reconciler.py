@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reconcile the ledger with pools and running domains: on request, periodically, and when libvirt appears."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.attempts import Attempts, Round
+from virt_dmem.config.schema import Config
+from virt_dmem.domains import reconcile
+from virt_dmem.domains.device_reconcile import DeviceReconciler
+from virt_dmem.domains.extents import ExtentManager
+from virt_dmem.domains.reconcile import ReconcileContext
+from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
+from virt_dmem.monitoring.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL, RECONCILE_FAILED
+from virt_dmem.monitoring.alert_tracker import AlertTracker
+from virt_dmem.monitoring.metrics import Metrics
+
+__all__ = ["Reconciler"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconciler:
+    """Run the two stages: what needs no libvirt, and what does. Each returns what it did, for the log."""
+
+    config: Config
+    ledger: Ledger
+    inventory: Inventory
+    extents: ExtentManager
+    device_reconciler: DeviceReconciler
+    attempts: Attempts
+    alerts: AlertTracker
+    metrics: Metrics
+    boot_id: str
+
+    async def run(self, *, dry_run: bool) -> list[str]:
+        """Run both stages; name what could not be fixed. libvirt is called from a worker thread.
+
+        :raise HypervisorError: When libvirt does not answer; the first stage is done by then.
+        """
+        self.inventory.read_records()
+        actions = await self.host_stage(dry_run=dry_run)
+
+        def listed() -> list[DomainInfo]:
+            with Hypervisor(self.config.libvirt.uri) as hypervisor:
+                return hypervisor.domains()
+
+        listed_at = self.ledger.moment()
+        domains = await asyncio.to_thread(listed)
+        actions += await self.libvirt_stage(domains, listed_at, dry_run=dry_run)
+        left = (GUEST_OUTSIDE_POOL, EXTENT_QUARANTINED, RECONCILE_FAILED)
+        return actions + [
+            f"leave as it is: {alert.message} {alert.hint}" for alert in self.alerts.look() if alert.code in left
+        ]
+
+    async def host_stage(self, *, dry_run: bool = False) -> list[str]:
+        """Reconcile what can be without libvirt."""
+        with self.attempts.round("host") as attempts:
+            actions = await reconcile.from_host(self._context(attempts, dry_run=dry_run))
+        self.metrics.reconciled.labels("host").inc(0 if dry_run else len(actions))
+        return actions
+
+    async def libvirt_stage(self, domains: list[DomainInfo], listed_at: int, *, dry_run: bool = False) -> list[str]:
+        """Reconcile with libvirt's list of domains, requested at the ledger's moment ``listed_at``."""
+        active = {domain.uuid for domain in domains if domain.active}
+        with self.attempts.round("libvirt") as attempts:
+            actions = await reconcile.from_libvirt(self._context(attempts, dry_run=dry_run), active, listed_at)
+        self.metrics.reconciled.labels("libvirt").inc(0 if dry_run else len(actions))
+        return actions
+
+    async def settle(self) -> None:
+        """Find out how much of the memory that guests gave back is free by now."""
+        accounts = self.extents.accounts
+        accounts.unsettled.clear()
+        with self.attempts.round("settle") as attempts:
+            for segment in accounts.to_settle():
+                with attempts.trying(f"pool {segment}"):
+                    await accounts.settle(segment)
+        self.alerts.changed.set()
+
+    async def wait_unsettled(self) -> None:
+        """Wait until memory was given back that is not known to be free."""
+        await self.extents.accounts.unsettled.wait()
+
+    def _context(self, attempts: Round, *, dry_run: bool) -> ReconcileContext:
+        return ReconcileContext(
+            config=self.config,
+            ledger=self.ledger,
+            inventory=self.inventory,
+            extents=self.extents,
+            devices=self.device_reconciler,
+            boot_id=self.boot_id,
+            tries=attempts,
+            dry_run=dry_run,
+        )

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Provide the operations that callers can request, whatever the wire. All run in one event loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from virt_dmem.aio import off_loop
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import PoolStatus, Reservation, Step
+from virt_dmem.allocation.prezero.cache import PrezeroCache
+from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml.fields import MAX_BYTES
+from virt_dmem.domain_xml.memory_backends import PLACED_MODELS
+from virt_dmem.domain_xml.reader import DomainDocument
+from virt_dmem.domains import migration, passthrough, postcopy
+from virt_dmem.domains.device_ops import DeviceChange
+from virt_dmem.domains.extents import ReportProgress
+from virt_dmem.domains.hooks import HookOperations, Link
+from virt_dmem.domains.hotplug import Hotplug
+from virt_dmem.domains.virtio_mem import VirtioMem
+from virt_dmem.errors import DomainRefused, UsageError
+from virt_dmem.hypervisor.qmp import Monitors, QemuMemoryBackend
+from virt_dmem.monitoring.alert_tracker import APPLY, AlertTracker
+from virt_dmem.monitoring.metrics import Metrics
+from virt_dmem.text import clipped
+
+__all__ = ["Service"]
+
+log = logging.getLogger(__name__)
+
+MOST_SECONDS = 10 * 365 * 86400
+"""Limit of any duration in a request."""
+_MOST_NODES = 1023
+"""The kernel's largest CONFIG_NODES_SHIFT is 10; QEMU allows fewer cells."""
+_OPERATIONS = ("prepare", "start", "started", "stopped", "release")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """Check requests, and pass them to the parts that carry them out."""
+
+    config: Config
+    ledger: Ledger
+    inventory: Inventory
+    hooks: HookOperations
+    prezero: PrezeroCache
+    virtio_mem: VirtioMem
+    hotplug: Hotplug
+    monitors: Monitors
+    alerts: AlertTracker
+    metrics: Metrics
+    on_resume: Callable[[], None]
+    """Called when automatic apply is resumed: domains defined meanwhile have to be considered."""
+
+    async def hook(
+        self, operation: str, xml: bytes, report: ReportProgress, began: float | None = None
+    ) -> Sequence[Link]:
+        """Run a hook operation; do nothing for domains without pool memory.
+
+        :param began: When the hook began, in seconds since the epoch.
+        :return: The links for the hook to verify.
+        :raise UsageError: When the operation is unknown.
+        """
+        document = DomainDocument(xml)
+        if not await off_loop(DomainDocument.is_managed, document):
+            return []
+        with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
+            return await self._run_hook(operation, document, report, began)
+
+    async def _run_hook(
+        self, operation: str, document: DomainDocument, report: ReportProgress, began: float | None
+    ) -> Sequence[Link]:
+        match operation:
+            case "prepare":
+                domain = await off_loop(DomainDocument.memory, document)
+                await self.hooks.prepare(domain, report, began=began)
+            case "start":
+                domain = await off_loop(DomainDocument.memory, document)
+                passthrough.refuse(self.ledger, self.inventory, domain)
+                return await self.hooks.start(domain, began=began)
+            case "started":
+                domain = await off_loop(DomainDocument.memory, document)
+                await postcopy.refuse(self.config, self.ledger, self.inventory, domain.uuid)
+                await self.hooks.started(domain, began=began)
+            # by hot-add, a running domain may have become one that could not be started: only its UUID is read
+            case "stopped":
+                await self.hooks.stopped(await off_loop(DomainDocument.uuid, document))
+            case "release":
+                await self.hooks.release(await off_loop(DomainDocument.uuid, document))
+            case _:
+                raise UsageError(
+                    f"Unknown hook operation {operation!r}.",
+                    hint="The installed hook is of another version; install virt-dmem again.",
+                )
+        return []
+
+    async def filter_xml(self, xml: bytes) -> bytes:
+        """Return the XML of an incoming domain, by migration or restore, adapted to this host.
+
+        :raise DmemError: When it cannot run here.
+        """
+        return await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
+
+    async def attach(
+        self,
+        domain: str,
+        size_bytes: int,
+        *,
+        model: str,
+        cell: int,
+        node: int,
+        persistent: bool,
+        report: ReportProgress,
+    ) -> DeviceChange:
+        """Attach a memory device to a running domain.
+
+        :param cell: The guest's NUMA cell; ``node``: the host's, -1: any.
+        :raise UsageError: When the model is unknown, or a number is out of range.
+        """
+        if model not in PLACED_MODELS:
+            raise UsageError(
+                f"Unknown memory model {clipped(model, 80)!r}.", hint=f"Use {' or '.join(PLACED_MODELS)}."
+            )
+        _require("size in bytes", size_bytes, 1, MAX_BYTES)
+        _require("guest NUMA cell", cell, 0, _MOST_NODES)
+        _require("host node", node, -1, _MOST_NODES)
+        return await self.hotplug.attach(
+            domain,
+            size_bytes,
+            report,
+            model=model,
+            cell=cell,
+            node=node if node >= 0 else None,
+            persistent=persistent,
+        )
+
+    async def detach(self, domain: str, alias: str, wait_seconds: float, report: ReportProgress) -> DeviceChange:
+        """Ask a guest to hot-unplug a memory device, and wait up to ``wait_seconds``."""
+        _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
+        return await self.hotplug.detach(domain, alias, report, wait_seconds=wait_seconds)
+
+    async def resize(
+        self, domain: str, alias: str, size_bytes: int, wait_seconds: float, report: ReportProgress
+    ) -> DeviceChange:
+        """Ask a guest to plug or unplug blocks of virtio-mem, and wait up to ``wait_seconds``."""
+        _require("size in bytes", size_bytes, 0, MAX_BYTES)
+        _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
+        return await self.virtio_mem.resize(domain, alias, size_bytes, report, wait_seconds=wait_seconds)
+
+    def show_domain(self, domain: str) -> tuple[Reservation, Sequence[Step]]:
+        """Return the memory of a domain, by UUID or name, and the steps of its last start.
+
+        :raise DomainRefused: When it holds no memory of a pool.
+        :raise UsageError: When several domains have that name.
+        """
+        reservation = self.ledger.find_named(domain)
+        if reservation is None:
+            raise DomainRefused(
+                f"Domain {domain} holds no memory of a pool.", hint="'virt-dmem list' lists the domains that do."
+            )
+        return reservation, self.ledger.steps(reservation.uuid)
+
+    async def show_backends(self, uuid: str) -> list[QemuMemoryBackend]:
+        """Return QEMU's memory backends of a domain; empty where its monitor does not answer."""
+        reservation = self.ledger.find(uuid)
+        return (await self.monitors.backends(reservation.uuid) if reservation else None) or []
+
+    def list_pools(self) -> list[PoolStatus]:
+        """Return every pool, by name."""
+        return self.prezero.views()
+
+    async def refresh_pools(self) -> None:
+        """Read the records of the pools again."""
+        self.inventory.refresh()
+        await self.prezero.fit()
+
+    def reread_nodes(self) -> None:
+        """Read the host's NUMA nodes again, after its processors or memory changed."""
+        log.info("the host's processors or memory changed")
+        self.inventory.read_nodes()
+        self.prezero.look_again()
+        self.alerts.changed.set()
+
+    async def retire_pool(self, name: str) -> None:
+        """Stop allocating from a pool (``POOL``) or one of its segments (``POOL+N``), and from working in it.
+
+        :raise PoolBusy: When domains hold memory of it.
+        """
+        self.inventory.read_records()
+        self.inventory.retire(name)
+        await self.prezero.at_rest()
+
+    def drain_pool(self, name: str, *, undo: bool) -> None:
+        """Stop allocating from a pool, or resume; persists until changed again.
+
+        :raise PoolNotFound: When it does not exist.
+        """
+        self.inventory.read_records()
+        self.inventory.drain(name, undo=undo)
+        self.prezero.look_again()
+
+    def pause_apply(self, seconds: float) -> None:
+        """Pause automatic apply; 0: until ``resume_apply``."""
+        _require("time to pause in seconds", seconds, 0, MOST_SECONDS)
+        self.ledger.pause(APPLY, seconds or math.inf)
+        self.alerts.changed.set()
+
+    def resume_apply(self) -> None:
+        """Resume automatic apply, also for domains defined meanwhile."""
+        self.ledger.resume(APPLY)
+        self.alerts.changed.set()
+        self.on_resume()
+
+    def end_due_pause(self) -> None:
+        """Resume automatic apply if the time of its pause is over."""
+        left = self.ledger.pause_left(APPLY)
+        if left is not None and left <= 0:
+            self.resume_apply()
+
+
+def _require(what: str, number: float, least: int, most: int) -> None:
+    """Reject a number out of range: those in JSON have no limit, and may be NaN.
+
+    :raise UsageError: When it is.
+    """
+    if not least <= number <= most:
+        shown = clipped(f"{number:g}", 80) if abs(number) < 1e300 else "The number given"
+        raise UsageError(f"{shown} is not a valid {what}.", hint=f"Use a value from {least} to {most}.")

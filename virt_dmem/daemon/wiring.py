@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Create all parts of the daemon, and connect them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Phase
+from virt_dmem.allocation.prezero.cache import PrezeroCache
+from virt_dmem.allocation.prezero.worker import PrezeroWorker
+from virt_dmem.attempts import Attempts
+from virt_dmem.config.schema import Config
+from virt_dmem.daemon.auto_apply import AutoApply
+from virt_dmem.daemon.domain_list import DomainList
+from virt_dmem.daemon.guest_events import GuestEvents
+from virt_dmem.daemon.libvirt_events import LibvirtEvents
+from virt_dmem.daemon.reconciler import Reconciler
+from virt_dmem.daemon.service import Service
+from virt_dmem.daemon.views import ControlInterface, domain_json
+from virt_dmem.domains.admission import Admission
+from virt_dmem.domains.device_ops import DeviceOperations
+from virt_dmem.domains.device_reconcile import DeviceReconciler
+from virt_dmem.domains.extents import ExtentManager
+from virt_dmem.domains.hooks import HookOperations
+from virt_dmem.domains.hotplug import Hotplug
+from virt_dmem.domains.step_times import StepTimes
+from virt_dmem.domains.virtio_mem import VirtioMem
+from virt_dmem.host.kernel import boot_id
+from virt_dmem.hypervisor.connection import DomainInfo
+from virt_dmem.hypervisor.processes import qemu_pid
+from virt_dmem.hypervisor.qmp import Monitors
+from virt_dmem.monitoring.alert_tracker import AlertTracker
+from virt_dmem.monitoring.metrics import Metrics
+
+__all__ = ["Components", "build"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Hold the parts of one daemon."""
+
+    config: Config
+    ledger: Ledger
+    inventory: Inventory
+    hooks: HookOperations
+    extents: ExtentManager
+    prezero: PrezeroCache
+    prezero_worker: PrezeroWorker
+    device_operations: DeviceOperations
+    device_reconciler: DeviceReconciler
+    alerts: AlertTracker
+    metrics: Metrics
+    reconciler: Reconciler
+    guest_events: GuestEvents
+    monitors: Monitors
+    libvirt_events: LibvirtEvents
+    service: Service
+    domain_list: DomainList
+    interface: ControlInterface
+
+    def follow_monitors(self) -> None:
+        """Connect to the monitors of all running domains with pool memory."""
+        standings = self.ledger.standings().items()
+        self.monitors.follow({uuid for uuid, standing in standings if standing.phase is Phase.RUNNING})
+
+    async def close(self) -> None:
+        """Cancel changes of devices that are in progress, and close the ledger."""
+        await self.device_operations.close()
+        await self.monitors.close()
+        self.ledger.close()
+
+
+def build(config: Config) -> Components:
+    """Return all parts of a daemon, connected; nothing runs yet.
+
+    :raise LedgerError: When the ledger cannot be opened.
+    """
+    this_boot = boot_id()
+    ledger = Ledger(config.ledger_path, this_boot)
+    inventory = Inventory(config, ledger)
+    times = StepTimes(ledger)
+    extents = ExtentManager(config, ledger, inventory, times)
+    prezero = extents.holding
+    admission = Admission(config, ledger, inventory, prezero, extents.accounts)
+    hooks = HookOperations(config, ledger, admission, extents, times)
+    device_operations = DeviceOperations(config, ledger, inventory, admission, extents)
+    virtio_mem = VirtioMem(device_operations)
+    device_reconciler = DeviceReconciler(device_operations, virtio_mem)
+
+    attempts = Attempts()
+    alerts = AlertTracker(config, ledger, inventory, extents.accounts, attempts)
+    metrics = Metrics(config, ledger, prezero, alerts)
+    reconciler = Reconciler(
+        config=config,
+        ledger=ledger,
+        inventory=inventory,
+        extents=extents,
+        device_reconciler=device_reconciler,
+        attempts=attempts,
+        alerts=alerts,
+        metrics=metrics,
+        boot_id=this_boot,
+    )
+
+    def qemu_of(uuid: str) -> int | None:
+        held = ledger.find(uuid)
+        return qemu_pid(Path(config.libvirt.run_dir), held.name) if held and held.uuid == uuid else None
+
+    guest_events = GuestEvents(ledger, device_operations, device_reconciler, alerts.changed)
+    monitors = Monitors(guest_events.qemu_event, qemu_of)
+    hotplug = Hotplug(device_operations, virtio_mem, monitors)
+
+    async def domains_listed(domains: list[DomainInfo], listed_at: int) -> None:
+        prezero.set_domains(domain.memory for domain in domains if domain.memory)
+        for action in await reconciler.libvirt_stage(domains, listed_at):
+            log.warning("reconcile: %s", action)
+
+    libvirt_events = LibvirtEvents(
+        config.libvirt,
+        AutoApply(config, alerts, lambda outcome: metrics.applied.labels(outcome).inc()),
+        alerts,
+        moment=ledger.moment,
+        on_listed=domains_listed,
+        on_defined=prezero.update_domain,
+        on_device=guest_events.device_event,
+    )
+    service = Service(
+        config=config,
+        ledger=ledger,
+        inventory=inventory,
+        hooks=hooks,
+        prezero=prezero,
+        virtio_mem=virtio_mem,
+        hotplug=hotplug,
+        monitors=monitors,
+        alerts=alerts,
+        metrics=metrics,
+        on_resume=libvirt_events.relist,
+    )
+    domain_list = DomainList(ledger, domain_json)
+    return Components(
+        config=config,
+        ledger=ledger,
+        inventory=inventory,
+        hooks=hooks,
+        extents=extents,
+        prezero=prezero,
+        prezero_worker=PrezeroWorker(config, inventory, prezero),
+        device_operations=device_operations,
+        device_reconciler=device_reconciler,
+        alerts=alerts,
+        metrics=metrics,
+        reconciler=reconciler,
+        guest_events=guest_events,
+        monitors=monitors,
+        libvirt_events=libvirt_events,
+        service=service,
+        domain_list=domain_list,
+        interface=ControlInterface(service, reconciler, domain_list),
+    )

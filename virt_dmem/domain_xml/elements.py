@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The elements of a domain XML that decide whether, and from which pool, its memory comes from a pool."""
+
+from __future__ import annotations
+
+from lxml import etree
+
+from virt_dmem.domain_xml.fields import DUMPXML, find_child
+from virt_dmem.domain_xml.memory_backends import PLACED_MODELS, refuse_too_many
+from virt_dmem.domain_xml.monitor import is_another_domains
+from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
+from virt_dmem.errors import DomainRefused, DomainXmlInvalid
+from virt_dmem.text import POOL_NAME, clipped
+
+__all__ = [
+    "NAMESPACE",
+    "parse_domain",
+    "find_request",
+    "requested_pool",
+    "is_rewritten",
+    "is_locked",
+    "follows_numad",
+    "refuse_unsupported",
+]
+
+NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
+
+
+def parse_domain(xml: bytes) -> etree._Element:
+    """Return the ``<domain>`` element.
+
+    :raise DomainXmlInvalid: When ``xml`` is not safely readable XML, or its root is another element.
+    """
+    try:
+        root = parse_xml(xml).getroot()
+    except XmlRefused as refusal:
+        raise DomainXmlInvalid(f"The domain XML cannot be read: {refusal}.", hint=DUMPXML) from refusal
+    if root.tag != "domain":
+        raise DomainXmlInvalid(f"The XML is about {str(root.tag)!r}, not 'domain'.", hint=DUMPXML)
+    return root
+
+
+def find_request(root: etree._Element) -> etree._Element | None:
+    """Return ``<dmem:memory>`` of the domain's metadata, the request for memory from a pool."""
+    return find_child(root, "metadata", f"{{{NAMESPACE}}}memory")
+
+
+def requested_pool(root: etree._Element) -> str:
+    """Return the name of the requested pool; empty: the default pool, or no request.
+
+    :raise DomainRefused: When no pool can have that name.
+    """
+    request = find_request(root)
+    pool = "" if request is None else request.get("pool", "")
+    if pool and not POOL_NAME.fullmatch(pool):
+        raise DomainRefused(
+            f"The domain asks for memory of a pool {clipped(pool, 80)!r}, which is not a possible name of a pool.",
+            hint="Name one that 'virt-dmem pool list' shows, or none for the default pool.",
+        )
+    return pool
+
+
+def is_rewritten(root: etree._Element) -> bool:
+    """Return whether libvirt would back all memory by shared files, without prefaulting, on named host nodes."""
+    backing = find_child(root, "memoryBacking")
+
+    def value(element: str, attribute: str) -> str | None:
+        found = find_child(backing, element)
+        return None if found is None else found.get(attribute)
+
+    return (
+        find_child(backing, "hugepages") is None
+        and value("source", "type") == "file"
+        and value("access", "mode") == "shared"
+        and value("allocation", "mode") == "ondemand"
+        and not any(_is_private(cell, "memAccess") for cell in root.iterfind("cpu/numa/cell"))
+        and not any(
+            _is_private(device, "access") or device.find("source/pagesize") is not None
+            for device in root.iterfind("devices/memory")
+            if device.get("model") in PLACED_MODELS
+        )
+        and not follows_numad(root)
+        and not is_another_domains(root)
+    )
+
+
+def is_locked(root: etree._Element) -> bool:
+    """Return whether QEMU is to lock all its memory."""
+    return find_child(root, "memoryBacking", "locked") is not None
+
+
+def follows_numad(root: etree._Element) -> bool:
+    """Return whether numad chooses the host nodes (virDomainNumatuneParseXML() and virDomainNumatuneSet())."""
+    memory = find_child(root, "numatune", "memory")
+    vcpu = find_child(root, "vcpu")
+    vcpu_is_auto = vcpu is not None and vcpu.get("placement") == "auto"
+    if memory is None:
+        return vcpu_is_auto
+    if memory.get("placement") is None:
+        return vcpu_is_auto and memory.get("nodeset") is None
+    return memory.get("placement") == "auto"
+
+
+def refuse_unsupported(root: etree._Element) -> None:
+    """Refuse domains whose memory cannot come from any pool.
+
+    :raise DomainRefused: Names the obstacle and what to change.
+    """
+    if root.get("type") not in ("kvm", "qemu"):
+        raise DomainRefused(
+            f"The domain is of type {root.get('type')!r}, not 'kvm' or 'qemu'.",
+            hint="Only QEMU can have its memory from a pool; leave this domain as it is.",
+        )
+    refuse_too_many(root)
+    security = find_child(root, "launchSecurity")
+    if security is not None:
+        raise DomainRefused(
+            f"The domain has encrypted or protected memory (launchSecurity {security.get('type', '')!r}).",
+            hint="Memory that the host may not share cannot come from a pool; leave this domain as it is.",
+        )
+    for index, cell in enumerate(root.iterfind("cpu/numa/cell")):
+        if _is_private(cell, "memAccess"):
+            raise DomainRefused(
+                f"Cell {cell.get('id', str(index))} of the domain has private memory (memAccess='private'), and "
+                "the memory of a pool is a shared file.",
+                hint="Remove memAccess='private' from that cell, or leave this domain as it is.",
+            )
+    requested_pool(root)
+
+
+def _is_private(element: etree._Element, attribute: str) -> bool:
+    return element.get(attribute, "").strip() == "private"

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The second QMP monitor that ``apply`` asks QEMU for, beside libvirt's own: four arguments of its command line.
+
+QEMU makes the socket itself, in the directory that libvirt gives to its user on every host, so that a domain
+starts wherever it is, with virt-dmemd or without. The name is that of the domain's AppArmor profile. Of an older
+QEMU that was killed QEMU takes the place (``unix_listen_saddr`` in QEMU's util/qemu-sockets.c unlinks it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lxml import etree
+
+from virt_dmem.domain_xml.edit import insert, lay_out, remove
+from virt_dmem.domain_xml.fields import find_child, read_uuid_of
+from virt_dmem.errors import DomainXmlInvalid
+from virt_dmem.host import dirfd
+
+__all__ = [
+    "add_monitor",
+    "has_monitor",
+    "is_another_domains",
+    "remove_monitor",
+    "socket_name",
+    "socket_of",
+    "sockets",
+]
+
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+_COMMANDLINE, _ARG = f"{{{_QEMU}}}commandline", f"{{{_QEMU}}}arg"
+_DIRECTORY = "/var/lib/libvirt/qemu"
+_MOST_NAMES = 50_000
+_CHARDEV = "socket,id=virt-dmem,path={},server=on,wait=off"
+_OURS = re.compile(re.escape(_CHARDEV).replace(r"\{\}", rf"(?P<path>{_DIRECTORY}/libvirt-[0-9a-f-]{{36}}\.qmp)"))
+
+
+def socket_of(uuid: str) -> Path:
+    """Return where QEMU listens for us."""
+    return Path(_DIRECTORY, socket_name(uuid))
+
+
+def socket_name(uuid: str) -> str:
+    """Return the last part of that path."""
+    return f"libvirt-{uuid}.qmp"
+
+
+def sockets() -> set[str]:
+    """Return the names of all that may be sockets where they are; none where there is no such directory.
+
+    It is QEMU's user's, who may put there more than is ever looked at.
+    """
+    try:
+        with dirfd.opened(Path(_DIRECTORY)) as at:
+            found, _ = dirfd.names(at, _MOST_NAMES)
+    except OSError:
+        return set()
+    return {name for name in found if name.endswith(".qmp")}
+
+
+def has_monitor(xml: bytes) -> bool:
+    """Whether a domain XML has the arguments; a scan of its bytes, good for telling people."""
+    return b"socket,id=virt-dmem,path=" in xml
+
+
+def add_monitor(root: etree._Element, added: list[str]) -> bool:
+    """Add the arguments; return False for a domain that has no UUID yet, and so no name for its socket."""
+    try:
+        path = socket_of(read_uuid_of(root))
+    except DomainXmlInvalid:
+        return False
+    commandline = find_child(root, _COMMANDLINE)
+    if commandline is None:
+        commandline = etree.Element(_COMMANDLINE, nsmap={"qemu": _QEMU})
+        insert(root, commandline, root[-1])
+        added.append("commandline")
+    last = next(reversed(commandline.findall(_ARG)), None)
+    for value in ("-chardev", _CHARDEV.format(path), "-mon", "chardev=virt-dmem,mode=control"):
+        argument = etree.Element(_ARG, value=value)
+        insert(commandline, argument, last)
+        last = argument
+    if "commandline" in added:
+        lay_out(commandline)
+    return True
+
+
+def remove_monitor(root: etree._Element, added: list[str]) -> None:
+    """Take the arguments away, of whatever domain they name the socket."""
+    for commandline, arguments, _ in list(_found(root)):
+        for argument in reversed(arguments):
+            remove(argument)
+        if "commandline" in added and not len(commandline):
+            remove(commandline)
+
+
+def is_another_domains(root: etree._Element) -> bool:
+    """Whether the arguments name the socket of another domain: this one was copied from it."""
+    paths = {path for _, _, path in _found(root)}
+    return bool(paths) and paths != {str(socket_of(read_uuid_of(root)))}
+
+
+def _found(root: etree._Element) -> Iterator[tuple[etree._Element, list[etree._Element], str]]:
+    for commandline in root.iterfind(_COMMANDLINE):
+        arguments = commandline.findall(_ARG)
+        for number in range(len(arguments) - 3):
+            four = arguments[number : number + 4]
+            values = [argument.get("value", "") for argument in four]
+            match = _OURS.fullmatch(values[1])
+            if match and (values[0], *values[2:]) == ("-chardev", "-mon", "chardev=virt-dmem,mode=control"):
+                yield commandline, four, match["path"]

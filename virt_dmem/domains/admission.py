@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Admit domains and memory devices to the pools: plan their memory and charge it in the ledger, or refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Extent, Reservation
+from virt_dmem.allocation.plan import Plan, plan_domain
+from virt_dmem.allocation.prezero.cache import PrezeroCache
+from virt_dmem.allocation.reclaim import Accounts
+from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.errors import NotEnoughMemory
+from virt_dmem.pools import extent_files
+from virt_dmem.units import format_size
+
+__all__ = ["Admission"]
+
+T = TypeVar("T")
+
+
+class Admission:
+    """Plan memory and charge it. No file is made here."""
+
+    def __init__(
+        self, config: Config, ledger: Ledger, inventory: Inventory, holding: PrezeroCache, accounts: Accounts
+    ) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._inventory = inventory
+        self._holding = holding
+        self._accounts = accounts
+
+    async def reserve(self, domain: DomainMemory) -> Reservation:
+        """Charge all memory of a domain that is about to start.
+
+        :raise NotEnoughMemory: When it does not fit; names the free bytes and the largest reservation.
+        """
+
+        def reserve(plan: Plan) -> None:
+            self._ledger.reserve(plan, self._choose_paths(plan), self._inventory.capacity())
+
+        await self._reserve_planned(domain, reserve)
+        reservation = self._ledger.find(domain.uuid)
+        assert reservation is not None  # noqa: S101 -- it was just written
+        return reservation
+
+    async def reserve_more(self, domain: DomainMemory) -> tuple[Extent, ...]:
+        """Charge a running domain with further memory backends: all those in ``domain``.
+
+        :raise NotEnoughMemory: When they do not fit.
+        """
+
+        def reserve(plan: Plan) -> tuple[Extent, ...]:
+            return self._ledger.reserve_more(plan, self._choose_paths(plan), self._inventory.capacity())
+
+        return await self._reserve_planned(domain, reserve)
+
+    async def _reserve_planned(self, domain: DomainMemory, reserve: Callable[[Plan], T]) -> T:
+        """Plan a domain and reserve that; try again where withheld memory may have come back meanwhile."""
+        self._inventory.refuse_draining(domain.pool)
+        try:
+            return reserve(self._plan(domain))
+        except NotEnoughMemory:
+            withheld = list(self._inventory.withheld())
+            for segment in withheld:
+                await self._accounts.settle(segment)
+            if not withheld:
+                raise
+        return reserve(self._plan(domain))
+
+    def _plan(self, domain: DomainMemory) -> Plan:
+        try:
+            return self._holding.plan(domain) or plan_domain(
+                domain, self._inventory.free(), self._config.default_pool
+            )
+        except NotEnoughMemory as error:
+            raise NotEnoughMemory(
+                error.message, hint=f"{self._describe_largest()}{self._describe_withheld()}{error.hint}"
+            ) from error
+
+    def _choose_paths(self, plan: Plan) -> dict[str, Path]:
+        """Choose a path for each extent that no quarantined extent of an earlier run occupies."""
+        paths = {}
+        for extent in plan.extents:
+            path = extent_files.path_of(self._inventory.mount(extent.pool), plan.uuid, extent.alias)
+            number = 1
+            while self._ledger.has_path(path):
+                path = path.with_name(f"{extent.alias}+{number}")
+                number += 1
+            paths[extent.alias] = path
+        return paths
+
+    def _describe_largest(self) -> str:
+        largest = max(self._ledger.reservations(), key=lambda item: item.size_bytes, default=None)
+        if largest is None:
+            return ""
+        return f"{largest.name} holds the most, {format_size(largest.size_bytes)}. "
+
+    def _describe_withheld(self) -> str:
+        """Describe memory that is free in the ledger and not available in the pool."""
+        return "".join(
+            f"{format_size(withheld.size_bytes)} of {segment} belong to no domain and are not free; most likely"
+            " they are pinned. "
+            for segment, withheld in sorted(self._inventory.withheld().items())
+        )

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rewrite a domain's XML for a pool of this host: choose the pool, check it, set monitor and templates.
+
+``virt-dmem apply`` and ``rewrite``, automatic apply and incoming migration all rewrite through this module. Nothing
+but the pools' records is read, and nothing is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml import rewrite
+from virt_dmem.domain_xml.monitor import has_monitor
+from virt_dmem.domain_xml.reader import DomainDocument
+from virt_dmem.errors import PoolNotFound
+from virt_dmem.pools import registry
+from virt_dmem.pools.backends.table import backend
+from virt_dmem.pools.record import PoolRecord
+
+__all__ = [
+    "ApplyOptions",
+    "XmlChange",
+    "apply",
+    "apply_if_requested",
+    "apply_incoming",
+    "apply_offline",
+    "name_pool",
+]
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """The choices that a caller has."""
+
+    pool: str = ""
+    """Empty: the pool that the XML requests, else the default pool."""
+    hotplug_max: int | None = None
+    """Bytes of memory that the domain may have in all, with memory attached later; None: as before."""
+    no_monitor: bool = False
+    """Without the second QMP monitor, whatever the configuration says."""
+
+
+@dataclass(frozen=True)
+class XmlChange:
+    """A domain's XML before and after it was rewritten."""
+
+    before: bytes
+    after: bytes
+
+    @property
+    def is_any(self) -> bool:
+        """Whether they differ at all."""
+        return self.before != self.after
+
+    @property
+    def adds_monitor(self) -> bool:
+        """Whether QEMU gets a second monitor by it."""
+        return has_monitor(self.after) and not has_monitor(self.before)
+
+
+def apply(config: Config, xml: bytes, options: ApplyOptions | None = None) -> bytes:
+    """Return ``xml`` rewritten for a pool of this host, after checking that the domain can run on it.
+
+    :raise PoolNotFound: When there is no such pool, or no way to tell which one.
+    :raise DomainRefused: When the domain's memory cannot come from that pool.
+    :raise DomainXmlInvalid: When ``xml`` is no domain XML.
+    :raise ConfigError: When a template cannot be used.
+    """
+    options = options or ApplyOptions()
+    requested = DomainDocument(xml).memory().pool
+    record = registry.choose(config, options.pool or requested)
+    return _rewrite_for(config, xml, record, options)
+
+
+def apply_if_requested(config: Config, xml: bytes) -> bytes:
+    """Return ``xml`` rewritten if it requests pool memory and is not rewritten yet, else as it is.
+
+    :raise DmemError: As ``apply`` does.
+    """
+    domain = DomainDocument(xml).memory()
+    return apply(config, xml) if domain.managed and not domain.applied else xml
+
+
+def apply_offline(config: Config, xml: bytes, options: ApplyOptions) -> tuple[bytes, str]:
+    """Return ``xml`` rewritten, perhaps for another host or for a pool yet to be created, and its unchecked needs.
+
+    Where the pool's record can be read, locked memory and memory that must be pinned are checked, and nothing is
+    left unchecked; sizes and machine types are not checked at all.
+
+    :raise DomainRefused: When the domain's memory cannot come from that pool, or from any.
+    :raise DomainXmlInvalid: When ``xml`` is no domain XML.
+    :raise ConfigError: When a template cannot be used.
+    """
+    try:
+        record = registry.choose(config, options.pool or rewrite.request_of(xml))
+    except (PoolNotFound, OSError):
+        record = None
+    rewritten = _rewrite_for(config, xml, record, options, check_sizes=False)
+    return rewritten, "" if record else rewrite.doubtful(xml)
+
+
+def apply_incoming(config: Config, xml: bytes, record: PoolRecord, pool: str) -> bytes:
+    """Return the XML of a domain that comes from another host rewritten for a pool of this one.
+
+    Nothing that its guest sees changes, nor whether it has a monitor. ``pool``: the name to put into the request.
+
+    :raise DomainRefused: When the domain's memory cannot come from that pool.
+    """
+    return _rewrite(config, xml, record, pool=pool)
+
+
+def name_pool(config: Config, xml: bytes, pool: str) -> bytes:
+    """Return rewritten XML with another pool in its request, unchecked: its domain runs on that pool already."""
+    return _rewrite(config, xml, None, pool=pool)
+
+
+def _rewrite_for(
+    config: Config, xml: bytes, record: PoolRecord | None, options: ApplyOptions, *, check_sizes: bool = True
+) -> bytes:
+    return _rewrite(
+        config,
+        xml,
+        record,
+        pool=options.pool,
+        check_sizes=check_sizes,
+        hotplug_max=options.hotplug_max,
+        monitor=False if options.no_monitor else config.libvirt.monitor or None,
+    )
+
+
+def _rewrite(
+    config: Config,
+    xml: bytes,
+    record: PoolRecord | None,
+    *,
+    pool: str,
+    check_sizes: bool = True,
+    hotplug_max: int | None = None,
+    monitor: bool | None = None,
+) -> bytes:
+    """Rewrite for the pool of ``record``; without one nothing that depends on the pool is checked."""
+    kind = backend(record.backend) if record else None
+    return rewrite.apply(
+        xml,
+        pool=pool,
+        pool_name=record.pool if record else "",
+        page_size=record.page_size if record and check_sizes else None,
+        may_lock=kind is None or kind.lockable,
+        may_pin=kind is None or kind.has_struct_pages,
+        hotplug_max=hotplug_max,
+        monitor=monitor,
+        templates_dir=Path(config.templates_dir),
+    )

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reconcile the ledger with pools and running domains after a crash.
+
+The kernel has the last word: memory that a process maps stays, whatever the ledger says. Two stages: ``from_host``
+needs pools, ledger and the kernel alone and runs before the daemon is ready; ``from_libvirt`` runs whenever libvirt
+appears, with a new list of its active domains. Each returns a sentence for every action (with ``dry_run``: that
+would be done).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Extent, ExtentState
+from virt_dmem.allocation.plan import NO_NODE
+from virt_dmem.attempts import Round
+from virt_dmem.config.schema import Config
+from virt_dmem.deadline import within
+from virt_dmem.domains.device_reconcile import DeviceReconciler
+from virt_dmem.domains.extents import ExtentManager
+from virt_dmem.errors import Delayed
+from virt_dmem.host import processes
+from virt_dmem.host.dirfd import shown
+from virt_dmem.hypervisor import processes as qemu_processes
+from virt_dmem.hypervisor.paths import dangling_links, remove_dangling
+from virt_dmem.pools import extent_files, segment_files
+from virt_dmem.pools.backends.table import backend
+from virt_dmem.pools.record import PoolRecord
+from virt_dmem.stuck_threads import each
+from virt_dmem.units import format_size
+
+__all__ = ["ReconcileContext", "from_host", "from_libvirt"]
+
+log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 60.0
+_MOST_NAMED = 20
+"""Of removed links: thousands, planted on purpose, must not fill the log."""
+
+
+@dataclass(frozen=True)
+class ReconcileContext:
+    """The parts to reconcile, and how: each item by itself; ``tries`` keeps those that failed."""
+
+    config: Config
+    ledger: Ledger
+    inventory: Inventory
+    extents: ExtentManager
+    devices: DeviceReconciler
+    boot_id: str
+    tries: Round
+    dry_run: bool = False
+
+
+async def from_host(context: ReconcileContext) -> list[str]:
+    """Reconcile without libvirt: rows of earlier boots, interrupted starts, files and links without a domain."""
+    actions: list[str] = []
+    with context.tries.trying("the ledger's rows of earlier boots"):
+        actions += _forget_earlier_boots(context)
+    with context.tries.trying("records of pools"):
+        _report_damaged_records(context)
+    with context.tries.trying("interrupted preparations"):
+        actions += await _free_interrupted(context)
+    with context.tries.trying("memory devices"):
+        actions += await context.devices.reconcile_host(context.tries, dry_run=context.dry_run)
+    held: set[str] = set()
+    for name in context.inventory.ready():
+        with context.tries.trying(f"pool {name}"):
+            actions += await _reconcile_segment(context, name)
+            held.update(context.ledger.sizes_in(name))
+    context.extents.accounts.forget_enlarged(held)
+    with context.tries.trying("links in libvirt's directories"):
+        actions += await _remove_dangling_links(context)
+    if not context.dry_run:
+        with context.tries.trying("quarantined extents"):
+            actions += [
+                f"free {format_size(extent.size_bytes)} at {extent.path}: no process maps it now"
+                for extent in await context.extents.retry_quarantined(context.tries)
+            ]
+    return actions
+
+
+def _report_damaged_records(context: ReconcileContext) -> None:
+    context.inventory.look_for_damage()
+    for path, why in context.inventory.damaged().items():
+        with context.tries.trying(path):
+            raise why
+
+
+async def _free_interrupted(context: ReconcileContext) -> list[str]:
+    actions = []
+    for reservation in context.ledger.interrupted(context.boot_id):
+        if context.extents.is_locked(reservation.uuid):  # a start that goes on
+            continue
+        with context.tries.trying(f"domain {reservation.uuid}"):
+            if not context.dry_run:
+                await context.extents.release_abandoned(reservation)
+            actions.append(
+                f"free {format_size(reservation.size_bytes)} of {reservation.name}:"
+                f" interrupted while {reservation.phase.value}"
+            )
+    return actions
+
+
+async def _remove_dangling_links(context: ReconcileContext) -> list[str]:
+    """Remove dangling links into pools, in spite of anything that the owner of their directory does."""
+    config = context.config
+
+    def sweep() -> list[Path]:
+        links = dangling_links(config.libvirt, config.pools_dir)
+        return links if context.dry_run else remove_dangling(links, config.pools_dir)
+
+    links = await within(sweep, "the links in memory_backing_dir", seconds=_SWEEP_SECONDS)
+    more = [f"remove {len(links) - _MOST_NAMED} links more that dangle"] if links[_MOST_NAMED:] else []
+    return [f"remove the link {shown(link)}: its target is gone" for link in links[:_MOST_NAMED]] + more
+
+
+async def from_libvirt(context: ReconcileContext, active: Collection[str], listed_at: int) -> list[str]:
+    """Free the memory of domains that do not run, and reconcile the memory devices of those that do.
+
+    A domain is active for libvirt from before its ``prepare`` hook on (``qemuProcessInit`` gives it its id).
+
+    :param active: UUIDs of the domains that libvirt called active.
+    :param listed_at: The ledger's moment when libvirt was asked; reservations that changed since are left alone.
+    """
+    actions = []
+    for reservation in list(context.ledger.reservations()):
+        with context.tries.trying(f"domain {reservation.uuid}"):
+            if reservation.uuid in active:
+                actions += await context.devices.reconcile_domain(reservation.uuid, dry_run=context.dry_run)
+                continue
+            if reservation.moment > listed_at or context.extents.is_locked(reservation.uuid):
+                continue
+            if not context.dry_run:
+                await context.extents.release_abandoned(reservation)
+            actions.append(
+                f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain does not run"
+            )
+    return actions
+
+
+def _forget_earlier_boots(context: ReconcileContext) -> list[str]:
+    actions, ledger = [], context.ledger
+    stale = {item.pool for item in ledger.quarantined() if item.boot_id != context.boot_id}
+    for extent in ledger.quarantined():
+        if extent.boot_id != context.boot_id and not context.dry_run:
+            ledger.forget_extent(extent)
+    if stale:
+        actions.append(f"forget quarantined extents of an earlier boot in {', '.join(sorted(stale))}")
+    for reservation in ledger.of_other_boots(context.boot_id):
+        actions.append(f"forget the reservation of {reservation.name}: its memory went with an earlier boot")
+        if not context.dry_run:
+            for extent in reservation.extents:
+                ledger.forget_extent(extent)
+            ledger.forget(reservation.uuid)
+    return actions
+
+
+async def _reconcile_segment(context: ReconcileContext, name: str) -> list[str]:
+    """Compare a segment with the ledger: files without a row, files too large, and memory in no file."""
+    record = context.inventory.record(name)
+    if not Path(record.mount).is_mount():
+        return []
+    use = await asyncio.to_thread(segment_files.look, record.mount)
+    held = context.ledger.sizes_in(name)  # read after that: the row of a file is written before the file
+    actions = []
+    for path in sorted(_files_of_domains(use.files, record.mount) - held.keys()):
+        with context.tries.trying(path):
+            actions += await _reconcile_unknown_file(context, record, Path(path))
+    if not context.dry_run:
+        actions += await context.extents.accounts.cut_surplus(name, use, held, context.tries)
+        # removed or cut memory may be pinned, and was in a file when they were listed
+        await context.extents.accounts.audit(name, None if actions else use)
+    return actions + await _charge_mapped_excess(context, name)
+
+
+async def _charge_mapped_excess(context: ReconcileContext, segment: str) -> list[str]:
+    """Charge the memory of a device that its QEMU has beyond its charge: the file has the device's full size.
+
+    No other domain gets that memory any more, whatever libvirt and the guest report.
+    """
+    actions = []
+    for extent in context.ledger.charged_in_part(segment):
+        with context.tries.trying(str(extent.path)), contextlib.suppress(FileNotFoundError):
+            had_bytes = min(extent.size_bytes, segment_files.use_of(extent.path).held_bytes)
+            more_bytes = had_bytes - extent.charged_bytes
+            if more_bytes <= 0:
+                continue
+            if not context.dry_run:
+                shares = dict(extent.shares)
+                first = next(iter(shares), min(context.inventory.nodes(segment)))
+                context.ledger.recharge(extent, shares | {first: shares.get(first, 0) + more_bytes})
+            actions.append(f"charge {format_size(more_bytes)} more at {extent.path}: its QEMU has it")
+    if actions and not context.dry_run:
+        await context.extents.holding.make_room(segment)
+    return actions
+
+
+def _files_of_domains(paths: Iterable[str], mount: str) -> set[str]:
+    start = f"{mount}/libvirt-"
+    return {path for path in paths if path.startswith(start)}
+
+
+async def _reconcile_unknown_file(context: ReconcileContext, record: PoolRecord, path: Path) -> list[str]:
+    """Charge a file without a row in the ledger that a process maps; remove one that no process has open."""
+    if path.is_symlink() or not path.is_file():
+        return []
+    if not await within(partial(extent_files.in_use, path), f"extent {path}"):
+        if not context.dry_run:
+            await asyncio.to_thread(extent_files.remove, path)
+        return [f"remove {path}: no reservation has it"]
+    nodes = set(context.inventory.nodes(record.name))
+    find = partial(_reconstruct_extent, path, record, context.boot_id, nodes)
+    try:
+        extent, domain = await within(find, f"the processes that map {path}")
+    except Delayed as delay:  # charge it all the same
+        log.warning("%s", delay)
+        extent, domain = find(mappers=())
+    holder = f"the running domain {domain}" if domain else "no domain; kept until no process maps it"
+    if not context.dry_run:
+        context.ledger.adopt(extent, domain)
+    return [f"charge {format_size(extent.size_bytes)} at {path}, which the ledger did not have, to {holder}"]
+
+
+def _reconstruct_extent(
+    path: Path, record: PoolRecord, boot_id: str, nodes: set[int], *, mappers: tuple[int, ...] | None = None
+) -> tuple[Extent, str]:
+    """Return the extent that a file in use must be, and the name of its domain (empty: it has no QEMU process).
+
+    ``mappers``: the processes (PIDs) to inspect; ``None``: all that map it. For worker threads, unless empty.
+    """
+    file = extent_files.file_id(path)
+    size_bytes = path.stat().st_size
+    uuid = path.parent.name.removeprefix("libvirt-")
+    pids = processes.processes_mapping(file.device, file.inode) if mappers is None else mappers
+    domains = dict(domain for _, domain in each(qemu_processes.qemu_domain, pids) if domain)
+    shares = dict.fromkeys(sorted(nodes), 0)
+    known = backend(record.backend).bytes_by_node(path, pids)
+    shares |= {node: size for node, size in known.items() if node in nodes}
+    # untouched memory comes from the pool's nodes too: by default from the first
+    shares[min(nodes)] += size_bytes - sum(shares.values())
+    extent = Extent(
+        id=0,
+        uuid=uuid,
+        alias=path.name.split("+")[0],
+        pool=record.name,
+        path=path,
+        size_bytes=size_bytes,
+        page_size=record.page_size,
+        policy="none" if NO_NODE in nodes else "bind",
+        state=ExtentState.READY if uuid in domains else ExtentState.QUARANTINED,
+        boot_id=boot_id,
+        link="",
+        shares={node: size for node, size in shares.items() if size > 0},
+    )
+    return extent, domains.get(uuid, "")

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Huge pages of the host and of its nodes: their counters, and HVO, which gives back their struct pages.
+
+Sizes are bytes, except where a name says pages. ``root`` is the directory that stands for ``/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from virt_dmem.host.kernel import ROOT
+
+__all__ = ["HugePages", "huge_page_sizes", "huge_pages", "hvo", "set_huge_pages", "set_hvo"]
+
+_HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
+
+
+@dataclass(frozen=True)
+class HugePages:
+    """Huge pages of one size, of one node or of the host; ``pages`` counts free, used and surplus ones.
+
+    ``reserved`` are promised to mappings and mounts; the kernel counts them for the whole host only, so it
+    is 0 for a node.
+    """
+
+    pages: int
+    free: int
+    surplus: int
+    reserved: int = 0
+
+    @property
+    def persistent(self) -> int:
+        """What was asked of ``nr_hugepages``: surplus pages go away by themselves when they are freed."""
+        return self.pages - self.surplus
+
+
+def huge_page_sizes(*, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the huge page sizes that the kernel offers, smallest first; none without hugetlb."""
+    names = [path.name for path in (root / "sys/kernel/mm/hugepages").glob("hugepages-*kB")]
+    return tuple(sorted(int(name.removeprefix("hugepages-").removesuffix("kB")) * 1024 for name in names))
+
+
+def huge_pages(page_size: int, node: int | None = None, *, root: Path = ROOT) -> HugePages:
+    """Return the counters of one page size, of a node or (``None``) of the host.
+
+    :raise OSError: When there is no such page size or node.
+    """
+    base = _huge_pages_dir(page_size, node, root)
+
+    def count(name: str) -> int:
+        return int((base / name).read_text())
+
+    reserved = count("resv_hugepages") if (base / "resv_hugepages").exists() else 0
+    return HugePages(count("nr_hugepages"), count("free_hugepages"), count("surplus_hugepages"), reserved)
+
+
+def _huge_pages_dir(page_size: int, node: int | None, root: Path) -> Path:
+    name = f"hugepages-{page_size // 1024}kB"
+    of_nodes = root / "sys/devices/system/node"
+    if node is None or not of_nodes.exists():
+        return root / "sys/kernel/mm/hugepages" / name
+    return of_nodes / f"node{node}/hugepages" / name
+
+
+def hvo(*, root: Path = ROOT) -> bool | None:
+    """Tell whether HVO is switched on for huge pages taken from now on; ``None`` where the kernel has none."""
+    try:
+        return (root / _HVO).read_text().strip() != "0"
+    except FileNotFoundError:
+        return None
+
+
+def set_huge_pages(page_size: int, node: int, pages: int, *, root: Path = ROOT) -> None:
+    """Ask the kernel for so many persistent huge pages on a node; how many it has then is read back.
+
+    Getting fewer is no error to the kernel (``mm/hugetlb.c``, ``set_max_huge_pages``).
+
+    :raise OSError: When the kernel refuses altogether.
+    """
+    (_huge_pages_dir(page_size, node, root) / "nr_hugepages").write_text(f"{pages}\n")
+
+
+def set_hvo(on: bool, *, root: Path = ROOT) -> None:
+    """Switch HVO for huge pages taken from now on.
+
+    :raise OSError: When the kernel has none, or refuses.
+    """
+    (root / _HVO).write_text("1\n" if on else "0\n")

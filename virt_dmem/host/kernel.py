@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The running kernel: its memory, its release, this boot.
+
+Every function takes ``root``, the directory that stands for ``/``, so that a tree copied from another machine can
+be read as well. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "ROOT",
+    "Memory",
+    "memory",
+    "pressure",
+    "cma_bytes",
+    "struct_page_bytes",
+    "bad_pages_met",
+    "kernel_release",
+    "uptime",
+    "boot_id",
+]
+
+ROOT = Path("/")
+_TAINT_BAD_PAGE = 1 << 5  # Documentation/admin-guide/tainted-kernels.rst
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of the host or of one node; ``available_bytes`` is what can be had without swapping."""
+
+    total_bytes: int
+    free_bytes: int
+    available_bytes: int
+
+
+def memory(*, root: Path = ROOT) -> Memory:
+    """Return the memory of the host, from ``/proc/meminfo``."""
+    found = _meminfo(root / "proc/meminfo")
+    return Memory(found["MemTotal"], found["MemFree"], found["MemAvailable"])
+
+
+def pressure(of: str, *, root: Path = ROOT) -> float:
+    """Return for how much of the last 10 s, in percent, some task waited: for ``cpu``, ``memory`` or ``io``.
+
+    0 where the kernel does not tell (``/proc/pressure``, Documentation/accounting/psi.rst).
+    """
+    try:
+        some = (root / "proc/pressure" / of).read_text("ascii")
+    except OSError:
+        return 0.0
+    found = re.match(r"some avg10=([\d.]+) ", some)
+    return float(found[1]) if found else 0.0
+
+
+def _meminfo(path: Path) -> dict[str, int]:
+    # "MemFree:  1234 kB", and on a node "Node 0 MemFree:  1234 kB"; lines without kB count pages
+    lines = re.findall(r"(\S+):\s+(\d+) kB", path.read_text())
+    return {key: int(value) * 1024 for key, value in lines}
+
+
+def cma_bytes(*, root: Path = ROOT) -> int | None:
+    """Return what the kernel keeps movable to allocate from it in one piece; ``None`` without CONFIG_CMA."""
+    return _meminfo(root / "proc/meminfo").get("CmaTotal")
+
+
+def struct_page_bytes(*, root: Path = ROOT) -> int | None:
+    """Return how much memory holds ``struct page``; ``None`` on kernels that do not count it (before 6.11).
+
+    ``nr_memmap_pages`` and ``nr_memmap_boot_pages`` of ``/proc/vmstat``, which count base pages.
+    """
+    found = dict(re.findall(r"^(nr_memmap\w*_pages) (\d+)$", (root / "proc/vmstat").read_text(), re.MULTILINE))
+    if "nr_memmap_pages" not in found:
+        return None
+    return sum(map(int, found.values())) * os.sysconf("SC_PAGESIZE")
+
+
+def bad_pages_met(*, root: Path = ROOT) -> bool:
+    """Tell whether the kernel has met a page in a bad state since it booted; such a page it does not use again."""
+    try:
+        return bool(int((root / "proc/sys/kernel/tainted").read_text()) & _TAINT_BAD_PAGE)
+    except FileNotFoundError:
+        return False
+
+
+def kernel_release(*, root: Path = ROOT) -> str:
+    """Return the running kernel's release, as ``uname -r`` says it."""
+    return (root / "proc/sys/kernel/osrelease").read_text().strip()
+
+
+def uptime() -> float:
+    """Return the seconds since this boot, also those that the host slept: nobody sets this clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id(*, root: Path = ROOT) -> str:
+    """Return the identity of this boot: what was taken from the host under another one is gone."""
+    return (root / "proc/sys/kernel/random/boot_id").read_text().strip()

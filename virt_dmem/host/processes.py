@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Processes: what each maps and keeps open.
+
+A process can keep its ``maps`` and ``numa_maps`` from being read, for ever. Functions that look at all processes
+leave such a one out; those that look at one are for worker threads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from virt_dmem.host.kernel import ROOT
+from virt_dmem.stuck_threads import each
+
+__all__ = [
+    "Mapping",
+    "processes",
+    "process_name",
+    "mappings",
+    "processes_mapping",
+    "processes_using",
+    "bytes_by_node",
+]
+
+_GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One line of ``/proc/PID/maps``: addresses and offset in bytes, the file by device and inode."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    device: int
+    inode: int
+
+
+def processes(*, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the PIDs of all processes, lowest first."""
+    return tuple(sorted(int(path.name) for path in (root / "proc").iterdir() if path.name.isdecimal()))
+
+
+def process_name(pid: int, *, root: Path = ROOT) -> str:
+    """Return the command name of a process, ``""`` when it is gone."""
+    try:
+        return (root / f"proc/{pid}/comm").read_text("utf-8", "replace").rstrip("\n")
+    except _GONE:
+        return ""
+
+
+def mappings(pid: int, *, root: Path = ROOT) -> Iterator[Mapping]:
+    """Return what a process maps; nothing when it is gone or is a kernel thread."""
+    try:
+        lines = (root / f"proc/{pid}/maps").read_bytes().rstrip(b"\n").split(b"\n")
+    except _GONE:
+        return
+    for line in filter(None, lines):
+        addresses, perms, offset, device, inode = line.split(None, 5)[:5]
+        start, end = addresses.split(b"-")
+        major, minor = device.split(b":")
+        number = os.makedev(int(major, 16), int(minor, 16))
+        yield Mapping(int(start, 16), int(end, 16), perms.decode(), int(offset, 16), number, int(inode))
+
+
+def processes_mapping(device: int, inode: int, *, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the PIDs of the processes that map a file, in whatever mount namespace and under whatever path."""
+
+    def maps(pid: int) -> bool:
+        return any((area.device, area.inode) == (device, inode) for area in mappings(pid, root=root))
+
+    return tuple(pid for pid, found in each(maps, processes(root=root)) if found)
+
+
+def processes_using(device: int, *, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the PIDs of the processes that keep a file system busy: by a mapping, an open file or their cwd."""
+
+    def uses(pid: int) -> bool:
+        return _opens_on(pid, device, root) or any(area.device == device for area in mappings(pid, root=root))
+
+    return tuple(pid for pid, found in each(uses, processes(root=root)) if found)
+
+
+def _opens_on(pid: int, device: int, root: Path) -> bool:
+    base = root / f"proc/{pid}"
+    try:
+        names = [base / "cwd", base / "root", *(base / "fd").iterdir()]
+    except _GONE:
+        return False
+    for name in names:
+        try:
+            if name.stat().st_dev == device:
+                return True
+        except OSError:  # closed meanwhile, or a file that cannot be looked at (a kernel thread's cwd)
+            continue
+    return False
+
+
+def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:
+    """Return how much of a file a process has mapped and present on each node, from ``/proc/PID/numa_maps``."""
+    starts = {area.start for area in mappings(pid, root=root) if (area.device, area.inode) == (device, inode)}
+    found: dict[int, int] = {}
+    try:
+        lines = (root / f"proc/{pid}/numa_maps").read_text("utf-8", "replace").splitlines()
+    except _GONE:
+        return found
+    for line in lines:
+        page_size = re.search(r" kernelpagesize_kB=(\d+)", line)
+        if page_size is None or int(line.split(" ", 1)[0], 16) not in starts:
+            continue
+        for node, pages in re.findall(r" N(\d+)=(\d+)", line):
+            found[int(node)] = found.get(int(node), 0) + int(pages) * int(page_size[1]) * 1024
+    return found

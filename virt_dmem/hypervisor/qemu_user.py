@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whom QEMU of a starting domain runs as, and the directory where it will open its memory backends."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.errors import ExtentError
+from virt_dmem.hypervisor.paths import domain_directory, owner_of
+
+__all__ = ["placed"]
+
+_NUMBER = re.compile(r"\+[0-9]{1,10}")
+_MAX_ID = 2**32 - 2
+"""The largest number of a user or group; the next one means none to chown(2)."""
+
+
+def placed(config: Config, domain: DomainMemory) -> tuple[Path, tuple[int, int]]:
+    """Return libvirt's directory for a domain's memory files, and the user and group that QEMU runs as.
+
+    From the DAC label of the XML; a host without the DAC driver has none there, and then QEMU's user is the
+    owner of that directory. For worker threads.
+
+    :raise ExtentError: When there is no such directory, or no such user.
+    """
+    directory = domain_directory(config.libvirt, domain.name, domain.domain_id)
+    uid, gid = owner_of(directory)
+    if domain.dac_user:
+        uid = _number_or(domain.dac_user, lambda name: pwd.getpwnam(name).pw_uid)
+    if domain.dac_group:
+        gid = _number_or(domain.dac_group, lambda name: grp.getgrnam(name).gr_gid)
+    return directory, (uid, gid)
+
+
+def _number_or(label: str, look_up: Callable[[str], int]) -> int:
+    """Return the number of one half of a DAC label: ``+64055`` is one, anything else a name.
+
+    :raise ExtentError: When nobody has that name.
+    """
+    if _NUMBER.fullmatch(label) and int(label[1:]) <= _MAX_ID:
+        return int(label[1:])
+    try:
+        return look_up(label)
+    except (KeyError, ValueError) as error:
+        raise ExtentError(
+            f"The domain's DAC label names {label!r}, whom this host does not know.",
+            hint="Mend <seclabel model='dac'> of the domain, or user and group in qemu.conf.",
+        ) from error

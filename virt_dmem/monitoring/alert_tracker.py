@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which alerts are active: asked anew from time to time, each logged once when it comes and once when it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from virt_dmem.allocation.inventory import Inventory
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.reclaim import Accounts
+from virt_dmem.attempts import Attempts
+from virt_dmem.config.schema import Config
+from virt_dmem.deadline import within
+from virt_dmem.domain_xml.live import Guest
+from virt_dmem.domains import passthrough
+from virt_dmem.errors import Delayed
+from virt_dmem.host import kernel
+from virt_dmem.hypervisor import processes as qemu_processes
+from virt_dmem.monitoring import alert_rules
+
+__all__ = ["APPLY", "ActiveAlert", "AlertTracker"]
+
+log = logging.getLogger(__name__)
+
+APPLY = "apply"
+"""What ``pause-apply`` pauses, in the ledger."""
+
+
+PINNED_SECONDS = 5.0
+"""io_uring gives its buffers back in a worker, about a second after the process that had them."""
+
+
+@dataclass(frozen=True)
+class ActiveAlert:
+    """An active alert; ``subject`` is a domain, pool or file."""
+
+    code: str
+    subject: str
+    message: str
+    hint: str
+    since: float
+    """Seconds since the epoch."""
+
+
+class AlertTracker:
+    """What libvirt said of guests, and the alerts that follow from it and from all else that is known."""
+
+    def __init__(
+        self, config: Config, ledger: Ledger, inventory: Inventory, accounts: Accounts, tries: Attempts
+    ) -> None:
+        self._accounts = accounts
+        self._tries = tries
+        self._config = config
+        self._ledger = ledger
+        self._inventory = inventory
+        self._guests: dict[str, Guest] = {}
+        self._active: dict[tuple[str, str], ActiveAlert] = {}
+        self._fights: dict[str, str] = {}
+        self._alive: set[str] = set()
+        """Of the guests that seem to run outside of any pool, those whose QEMU was found."""
+        self._looking: dict[str, asyncio.Task[None]] = {}
+        self.connected = False
+        """libvirt answers, and what is known of guests is of now."""
+        self.changed = asyncio.Event()
+        """Something happened that may bring or end an alert."""
+
+    # What libvirt says
+
+    def listed(self, guests: Iterable[Guest]) -> None:
+        """Take these for all the guests there are."""
+        self._guests = {guest.uuid: guest for guest in guests}
+        self._alive &= self._guests.keys()
+        self.changed.set()
+
+    def seen(self, guest: Guest) -> None:
+        """Take note of one guest as it is now."""
+        self._guests[guest.uuid] = guest
+        self.changed.set()
+
+    def gone(self, uuid: str) -> None:
+        """Take note that a guest does not run any more."""
+        self._guests.pop(uuid, None)
+        self._alive.discard(uuid)
+        self.changed.set()
+
+    def set_fight(self, uuid: str, message: str | None) -> None:
+        """Take note that another tool fights over a domain with us, and what to say of it; or that it does not."""
+        if message:
+            self._fights[uuid] = message
+        else:
+            self._fights.pop(uuid, None)
+        self.changed.set()
+
+    def apply_is_paused(self) -> bool:
+        """Tell whether no domain is to be applied without being asked to."""
+        return (self._ledger.pause_left(APPLY) or 0) > 0
+
+    # What follows
+
+    def look(self) -> list[ActiveAlert]:
+        """Return the alerts that are active now, by code; log those that are new and those that are over."""
+        due = {(alert.code, alert.subject): alert for alert in alert_rules.due(self._facts())}
+        for key in sorted(self._active.keys() - due.keys()):
+            over = self._active.pop(key)
+            log.info("alert %s is over: %s", over.code, over.message)
+        for key, alert in due.items():
+            known = self._active.get(key)
+            if known is None:
+                log.warning("alert %s: %s %s", alert.code, alert.message, alert.hint)
+            since = known.since if known else time.time()
+            self._active[key] = ActiveAlert(alert.code, alert.subject, alert.message, alert.hint, since)
+        return [self._active[key] for key in sorted(self._active)]
+
+    def _facts(self) -> alert_rules.Facts:
+        return alert_rules.Facts(
+            uptime=kernel.uptime(),
+            guests=self._guests.values(),
+            standings=self._ledger.standings(),
+            extents=self._extents(),
+            on_raw_memory=passthrough.on_raw_memory(self._ledger, self._inventory, self._guests.values()),
+            quarantined=self._ledger.quarantined(),
+            capacity=self._inventory.capacity(),
+            reserved=self._reserved(),
+            pinned=self._pinned(),
+            enlarged=self._accounts.enlarged,
+            failed=self._tries.failed(),
+            damaged_ledger=self._ledger.set_aside(),
+            failures=self._ledger.failures(),
+            fights=self._fights,
+            paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,
+            is_alive=self._is_alive,
+        )
+
+    def _reserved(self) -> dict[tuple[str, int], int]:
+        """Return what domains hold, but for segments whose record cannot be read: that is an alert of its own."""
+        unknown = {Path(path).stem for path in self._inventory.damaged()}
+        return {where: size for where, size in self._ledger.reserved().items() if where[0] not in unknown}
+
+    def _pinned(self) -> dict[str, int]:
+        """Return what has been withheld for longer than a process takes to end."""
+        long_ago = time.monotonic() - PINNED_SECONDS
+        withheld = self._inventory.withheld()
+        return {segment: one.size_bytes for segment, one in withheld.items() if one.since < long_ago}
+
+    def _extents(self) -> dict[str, set[str]]:
+        """Return the aliases of the extents of guests with memory devices, for which alone they matter."""
+        with_devices = [uuid for uuid, guest in self._guests.items() if guest.devices]
+        held = {uuid: self._ledger.find(uuid) for uuid in with_devices}
+        return {uuid: {extent.alias for extent in one.extents} for uuid, one in held.items() if one}
+
+    def _is_alive(self, guest: Guest) -> bool:
+        """Tell whether a guest's QEMU was there when we asked last, and ask again: it may let us wait for that."""
+        if guest.uuid not in self._looking:
+            self._looking[guest.uuid] = asyncio.create_task(self._look_for(guest))
+        return guest.uuid in self._alive
+
+    async def _look_for(self, guest: Guest) -> None:
+        find = partial(qemu_processes.find_qemu, Path(self._config.libvirt.run_dir), guest.name, guest.uuid)
+        try:
+            alive = await within(find, f"QEMU of {guest.name}") is not None
+        except Delayed:  # whatever keeps it from answering is there
+            alive = True
+        finally:
+            del self._looking[guest.uuid]
+        if alive and guest.uuid in self._guests and guest.uuid not in self._alive:
+            self._alive.add(guest.uuid)
+            self.changed.set()
+        elif not alive:
+            self._alive.discard(guest.uuid)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Numbers for Prometheus: how things are, read when they are asked for, and what happened since the daemon began.
+
+Counters live in memory and begin at 0 with each daemon, as Prometheus expects of a process. Each metric is
+described in ``docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter as Count
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from virt_dmem import __version__
+from virt_dmem.allocation.ledger import Ledger
+from virt_dmem.allocation.models import Phase
+from virt_dmem.allocation.prezero.cache import PrezeroCache
+from virt_dmem.config.schema import Config
+from virt_dmem.errors import DmemError
+from virt_dmem.host import dirfd
+from virt_dmem.monitoring.alert_codes import EXPLANATIONS
+from virt_dmem.monitoring.alert_tracker import AlertTracker
+from virt_dmem.pools.savings import savings
+
+__all__ = ["Metrics", "write_textfile"]
+
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+"""Seconds: from linking a file to prefaulting terabytes."""
+
+
+class Metrics:
+    """The registry of one daemon; what happens is counted on its members."""
+
+    def __init__(self, config: Config, ledger: Ledger, holding: PrezeroCache, watch: AlertTracker) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_State(config, ledger, holding, watch))
+        self._hook_seconds = Histogram(
+            "virt_dmem_hook_seconds",
+            "How long hook operations of domains with pool memory took.",
+            ["operation"],
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+        self._refused = Counter(
+            "virt_dmem_hook_refused",
+            "Hook operations that failed, by the code of the error: each is a start that libvirt gave up.",
+            ["operation", "code"],
+            registry=self._registry,
+        )
+        self.reconciled = Counter(
+            "virt_dmem_reconcile_actions",
+            "Things that had to be mended, by what was needed to see them (host, libvirt).",
+            ["stage"],
+            registry=self._registry,
+        )
+        self.applied = Counter(
+            "virt_dmem_apply",
+            "Domains considered for automatic apply, by outcome (applied, failed, fight).",
+            ["outcome"],
+            registry=self._registry,
+        )
+        for stage in ("host", "libvirt"):
+            self.reconciled.labels(stage)
+        for outcome in ("applied", "failed", "fight"):
+            self.applied.labels(outcome)
+
+    @contextmanager
+    def hook(self, operation: str) -> Iterator[None]:
+        """Measure a hook operation, and count it if it fails."""
+        began = time.monotonic()
+        try:
+            yield
+        except DmemError as error:
+            self._refused.labels(operation, error.code).inc()
+            raise
+        finally:
+            self._hook_seconds.labels(operation).observe(time.monotonic() - began)
+
+    def exposition(self) -> bytes:
+        """Return all of it in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _State(Collector):
+    """How things are at the moment of a scrape."""
+
+    def __init__(self, config: Config, ledger: Ledger, holding: PrezeroCache, watch: AlertTracker) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._holding = holding
+        self._watch = watch
+
+    def describe(self) -> Iterator[Metric]:
+        """Name nothing beforehand: a registry would otherwise scrape us when we are registered."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Read all of it."""
+        yield _gauge(
+            "virt_dmem_build_info", "Always 1; the version of the daemon.", {("version",): {(__version__,): 1}}
+        )
+        yield _gauge(
+            "virt_dmem_exposition_time_seconds", "When these numbers were read, since the epoch.", time.time()
+        )
+        yield _gauge("virt_dmem_libvirt_connected", "1 if libvirt answers, else 0.", int(self._watch.connected))
+        yield from self._pools()
+        yield from self._savings()
+        yield from self._domains()
+        active = Count(alert.code for alert in self._watch.look())
+        by_code: dict[tuple[str, ...], float] = {(code,): active[code] for code in EXPLANATIONS}
+        yield _gauge("virt_dmem_alerts", "Alerts that are active, by code.", {("code",): by_code})
+
+    def _pools(self) -> Iterator[Metric]:
+        views = self._holding.views()
+        labels = ("pool", "node")
+        for word, help_text in {
+            "capacity": "Memory that a pool really has now; node is 'any' where its backend knows none.",
+            "reserved": "Memory of a pool that domains hold.",
+            "free": "Capacity less reserved, never below 0.",
+        }.items():
+            values: dict[tuple[str, ...], float] = {
+                (pool.name, "any" if node.node < 0 else str(node.node)): getattr(node, f"{word}_bytes")
+                for pool in views
+                for node in pool.nodes
+            }
+            yield _gauge(f"virt_dmem_pool_{word}_bytes", help_text, {labels: values})
+        ready: dict[tuple[str, ...], float] = {(pool.name,): pool.ready_bytes for pool in views}
+        yield _gauge(
+            "virt_dmem_pool_ready_bytes", "Free memory of a pool that is brought in and zeroed.", {("pool",): ready}
+        )
+        states: dict[tuple[str, ...], float] = {(pool.name, pool.state): 1 for pool in views}
+        yield _gauge(
+            "virt_dmem_pool_state",
+            "1 for the state of a pool: creating, mounting, ready, draining or destroying.",
+            {("pool", "state"): states},
+        )
+        pinned: dict[tuple[str, ...], float] = {(pool.name,): pool.pinned_bytes for pool in views}
+        yield _gauge(
+            "virt_dmem_pinned_bytes",
+            "Memory that guests gave back and that a process or device keeps pinned; not in capacity.",
+            {("pool",): pinned},
+        )
+        quarantined: Count[str] = Count({pool.name: 0 for pool in views})
+        for extent in self._ledger.quarantined():
+            quarantined[extent.pool.partition("+")[0]] += extent.size_bytes
+        yield _gauge(
+            "virt_dmem_quarantined_bytes",
+            "Memory whose domain is gone while a process still maps it.",
+            {("pool",): {(name,): size for name, size in quarantined.items()}},
+        )
+
+    def _savings(self) -> Iterator[Metric]:
+        saved: Count[tuple[str, ...]] = Count()
+        left: Count[tuple[str, ...]] = Count()
+        for item in savings(self._config):
+            key = (item.pool, "measured" if item.measured else "estimated")
+            saved[key] += item.net_bytes
+            left[key] += item.metadata_left_bytes
+        labels = ("pool", "source")
+        yield _gauge("virt_dmem_struct_page_saved_bytes", "Struct pages that a pool made go away.", {labels: saved})
+        yield _gauge(
+            "virt_dmem_struct_page_left_bytes", "Struct pages of a pool that are still there.", {labels: left}
+        )
+
+    def _domains(self) -> Iterator[Metric]:
+        phases = Count(standing.phase for standing in self._ledger.standings().values())
+        by_phase: dict[tuple[str, ...], float] = {(phase.value,): phases[phase] for phase in Phase}
+        yield _gauge(
+            "virt_dmem_domains",
+            "Domains that hold memory, by how far it has come: reserved, prepared, linked, running or stopped.",
+            {("phase",): by_phase},
+        )
+
+
+_Values = dict[tuple[str, ...], float] | Count[tuple[str, ...]]
+
+
+def _gauge(name: str, help_text: str, value: float | dict[tuple[str, ...], _Values]) -> Metric:
+    """Return a gauge: one number, or numbers by the values of the labels that are the key."""
+    if not isinstance(value, dict):
+        return GaugeMetricFamily(name, help_text, value=value)
+    ((labels, values),) = value.items()
+    family = GaugeMetricFamily(name, help_text, labels=labels)
+    for key, number in sorted(values.items()):
+        family.add_metric(key, number)
+    return family
+
+
+def write_textfile(path: Path, text: bytes) -> None:
+    """Replace a file that the node exporter may be reading, and may read (0644); it reads none but ``*.prom``.
+
+    Its directory may be the exporter's, which then may as well put there what it likes, but not have us write
+    anywhere else. For worker threads.
+
+    :raise OSError: When its directory is missing or not to be written.
+    """
+    fresh = f".{path.name}.new"
+    with dirfd.opened(path.parent) as at:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh, dir_fd=at)  # left by one that was killed, or put there for us to write to
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=at)
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, 0o644)
+            file.write(text)
+        os.replace(fresh, path.name, src_dir_fd=at, dst_dir_fd=at)

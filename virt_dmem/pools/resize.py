@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Make a pool larger or smaller while domains run on it.
+
+Where a mount cannot change its size (``remount,size=`` of hugetlbfs succeeds and does nothing) a pool grows by
+a segment and shrinks by its empty segments: they go, or one of them becomes smaller. What domains hold is never
+touched. Each step is in a record before it is done; what a kill left is finished by ``pools.mount``, or by
+asking for the same size again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from virt_dmem.config.schema import Config
+from virt_dmem.errors import DmemError, PoolBusy, PoolError
+from virt_dmem.host import kernel
+from virt_dmem.pools import manage, registry
+from virt_dmem.pools.backends.base import Backend, Job, Report
+from virt_dmem.pools.backends.table import backend as backend_named
+from virt_dmem.pools.record import NodeShare, PoolRecord
+from virt_dmem.units import format_size
+
+__all__ = ["resize", "Change", "Daemon", "NoDaemon"]
+
+
+class Daemon(Protocol):
+    """Who gives memory of the pool meanwhile, and has to know first."""
+
+    def retire(self, segment: str) -> None:
+        """Let nothing more be given from ``POOL+N``; refuses while somebody holds memory of it."""
+
+    def reserved(self, pool: str) -> int:
+        """Let the records be read again; return the bytes that are then reserved."""
+
+
+class NoDaemon:
+    """Nobody listens, so nobody gives memory either."""
+
+    def retire(self, segment: str) -> None:
+        """Nobody to tell."""
+
+    def reserved(self, pool: str) -> int:
+        """Return what the ledger of nobody says."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one segment: bytes by node before and after; none before, it is new; none after, it goes."""
+
+    segment: str
+    before: Mapping[int, int]
+    after: Mapping[int, int]
+
+    def __str__(self) -> str:
+        size, was = format_size(sum(self.after.values())), format_size(sum(self.before.values()))
+        if not self.before:
+            return f"add segment {self.segment} of {size}{_by_node(self.after)}"
+        if not self.after:
+            return f"give back segment {self.segment} of {was}"
+        larger = sum(self.after.values()) > sum(self.before.values())
+        how = "larger" if larger else "smaller"
+        return f"make segment {self.segment} {how}: {size}{_by_node(self.after)} instead of {was}"
+
+
+def _by_node(sizes: Mapping[int, int]) -> str:
+    named = [f"{format_size(size)} of node {node}" for node, size in sizes.items() if node >= 0]
+    return f" ({', '.join(named)})" if len(named) > 1 else f" of node {next(iter(sizes))}" if named else ""
+
+
+def resize(
+    config: Config,
+    name: str,
+    *,
+    sizes: int | Mapping[int, int],
+    daemon: Daemon,
+    report: Report | None = None,
+    dry_run: bool = False,
+    root: Path = kernel.ROOT,
+) -> list[Change]:
+    """Let a pool have ``sizes``, and return what was (``dry_run``: would be) changed, in order.
+
+    :param sizes: Bytes in all, or bytes by node; nodes that are not named stay as they are.
+    :raise PoolNotFound: When there is no such pool.
+    :raise UsageError: When a size is no whole number of pages, or a node has no memory.
+    :raise PoolBusy: When domains hold too much of it, nothing was changed then; or a process is in the way.
+    :raise PoolShort: When the host has not enough memory for more.
+    :raise PoolError: When the pool is not as recorded, or the kernel refuses.
+    """
+    with manage.locked(config):
+        there = {record.name: record for record in registry.segments(config, name)}
+        for record in there.values():
+            if record.state != "ready" or not backend_named(record.backend).mounted(record, root=root):
+                raise PoolError(
+                    f"Segment {record.name} of the pool is {record.state} and not as it should be.",
+                    hint=f"Run 'virt-dmem pool mount {name}' first.",
+                )
+        first = next(iter(there.values()))
+        changes = _changes(list(there.values()), sizes, root)
+        if dry_run:
+            return changes
+        work = _Work(config, backend_named(first.backend), daemon, report, root)
+        for change in changes:
+            if work.kind.resizes_in_place:
+                work.in_place(first, change)
+            elif change.before:
+                work.reduce(there[change.segment], change)
+            else:
+                work.grow(first, change)
+        work.let_go(name)
+    return changes
+
+
+def _changes(there: list[PoolRecord], sizes: int | Mapping[int, int], root: Path) -> list[Change]:
+    """Return what leads from the segments that are there to ``sizes``: first what goes, then what comes."""
+    first = there[0]
+    kind = backend_named(first.backend)
+    now: Counter[int] = Counter()
+    for record in there:
+        now.update({node: share.wanted_bytes for node, share in record.nodes.items()})
+    asked = manage.shares_of(kind, first.page_size, sizes, root, least=int(isinstance(sizes, int)))
+    more = {node: size - now[node] for node, size in asked.items() if size > now[node]}
+    less: int | dict[int, int] = {node: now[node] - size for node, size in asked.items() if size < now[node]}
+    if isinstance(sizes, int):  # spread is what is more or less, not what stays where it is
+        more = manage.evenly(max(0, sizes - now.total()), sorted(now), first.page_size)
+        less = max(0, now.total() - sizes)
+    if kind.resizes_in_place:
+        return [Change(first.name, dict(now), asked)] if asked != now else []
+    changes = _without(there, less, root) if less else []
+    if more:
+        number = max(record.number for record in there) + 1
+        changes.append(Change(f"{first.pool}+{number}", {}, more))
+    if not more and len([change for change in changes if not change.after]) == len(there):
+        raise PoolError(
+            f"Pool {first.pool} would have nothing left.", hint=f"That is 'virt-dmem pool destroy {first.pool}'."
+        )
+    return changes
+
+
+def _without(there: list[PoolRecord], less: int | dict[int, int], root: Path) -> list[Change]:
+    """Return how to have ``less`` bytes, in all or of each node, by empty segments; those added last go first."""
+    changes = []
+    wanted = less if isinstance(less, int) else sum(less.values())
+    left: Counter[int] = Counter() if isinstance(less, int) else Counter(less)
+    empty = [record for record in there if not manage.files_in(record, root)]
+    for record in reversed(empty):
+        before = {node: share.wanted_bytes for node, share in record.nodes.items()}
+        if isinstance(less, int):
+            takes = _evenly_from(before, wanted, record.page_size)
+        else:
+            takes = {node: min(size, left[node]) for node, size in before.items()}
+            left.subtract(takes)
+        if any(takes.values()):
+            after = {node: size - takes.get(node, 0) for node, size in before.items()}
+            changes.append(Change(record.name, before, {node: size for node, size in after.items() if size}))
+            wanted -= sum(takes.values())
+    if wanted:
+        name, used = there[0].pool, [record for record in there if record not in empty]
+        has = sum(record.wanted_bytes for record in there)
+        asked = less if isinstance(less, int) else sum(less.values())
+        kept = ", ".join(f"{record.name} of {format_size(record.wanted_bytes)}" for record in used)
+        held = sum(path.lstat().st_size for record in used for path in manage.files_in(record, root))
+        raise PoolBusy(
+            f"Pool {name} of {format_size(has)} cannot give back {format_size(asked)}"
+            f"{'' if isinstance(less, int) else ' of these nodes'}: domains hold {format_size(held)} in segment"
+            f" {kept}, and {format_size(asked - wanted)} is all that the others can give.",
+            hint="Stop these domains first: a segment goes or becomes smaller only while nobody has memory in it.",
+        )
+    return changes
+
+
+def _evenly_from(sizes: Mapping[int, int], most: int, page_size: int) -> dict[int, int]:
+    """Return what to take of each node, ``most`` bytes in all or everything, leaving them as even as can be."""
+    keep = max(0, sum(sizes.values()) - most) // page_size
+    takes = {}
+    for done, node in enumerate(sorted(sizes, key=lambda node: (sizes[node], node))):
+        kept = min(sizes[node] // page_size, keep // (len(sizes) - done))
+        takes[node] = sizes[node] - kept * page_size
+        keep -= kept
+    return takes
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Carries out changes."""
+
+    config: Config
+    kind: Backend
+    daemon: Daemon
+    report: Report | None
+    root: Path
+
+    def job(self, record: PoolRecord) -> Job:
+        return manage.job_of(self.config, record, self.report, self.root)
+
+    def reduce(self, record: PoolRecord, change: Change) -> None:
+        """Let an empty segment go, or have less."""
+        self.daemon.retire(f"{record.pool}+{record.number}")
+        manage.refuse_if_used(record, self.root)
+        kind, job = self.kind, self.job(record)
+        if not change.after:
+            manage.take_down(self.config, kind, job)
+            return
+        for node, share in record.nodes.items():
+            share.wanted_bytes = change.after.get(node, 0)
+        record.state = "mounting"
+        job.save()
+        try:
+            manage.bring_up(kind, job)
+        except DmemError:
+            if kind.mounted(record, root=self.root):  # somebody came in meanwhile: as it was
+                for node, share in record.nodes.items():
+                    share.wanted_bytes = change.before[node]
+                record.state = "ready"
+                job.save()
+            raise
+
+    def let_go(self, name: str) -> None:
+        """Give back what is no longer wanted and would not go at its time."""
+        left = 0
+        for record in registry.segments(self.config, name):
+            job = self.job(record)
+            if record.got_bytes > record.wanted_bytes:
+                left += self.kind.release(job, keep_wanted=True)
+            shares = {node: share for node, share in record.nodes.items() if share.wanted_bytes or share.got_bytes}
+            if shares != record.nodes:
+                record.nodes = shares
+                job.save()
+        if left:
+            raise PoolError(
+                f"Pool {name} has the size that was asked for, but {format_size(left)} would not go back to the"
+                " host: a process or a device has pages of it (one pinned page keeps all of a segment), or memory"
+                " for their struct pages is missing.",
+                hint="End what has them or free memory, then ask for the same size again; 'virt-dmem explain"
+                " memory-pinned' says what may pin pages.",
+            )
+
+    def grow(self, first: PoolRecord, change: Change) -> None:
+        """Add a segment."""
+        record = PoolRecord(
+            name=change.segment,
+            backend=first.backend,
+            page_size=first.page_size,
+            mount=str(self.config.pools_dir.resolve() / change.segment),
+            nodes={node: NodeShare(size) for node, size in change.after.items()},
+            boot_id=kernel.boot_id(root=self.root),
+            hvo=first.hvo,
+        )
+        manage.add(self.config, self.kind, self.job(record))
+
+    def in_place(self, record: PoolRecord, change: Change) -> None:
+        """Change the size of a mount. A smaller one is recorded first: what is reserved after that fits in it."""
+        kind, job = self.kind, self.job(record)
+        (node,) = record.nodes
+        before, after = change.before[node], change.after[node]
+        record.nodes[node] = NodeShare(after, min(before, after))
+        try:
+            if after > before:
+                kind.check(job)
+            job.save()
+            held = max(
+                self.daemon.reserved(record.pool),
+                sum(path.lstat().st_size for path in manage.files_in(record, self.root)),
+            )
+            if held > after:
+                raise PoolBusy(
+                    f"Pool {record.pool} of {format_size(before)} cannot become {format_size(after)}: domains hold"
+                    f" {format_size(held)} of it.",
+                    hint=f"Stop some of these domains first, or ask for {format_size(held)} or more.",
+                )
+            kind.remount(job)
+        except DmemError:
+            record.nodes[node] = NodeShare(before, before)
+            job.save()
+            raise
+        kind.acquire(job)
