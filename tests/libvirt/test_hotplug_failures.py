@@ -61,11 +61,13 @@ def test_a_domain_that_ends_while_memory_is_brought_in_leaves_nothing(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, tmp_path: Path
 ) -> None:
     start(libvirtd, roomy_pool, None)
-    daemon.restart_with_helper(tmp_path, TAKES_A_MINUTE)
+    ended = tmp_path / "ended"
+    daemon.restart_with_helper(tmp_path, f"while ! [ -e {ended} ]; do sleep 0.1; done")
     command = [VIRT_DMEM, "attach", "grower", "--size", "256M"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as attaching:
         wait_for("the memory to be charged", lambda: reserved(roomy_pool) == 448 * MIB)
         libvirtd.virsh("destroy", "grower")
+        ended.touch()
         assert attaching.wait(60) == 1
     wait_for("it to be given back", lambda: reserved(roomy_pool) == 0)
     assert virt_dmem_json("reconcile")["actions"] == []
