@@ -115,8 +115,8 @@ def run(segments: tuple[int, ...], operations: int, chance: random.Random) -> Co
 def _charge(free: Free, plan: Plan, sign: int) -> None:
     for extent in plan.extents:
         for node, size in extent.shares:
-            free[extent.pool][node] -= sign * size
-            assert free[extent.pool][node] >= 0
+            free[extent.segment][node] -= sign * size
+            assert free[extent.segment][node] >= 0
 
 
 def measure(results: Results, arguments: argparse.Namespace) -> None:

@@ -246,7 +246,7 @@ def test_a_draining_pool_gives_nothing_and_takes_nothing_away(
             waiting.wait(1.5)
         libvirtd.virsh("destroy", "runs")
         assert waiting.wait(60) == 0
-        assert "nobody holds memory" in waiting.stdout.read()
+        assert "no domain holds memory" in waiting.stdout.read()
     virt_dmem("pool", "drain", tmpfs_pool, "--undo")
     libvirtd.virsh("start", "--paused", "comes")
     assert "no pool 'nowhere'" in virt_dmem_fails("pool", "drain", "nowhere", status=1)

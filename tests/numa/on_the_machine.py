@@ -128,9 +128,9 @@ class Daemon:
         self.inventory = Inventory(config, self.ledger)
         times = StepTimes(self.ledger)
         self.extents = ExtentManager(config, self.ledger, self.inventory, times)
-        admission = Admission(config, self.ledger, self.inventory, self.extents.holding, self.extents.accounts)
+        admission = Admission(config, self.ledger, self.inventory, self.extents.prezero, self.extents.reclaim)
         self.hooks = HookOperations(config, self.ledger, admission, self.extents, times)
-        self.readying = PrezeroWorker(config, self.inventory, self.extents.holding)
+        self.worker = PrezeroWorker(config, self.inventory, self.extents.prezero)
 
     def prepare(self, *cells: Cell) -> Reservation:
         asyncio.run(self.hooks.prepare(self.memory(*cells), lambda _: None))
@@ -145,7 +145,7 @@ class Daemon:
         asyncio.run(self.hooks.release(UUID))
 
     def hold_free(self) -> None:
-        asyncio.run(self.readying.run_dry())
+        asyncio.run(self.worker.run())
 
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -208,7 +208,7 @@ def test_without_ballast_he_would() -> None:
     """What the kernel promises to a mount is a number for the whole host: this is why there is ballast."""
     with spare_pages(1, 16), pool(8, 8):
         (record,) = registry.records(CONFIG)
-        ballast.let_go(record, 0, 0)
+        ballast.shrink(record, 0, 0)
         with competitor(0) as taken:
             assert taken == 8, taken
 
@@ -268,7 +268,7 @@ def test_a_node_whose_last_processor_is_switched_off_is_slow_once_the_nodes_are_
             daemon = Daemon(CONFIG)
             for online, node in (("1", 1), ("0", 0), ("1", 1)):
                 switch.write_text(online)
-                daemon.inventory.read_nodes()
+                daemon.inventory.reload_nodes()
                 reservation = daemon.prepare(cell(0, 4))
                 assert where(reservation.extents[0].path) == {node: 4}, online
                 daemon.release()
@@ -341,7 +341,7 @@ def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next()
             with competitor(0) as taken:
                 assert taken == 0, taken
             assert counts("free_hugepages") == [0, 8, 0]
-            held = daemon.extents.holding.stock.held("p")
+            held = daemon.extents.prezero.stock.held("p")
             assert {node: size // HUGE for node, size in held.items()} == {0: 8, 1: 3}
         reservation = daemon.prepare(cell(0, 7, 0))  # for another one, it yields
         assert where(reservation.extents[0].path) == {0: 7}
@@ -355,13 +355,13 @@ def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_i
         with spare_pages(1, 8), pool(8, 8):
             daemon = Daemon(READY)
             memory = daemon.memory(cell(0, 7, 0, 1, policy="interleave"))
-            holding = daemon.extents.holding
-            holding.set_domains([memory])
+            prezero = daemon.extents.prezero
+            prezero.set_domains([memory])
             for done in (3, 6, 7):
-                asyncio.run(daemon.readying._step())
-                (extent,) = holding.stock.of("p")
+                asyncio.run(daemon.worker._step())
+                (extent,) = prezero.stock.of("p")
                 assert extent.clean_bytes == done * HUGE, extent
-                assert where(extent.path) == {node: size // HUGE for node, size in holding.stock.held("p").items()}
+                assert where(extent.path) == {node: size // HUGE for node, size in prezero.stock.held("p").items()}
             inode = extent.path.stat().st_ino
             (taken,) = daemon.prepare(*memory.cells).extents
             assert taken.path.stat().st_ino == inode
@@ -375,7 +375,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
     """The only moment: what the domain is about to get is let go, and not faulted yet."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(CONFIG)
-        make_room = daemon.extents.holding.make_room
+        make_room = daemon.extents.prezero.evict
         thieves = []
 
         async def robbed(segment: str) -> None:
@@ -383,7 +383,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
             thieves.append(competitor(0, 2))
             assert thieves[0].__enter__() == 2
 
-        daemon.extents.holding.make_room = robbed  # type: ignore[method-assign]
+        daemon.extents.prezero.evict = robbed  # type: ignore[method-assign]
         try:
             daemon.prepare(cell(0, 6, 0))
         except PrefaultFailed as failure:

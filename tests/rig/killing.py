@@ -121,17 +121,17 @@ def main() -> int:
 
     def chunk(self: PrezeroWorker, *args: Any) -> asyncio.Task[None]:
         killer.arm(background=True)
-        return clean_more(self, *args)
+        return start_chunk(self, *args)
 
     async def chunk_is_done(self: PrezeroWorker, *args: Any) -> bool:
         try:
-            return await outcome(self, *args)
+            return await finish_chunk(self, *args)
         finally:
             killer.step("a chunk is done")
 
-    def beginning(*args: Any) -> prezeroed_files.PrezeroedExtent | None:
+    def creating(*args: Any) -> prezeroed_files.PrezeroedExtent | None:
         killer.arm(background=True)
-        return begin(*args)
+        return create(*args)
 
     def around(name: str) -> Callable[..., None]:
         method = getattr(Hypervisor, name)
@@ -147,13 +147,13 @@ def main() -> int:
         setattr(Service, name, watched(name))
     for name in ("attach", "detach", "update"):
         setattr(Hypervisor, name, around(name))
-    serve, begin = Service.hook, prezeroed_files.begin
-    clean_more, outcome = PrezeroWorker._clean_more, PrezeroWorker._outcome
+    serve, create = Service.hook, prezeroed_files.create
+    start_chunk, finish_chunk = PrezeroWorker._start_chunk, PrezeroWorker._finish_chunk
     Ledger._transaction = counted  # type: ignore[assignment,method-assign]
     Service.hook = hook  # type: ignore[assignment,method-assign]
-    PrezeroWorker._clean_more = chunk  # type: ignore[method-assign]
-    PrezeroWorker._outcome = chunk_is_done  # type: ignore[method-assign]
-    prezeroed_files.begin = beginning
+    PrezeroWorker._start_chunk = chunk  # type: ignore[method-assign]
+    PrezeroWorker._finish_chunk = chunk_is_done  # type: ignore[method-assign]
+    prezeroed_files.create = creating
     sys.addaudithook(killer.audit)
     return run_daemon(sys.argv[2:])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Phase, Step
+from virt_dmem.allocation.models import Phase, TimedStep
 from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.domain_xml.live import Guest
@@ -58,7 +58,7 @@ def test_a_domain_that_starts_while_libvirt_lists_is_left_alone_whatever_the_clo
     parts: Components, clock: Clock, step: float
 ) -> None:
     reserve(parts.ledger, "before")
-    listed_at = parts.ledger.moment()
+    listed_at = parts.ledger.sequence()
     clock.ahead += step
     reserve(parts.ledger, "since")
     parts.ledger.set_phase("since", Phase.PREPARED)
@@ -83,10 +83,10 @@ def test_what_was_there_when_the_ledger_was_opened_comes_before_all_else(tmp_pat
         reserve(before, name)
     before.close()
     after = Ledger(tmp_path / "ledger.sqlite", "boot")
-    assert {held.moment for held in after.reservations()} == {after.moment()}
+    assert {held.sequence for held in after.reservations()} == {after.sequence()}
     after.set_phase("two", Phase.PREPARED)
-    moments = {held.name: held.moment for held in after.reservations()}
-    assert moments["one"] < moments["two"] == after.moment() == after.standings()["two"].moment
+    moments = {held.name: held.sequence for held in after.reservations()}
+    assert moments["one"] < moments["two"] == after.sequence() == after.phases()["two"].sequence
     after.close()
 
 
@@ -121,7 +121,7 @@ def test_a_guest_that_just_starts_is_not_called_outside_of_its_pool_when_the_clo
 def test_steps_come_in_their_order_and_none_takes_less_than_no_time(parts: Components, clock: Clock) -> None:
     ledger = parts.ledger
     for name in ("first", "second"):
-        ledger.add_steps("guest", [Step(name, time.time(), 0.1)])
+        ledger.add_steps("guest", [TimedStep(name, time.time(), 0.1)])
         clock.ahead -= HOUR
     assert [step.step for step in ledger.steps("guest")] == ["first", "second"]
 

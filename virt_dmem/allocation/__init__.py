@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which domain has which memory: placement, ledger, inventory."""
+"""Allocate memory of pools to domains: placement, ledger, inventory, reclaim."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the pools of this host have, and what of it is free.
+"""Take inventory of the pools of this host: their capacity, and what of it is free.
 
-Free is capacity less reservations, never what statfs says: pages that a guest gave back through its balloon
-stay the guest's.
+Free is capacity less reservations, not what statfs returns: pages that a guest gave back through its balloon remain
+charged to it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from virt_dmem.host import numa
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["Inventory", "Withheld"]
@@ -29,161 +30,163 @@ __all__ = ["Inventory", "Withheld"]
 
 @dataclass(frozen=True)
 class Withheld:
-    """Memory of a segment that was given back and is not known to have come back."""
+    """Hold how much freed memory of a segment may not be available again, and since when."""
 
     size_bytes: int
     since: float
-    """By the monotonic clock."""
+    """By the monotonic clock, in seconds."""
 
 
 class Inventory:
-    """The pools as recorded on disk and as mounted; ``refresh`` reads the records again."""
+    """Hold the pools as recorded on disk and as mounted."""
 
     def __init__(self, config: Config, ledger: Ledger) -> None:
         self._config = config
         self._ledger = ledger
-        self._records: dict[str, PoolRecord] = {}
+        self._records: dict[SegmentId, PoolRecord] = {}
         self._damaged: Mapping[str, DmemError] = {}
         self._draining: set[str] = set()
-        self._retiring: set[str] = set()
-        self._withheld: dict[str, Withheld] = {}
+        self._retiring: set[SegmentId] = set()
+        self._withheld: dict[SegmentId, Withheld] = {}
         self._slow_nodes = numa.nodes_without_cpus()
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the records again, after a pool was made, changed or destroyed, or was not after all."""
+        """Reload the records, after a change of pools ended or failed; no pool is retired any more."""
         self._retiring.clear()
         self.read_records()
 
     def read_records(self) -> None:
-        """Read the records again; one that cannot be read any more stays as it was read last.
+        """Reload the records; one that became unreadable is kept as it was read last.
 
-        A pool that was drained stays so, as long as it exists; one that is about to go stays that, too.
+        A drained pool stays drained while it exists, and a retired one retired.
         """
         found, self._damaged = registry.readable(self._config)
-        names = {Path(path).stem for path in self._damaged}
-        kept = {name: record for name, record in self._records.items() if name in names}
-        self._records = kept | {record.name: record for record in found}
-        self._withheld = {name: one for name, one in self._withheld.items() if name in self.ready()}
-        there = {record.pool for record in self._records.values()} | {name.partition("+")[0] for name in names}
-        for gone in self._ledger.drained() - there:
+        unreadable = {SegmentId(Path(path).stem) for path in self._damaged}
+        kept = {segment: record for segment, record in self._records.items() if segment in unreadable}
+        self._records = kept | {record.segment: record for record in found}
+        usable = self.usable()
+        self._withheld = {segment: one for segment, one in self._withheld.items() if segment in usable}
+        present = {segment.pool for segment in self._records.keys() | unreadable}
+        for gone in self._ledger.drained() - present:
             self._ledger.set_drained(gone, drained=False)
         self._draining = self._ledger.drained()
 
-    def look_for_damage(self) -> None:
-        """Read the records again if one cannot be read any more, or can be again."""
+    def reload_if_damaged(self) -> None:
+        """Reload the records if one became unreadable, or readable again."""
         _, damaged = registry.readable(self._config)
         if damaged.keys() != self._damaged.keys():
             self.read_records()
 
     def damaged(self) -> Mapping[str, DmemError]:
-        """Return why records of pools (by path) cannot be read."""
+        """Return the errors of records that cannot be read, by path."""
         return self._damaged
 
-    def read_nodes(self) -> None:
-        """See again which nodes have CPUs."""
+    def reload_nodes(self) -> None:
+        """Read again which nodes have CPUs."""
         self._slow_nodes = numa.nodes_without_cpus()
 
-    def record(self, segment: str) -> PoolRecord:
+    def record(self, segment: SegmentId) -> PoolRecord:
         """Return the record of a segment.
 
         :raise PoolNotFound: When there is none.
         """
-        return self._segments(f"{segment}+0" if "+" not in segment else segment)[0]
+        if segment not in self._records:
+            raise _not_found(segment)
+        return self._records[segment]
 
     def _segments(self, name: str) -> list[PoolRecord]:
-        """Return the segments of a pool, or (``POOL+0``, ``POOL+1``, …) one of them.
+        """Return the records of a pool's segments by number, or of one of them (``POOL+0``, ``POOL+1``, …).
 
         :raise PoolNotFound: When there is none.
         """
-        pool, _, number = name.partition("+")
         found = [
             record
-            for record in self._records.values()
-            if record.pool == pool and (not number or str(record.number) == number)
+            for segment, record in self._records.items()
+            if name in (segment.pool, f"{segment.pool}+{segment.number}")
         ]
         if not found:
-            raise PoolNotFound(
-                f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' shows those there are."
-            )
+            raise _not_found(name)
         return sorted(found, key=lambda record: record.number)
 
-    def mount(self, segment: str) -> Path:
-        """Return where a segment is mounted."""
+    def mount(self, segment: SegmentId) -> Path:
+        """Return the path where a segment is mounted."""
         return Path(self.record(segment).mount)
 
-    def nodes(self, segment: str) -> list[int]:
-        """Return the host nodes that a segment has memory of; -1 alone where its backend has none."""
+    def nodes(self, segment: SegmentId) -> list[int]:
+        """Return the host nodes that a segment has memory of; only -1 where its backend has no nodes."""
         return sorted(registry.capacity(self.record(segment)))
 
-    def has_struct_pages(self, segment: str) -> bool:
-        """Tell whether memory of a segment has struct pages; of one that is gone, it has."""
+    def has_struct_pages(self, segment: SegmentId) -> bool:
+        """Tell whether memory of a segment has struct pages; true if the segment is gone."""
         record = self._records.get(segment)
         return record is None or backend(record.backend).has_struct_pages
 
-    def zeroes_on_allocation(self, segment: str) -> bool:
-        """Tell whether memory of a segment is handed out clean by the kernel; of one that is gone, it is."""
+    def zeroes_on_allocation(self, segment: SegmentId) -> bool:
+        """Tell whether the kernel zeroes memory of a segment on allocation; true if the segment is gone."""
         record = self._records.get(segment)
         return record is None or backend(record.backend).zeroes(record)
 
-    def ready(self) -> dict[str, PoolRecord]:
-        """Return the segments that are whole, also those that give no memory any more."""
-        return {name: record for name, record in self._records.items() if record.state == "ready"}
+    def usable(self) -> dict[SegmentId, PoolRecord]:
+        """Return the segments that are completely set up, retired ones included."""
+        return {segment: record for segment, record in self._records.items() if record.state == "ready"}
 
-    def allocatable(self) -> dict[str, PoolRecord]:
-        """Return the segments that are whole and not about to go."""
-        return {name: record for name, record in self.ready().items() if name not in self._retiring}
+    def allocatable(self) -> dict[SegmentId, PoolRecord]:
+        """Return the usable segments that are not retired."""
+        return {segment: record for segment, record in self.usable().items() if segment not in self._retiring}
 
     def is_draining(self, pool: str) -> bool:
-        """Tell whether a pool gives no memory to domains that start."""
+        """Tell whether a pool gives no memory to starting domains."""
         return pool in self._draining
 
-    def refuse_draining(self, name: str) -> None:
-        """Refuse the pool that a domain asks for (empty: that of domains that name none) if it is drained.
+    def require_not_draining(self, name: str) -> None:
+        """Require that the pool of a domain (empty: that of domains without one) gives memory to starting domains.
 
-        :raise PoolDraining: When it is.
+        :raise PoolDraining: When it does not.
         """
-        ready = sorted({record.pool for record in self.ready().values()})
-        name = name or self._config.default_pool or (ready[0] if len(ready) == 1 else "")
+        usable = sorted({segment.pool for segment in self.usable()})
+        name = name or self._config.default_pool or (usable[0] if len(usable) == 1 else "")
         if name in self._draining:
             raise PoolDraining(
-                f"Pool {name} is draining: it gives no memory to domains that start.",
-                hint=f"Take another pool, or run 'virt-dmem pool drain {name} --undo'.",
+                f"Pool {name} is draining: it gives no memory to starting domains.",
+                hint=f"Use another pool, or run 'virt-dmem pool drain {name} --undo'.",
             )
 
-    def capacity(self) -> dict[tuple[str, int], int]:
-        """Return the bytes that each (segment, node) really has now."""
+    def capacity(self) -> dict[tuple[SegmentId, int], int]:
+        """Return the capacity of each (segment, node) in bytes, as mounted now."""
         return {
-            (name, node): size
-            for name, record in self.ready().items()
+            (segment, node): size
+            for segment, record in self.usable().items()
             for node, size in self._capacity(record).items()
         }
 
     def _capacity(self, record: PoolRecord) -> dict[int, int]:
-        """Return capacity less what is withheld, of each node: nobody says on which a page is that is pinned."""
-        withheld = self._withheld.get(record.name)
-        has = registry.capacity(record)
-        return {node: max(0, size - withheld.size_bytes) for node, size in has.items()} if withheld else has
+        """Return the capacity of each node less all withheld memory: the node of a pinned page is not known."""
+        withheld = self._withheld.get(record.segment)
+        mounted = registry.capacity(record)
+        if not withheld:
+            return mounted
+        return {node: max(0, size - withheld.size_bytes) for node, size in mounted.items()}
 
-    # What was given back and has not come back
+    # Freed memory that may not be available
 
-    def withhold(self, segment: str, size_bytes: int) -> None:
-        """Give no memory in place of so much that was given back and may not have come back."""
+    def withhold(self, segment: SegmentId, size_bytes: int) -> None:
+        """Withhold more memory of a segment from reservations, which was freed but may not be available."""
         before = self._withheld.get(segment) or Withheld(0, time.monotonic())
         self._withheld[segment] = Withheld(before.size_bytes + size_bytes, before.since)
 
-    def set_withheld(self, segment: str, size_bytes: int) -> None:
-        """Withhold so much of a segment, and no more."""
+    def set_withheld(self, segment: SegmentId, size_bytes: int) -> None:
+        """Set the memory of a segment that is withheld from reservations."""
         before = self._withheld.pop(segment, None)
         if size_bytes:
             self._withheld[segment] = Withheld(size_bytes, before.since if before else time.monotonic())
 
-    def withheld(self) -> Mapping[str, Withheld]:
-        """Return what is withheld of each segment."""
+    def withheld(self) -> Mapping[SegmentId, Withheld]:
+        """Return the withheld memory of each segment."""
         return self._withheld
 
-    def free_in(self, segment: str) -> dict[int, int]:
-        """Return what of a segment is not reserved, in bytes by node."""
+    def free_in(self, segment: SegmentId) -> dict[int, int]:
+        """Return the unreserved memory of a segment, in bytes by node."""
         record, reserved = self.record(segment), self._ledger.reserved()
         return {
             node: max(0, size - reserved.get((segment, node), 0)) if record.state == "ready" else 0
@@ -191,14 +194,14 @@ class Inventory:
         }
 
     def free(self) -> dict[str, PoolFree]:
-        """Return what may still be reserved, by pool, segment and node; never negative."""
+        """Return the memory that can be reserved, by pool, segment and node; never negative."""
         reserved = self._ledger.reserved()
-        segments: dict[str, dict[str, dict[int, int]]] = {}
-        for (name, node), size in self.capacity().items():
-            pool = self._records[name].pool
-            if pool not in self._draining and name not in self._retiring:
+        segments: dict[str, dict[SegmentId, dict[int, int]]] = {}
+        for (segment, node), size in self.capacity().items():
+            pool = segment.pool
+            if pool not in self._draining and segment not in self._retiring:
                 of_pool = segments.setdefault(pool, {})
-                of_pool.setdefault(name, {})[node] = max(0, size - reserved.get((name, node), 0))
+                of_pool.setdefault(segment, {})[node] = max(0, size - reserved.get((segment, node), 0))
         return {
             pool: PoolFree(
                 name=pool,
@@ -213,7 +216,7 @@ class Inventory:
         }
 
     def drain(self, name: str, *, undo: bool = False) -> None:
-        """Give no more memory from a pool, or (``undo``) give it again; holds until it is said otherwise.
+        """Drain a pool, or (``undo``) end that: it gives no memory to starting domains, also after a restart.
 
         :raise PoolNotFound: When there is none.
         """
@@ -222,49 +225,50 @@ class Inventory:
         (self._draining.discard if undo else self._draining.add)(name)
 
     def retire(self, name: str) -> None:
-        """Give no more memory from an empty pool, or one of its segments, that is about to go.
+        """Reserve no more memory of an empty pool, or one of its segments, that is about to be removed.
 
-        The next ``refresh`` takes this back if it did not. ``name``: ``POOL`` for all of it, ``POOL+0`` and so
-        on for one segment.
+        Ended by the next ``refresh``. ``name``: ``POOL`` for all of it, ``POOL+0`` and so on for one segment.
 
         :raise PoolNotFound: When there is none.
         :raise PoolBusy: When memory of it is reserved; names the holders.
         """
-        names = [record.name for record in self._segments(name)]
-        held = [extent for segment in names for extent in self._ledger.extents_in(segment)]
+        segments = [record.segment for record in self._segments(name)]
+        held = [extent for segment in segments for extent in self._ledger.extents_in(segment)]
         if held:
             domains = {reservation.uuid: reservation.name for reservation in self._ledger.reservations()}
             holders = sorted({domains.get(extent.uuid, extent.uuid) for extent in held})
             raise PoolBusy(
                 f"Domains hold {format_size(sum(extent.size_bytes for extent in held))} of pool {name}:"
                 f" {', '.join(holders)}.",
-                hint="Stop these domains first; 'virt-dmem show DOMAIN' tells what each holds.",
+                hint="Stop these domains first; 'virt-dmem show DOMAIN' shows the memory of each.",
             )
-        self._retiring.update(names)
+        self._retiring.update(segments)
 
-    def views(self) -> list[PoolStatus]:
+    # Status
+
+    def pool_statuses(self) -> list[PoolStatus]:
         """Return the status of every recorded pool, without its pre-zeroed memory."""
         reserved = self._ledger.reserved()
-        return [self._view(pool, reserved) for pool in sorted({record.pool for record in self._records.values()})]
+        return [self._status(pool, reserved) for pool in sorted({segment.pool for segment in self._records})]
 
-    def _view(self, pool: str, reserved: dict[tuple[str, int], int]) -> PoolStatus:
+    def _status(self, pool: str, reserved: dict[tuple[SegmentId, int], int]) -> PoolStatus:
         segments = self._segments(pool)
         capacity: Counter[int] = Counter()
         held: Counter[int] = Counter()
         for record in segments:
             capacity.update(self._capacity(record))
-            held.update({node: size for (name, node), size in reserved.items() if name == record.name})
+            held.update({node: size for (segment, node), size in reserved.items() if segment == record.name})
         nodes = [
             NodeStatus(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
         ]
-        gone = pool in self._draining or {record.name for record in segments} <= self._retiring
+        closed = pool in self._draining or {record.segment for record in segments} <= self._retiring
         state = next((record.state for record in segments if record.state != "ready"), "ready")
         return PoolStatus(
             name=pool,
             backend=segments[0].backend,
             page_size=segments[0].page_size,
             mount=segments[0].mount,
-            state="draining" if state == "ready" and gone else state,
+            state="draining" if state == "ready" and closed else state,
             capacity_bytes=sum(node.capacity_bytes for node in nodes),
             reserved_bytes=sum(node.reserved_bytes for node in nodes),
             free_bytes=sum(node.free_bytes for node in nodes),
@@ -275,7 +279,11 @@ class Inventory:
             pinned_bytes=sum(
                 withheld.size_bytes
                 for record in segments
-                if (withheld := self._withheld.get(record.name)) is not None
+                if (withheld := self._withheld.get(record.segment)) is not None
             ),
             nodes=nodes,
         )
+
+
+def _not_found(name: str) -> PoolNotFound:
+    return PoolNotFound(f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' shows the pools.")

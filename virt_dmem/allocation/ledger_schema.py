@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ledger's file: its schema, and how a file of an earlier version becomes one of ours.
+"""Define the schema of the ledger's file, migrate earlier versions, and verify and salvage it.
 
-Before a schema changes, the file as it was is kept beside it (``ledger.sqlite.v1-20260131T120000``); so is one that
-is damaged (``ledger.sqlite.damaged-20260131T120000``).
+Before a migration the file is copied beside it (``ledger.sqlite.v1-20260131T120000``); a damaged one is renamed
+(``ledger.sqlite.damaged-20260131T120000``).
 """
 
 from __future__ import annotations
@@ -70,15 +70,16 @@ END;
 CREATE TRIGGER extent_goes BEFORE DELETE ON extent BEGIN DELETE FROM share WHERE extent = OLD.id; END;
 """,
 )
-"""What makes each version of the schema of the one before it, the first of an empty file. What was once released
-is never changed, only added to: a file of any earlier version goes through all that it lacks."""
+"""Make each version of the schema from the previous one, the first from an empty file. A released migration never
+changes: a file of any earlier version runs through all that follow."""
 
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 _PHASES, _STATES = (", ".join(f"'{kind.value}'" for kind in of) for of in (Phase, ExtentState))
 _END = "('/' || pool || '/libvirt-' || uuid || '/' || alias)"
-"""Of a path, but for the number of one that was not the first. A file is emptied by its path: it must be this."""
+"""The end of a path, without the number of a file that was not the first. Files are emptied by path, so it is
+verified."""
 _IS_SOUND = {
     "reservation": f"""typeof(uuid) = 'text' AND typeof(name) = 'text' AND typeof(boot_id) = 'text'
         AND typeof(since) = 'real' AND phase IN ({_PHASES})""",
@@ -98,23 +99,23 @@ _IS_SOUND = {
     "paused": "typeof(what) = 'text' AND typeof(until) = 'real'",
     "failure": "typeof(extent) = 'integer' AND typeof(domain) = 'text' AND typeof(what) = 'text'",
 }
-"""What each row of a table must be: SQLite itself takes anything, and one flipped bit makes anything of a row."""
+"""Conditions on each row of a table: SQLite itself accepts any value, and a flipped bit can make any."""
 
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
-"""Errors that are about what is in the file (https://sqlite.org/rescode.html)."""
+"""Result codes about the content of the file (https://sqlite.org/rescode.html)."""
 
 
 COMPANIONS = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a file, by the ends of their names."""
+"""Suffixes of the files that SQLite keeps beside a database."""
 
 
 class Damaged(Exception):
-    """The file is no database, or no ledger of ours that can be trusted."""
+    """Report that the file is not a database, or not a valid ledger."""
 
 
 def open_file(path: Path) -> sqlite3.Connection:
-    """Open the file, root's own, made if it is missing; SQLite gives its companions (``-wal``) the same mode."""
+    """Open the file, or create it for root alone; SQLite gives its companions (``-wal``) the same mode."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     return sqlite3.connect(path, isolation_level=None)
@@ -122,24 +123,24 @@ def open_file(path: Path) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def damage_told() -> Iterator[None]:
-    """Tell a file that is damaged from a disk that is full or does not answer, whatever is done with it here.
+    """Distinguish a damaged file from a disk that is full or fails, for all access in this context.
 
-    :raise Damaged: When SQLite's error is of the first kind.
+    :raise Damaged: When SQLite reports a damaged file.
     """
     try:
         yield
-    except UnicodeDecodeError as error:  # of what SQLite says
+    except UnicodeDecodeError as error:  # in the message of SQLite
         raise Damaged(str(error)) from error
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF in _DAMAGE:  # the rest of it says more exactly what
+        if error.sqlite_errorcode & 0xFF in _DAMAGE:  # the other bits are details
             raise Damaged(str(error)) from error
         raise
 
 
 def require_sound(database: sqlite3.Connection) -> None:
-    """Look at the whole file: its pages, and what stands in each row.
+    """Verify the whole file: its pages, and each row.
 
-    :raise Damaged: When something in it cannot be.
+    :raise Damaged: When something in it is invalid.
     """
     (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
@@ -151,7 +152,7 @@ def require_sound(database: sqlite3.Connection) -> None:
             f"SELECT count(*) FROM {table} WHERE NOT coalesce({sound}, FALSE)"  # noqa: S608 -- of literals
         ).fetchone()
         if wrong:
-            raise Damaged(f"{wrong} rows of table {table} are not as they can be")
+            raise Damaged(f"{wrong} rows of table {table} are invalid")
         try:
             for _ in database.execute(f"SELECT * FROM {table}"):  # noqa: S608 -- of literals
                 pass
@@ -162,7 +163,7 @@ def require_sound(database: sqlite3.Connection) -> None:
 
 
 def has_our_schema(database: sqlite3.Connection) -> bool:
-    """Tell whether a file has the schema of our version, whatever version it says that it has."""
+    """Tell whether a file has the schema of our version, whatever its version number."""
     with contextlib.closing(sqlite3.connect(":memory:")) as ours:
         ours.executescript("".join(_MIGRATIONS))
         return _schema_of(database) == _schema_of(ours)
@@ -173,7 +174,7 @@ def _schema_of(database: sqlite3.Connection) -> list[tuple[str]]:
 
 
 def salvage(aside: Path, database: sqlite3.Connection) -> None:
-    """Copy what an administrator said, as far as it can be read, from a damaged file to a new one."""
+    """Copy the administrator's settings, as far as they can be read, from a damaged file to a new one."""
     for table in ("drained", "paused"):
         with (
             contextlib.suppress(sqlite3.Error, UnicodeDecodeError),
@@ -185,7 +186,7 @@ def salvage(aside: Path, database: sqlite3.Connection) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file that is damaged, with what SQLite keeps beside it; return its new path."""
+    """Rename a damaged file and its companions; return the new path."""
     now = time.strftime("%Y%m%dT%H%M%S")
     names = (
         path.with_name(f"{path.name}.damaged-{now}{more}") for more in ("", *(f".{n}" for n in range(1, 1000)))
@@ -199,15 +200,15 @@ def set_aside(path: Path) -> Path:
 
 
 def version_of(database: sqlite3.Connection) -> int:
-    """Return the version of its schema, 0 of an empty file."""
+    """Return the version of its schema; 0 for an empty file."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
     return int(version)
 
 
 def migrate(database: sqlite3.Connection, path: Path) -> None:
-    """Bring the file at ``path`` to our version, all at once or not at all.
+    """Migrate the file at ``path`` to our version, in one transaction.
 
-    :raise sqlite3.Error: When it cannot be, or no copy of it can be kept; it is then as it was.
+    :raise sqlite3.Error: When that fails, or the copy; the file is unchanged then.
     """
     version = version_of(database)
     if version >= SCHEMA_VERSION:
@@ -224,7 +225,7 @@ def migrate(database: sqlite3.Connection, path: Path) -> None:
 
 
 def _keep_copy(database: sqlite3.Connection, path: Path) -> None:
-    """Copy a database, whole or not at all."""
+    """Copy a database atomically."""
     unfinished = path.with_name(f"{path.name}.new")
     unfinished.unlink(missing_ok=True)
     with contextlib.closing(open_file(unfinished)) as copy:

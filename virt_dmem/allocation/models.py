@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the ledger knows of domains and their memory: values, without a word of how they are kept."""
+"""Define the values of the ledger and the inventory: domains, their extents, pools."""
 
 from __future__ import annotations
 
@@ -9,67 +9,69 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from virt_dmem.pools.segment_id import SegmentId
+
 __all__ = [
+    "Reservation",
+    "Phase",
+    "PhaseChange",
     "Extent",
     "ExtentState",
-    "Failure",
-    "NodeStatus",
     "Part",
-    "Phase",
+    "Failure",
+    "TimedStep",
     "PoolStatus",
-    "Reservation",
-    "Standing",
-    "Step",
+    "NodeStatus",
 ]
 
 
 class Phase(enum.Enum):
-    """How far a domain's memory has come; each hook operation requires the one before it."""
+    """Name the stages of a domain's memory; each hook operation requires the one before it."""
 
     RESERVED = "reserved"
-    """Charged; extents are being made."""
+    """Charged; its extents are being created."""
     PREPARED = "prepared"
-    """Every extent is there, every page of it present."""
+    """All extents exist with all pages populated."""
     LINKED = "linked"
     """Extents belong to QEMU's user and are linked where QEMU will open them."""
     RUNNING = "running"
-    """QEMU maps them; they belong to root again."""
+    """QEMU maps them; root owns them again."""
     STOPPED = "stopped"
-    """libvirt says the domain is stopping; nothing is freed yet."""
+    """libvirt reported that the domain stops; nothing is freed yet."""
 
 
-class Standing(NamedTuple):
-    """How far a domain's memory has come, and since when."""
+class PhaseChange(NamedTuple):
+    """Hold the phase of a domain's memory, and when it began."""
 
     phase: Phase
     since: float
-    """Seconds since the epoch: for people only, as that clock may be set back."""
-    moment: int = 0
-    """Which change of all domains' it was since the ledger was opened (``Ledger.moment``); 0: it was so then."""
+    """Seconds since the epoch: only for display, as that clock may be set back."""
+    sequence: int = 0
+    """Number of the change since the ledger was opened (``Ledger.sequence``); 0: it was earlier."""
     uptime: float = 0.0
-    """The same as ``since``, by ``host.uptime``; of what was so when the ledger was opened, that time."""
+    """The same as ``since``, by ``kernel.uptime``; if earlier, when the ledger was opened."""
 
 
 class ExtentState(enum.Enum):
-    """What is known of one file."""
+    """Name the states of an extent."""
 
     PLANNED = "planned"
-    """Recorded; the file may or may not exist, and may be partly filled."""
-    READY = "ready"
-    """Whole, placed, every page present."""
+    """Recorded; the file may exist, and may be partly populated."""
+    POPULATED = "ready"
+    """All pages are populated on their nodes."""
     ATTACHING = "attaching"
-    """Offered to QEMU while the domain runs; only libvirt knows whether it has it."""
+    """Being hot-plugged; only libvirt knows whether QEMU has it."""
     RESIZING = "resizing"
-    """virtio-mem whose guest was asked to plug or unplug; charged with the most that it may have meanwhile."""
+    """Of virtio-mem whose guest was asked to plug or unplug; charged with the most that it may have meanwhile."""
     DETACHING = "detaching"
-    """The guest was asked to let go of it, or must have; charged until QEMU maps it no more."""
+    """Being hot-unplugged; charged until QEMU does not map it any more."""
     QUARANTINED = "quarantined"
-    """Its domain is gone, but a process still maps it; charged until nobody does."""
+    """Its domain is gone, but a process still maps it; charged until none does."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an extent whose pages come from the same nodes: where it begins, its size, the NUMA policy."""
+    """Describe a part of an extent whose pages come from the same nodes by the same NUMA policy."""
 
     offset_bytes: int
     size_bytes: int
@@ -79,16 +81,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Extent:
-    """One file in a pool that backs one memory backend; ``shares`` is what it is charged with, bytes by node.
+    """Describe the file in a pool that backs one memory backend; ``shares`` are its charges, in bytes by node.
 
-    They sum up to its size, but for virtio-mem whose guest gave back blocks. In the order of ``shares`` the nodes
-    follow each other in the file, except where it is interleaved.
+    They sum up to its size, except for virtio-mem with unplugged blocks. The nodes follow each other in the file in
+    the order of ``shares``, except where it is interleaved.
     """
 
     id: int
     uuid: str
     alias: str
-    pool: str
+    segment: SegmentId
     path: Path
     size_bytes: int
     page_size: int
@@ -100,19 +102,19 @@ class Extent:
 
     @property
     def charged_bytes(self) -> int:
-        """What the domain is charged with for it."""
+        """The bytes that its domain is charged for it."""
         return sum(self.shares.values())
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        """Host nodes it is placed on, ascending; empty where the backend has no nodes."""
+        """Its host nodes, ascending; empty where the backend has no nodes."""
         return tuple(sorted(node for node in self.shares if node >= 0))
 
     def parts(self, from_bytes: int = 0) -> list[Part]:
-        """Return the pieces to prefault one after another, so that each node gives exactly its share.
+        """Return the parts from ``from_bytes`` on, to populate one after another so that each node gives its share.
 
-        One call for several nodes would leave it to the kernel how much comes from each; page by page in
-        turn, as interleaving has it, is the exception. What lies before ``from_bytes`` is left out.
+        A single part with several nodes would leave it to the kernel how much to take from each, except where it
+        interleaves them.
         """
         if self.policy in ("none", "interleave"):
             return [Part(from_bytes, self.size_bytes - from_bytes, self.policy, self.nodes)]
@@ -127,27 +129,27 @@ class Extent:
 
 @dataclass(frozen=True)
 class Reservation:
-    """What one domain holds."""
+    """Describe the memory that one domain holds."""
 
     uuid: str
     name: str
     boot_id: str
     phase: Phase
     since: float
-    """Seconds since the epoch, for people."""
+    """Seconds since the epoch, only for display."""
     extents: tuple[Extent, ...]
-    moment: int = 0
-    """As that of its ``Standing``: what came before what."""
+    sequence: int = 0
+    """As that of its ``PhaseChange``."""
 
     @property
     def size_bytes(self) -> int:
-        """All that the domain is charged with."""
+        """The bytes that the domain is charged in all."""
         return sum(extent.charged_bytes for extent in self.extents)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An extent (by its id) that may hold memory that failed, the name of the domain, and what was said of it."""
+    """Describe an extent (by its id) that may contain failed memory, its domain, and the message."""
 
     extent: int
     path: Path
@@ -156,8 +158,8 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of a domain's last start or stop: when it ended, how long it took."""
+class TimedStep:
+    """Describe a step of a domain's last start or stop: when it ended, how long it took."""
 
     step: str
     at: float
@@ -166,7 +168,7 @@ class Step:
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """The share of a pool on one host node, in bytes; node -1 where the backend has no nodes."""
+    """Describe the share of a pool on one host node, in bytes; node -1 where the backend has no nodes."""
 
     node: int
     capacity_bytes: int
@@ -176,7 +178,7 @@ class NodeStatus:
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """One pool as recorded, mounted and reserved, with its pre-zeroed memory (``ready_*``); sizes in bytes."""
+    """Describe a pool as recorded, mounted and reserved, with its pre-zeroed memory (``ready_*``); in bytes."""
 
     name: str
     backend: str

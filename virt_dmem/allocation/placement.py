@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many pages of each node each demand gets: the best placement there is, on hosts of any shape.
+"""Place demands for pages on nodes, in the best way there is, on hosts of any shape.
 
-Best means, in this order: every demand is met; as few pages as possible lie outside the nodes that they would
-rather have; the demands lie on as few nodes as possible; and what is left free is as even as possible (the
-variance over the nodes is the least). Whether there is a placement at all is always decided exactly. Where the
-ways to choose nodes are too many to look at all of them, the last two are only nearly the best.
+Best means, in this order: every demand is met; as few pages as possible are outside the preferred nodes; demands
+use as few nodes as possible; and the free pages are as even as possible (least variance over the nodes). Whether a
+placement exists is always decided exactly. Where there are too many choices of nodes to try all, the last two
+criteria are only nearly met.
 
 Pure numbers: pages and nodes, no bytes and no names.
 """
@@ -18,16 +18,16 @@ from dataclasses import dataclass, replace
 __all__ = ["place", "fits", "Demand", "Placement", "Shares"]
 
 Shares = list[dict[int, int]]
-"""For each demand, node to pages, each more than zero; in the order in which to take them."""
+"""For each demand, pages by node, each more than zero, in allocation order."""
 
 
 _FEW = 3
-"""So many demands at most are tried in every order, where not all can have their first tier."""
+"""The most demands to try in every order, where not all fit in their first tiers."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """So many pages, of the nodes of the first tier; what has no room there goes to the next tier, and so on."""
+    """Ask for pages of the nodes of the first tier; those without room there go to the next tier, and so on."""
 
     pages: int
     tiers: tuple[frozenset[int], ...]
@@ -35,7 +35,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a demand takes of some nodes."""
+    """Hold the pages of a demand that go to some nodes."""
 
     demand: int
     pages: int
@@ -44,7 +44,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the demands go; of two placements the one with the smaller ``cost`` is better."""
+    """Hold the shares of all demands; of two placements the one with the smaller ``cost`` is better."""
 
     shares: Shares
     cost: tuple[int, ...]
@@ -61,14 +61,14 @@ def fits(demands: Sequence[Demand], free: Mapping[int, int]) -> bool:
 def place(demands: Sequence[Demand], free: Mapping[int, int], *, choices: int = 2000) -> Placement | None:
     """Return the best placement of ``demands`` on nodes with ``free`` pages each; ``None`` when there is none.
 
-    :param choices: So many ways to choose nodes are looked at (10 to 100 µs each) before a good one will do.
+    :param choices: The most choices of nodes to try (10 to 100 µs each) before accepting a good one.
     """
     if len(demands) == 1 and (alone := _on_one_near_node(demands[0], free)):
         return alone
     if not fits(demands, free):
         return None
     concerned = _nodes([tier for demand in demands for tier in demand.tiers])
-    free = {node: pages for node, pages in free.items() if node in concerned}  # the others stay as they are
+    free = {node: pages for node, pages in free.items() if node in concerned}  # the others do not change
     divisions: list[list[_Part]] = []
     every_order = itertools.permutations(range(len(demands)))
     for order in itertools.islice(every_order, None if len(demands) <= _FEW else 1):
@@ -76,17 +76,17 @@ def place(demands: Sequence[Demand], free: Mapping[int, int], *, choices: int = 
         if parts not in divisions:
             divisions.append(parts)
         if all(part.nodes <= demands[part.demand].tiers[0] for part in parts):
-            break  # there is room for all, so it does not matter who comes first
+            break  # there is room for all, so the order does not matter
     found = [_placed(demands, parts, free, choices // len(divisions)) for parts in divisions]
     return min(found, key=lambda placement: (*placement.cost, _unevenness(placement.shares, free)))
 
 
 def _on_one_near_node(demand: Demand, free: Mapping[int, int]) -> Placement | None:
-    """Return the best placement there can be, where one node of the first tier has room for all."""
+    """Return the best placement if one node of the first tier has room for all; else ``None``."""
     near = [node for node in sorted(demand.tiers[0]) if free.get(node, 0) >= demand.pages > 0]
     if not near:
         return None
-    emptiest = max(near, key=lambda node: free[node])  # what is left is the most even then
+    emptiest = max(near, key=lambda node: free[node])  # keeps the free pages even
     return Placement([{emptiest: demand.pages}], (*(0 for _ in demand.tiers), 1))
 
 
@@ -106,7 +106,7 @@ def _nodes(tiers: Sequence[frozenset[int]]) -> frozenset[int]:
 
 
 def _by_tier(demands: Sequence[Demand], free: Mapping[int, int], order: Sequence[int]) -> list[_Part]:
-    """Give each demand, in this order, as much of its first tier as can be had, then of the second, and so on."""
+    """Give each demand, in this order, as much of its first tier as possible, then of the second, and so on."""
     rest = [_Part(number, demand.pages, frozenset().union(*demand.tiers)) for number, demand in enumerate(demands)]
     fixed: list[_Part] = []
     for index in range(max(len(demand.tiers) for demand in demands)):
@@ -120,7 +120,7 @@ def _by_tier(demands: Sequence[Demand], free: Mapping[int, int], order: Sequence
 def _most_of(
     tier: frozenset[int], number: int, rest: Sequence[_Part], fixed: Sequence[_Part], free: Mapping[int, int]
 ) -> tuple[_Part, _Part]:
-    """Divide one of ``rest`` into the most that ``tier`` can give it, all others having room, and what remains."""
+    """Divide one of ``rest`` into the most that fits in ``tier``, with room for all others, and the remainder."""
     part = rest[number]
 
     def divided(pages: int) -> tuple[_Part, _Part]:
@@ -148,7 +148,7 @@ def _fit(parts: Sequence[_Part], free: Mapping[int, int]) -> bool:
 
 
 def _level(parts: Sequence[_Part], free: Mapping[int, int], *, only_fit: bool = False) -> Shares | None:
-    """Return what each part takes so that what is left is as even as it can be; ``None`` when they do not fit.
+    """Return the shares of each part that leave the free pages most even; ``None`` when they do not fit.
 
     Pages move along chains of parts from the fullest nodes to emptier ones until that makes nothing more even
     (``only_fit``: until no node is overdrawn). When nothing more can be moved from an overdrawn node, they do
@@ -206,7 +206,7 @@ def _chain(taken: Sequence[Mapping[int, int]], left: Mapping[int, int], first: i
 
 
 def _on_fewest_nodes(parts: Sequence[_Part], free: Mapping[int, int], most: int) -> Shares:
-    """Return what each of ``parts``, which do fit, takes."""
+    """Return the shares of each of ``parts``, which are known to fit."""
     parts = [replace(part, nodes=frozenset(node for node in part.nodes if free.get(node, 0))) for part in parts]
     for more in itertools.count():
         choices = list(itertools.islice(_choices(parts, more), most + 1))
@@ -224,7 +224,7 @@ def _on_fewest_nodes(parts: Sequence[_Part], free: Mapping[int, int], most: int)
 
 
 def _choices(parts: Sequence[_Part], more: int) -> Iterator[list[_Part]]:
-    """Yield every way to confine each part to some of its nodes: one each, and ``more`` besides in all."""
+    """Yield every way to confine each part to some of its nodes: one each, plus ``more`` in all."""
     if not parts:
         if not more:
             yield []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which pool and which host nodes each memory backend of a domain takes its memory from.
+"""Plan from which pool and host nodes to allocate the memory backends of a domain.
 
-Pure and deterministic: the same domain and the same free memory always give the same plan. A plan is whole or
-refused, made of whole pages, and never takes more than is free on any node.
+Pure and deterministic: the same domain and the same free memory always give the same plan. A plan covers the whole
+domain, consists of whole pages, and never takes more than is free on any node.
 """
 
 from __future__ import annotations
@@ -18,58 +18,59 @@ from virt_dmem.domain_xml.memory_backends import Cell
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.domain_xml.requirements import require_possible, require_whole_pages
 from virt_dmem.errors import NotEnoughMemory, PoolNotFound
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["plan_domain", "Plan", "ExtentPlan", "PoolFree", "NO_NODE"]
 
 NO_NODE = -1
-"""Stands for the whole host in a pool whose backend knows no nodes."""
+"""The node number of the whole host, in a pool whose backend has no nodes."""
 _MOST_EXACT = 24
-"""Up to so many memory backends every placement that there is, is found, within 0.4 s on hosts of 8 nodes and 8
-segments. More, as no common guest has and QEMU allows, are placed one after another, within 0.1 s whatever they
-ask for: every hook waits while any domain is planned."""
+"""The most memory backends for which any existing placement is found, within 0.4 s on hosts of 8 nodes and 8
+segments. More, which QEMU allows and no common guest has, are placed one after another, within 0.1 s in any case:
+every hook waits while any domain is planned."""
 _MOST_WAYS = 16
 _MOST_PLACED = 128
-"""Ways times memory backends that are looked at to the end."""
+"""The most ways times memory backends to evaluate completely."""
 _MOST_TRIES = 2000
-"""How many cells are tried in a segment (some 20 µs each) before a domain of 8 cells is said not to fit; of more,
-which take longer each, fewer."""
+"""The most cells to try in a segment (some 20 µs each) before a domain of 8 cells is rejected; fewer for more
+cells, which take longer each."""
 _MOST_CHOICES = 2000
 _MOST_NAMED = 8
-"""So many memory backends are named in a refusal."""
+"""The most memory backends to name in an error."""
 
 
 @dataclass(frozen=True)
 class PoolFree:
-    """What a pool has to give."""
+    """Describe the free memory of a pool."""
 
     name: str
     backend: str
     page_size: int
-    segments: Mapping[str, Mapping[int, int]]
-    """Of each segment, node to free bytes; ``NO_NODE`` alone where the backend has no nodes."""
+    segments: Mapping[SegmentId, Mapping[int, int]]
+    """Free bytes by segment and node; only ``NO_NODE`` where the backend has no nodes."""
     slow_nodes: frozenset[int] = frozenset()
     """Nodes without CPUs, such as CXL memory."""
     may_lock: bool = True
-    """Domains with locked memory may have its memory."""
+    """Domains with locked memory can use it."""
     may_pin: bool = True
-    """Its memory has struct pages, so that direct I/O and others can pin it."""
+    """It has struct pages, so that direct I/O and others can pin its memory."""
 
 
 @dataclass(frozen=True)
 class ExtentPlan:
-    """Where one memory backend's memory comes from."""
+    """Plan the extent of one memory backend."""
 
     alias: str
-    pool: str
-    """The segment of the pool that it lies in: a file cannot lie in two."""
+    segment: SegmentId
+    """The segment of the pool that its file is in: a file cannot be in two."""
     size_bytes: int
     page_size: int
     policy: str
     """``bind``, ``interleave`` or ``preferred`` over ``nodes``; ``none`` where the pool has no nodes."""
     shares: tuple[tuple[int, int], ...]
-    """Node and bytes it is charged with, each once and more than zero, together ``size_bytes``; in the order in
-    which to take them: a preferred node comes first."""
+    """Node and bytes to charge, each node once, more than zero, together ``size_bytes``; in allocation order: a
+    preferred node comes first."""
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -87,23 +88,23 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """What the domain will be charged with in all."""
+        """The bytes to charge the domain in all."""
         return sum(extent.size_bytes for extent in self.extents)
 
 
 def plan_domain(memory: DomainMemory, pools: Mapping[str, PoolFree], default_pool: str) -> Plan:
-    """Return where each memory backend of ``memory`` finds its memory, in the order of its cells.
+    """Return the plan for the memory backends of ``memory``, in the order of its cells.
 
-    Host nodes of ``<numatune>`` are kept to where the mode is strict, restrictive (one or more of them) or
-    interleave (evenly over all of them); preferred ones are left only by what has no room there. A backend
-    without any lies on one node if that is possible at all, and on nodes without CPUs only where the others
-    have no room. What is left free is as even as possible (``allocation.placement``); with very many memory
-    backends only nearly, and what fits only if some of them make room for others may be refused.
-    Without a pool of its own the domain gets ``default_pool``, without that the only one there is.
+    Host nodes of ``<numatune>`` are respected where the mode is strict, restrictive (one or more of them) or
+    interleave (evenly over all of them); in mode preferred, only memory without room there goes elsewhere. A
+    backend without host nodes is placed on one node if possible, and on nodes without CPUs only where the others
+    have no room. Free memory is left as even as possible (``allocation.placement``); with very many memory backends
+    only nearly, and a domain that fits only if some of them make room for others may be rejected.
+    A domain that names no pool gets ``default_pool``, or else the only one.
 
-    :raise PoolNotFound: When there is no such pool, or more than one and no default.
-    :raise DomainRefused: When a size is no multiple of the page size, or the domain wants what the pool cannot.
-    :raise NotEnoughMemory: Says what was asked, and what is free by node.
+    :raise PoolNotFound: When there is no such pool, or several and no default.
+    :raise DomainRefused: When a size is no multiple of the page size, or the pool does not support the domain.
+    :raise NotEnoughMemory: Contains the requested memory, and the free memory by node.
     """
     pool = _choose_pool(memory, pools, default_pool)
     require_possible(memory, pool.name, may_lock=pool.may_lock, may_pin=pool.may_pin)
@@ -122,7 +123,7 @@ def _choose_pool(memory: DomainMemory, pools: Mapping[str, PoolFree], default_po
         return pools[name]
     if name:
         raise PoolNotFound(
-            f"Domain {memory.name!r} asks for memory of pool {name!r}, which is not there or not ready.",
+            f"Domain {memory.name!r} asks for memory of pool {name!r}, which does not exist or is not usable.",
             hint="'virt-dmem pool list' shows the pools of this host.",
         )
     raise PoolNotFound(
@@ -131,16 +132,16 @@ def _choose_pool(memory: DomainMemory, pools: Mapping[str, PoolFree], default_po
     )
 
 
-_Bin = tuple[str, int]
+_Bin = tuple[SegmentId, int]
 """A segment and a node."""
 
 
 def _place(cells: Sequence[Cell], pool: PoolFree) -> list[dict[_Bin, int]] | None:
-    """Return what each cell takes of each bin in bytes; ``None`` when they do not fit.
+    """Return the bytes that each cell takes of each bin; ``None`` when they do not fit.
 
-    Of the first ``_MOST_WAYS`` ways to choose segments in which they do fit the best; among equals the segments
-    with the least room are filled first, so that large domains find the large ones free. More than ``_MOST_EXACT``
-    cells are placed one after another.
+    The best of the first ``_MOST_WAYS`` fitting ways to choose segments; of equal ones the segments with the least
+    room are filled first, so that large domains find the large ones free. More than ``_MOST_EXACT`` cells are
+    placed one after another.
     """
     free = {
         (segment, node): size // pool.page_size
@@ -149,7 +150,7 @@ def _place(cells: Sequence[Cell], pool: PoolFree) -> list[dict[_Bin, int]] | Non
         if size >= pool.page_size
     }
     numbers = {where: number for number, where in enumerate(free)}
-    room: Counter[str] = Counter()
+    room: Counter[SegmentId] = Counter()
     for (segment, _), pages in free.items():
         room[segment] += pages
     by_number = dict(enumerate(free.values()))
@@ -190,9 +191,9 @@ def _place(cells: Sequence[Cell], pool: PoolFree) -> list[dict[_Bin, int]] | Non
 def _one_after_another(
     asks: Sequence[Sequence[list[Demand]]], free: Mapping[int, int]
 ) -> list[dict[int, int]] | None:
-    """Return what each cell takes of the bins in pages; ``None`` when one of them finds no room.
+    """Return the pages that each cell takes of the bins; ``None`` when one of them has no room.
 
-    Those with the least choice come first, of equals the largest; each takes the first of its segments with room.
+    Cells with the least choice come first, of equals the largest; each takes the first of its segments with room.
     """
     left = dict(free)
     found: list[dict[int, int]] = [{} for _ in asks]
@@ -212,7 +213,7 @@ def _one_after_another(
 
 
 def _taken(demands: Sequence[Demand], left: Mapping[int, int]) -> dict[int, int] | None:
-    """Return what demands on different bins take of what is left there: each of one bin where one has room."""
+    """Return the pages that demands on different bins take of the rest: each of one bin where one has room."""
     taken: dict[int, int] = {}
     for demand in demands:
         pages = demand.pages
@@ -235,7 +236,7 @@ def _ways(
     chosen: Sequence[list[Demand]],
     tries: Iterator[int],
 ) -> Iterator[list[list[Demand]]]:
-    """Yield the ways to give each cell one of the segments that it fits in so that all of them fit together."""
+    """Yield the ways to choose for each cell a segment that it fits in so that all fit together."""
     if len(chosen) == len(fitting):
         yield [*chosen]
         return
@@ -245,8 +246,8 @@ def _ways(
             yield from _ways(fitting, free, more, tries)
 
 
-def _demands(cell: Cell, segment: str, numbers: Mapping[_Bin, int], pool: PoolFree) -> list[Demand]:
-    """Return what a cell asks of the bins of its segment."""
+def _demands(cell: Cell, segment: SegmentId, numbers: Mapping[_Bin, int], pool: PoolFree) -> list[Demand]:
+    """Return the demands of a cell on the bins of its segment."""
     pages = cell.size_bytes // pool.page_size
     every = frozenset(number for (name, _), number in numbers.items() if name == segment)
 
@@ -269,7 +270,7 @@ def _demands(cell: Cell, segment: str, numbers: Mapping[_Bin, int], pool: PoolFr
 
 
 def _unevenness(placement: Placement, free: Mapping[_Bin, int]) -> int:
-    """Return how uneven what is left lies over the nodes, all segments together."""
+    """Return how uneven the free memory is over the nodes, all segments together."""
     left: Counter[int] = Counter()
     for number, ((_, node), pages) in enumerate(free.items()):
         left[node] += pages - sum(shares.get(number, 0) for shares in placement.shares)
@@ -283,7 +284,7 @@ def _extent(cell: Cell, shares: Mapping[_Bin, int], pool: PoolFree) -> ExtentPla
         policy = "none"
     return ExtentPlan(
         alias=cell.alias,
-        pool=segment,
+        segment=SegmentId(segment),
         size_bytes=cell.size_bytes,
         page_size=pool.page_size,
         policy=policy,
@@ -296,7 +297,7 @@ def _not_enough(memory: DomainMemory, pool: PoolFree) -> NotEnoughMemory:
     for nodes in pool.segments.values():
         by_node.update({node: max(0, size // pool.page_size * pool.page_size) for node, size in nodes.items()})
     asked = format_size(memory.total_bytes)
-    if memory.total_bytes <= by_node.total():  # who does not fit beside whom
+    if memory.total_bytes <= by_node.total():  # name those that do not fit together
         cells = sorted(memory.cells, key=lambda cell: (not cell.host_nodes, -cell.size_bytes))
         count = 1 + bisect_left(range(1, len(cells)), True, key=lambda count: _place(cells[:count], pool) is None)
         alone = next((cell for cell in cells[:count] if _place([cell], pool) is None), None)

@@ -30,7 +30,7 @@ class DomainList:
     def __init__(self, ledger: Ledger, encode: Callable[[Reservation], bytes]) -> None:
         self._ledger = ledger
         self._encode = encode
-        self._stale = set(ledger.standings())
+        self._stale = set(ledger.phases())
         self._names: dict[str, str] = {}
         """Of the domains in the list, by UUID."""
         self._order: list[tuple[str, str]] = []

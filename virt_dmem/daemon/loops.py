@@ -133,7 +133,7 @@ async def prezero_loop(parts: Components) -> None:
         parts.prezero.changed.clear()
         busy = False
         try:
-            busy = await parts.prezero_worker.run_dry()
+            busy = await parts.prezero_worker.run()
         except (DmemError, OSError) as error:
             log.warning("free memory cannot be pre-zeroed: %s", error)
         with suppress(TimeoutError):

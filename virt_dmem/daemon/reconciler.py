@@ -48,7 +48,7 @@ class Reconciler:
             with Hypervisor(self.config.libvirt.uri) as hypervisor:
                 return hypervisor.domains()
 
-        listed_at = self.ledger.moment()
+        listed_at = self.ledger.sequence()
         domains = await asyncio.to_thread(listed)
         actions += await self.libvirt_stage(domains, listed_at, dry_run=dry_run)
         left = (GUEST_OUTSIDE_POOL, EXTENT_QUARANTINED, RECONCILE_FAILED)
@@ -73,17 +73,17 @@ class Reconciler:
 
     async def settle(self) -> None:
         """Find out how much of the memory that guests gave back is free by now."""
-        accounts = self.extents.accounts
-        accounts.unsettled.clear()
+        reclaim = self.extents.reclaim
+        reclaim.unsettled.clear()
         with self.attempts.round("settle") as attempts:
-            for segment in accounts.to_settle():
+            for segment in reclaim.take_unsettled():
                 with attempts.trying(f"pool {segment}"):
-                    await accounts.settle(segment)
+                    await reclaim.settle(segment)
         self.alerts.changed.set()
 
     async def wait_unsettled(self) -> None:
         """Wait until memory was given back that is not known to be free."""
-        await self.extents.accounts.unsettled.wait()
+        await self.extents.reclaim.unsettled.wait()
 
     def _context(self, attempts: Round, *, dry_run: bool) -> ReconcileContext:
         return ReconcileContext(
@@ -93,6 +93,6 @@ class Reconciler:
             extents=self.extents,
             devices=self.device_reconciler,
             boot_id=self.boot_id,
-            tries=attempts,
+            attempts=attempts,
             dry_run=dry_run,
         )

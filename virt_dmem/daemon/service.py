@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from virt_dmem.aio import off_loop
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import PoolStatus, Reservation, Step
+from virt_dmem.allocation.models import PoolStatus, Reservation, TimedStep
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.fields import MAX_BYTES
@@ -152,7 +152,7 @@ class Service:
         _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
         return await self.virtio_mem.resize(domain, alias, size_bytes, report, wait_seconds=wait_seconds)
 
-    def show_domain(self, domain: str) -> tuple[Reservation, Sequence[Step]]:
+    def show_domain(self, domain: str) -> tuple[Reservation, Sequence[TimedStep]]:
         """Return the memory of a domain, by UUID or name, and the steps of its last start.
 
         :raise DomainRefused: When it holds no memory of a pool.
@@ -172,18 +172,18 @@ class Service:
 
     def list_pools(self) -> list[PoolStatus]:
         """Return every pool, by name."""
-        return self.prezero.views()
+        return self.prezero.pool_statuses()
 
     async def refresh_pools(self) -> None:
         """Read the records of the pools again."""
         self.inventory.refresh()
-        await self.prezero.fit()
+        await self.prezero.reload()
 
     def reread_nodes(self) -> None:
         """Read the host's NUMA nodes again, after its processors or memory changed."""
         log.info("the host's processors or memory changed")
-        self.inventory.read_nodes()
-        self.prezero.look_again()
+        self.inventory.reload_nodes()
+        self.prezero.invalidate()
         self.alerts.changed.set()
 
     async def retire_pool(self, name: str) -> None:
@@ -193,7 +193,7 @@ class Service:
         """
         self.inventory.read_records()
         self.inventory.retire(name)
-        await self.prezero.at_rest()
+        await self.prezero.quiesce()
 
     def drain_pool(self, name: str, *, undo: bool) -> None:
         """Stop allocating from a pool, or resume; persists until changed again.
@@ -202,7 +202,7 @@ class Service:
         """
         self.inventory.read_records()
         self.inventory.drain(name, undo=undo)
-        self.prezero.look_again()
+        self.prezero.invalidate()
 
     def pause_apply(self, seconds: float) -> None:
         """Pause automatic apply; 0: until ``resume_apply``."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from virt_dmem.allocation.models import PoolStatus, Reservation, Step
+from virt_dmem.allocation.models import PoolStatus, Reservation, TimedStep
 from virt_dmem.daemon.domain_list import DomainList
 from virt_dmem.daemon.reconciler import Reconciler
 from virt_dmem.daemon.service import Service
@@ -171,7 +171,7 @@ def domain_json(held: Reservation) -> bytes:
     return msgspec.json.encode(_domain(held))
 
 
-def _domain(held: Reservation, steps: Sequence[Step] = ()) -> DomainView:
+def _domain(held: Reservation, steps: Sequence[TimedStep] = ()) -> DomainView:
     return DomainView(
         uuid=held.uuid,
         name=held.name,
@@ -181,7 +181,7 @@ def _domain(held: Reservation, steps: Sequence[Step] = ()) -> DomainView:
         extents=[
             ExtentView(
                 alias=extent.alias,
-                pool=extent.pool.partition("+")[0],
+                pool=extent.segment.pool,
                 path=str(extent.path),
                 size_bytes=extent.size_bytes,
                 page_size=extent.page_size,

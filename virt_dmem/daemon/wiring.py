@@ -66,7 +66,7 @@ class Components:
 
     def follow_monitors(self) -> None:
         """Connect to the monitors of all running domains with pool memory."""
-        standings = self.ledger.standings().items()
+        standings = self.ledger.phases().items()
         self.monitors.follow({uuid for uuid, standing in standings if standing.phase is Phase.RUNNING})
 
     async def close(self) -> None:
@@ -86,15 +86,15 @@ def build(config: Config) -> Components:
     inventory = Inventory(config, ledger)
     times = StepTimes(ledger)
     extents = ExtentManager(config, ledger, inventory, times)
-    prezero = extents.holding
-    admission = Admission(config, ledger, inventory, prezero, extents.accounts)
+    prezero = extents.prezero
+    admission = Admission(config, ledger, inventory, prezero, extents.reclaim)
     hooks = HookOperations(config, ledger, admission, extents, times)
     device_operations = DeviceOperations(config, ledger, inventory, admission, extents)
     virtio_mem = VirtioMem(device_operations)
     device_reconciler = DeviceReconciler(device_operations, virtio_mem)
 
     attempts = Attempts()
-    alerts = AlertTracker(config, ledger, inventory, extents.accounts, attempts)
+    alerts = AlertTracker(config, ledger, inventory, extents.reclaim, attempts)
     metrics = Metrics(config, ledger, prezero, alerts)
     reconciler = Reconciler(
         config=config,
@@ -125,7 +125,7 @@ def build(config: Config) -> Components:
         config.libvirt,
         AutoApply(config, alerts, lambda outcome: metrics.applied.labels(outcome).inc()),
         alerts,
-        moment=ledger.moment,
+        moment=ledger.sequence,
         on_listed=domains_listed,
         on_defined=prezero.update_domain,
         on_device=guest_events.device_event,

@@ -12,7 +12,7 @@ from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, Reservation
 from virt_dmem.allocation.plan import Plan, plan_domain
 from virt_dmem.allocation.prezero.cache import PrezeroCache
-from virt_dmem.allocation.reclaim import Accounts
+from virt_dmem.allocation.reclaim import Reclaimer
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import NotEnoughMemory
@@ -28,13 +28,13 @@ class Admission:
     """Plan memory and charge it. No file is made here."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, inventory: Inventory, holding: PrezeroCache, accounts: Accounts
+        self, config: Config, ledger: Ledger, inventory: Inventory, prezero: PrezeroCache, reclaim: Reclaimer
     ) -> None:
         self._config = config
         self._ledger = ledger
         self._inventory = inventory
-        self._holding = holding
-        self._accounts = accounts
+        self._prezero = prezero
+        self._reclaim = reclaim
 
     async def reserve(self, domain: DomainMemory) -> Reservation:
         """Charge all memory of a domain that is about to start.
@@ -63,20 +63,20 @@ class Admission:
 
     async def _reserve_planned(self, domain: DomainMemory, reserve: Callable[[Plan], T]) -> T:
         """Plan a domain and reserve that; try again where withheld memory may have come back meanwhile."""
-        self._inventory.refuse_draining(domain.pool)
+        self._inventory.require_not_draining(domain.pool)
         try:
             return reserve(self._plan(domain))
         except NotEnoughMemory:
             withheld = list(self._inventory.withheld())
             for segment in withheld:
-                await self._accounts.settle(segment)
+                await self._reclaim.settle(segment)
             if not withheld:
                 raise
         return reserve(self._plan(domain))
 
     def _plan(self, domain: DomainMemory) -> Plan:
         try:
-            return self._holding.plan(domain) or plan_domain(
+            return self._prezero.plan(domain) or plan_domain(
                 domain, self._inventory.free(), self._config.default_pool
             )
         except NotEnoughMemory as error:
@@ -88,7 +88,7 @@ class Admission:
         """Choose a path for each extent that no quarantined extent of an earlier run occupies."""
         paths = {}
         for extent in plan.extents:
-            path = extent_files.path_of(self._inventory.mount(extent.pool), plan.uuid, extent.alias)
+            path = extent_files.path_of(self._inventory.mount(extent.segment), plan.uuid, extent.alias)
             number = 1
             while self._ledger.has_path(path):
                 path = path.with_name(f"{extent.alias}+{number}")

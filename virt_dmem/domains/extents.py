@@ -18,7 +18,7 @@ from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, Part, Reservation
 from virt_dmem.allocation.prezero.cache import PrezeroCache
-from virt_dmem.allocation.reclaim import Accounts
+from virt_dmem.allocation.reclaim import Reclaimer
 from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
@@ -26,6 +26,7 @@ from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import Delayed, DmemError, ExtentError, PrefaultFailed
 from virt_dmem.pools import extent_files
 from virt_dmem.pools.prefault import Mode, Progress, prefault
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["ExtentManager", "ReportProgress", "StepProgress"]
@@ -53,8 +54,8 @@ class ExtentManager:
         self._ledger = ledger
         self._inventory = inventory
         self._times = times
-        self.holding = PrezeroCache(config, ledger, inventory)
-        self.accounts = Accounts(ledger, inventory, self.holding)
+        self.prezero = PrezeroCache(config, ledger, inventory)
+        self.reclaim = Reclaimer(ledger, inventory, self.prezero)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._broken: set[int] = set()
         """Extents (ids) whose memory failed and could not be zeroed."""
@@ -76,16 +77,16 @@ class ExtentManager:
 
         :raise ExtentError: When one cannot be created or populated.
         """
-        for segment in {extent.pool for extent in wanted}:
+        for segment in {extent.segment for extent in wanted}:
             self._require_mounted(segment)
         with self._times.step(wanted[0].uuid, "take what is ready"):
-            clean = await self.holding.provide(wanted)
+            clean = await self.prezero.take(wanted)
         total_bytes = sum(extent.size_bytes for extent in wanted)
         done_bytes = 0
         for extent in wanted:
             if extent.id not in clean:
                 extent_files.create(extent.path, extent.size_bytes)
-            mode: Mode = "populate" if self._inventory.zeroes_on_allocation(extent.pool) else "zero"
+            mode: Mode = "populate" if self._inventory.zeroes_on_allocation(extent.segment) else "zero"
             prezeroed_bytes = clean.get(extent.id, 0)
             if prezeroed_bytes < extent.size_bytes:
                 await self.populate(
@@ -93,15 +94,15 @@ class ExtentManager:
                     total_bytes=total_bytes, gentle=gentle, mode=mode,
                 )  # fmt: skip
             done_bytes += extent.size_bytes
-        self._ledger.set_ready(wanted)
+        self._ledger.set_populated(wanted)
 
     async def create_empty(self, extent: Extent) -> None:
         """Create the file of an extent, without its memory.
 
         :raise ExtentError: When the pool refuses it, or is not mounted any more.
         """
-        self._require_mounted(extent.pool)
-        await self.holding.make_room(extent.pool)
+        self._require_mounted(extent.segment)
+        await self.prezero.evict(extent.segment)
         extent_files.create(extent.path, extent.size_bytes)
 
     async def populate(
@@ -124,7 +125,7 @@ class ExtentManager:
         :raise PrefaultFailed: When it could not be populated.
         """
         total_bytes = total_bytes or extent.size_bytes
-        with self._times.step(extent.uuid, f"prefault {extent.alias}"), self.accounts.growing(extent.pool):
+        with self._times.step(extent.uuid, f"prefault {extent.alias}"), self.reclaim.populating(extent.segment):
             done_bytes += prezeroed_bytes
             report(StepProgress(f"prefaulting {extent.alias}", done_bytes, total_bytes))
             for part in extent.parts(prezeroed_bytes):
@@ -134,13 +135,13 @@ class ExtentManager:
                         report(StepProgress(f"prefaulting {extent.alias}", done, total_bytes))
                 done_bytes += part.size_bytes
 
-    def _require_mounted(self, segment: str) -> None:
+    def _require_mounted(self, segment: SegmentId) -> None:
         """Refuse to create files on whatever file system is below a pool."""
         mount = self._inventory.mount(segment)
         if not mount.is_mount():
             raise ExtentError(
                 f"Pool {segment} is not mounted at {mount} any more.",
-                hint=f"Mount it with 'virt-dmem pool mount {segment.partition('+')[0]}'.",
+                hint=f"Mount it with 'virt-dmem pool mount {segment.pool}'.",
             )
 
     def _run_prefault(
@@ -186,7 +187,7 @@ class ExtentManager:
                 )  # fmt: skip
                 self._ledger.quarantine(extent)
         self._ledger.forget(reservation.uuid)
-        self.holding.look_again()
+        self.prezero.invalidate()
 
     async def release_abandoned(self, reservation: Reservation) -> None:
         """Release a domain that ended unnoticed, unless it changed since or an operation is in progress."""
@@ -194,14 +195,14 @@ class ExtentManager:
             return
         async with self.lock(reservation.uuid):
             current = self._ledger.find(reservation.uuid)
-            if current and current.moment == reservation.moment:
+            if current and current.sequence == reservation.sequence:
                 await self.release(current)
 
-    async def retry_quarantined(self, tries: Round) -> list[Extent]:
+    async def retry_quarantined(self, attempts: Round) -> list[Extent]:
         """Remove the quarantined extents that no process maps any more, and return them."""
         freed = []
         for extent in self._ledger.quarantined():
-            with tries.trying(str(extent.path)):
+            with attempts.trying(str(extent.path)):
                 async with self.lock(extent.uuid):
                     if (
                         extent.id not in self._broken
@@ -245,7 +246,7 @@ class ExtentManager:
         and False is returned.
         """
         suspect = self._ledger.has_failed(extent)
-        if extent.path.exists() and (suspect or not self._inventory.zeroes_on_allocation(extent.pool)):
+        if extent.path.exists() and (suspect or not self._inventory.zeroes_on_allocation(extent.segment)):
             try:
                 async with self._run_prefault(extent, "scrub") as progress:
                     async for _ in progress:
@@ -258,10 +259,10 @@ class ExtentManager:
                 self._ledger.quarantine(extent)
                 return False
         if extent.path.exists():
-            await self.accounts.give_back(extent)
+            await self.reclaim.release(extent)
         else:
             await asyncio.to_thread(extent_files.remove, extent.path)
         self._ledger.forget_extent(extent)
         if not suspect:
-            self.holding.given_back(extent)
+            self.prezero.note_release(extent)
         return True

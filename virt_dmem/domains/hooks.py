@@ -145,7 +145,7 @@ class HookOperations:
                 extent_files.close_socket(socket_of(domain.uuid))
 
             await within(close, f"extents and links of {domain.name}")
-            await self._extents.accounts.hold_to_size(reservation.extents)
+            await self._extents.reclaim.truncate_surplus(reservation.extents)
             self._ledger.set_links({extent.id: "" for extent in reservation.extents})
             self._ledger.set_phase(domain.uuid, Phase.RUNNING)
             log.info("%s: QEMU %d runs on %s of pool memory", domain.name, pid, format_size(reservation.size_bytes))

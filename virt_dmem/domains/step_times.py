@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Step
+from virt_dmem.allocation.models import TimedStep
 
 __all__ = ["StepTimes"]
 
@@ -21,7 +21,7 @@ class StepTimes:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._pending: dict[str, list[Step]] = {}
+        self._pending: dict[str, list[TimedStep]] = {}
         """Steps of the operation in progress, by the domain's UUID."""
 
     @contextmanager
@@ -34,7 +34,7 @@ class StepTimes:
         try:
             now = time.time()
             if began and 0 <= now - began < _LONGEST_HOOK_SECONDS:  # else the clock was set in between
-                self._pending[uuid].append(Step(f"{name}: hook", now, now - began))
+                self._pending[uuid].append(TimedStep(f"{name}: hook", now, now - began))
             with self.step(uuid, name):
                 yield
         finally:
@@ -46,7 +46,7 @@ class StepTimes:
         """Measure one step in this context; outside an operation it is written at once."""
         began = time.monotonic()
         yield
-        took = Step(name, time.time(), time.monotonic() - began)
+        took = TimedStep(name, time.time(), time.monotonic() - began)
         if uuid in self._pending:
             self._pending[uuid].append(took)
         else:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import libvirt
 
-from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
+from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.errors import DmemError, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
 
@@ -298,11 +298,12 @@ class Hypervisor:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise self._failed(domain.name(), error) from error
-        managed, memory = is_managed(xml), None
+        document = DomainDocument(xml)
+        managed, memory = document.is_managed(), None
         if managed:
             # who asks for pool memory and cannot have it is managed all the same
             with contextlib.suppress(DmemError):
-                memory = read_domain(xml)
+                memory = document.memory()
                 managed = memory.managed
         applied = memory is not None and memory.applied
         return DomainInfo(domain.UUIDString(), domain.name(), active, managed, applied, memory if applied else None)

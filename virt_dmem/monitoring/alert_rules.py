@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from virt_dmem.allocation.models import Extent, Failure, Phase, Standing
+from virt_dmem.allocation.models import Extent, Failure, Phase, PhaseChange
 from virt_dmem.allocation.plan import NO_NODE
 from virt_dmem.domain_xml.live import Guest
 from virt_dmem.monitoring.alert_codes import (
@@ -58,7 +58,7 @@ class Facts:
     """By ``host.uptime``: how old things are, nobody's setting of a clock is to change."""
     guests: Iterable[Guest] = ()
     """Those that libvirt says have started and run."""
-    standings: Mapping[str, Standing] = field(default_factory=dict)
+    standings: Mapping[str, PhaseChange] = field(default_factory=dict)
     """Domains (UUIDs) that hold memory, and how far it has come."""
     extents: Mapping[str, Collection[str]] = field(default_factory=dict)
     """The aliases of the extents of guests (UUIDs) with memory devices."""
@@ -136,12 +136,12 @@ def _raw(facts: Facts) -> Iterable[Alert]:
                 DEVICE_ON_RAW_MEMORY,
                 f"{guest.uuid} {obstacle.what}",
                 f"Domain {guest.name} runs on pool {pool}, whose memory has no struct pages, and {obstacle.what}.",
-                f"{obstacle.mend[:1].upper()}{obstacle.mend[1:]} ('virsh detach-device' while it runs), or shut the"
+                f"{obstacle.fix[:1].upper()}{obstacle.fix[1:]} ('virsh detach-device' while it runs), or shut the"
                 " domain down and give it a pool of huge pages.",
             )
 
 
-def _is_outside(standing: Standing | None, uptime: float) -> bool:
+def _is_outside(standing: PhaseChange | None, uptime: float) -> bool:
     if standing is None:
         return True
     if standing.phase is Phase.STOPPED:  # libvirt has not said so yet
@@ -155,8 +155,8 @@ def _quarantined(facts: Facts) -> Iterable[Alert]:
         yield Alert(
             EXTENT_QUARANTINED,
             str(extent.path),
-            f"A process still has {format_size(extent.size_bytes)} of pool {extent.pool} that domain {extent.uuid}"
-            " had before it ended.",
+            f"A process still has {format_size(extent.size_bytes)} of pool {extent.segment} that domain"
+            f" {extent.uuid} had before it ended.",
             f"'fuser -v {extent.path}' names the process; end it, and the memory is free some seconds later.",
         )
     yield from _more(EXTENT_QUARANTINED, len(quarantined))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.reclaim import Accounts
+from virt_dmem.allocation.reclaim import Reclaimer
 from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
@@ -52,9 +52,9 @@ class AlertTracker:
     """What libvirt said of guests, and the alerts that follow from it and from all else that is known."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, inventory: Inventory, accounts: Accounts, tries: Attempts
+        self, config: Config, ledger: Ledger, inventory: Inventory, reclaim: Reclaimer, tries: Attempts
     ) -> None:
-        self._accounts = accounts
+        self._reclaim = reclaim
         self._tries = tries
         self._config = config
         self._ledger = ledger
@@ -121,16 +121,16 @@ class AlertTracker:
         return alert_rules.Facts(
             uptime=kernel.uptime(),
             guests=self._guests.values(),
-            standings=self._ledger.standings(),
+            standings=self._ledger.phases(),
             extents=self._extents(),
             on_raw_memory=passthrough.on_raw_memory(self._ledger, self._inventory, self._guests.values()),
             quarantined=self._ledger.quarantined(),
-            capacity=self._inventory.capacity(),
+            capacity={(str(where), node): size for (where, node), size in self._inventory.capacity().items()},
             reserved=self._reserved(),
             pinned=self._pinned(),
-            enlarged=self._accounts.enlarged,
+            enlarged=self._reclaim.enlarged,
             failed=self._tries.failed(),
-            damaged_ledger=self._ledger.set_aside(),
+            damaged_ledger=self._ledger.damaged_file(),
             failures=self._ledger.failures(),
             fights=self._fights,
             paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,
@@ -140,13 +140,14 @@ class AlertTracker:
     def _reserved(self) -> dict[tuple[str, int], int]:
         """Return what domains hold, but for segments whose record cannot be read: that is an alert of its own."""
         unknown = {Path(path).stem for path in self._inventory.damaged()}
-        return {where: size for where, size in self._ledger.reserved().items() if where[0] not in unknown}
+        reserved = self._ledger.reserved()
+        return {(str(where), node): size for (where, node), size in reserved.items() if where not in unknown}
 
     def _pinned(self) -> dict[str, int]:
         """Return what has been withheld for longer than a process takes to end."""
         long_ago = time.monotonic() - PINNED_SECONDS
         withheld = self._inventory.withheld()
-        return {segment: one.size_bytes for segment, one in withheld.items() if one.since < long_ago}
+        return {str(segment): one.size_bytes for segment, one in withheld.items() if one.since < long_ago}
 
     def _extents(self) -> dict[str, set[str]]:
         """Return the aliases of the extents of guests with memory devices, for which alone they matter."""

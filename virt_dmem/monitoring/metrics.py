@@ -39,9 +39,9 @@ BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 class Metrics:
     """The registry of one daemon; what happens is counted on its members."""
 
-    def __init__(self, config: Config, ledger: Ledger, holding: PrezeroCache, watch: AlertTracker) -> None:
+    def __init__(self, config: Config, ledger: Ledger, prezero: PrezeroCache, watch: AlertTracker) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_State(config, ledger, holding, watch))
+        self._registry.register(_State(config, ledger, prezero, watch))
         self._hook_seconds = Histogram(
             "virt_dmem_hook_seconds",
             "How long hook operations of domains with pool memory took.",
@@ -92,10 +92,10 @@ class Metrics:
 class _State(Collector):
     """How things are at the moment of a scrape."""
 
-    def __init__(self, config: Config, ledger: Ledger, holding: PrezeroCache, watch: AlertTracker) -> None:
+    def __init__(self, config: Config, ledger: Ledger, prezero: PrezeroCache, watch: AlertTracker) -> None:
         self._config = config
         self._ledger = ledger
-        self._holding = holding
+        self._prezero = prezero
         self._watch = watch
 
     def describe(self) -> Iterator[Metric]:
@@ -119,7 +119,7 @@ class _State(Collector):
         yield _gauge("virt_dmem_alerts", "Alerts that are active, by code.", {("code",): by_code})
 
     def _pools(self) -> Iterator[Metric]:
-        views = self._holding.views()
+        views = self._prezero.pool_statuses()
         labels = ("pool", "node")
         for word, help_text in {
             "capacity": "Memory that a pool really has now; node is 'any' where its backend knows none.",
@@ -150,7 +150,7 @@ class _State(Collector):
         )
         quarantined: Count[str] = Count({pool.name: 0 for pool in views})
         for extent in self._ledger.quarantined():
-            quarantined[extent.pool.partition("+")[0]] += extent.size_bytes
+            quarantined[extent.segment.pool] += extent.size_bytes
         yield _gauge(
             "virt_dmem_quarantined_bytes",
             "Memory whose domain is gone while a process still maps it.",
@@ -171,7 +171,7 @@ class _State(Collector):
         )
 
     def _domains(self) -> Iterator[Metric]:
-        phases = Count(standing.phase for standing in self._ledger.standings().values())
+        phases = Count(standing.phase for standing in self._ledger.phases().values())
         by_phase: dict[tuple[str, ...], float] = {(phase.value,): phases[phase] for phase in Phase}
         yield _gauge(
             "virt_dmem_domains",

@@ -224,7 +224,7 @@ def _hold(job: Job) -> None:
             held = held_before + ballast.held_bytes(record, node)
             job.report(f"Holding huge pages of node {node}", held, in_all)
             try:
-                more = asyncio.run(ballast.hold_more(record, node, wanted))
+                more = asyncio.run(ballast.grow(record, node, wanted))
             except PrefaultFailed as failure:
                 raise PoolShort(
                     f"Pool {record.name} took {format_size(wanted)} of node {node}; others have some of it now.",

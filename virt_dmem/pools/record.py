@@ -8,8 +8,9 @@ from typing import Literal
 import msgspec
 
 from virt_dmem.host.ranges import Range
+from virt_dmem.pools.segment_id import SegmentId
 
-__all__ = ["BackendName", "NodeShare", "PoolRecord", "Step"]
+__all__ = ["BackendName", "NodeShare", "PageCountChange", "PoolRecord"]
 
 BackendName = Literal["hugetlbfs", "dmemfs", "tmpfs"]
 """What a record may name: any other word is a fault of the record."""
@@ -23,7 +24,7 @@ class NodeShare(msgspec.Struct):
     """Taken from the host by us, and so ours to give back."""
 
 
-class Step(msgspec.Struct, frozen=True):
+class PageCountChange(msgspec.Struct, frozen=True):
     """A change of a node's huge pages that is under way: its persistent count goes from one to the other."""
 
     node: int
@@ -53,7 +54,7 @@ class PoolRecord(msgspec.Struct):
     """HVO was off before this pool, or before another one that switched it on and is still there."""
     optimized: bool = False
     """HVO was on when the memory was taken."""
-    step: Step | None = None
+    step: PageCountChange | None = None
     saved_bytes: int = 0
     """Struct pages that went away when the memory was taken."""
     measured: bool = True
@@ -67,14 +68,19 @@ class PoolRecord(msgspec.Struct):
     version: int = 1
 
     @property
+    def segment(self) -> SegmentId:
+        """The segment that it describes."""
+        return SegmentId(self.name)
+
+    @property
     def pool(self) -> str:
         """The name of the pool."""
-        return self.name.partition("+")[0]
+        return self.segment.pool
 
     @property
     def number(self) -> int:
         """0 for the first segment of the pool, and so on."""
-        return int(self.name.partition("+")[2] or 0)
+        return self.segment.number
 
     @property
     def wanted_bytes(self) -> int:

@@ -14,6 +14,7 @@ from virt_dmem.errors import PoolError, PoolNotFound
 from virt_dmem.host import kernel
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.text import POOL_NAME
 
 __all__ = ["NAME", "capacity", "choose", "find", "readable", "records", "segments"]
@@ -47,7 +48,7 @@ def readable(config: Config) -> tuple[list[PoolRecord], dict[str, PoolError]]:
 def _files(config: Config, pool: str = "") -> Iterator[Path]:
     """Yield the files of all records, or of those of one pool."""
     for path in sorted(config.pool_records_dir.glob("[!.]*.json")):
-        if not pool or path.stem.partition("+")[0] == pool:
+        if not pool or SegmentId(path.stem).pool == pool:
             yield path
 
 

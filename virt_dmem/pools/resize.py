@@ -22,6 +22,7 @@ from virt_dmem.pools import manage, registry
 from virt_dmem.pools.backends.base import Backend, Job, Report
 from virt_dmem.pools.backends.table import backend as backend_named
 from virt_dmem.pools.record import NodeShare, PoolRecord
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["resize", "Change", "Daemon", "NoDaemon"]
@@ -133,7 +134,7 @@ def _changes(there: list[PoolRecord], sizes: int | Mapping[int, int], root: Path
     changes = _without(there, less, root) if less else []
     if more:
         number = max(record.number for record in there) + 1
-        changes.append(Change(f"{first.pool}+{number}", {}, more))
+        changes.append(Change(str(SegmentId.of(first.pool, number)), {}, more))
     if not more and len([change for change in changes if not change.after]) == len(there):
         raise PoolError(
             f"Pool {first.pool} would have nothing left.", hint=f"That is 'virt-dmem pool destroy {first.pool}'."

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files of a segment as the kernel has them: what each holds, and what none holds and is not free either.
+"""Measure the files of a segment: the memory of each, and used memory that belongs to none of them.
 
-A page that was given back while somebody pins it (io_uring's fixed buffers, vmsplice, direct I/O or RDMA under way)
-is in no file any more, and cannot be had: hugetlbfs counts it as used until the pin is gone (``free_huge_folio()``
-in ``mm/hugetlb.c`` is what gives it back to the mount). No lease and no process's maps tell of it. A file that was
-unlinked while somebody has it open is no different, nor is one that somebody else made in the pool.
+A page that was freed while it is pinned (io_uring's fixed buffers, vmsplice, direct I/O or RDMA in flight) is in no
+file any more, and not available: hugetlbfs counts it as used until it is unpinned (``free_huge_folio()`` in
+``mm/hugetlb.c`` returns it to the mount). Neither a lease nor a process's maps show it. The same holds for an
+unlinked file that a process has open, and for a file that another program created in the pool.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 from virt_dmem.pools import ballast, prezeroed_files
 
-__all__ = ["FileUse", "SegmentUse", "cut_surplus", "empty", "look", "use_of"]
+__all__ = ["SegmentUse", "FileUse", "scan", "use_of", "empty", "truncate"]
 
 _OURS = ("libvirt-", ballast.DIRECTORY, prezeroed_files.DIRECTORY)
 _BLOCK = 512  # the unit of st_blocks, whatever the file system
 
 
 class FileUse(NamedTuple):
-    """Size and memory of a file, in bytes; a file may have memory beyond its end (``FALLOC_FL_KEEP_SIZE``)."""
+    """Hold size and memory of a file, in bytes; it may have memory beyond its end (``FALLOC_FL_KEEP_SIZE``)."""
 
     size_bytes: int
     held_bytes: int
@@ -31,7 +31,7 @@ class FileUse(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentUse:
-    """What the files of domains and our own hold in a segment, and what the file system says of it."""
+    """Hold the use of a segment by files of domains and of ours, and as its file system counts it."""
 
     files: dict[str, FileUse]
     """By path."""
@@ -39,12 +39,12 @@ class SegmentUse:
 
     @property
     def missing_bytes(self) -> int:
-        """What is used and in none of them; too much while they grow or shrink, for then nothing stands still."""
+        """Return the bytes used in none of the files; too many while these grow or shrink."""
         return max(0, self.used_bytes - sum(file.held_bytes for file in self.files.values()))
 
 
-def look(mount: str) -> SegmentUse:
-    """Return what files below a mount hold; what is not ours or cannot be looked at is left out, and so is missing.
+def scan(mount: str) -> SegmentUse:
+    """Return the use of files below a mount; files not ours or not accessible are left out, and so missing.
 
     :raise OSError: When there is no such mount.
     """
@@ -80,19 +80,19 @@ def _files_of(directory: str) -> dict[str, FileUse]:
 def use_of(path: Path) -> FileUse:
     """Return size and memory of one file.
 
-    :raise OSError: When it is not there.
+    :raise OSError: When there is no such file.
     """
     found = path.lstat()
     return FileUse(found.st_size, found.st_blocks * _BLOCK)
 
 
 def empty(path: Path) -> int:
-    """Give all memory of a file that nobody has open back to the kernel; return how much of it surely came back.
+    """Free all memory of a file that no process has open; return the bytes that are known to be free again.
 
-    Surely: the file system has so much more free than before. While others take memory of the same segment that is
-    less than what came back. To be called from a worker thread: many pages take long.
+    That is by how much the free space of the file system grew: less than was freed while others allocate from the
+    same segment. For worker threads: many pages take long.
 
-    :raise OSError: When it cannot be opened, or somebody has it after all.
+    :raise OSError: When it cannot be opened, or a process has it open after all.
     """
     fd = _opened(path)
     try:
@@ -104,8 +104,8 @@ def empty(path: Path) -> int:
         os.close(fd)
 
 
-def cut_surplus(path: Path, size_bytes: int) -> None:
-    """Cut a file to a size, and what it holds beyond that: who has it open may have made it larger.
+def truncate(path: Path, size_bytes: int) -> None:
+    """Truncate a file that a process may have enlarged, also of memory beyond its end.
 
     :raise OSError: When it cannot be opened.
     """
@@ -117,5 +117,5 @@ def cut_surplus(path: Path, size_bytes: int) -> None:
 
 
 def _opened(path: Path) -> int:
-    """Open a file that others may hold a lease on: that must not be waited for."""
+    """Open a file without waiting for a lease on it."""
     return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

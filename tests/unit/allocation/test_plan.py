@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A plan is whole or refused, never takes more than there is, and keeps to the nodes it was told."""
+"""A plan covers the whole domain, never exceeds the free memory, and respects the requested nodes."""
 
 from __future__ import annotations
 
@@ -143,27 +143,26 @@ def in_segments(**segments: dict[int, int]) -> dict[str, PoolFree]:
 
 def test_each_memory_backend_lies_in_one_segment() -> None:
     two = in_segments(big={0: 3 * GIB}, big_1={0: 2 * GIB})
-    assert only(plan_domain(memory(cell(0, 3 * GIB)), two, "")).pool == "big"
-    assert (
-        only(plan_domain(memory(cell(0, GIB)), two, "")).pool == "big+1"
-    )  # the large one stays free for large ones
+    assert only(plan_domain(memory(cell(0, 3 * GIB)), two, "")).segment == "big"
+    # the large one stays free for large ones
+    assert only(plan_domain(memory(cell(0, GIB)), two, "")).segment == "big+1"
     plan = plan_domain(memory(cell(0, 2 * GIB), cell(1, 3 * GIB)), two, "")
-    assert [extent.pool for extent in plan.extents] == ["big+1", "big"]
+    assert [extent.segment for extent in plan.extents] == ["big+1", "big"]
     with pytest.raises(NotEnoughMemory, match=r"4 GiB.*5 GiB is free.*of which 3 GiB in segment big, .*2 GiB in"):
         plan_domain(memory(cell(0, 4 * GIB)), two, "")
 
 
 def test_a_segment_is_chosen_that_has_the_nodes() -> None:
     two = in_segments(big={0: 3 * GIB}, big_1={1: 2 * GIB}, big_2={0: GIB, 1: GIB})
-    assert only(plan_domain(memory(cell(0, GIB, 1)), two, "")).pool == "big+1"
-    assert only(plan_domain(memory(cell(0, 2 * GIB, 0, 1, policy="interleave")), two, "")).pool == "big+2"
+    assert only(plan_domain(memory(cell(0, GIB, 1)), two, "")).segment == "big+1"
+    assert only(plan_domain(memory(cell(0, 2 * GIB, 0, 1, policy="interleave")), two, "")).segment == "big+2"
     assert only(plan_domain(memory(cell(0, 2 * GIB, 0, 1)), two, "")).shares == ((0, 2 * GIB),)
 
 
 def test_cells_that_fit_only_each_in_a_segment_of_its_own_are_not_refused() -> None:
     many = PoolFree("big", "hugetlbfs", PAGE, {f"big+{n}": {0: GIB, 1: 8 * GIB} for n in range(6)})
     plan = plan_domain(memory(*(cell(n, GIB, 0) for n in range(6))), {"big": many}, "")
-    assert {extent.pool for extent in plan.extents} == set(many.segments)
+    assert {extent.segment for extent in plan.extents} == set(many.segments)
     with pytest.raises(NotEnoughMemory):
         plan_domain(memory(*(cell(n, GIB, 0) for n in range(7))), {"big": many}, "")
 
@@ -227,9 +226,9 @@ def test_sizes_that_are_no_whole_pages_are_refused_with_the_nearest() -> None:
 
 def test_the_pool_is_the_domains_then_the_default_then_the_only_one() -> None:
     both = pool({0: GIB}, name="a") | pool({0: GIB}, name="b")
-    assert only(plan_domain(memory(cell(0, GIB), pool="b"), both, "a")).pool == "b"
-    assert only(plan_domain(memory(cell(0, GIB)), both, "a")).pool == "a"
-    assert only(plan_domain(memory(cell(0, GIB)), pool({0: GIB}, name="c"), "")).pool == "c"
+    assert only(plan_domain(memory(cell(0, GIB), pool="b"), both, "a")).segment == "b"
+    assert only(plan_domain(memory(cell(0, GIB)), both, "a")).segment == "a"
+    assert only(plan_domain(memory(cell(0, GIB)), pool({0: GIB}, name="c"), "")).segment == "c"
     for wanted, default, pools in (("x", "a", both), ("", "x", both), ("", "", both), ("", "", {})):
         with pytest.raises(PoolNotFound):
             plan_domain(memory(cell(0, GIB), pool=wanted), pools, default)

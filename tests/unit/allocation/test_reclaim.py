@@ -52,12 +52,12 @@ class Rig:
         self.ledger = Ledger(config.ledger_path, kernel.boot_id())
         self.inventory = Inventory(config, self.ledger)
         self.wire()
-        self.readying = PrezeroWorker(config, self.inventory, self.extents.holding)
+        self.worker = PrezeroWorker(config, self.inventory, self.extents.prezero)
 
     def wire(self) -> None:
         times = StepTimes(self.ledger)
         self.extents = ExtentManager(self.config, self.ledger, self.inventory, times)
-        admission = Admission(self.config, self.ledger, self.inventory, self.extents.holding, self.extents.accounts)
+        admission = Admission(self.config, self.ledger, self.inventory, self.extents.prezero, self.extents.reclaim)
         self.hooks = HookOperations(self.config, self.ledger, admission, self.extents, times)
 
     def restarted(self) -> Rig:
@@ -155,7 +155,7 @@ def test_who_pinned_a_guests_memory_neither_reads_nor_keeps_what_the_next_guest_
         extent = await rig.ran(ONE, SIZE // 2)
         with pinned(extent.path, [0, HUGE]) as pinner:
             await rig.hooks.release(ONE)
-            await rig.readying.run_dry()
+            await rig.worker.run()
             after = await rig.ran(TWO, SIZE // 2)
             write(after.path, b"the second guest's secret")
             assert pinner.read() == (SECRET.ljust(4096, b"\0")) * 2, "it has still what was its own"
@@ -171,9 +171,9 @@ def test_a_pool_is_smaller_by_what_is_pinned_and_whole_again_afterwards() -> Non
         extent = await rig.ran(ONE, SIZE)
         with pinned(extent.path, [0, 3 * HUGE, 3 * HUGE + 4096]):
             await rig.hooks.release(ONE)
-            await rig.extents.accounts.settle("p")
+            await rig.extents.reclaim.settle("p")
             assert rig.free() == SIZE - 2 * HUGE
-            assert rig.inventory.views()[0].capacity_bytes == SIZE - 2 * HUGE
+            assert rig.inventory.pool_statuses()[0].capacity_bytes == SIZE - 2 * HUGE
             with pytest.raises(NotEnoughMemory) as refused:
                 await rig.prepared(TWO, SIZE)
             assert "4 MiB of p belong to no domain and are not free" in refused.value.hint
@@ -208,7 +208,7 @@ def test_a_restart_forgets_no_pin() -> None:
         with pinned(extent.path, [HUGE]):
             await rig.hooks.release(ONE)
             again = rig.restarted()
-            await again.extents.accounts.audit("p")
+            await again.extents.reclaim.audit("p")
             assert again.free() == SIZE - HUGE
             again.ledger.close()
             rig.ledger = Ledger(rig.config.ledger_path, kernel.boot_id())
@@ -227,13 +227,13 @@ def test_what_a_running_guest_gives_back_while_it_is_pinned_is_promised_to_nobod
             fd = os.open(extent.path, os.O_RDWR)
             os.truncate(fd, 0)  # as punching all of it
             os.truncate(fd, SIZE // 2)
-            await rig.extents.accounts.audit("p")
+            await rig.extents.reclaim.audit("p")
             assert rig.free() == SIZE // 2 - HUGE
             os.close(fd)
         async with asyncio.timeout(60):
             while rig.free() != SIZE // 2:
                 await asyncio.sleep(0.1)
-                await rig.extents.accounts.audit("p")
+                await rig.extents.reclaim.audit("p")
 
     story("hugetlbfs", test)
 
@@ -251,11 +251,11 @@ def test_memory_that_comes_in_meanwhile_is_not_taken_for_pinned() -> None:
 
         async def look() -> None:
             for _ in range(20):
-                await rig.extents.accounts.audit("p")
+                await rig.extents.reclaim.audit("p")
                 await asyncio.sleep(0.005)
 
         await asyncio.gather(come_and_go(), look())
-        await rig.extents.accounts.settle("p")
+        await rig.extents.reclaim.settle("p")
         assert (rig.inventory.withheld(), rig.free()) == ({}, SIZE // 2)
 
     story("hugetlbfs", test)
@@ -268,11 +268,11 @@ def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: st
         stray = rig.config.pools_dir / "p" / "stray"
         with stray.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, 4 * HUGE)
-        await rig.extents.accounts.audit("p")
+        await rig.extents.reclaim.audit("p")
         assert rig.free() == SIZE - 4 * HUGE
         with stray.open("rb"):
             stray.unlink()
-            await rig.extents.accounts.audit("p")
+            await rig.extents.reclaim.audit("p")
             assert rig.free() == SIZE - 4 * HUGE, "somebody has it open"
         assert await rig.prepared(ONE, SIZE)
 
@@ -321,7 +321,7 @@ def test_what_another_guest_gives_back_at_that_moment_is_not_taken_for_what_is_p
             patch.setattr(segment_files, "_used", and_the_other_punches)
             await rig.hooks.release(ONE)
             assert rig.free() <= SIZE // 2 - HUGE
-            await rig.extents.accounts.settle("p")
+            await rig.extents.reclaim.settle("p")
             assert rig.free() == SIZE // 2 - HUGE
 
     story("hugetlbfs", test)

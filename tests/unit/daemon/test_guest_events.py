@@ -28,7 +28,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Components:
 
 
 def uuid_of(parts: Components) -> str:
-    (uuid,) = parts.ledger.standings()
+    (uuid,) = parts.ledger.phases()
     return uuid
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem.allocation.models import Extent, ExtentState, Phase, Standing
+from virt_dmem.allocation.models import Extent, ExtentState, Phase, PhaseChange
 from virt_dmem.domain_xml.live import Guest, MemoryDevice, read_guest
 from virt_dmem.errors import explain
 from virt_dmem.monitoring.alert_codes import EXPLANATIONS
@@ -24,8 +24,8 @@ def guest(*devices: MemoryDevice, managed: bool = True) -> Guest:
     return Guest("uuid-1", "guest1", managed, devices)
 
 
-def standing(phase: Phase, age: float = 100) -> dict[str, Standing]:
-    return {"uuid-1": Standing(phase, 0.0, uptime=NOW - age)}
+def standing(phase: Phase, age: float = 100) -> dict[str, PhaseChange]:
+    return {"uuid-1": PhaseChange(phase, 0.0, uptime=NOW - age)}
 
 
 def codes(facts: Facts) -> list[str]:
@@ -44,7 +44,9 @@ def codes(facts: Facts) -> list[str]:
     ],
     ids=["unknown", "running", "stopping", "starting", "never started", "never linked"],
 )
-def test_a_guest_is_outside_unless_the_ledger_saw_it_start(held: dict[str, Standing], expected: list[str]) -> None:
+def test_a_guest_is_outside_unless_the_ledger_saw_it_start(
+    held: dict[str, PhaseChange], expected: list[str]
+) -> None:
     assert codes(Facts(NOW, guests=[guest()], standings=held)) == expected
 
 

@@ -18,7 +18,7 @@ from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import ExtentState, Phase
 from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.allocation.prezero.cache import PrezeroCache
-from virt_dmem.allocation.reclaim import Accounts
+from virt_dmem.allocation.reclaim import Reclaimer
 from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import NotEnoughMemory
@@ -49,9 +49,9 @@ def metrics(tmp_path: Path, ledger: Ledger) -> Metrics:
     (tmp_path / "pools/p.json").write_text(record)
     config = Config(daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)))
     inventory = Inventory(config, ledger)
-    holding = PrezeroCache(config, ledger, inventory)
-    watch = AlertTracker(config, ledger, inventory, Accounts(ledger, inventory, holding), Attempts())
-    return Metrics(config, ledger, holding, watch)
+    prezero = PrezeroCache(config, ledger, inventory)
+    watch = AlertTracker(config, ledger, inventory, Reclaimer(ledger, inventory, prezero), Attempts())
+    return Metrics(config, ledger, prezero, watch)
 
 
 def samples(metrics: Metrics) -> dict[str, dict[tuple[str, ...], float]]:

@@ -19,7 +19,7 @@ from virt_dmem.errors import PoolError, PoolExists, PoolNotFound, PoolShort, Usa
 from virt_dmem.pools import manage, registry
 from virt_dmem.pools.backends.base import Job
 from virt_dmem.pools.backends.table import backend
-from virt_dmem.pools.record import NodeShare, PoolRecord, Step
+from virt_dmem.pools.record import NodeShare, PageCountChange, PoolRecord
 
 HUGE = 2 * MIB
 
@@ -224,7 +224,7 @@ def test_a_step_that_was_cut_short_is_counted_by_what_the_node_has(
     (root / "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages").write_text(f"{now}\n")
     record = a_record(config)
     record.nodes, record.boot_id = {0: NodeShare(16 * HUGE, got * HUGE)}, BOOT
-    record.step = Step(0, from_pages, to_pages)
+    record.step = PageCountChange(0, from_pages, to_pages)
     saved: list[PoolRecord] = []
     # no page is free in this tree, so nothing can be given back: what remains is what the step left
     job = Job(record, (), lambda: saved.append(record), lambda *_: None, root)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory that nobody has reserved: ready for the next domain, or held on its node, and never in the way.
+"""Cache unreserved memory, populated for the next start or held on its node, without ever blocking a reservation.
 
-Pre-zeroed extents (``pools.prezeroed_files``) are made for the domains that are likely to start (``forecast``);
-what is left is ballast where the nodes need it (``pools.ballast``). All of it counts as free: a reservation takes
-what fits, and of the rest the least likely to be needed is given back at once. ``worker`` populates it.
+Pre-zeroed extents (``pools.prezeroed_files``) are created for the domains that are likely to start (``forecast``);
+the rest is ballast where the nodes need it (``pools.ballast``). All of it counts as free: a reservation takes what
+fits, and of the rest the least likely to be needed is evicted at once. ``worker`` populates it.
 """
 
 from __future__ import annotations
@@ -11,282 +11,254 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 
-from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState, PoolStatus
 from virt_dmem.allocation.plan import Plan
 from virt_dmem.allocation.prezero.forecast import Target, forecast, plan_on_prezeroed
-from virt_dmem.allocation.prezero.index import PrezeroIndex
-from virt_dmem.allocation.prezero.job import BackgroundJobs
+from virt_dmem.allocation.prezero.segment_cache import SegmentCache
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory
-from virt_dmem.pools import ballast, prezeroed_files
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent
+from virt_dmem.pools.segment_id import SegmentId
 
 __all__ = ["PrezeroCache"]
 
 
 class PrezeroCache:
-    """What of each node is not reserved, and who takes it."""
+    """Hold the caches of all segments, and decide for which domains they are filled."""
 
     def __init__(self, config: Config, ledger: Ledger, inventory: Inventory) -> None:
         self._config = config
         self._ledger = ledger
         self._inventory = inventory
-        self.stock = PrezeroIndex(inventory, self.likelihood)
-        self.chunks = BackgroundJobs()
-        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """By segment: whoever changes files that nobody has reserved has it."""
+        self._segments: dict[SegmentId, SegmentCache] = {}
         self.changed = asyncio.Event()
-        """There may be something to bring in or to zero."""
-        self._known: dict[str, DomainMemory] = {}
-        self._is_told = False
-        self._running = ledger.standings()
+        """Set when there may be something to populate."""
+        self._domains: dict[str, DomainMemory] = {}
+        self._has_domains = False
+        self._running = ledger.phases()
         self._last_run = ledger.last_steps()
         self._targets: list[Target] = []
         self._is_stale = True
 
-    # Who is likely to start
+    def of(self, segment: SegmentId) -> SegmentCache:
+        """Return the cache of a segment."""
+        if segment not in self._segments:
+            self._segments[segment] = SegmentCache(segment, self._inventory, self.likelihood)
+        return self._segments[segment]
+
+    # Domains that are likely to start
 
     def set_domains(self, domains: Iterable[DomainMemory]) -> None:
-        """Take note of all domains that are applied, and so may start at any time."""
-        self._known = {domain.uuid: domain for domain in domains}
-        last_run = self._last_run if self._is_told else self._ledger.last_steps()
-        self._last_run = {uuid: at for uuid, at in last_run.items() if uuid in self._known}
-        self._is_told = True
-        self.look_again()
+        """Set all applied domains, which may start at any time."""
+        self._domains = {domain.uuid: domain for domain in domains}
+        last_run = self._last_run if self._has_domains else self._ledger.last_steps()
+        self._last_run = {uuid: at for uuid, at in last_run.items() if uuid in self._domains}
+        self._has_domains = True
+        self.invalidate()
 
     def update_domain(self, uuid: str, domain: DomainMemory | None) -> None:
-        """Take note that a domain is defined anew; ``None``: it is not applied, or is gone."""
+        """Update the definition of a domain; ``None``: it is not applied, or undefined."""
         if domain is None:
-            self._known.pop(uuid, None)
+            self._domains.pop(uuid, None)
             self._last_run.pop(uuid, None)
         else:
-            self._known[uuid] = domain
-        self.look_again()
+            self._domains[uuid] = domain
+        self.invalidate()
 
     def likelihood(self, uuid: str) -> float:
-        """Return how likely a domain is to start: the later it ran, the likelier; 0: never yet; -1: it cannot."""
-        cannot = uuid in self._running or (self._is_told and uuid not in self._known)
+        """Return how likely a domain is to start: the later it ran, the likelier; 0: never ran; -1: cannot."""
+        cannot = uuid in self._running or (self._has_domains and uuid not in self._domains)
         return -1.0 if cannot else self._last_run.get(uuid, 0.0)
 
-    def look_again(self) -> None:
-        """Take note that what is to be ready may be something else now."""
+    # Targets
+
+    def invalidate(self) -> None:
+        """Mark the targets as outdated, to be forecast again by ``update_targets``."""
         self._is_stale = True
         self.changed.set()
 
     def targets(self) -> list[Target]:
-        """Return what is to be ready, the likeliest first, as it was worked out last."""
+        """Return the targets as forecast last, the likeliest first."""
         return self._targets
 
     async def update_targets(self) -> None:
-        """Work out what is to be ready, if that may have changed; hooks are served between two domains."""
+        """Forecast the targets if they are outdated; other tasks run between two domains."""
         if not self._is_stale:
             return
         self._is_stale = False
         likely = sorted(
-            (domain for uuid, domain in self._known.items() if uuid not in self._running),
+            (domain for uuid, domain in self._domains.items() if uuid not in self._running),
             key=lambda domain: (-self.likelihood(domain.uuid), domain.name, domain.uuid),
         )
         if self._config.prefault.ready != "all":
             likely = [domain for domain in likely if self.likelihood(domain.uuid)]
-        segments = self.segments()
+        segments = self.enabled_segments()
         free = {
             name: pool
             for name, pool in self._inventory.free().items()
             if any(segment in segments for segment in pool.segments)
         }
-        stock = {segment: self.stock.of(segment) for segment in segments}
-        most = {pool: self._most(pool) for pool in free}
-        found: list[Target] = []
-        for some in forecast(likely, free, stock, most, self._config.default_pool):
-            found += some
+        prezeroed = {segment: self.of(segment).extents() for segment in segments}
+        limits = {pool: self._limit_bytes(pool) for pool in free}
+        targets: list[Target] = []
+        for of_domain in forecast(likely, free, prezeroed, limits, self._config.default_pool):
+            targets += of_domain
             await asyncio.sleep(0)
-        self._targets = found
+        self._targets = targets
 
-    def made_for(self, wish: Target) -> PrezeroedExtent | None:
-        """Return the ready extent that fulfils a wish, or will when it is done."""
-        plan = wish.extent
-        found = (Owner(wish.uuid, plan.alias), plan.policy, plan.shares)
-        some = self.stock.of_domain_in(plan.pool, wish.uuid)
-        return next((item for item in some if (item.owner, item.policy, item.shares) == found), None)
+    def find(self, target: Target) -> PrezeroedExtent | None:
+        """Return the pre-zeroed extent that is, or when complete will be, a target."""
+        plan = target.extent
+        wanted = (Owner(target.uuid, plan.alias), plan.policy, plan.shares)
+        extents = self.of(plan.segment).of_domain(target.uuid)
+        return next((one for one in extents if (one.owner, one.policy, one.shares) == wanted), None)
 
-    def segments(self) -> set[str]:
-        """Return the segments whose memory is made ready: none where the kernel zeroes ahead by itself."""
+    def enabled_segments(self) -> set[SegmentId]:
+        """Return the segments to pre-zero: none where the kernel zeroes ahead by itself."""
         if self._config.prefault.ready == "off":
             return set()
         return {
-            name
-            for name, record in self._inventory.allocatable().items()
+            segment
+            for segment, record in self._inventory.allocatable().items()
             if backend(record.backend).ready_ahead and not self._inventory.is_draining(record.pool)
         }
 
-    def _most(self, pool: str) -> int:
-        capacity = sum(
-            size for (name, _), size in self._inventory.capacity().items() if name.partition("+")[0] == pool
-        )
+    def _limit_bytes(self, pool: str) -> int:
+        """Return the most of a pool that may be pre-zeroed, in bytes."""
+        capacity = sum(size for (segment, _), size in self._inventory.capacity().items() if segment.pool == pool)
         return capacity * self._config.prefault.ready_percent // 100
 
-    def views(self) -> list[PoolStatus]:
+    # Status
+
+    def pool_statuses(self) -> list[PoolStatus]:
         """Return the status of every recorded pool, its pre-zeroed memory included."""
-        by_pool = self._ready_bytes()
+        by_pool = self._prezeroed_bytes()
         return [
             replace(
-                view,
+                status,
                 ready_bytes=now,
-                ready_goal_bytes=goal,
-                ready_most_bytes=0 if policy in {"off", "kernel"} else self._most(view.name),
+                ready_goal_bytes=target,
+                ready_most_bytes=0 if policy in {"off", "kernel"} else self._limit_bytes(status.name),
                 ready_policy=policy,
             )
-            for view in self._inventory.views()
-            for now, goal in [by_pool.get(view.name, (0, 0))]
-            for policy in [self._config.prefault.ready if backend(view.backend).ready_ahead else "kernel"]
+            for status in self._inventory.pool_statuses()
+            for now, target in [by_pool.get(status.name, (0, 0))]
+            for policy in [self._config.prefault.ready if backend(status.backend).ready_ahead else "kernel"]
         ]
 
-    def _ready_bytes(self) -> dict[str, tuple[int, int]]:
-        """Return by pool how much is ready now, and how much is to be."""
+    def _prezeroed_bytes(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes that are pre-zeroed now, and that are to be, by pool."""
         now: Counter[str] = Counter()
-        goal: Counter[str] = Counter()
+        target_bytes: Counter[str] = Counter()
         counted = set()
-        for wish in self.targets():
-            goal[wish.extent.pool.partition("+")[0]] += wish.extent.size_bytes
-            counted.add(self.made_for(wish))
-        for segment in self._inventory.ready():
-            pool = segment.partition("+")[0]
-            for extent in self.stock.of(segment):
-                now[pool] += extent.clean_bytes
-                goal[pool] += extent.goal_bytes if extent not in counted else 0
+        for target in self.targets():
+            target_bytes[target.extent.segment.pool] += target.extent.size_bytes
+            counted.add(self.find(target))
+        for segment in self._inventory.usable():
+            for extent in self.of(segment).extents():
+                now[segment.pool] += extent.zeroed_bytes
+                target_bytes[segment.pool] += extent.target_bytes if extent not in counted else 0
         free = {
             name: sum(size for nodes in pool.segments.values() for size in nodes.values())
             for name, pool in self._inventory.free().items()
         }
-        return {pool: (now[pool], max(now[pool], min(goal[pool], free.get(pool, 0)))) for pool in now | goal}
+        return {
+            pool: (now[pool], max(now[pool], min(target_bytes[pool], free.get(pool, 0))))
+            for pool in now | target_bytes
+        }
 
-    # For domains that start and stop
+    # Starting and stopping domains
 
     def plan(self, domain: DomainMemory) -> Plan | None:
-        """Return the plan of a domain on the memory made ready for it; ``None`` where there is not enough of it."""
-        own = self.stock.of_domain(domain.uuid)
+        """Return the plan of a domain on its pre-zeroed memory; ``None`` where that is too little."""
+        own = {segment: self.of(segment).of_domain(domain.uuid) for segment in self._inventory.allocatable()}
+        own = {segment: extents for segment, extents in own.items() if extents}
         return plan_on_prezeroed(domain, self._inventory.free(), own, self._config.default_pool) if own else None
 
-    async def provide(self, wanted: Sequence[Extent]) -> dict[int, int]:
-        """Let extents that were just reserved have ready memory, and find room for what they lack.
+    async def take(self, reserved: Sequence[Extent]) -> dict[int, int]:
+        """Move pre-zeroed extents to where reserved ones belong, and evict what is in the way of the others.
 
-        :return: Of those whose file is there now, by id, how much of it is there and clean, in bytes.
-        :raise ExtentError: When a file cannot be put in its place.
+        :return: The zeroed bytes of each extent whose file exists now, by id.
+        :raise ExtentError: When a file cannot be moved.
         """
-        clean = {}
-        for extent in wanted:
-            async with self.locks[extent.pool]:
-                if found := self._best_fit(extent):
-                    await self.chunks.stop(extent.pool, found)
-                if found := self._best_fit(extent):  # it may just have come to its end
-                    self.stock.replace(extent.pool, found, None)
-                    take = asyncio.to_thread(prezeroed_files.take, found, extent.path, extent.size_bytes)
-                    with contextlib.suppress(FileNotFoundError):  # somebody else emptied the pool
-                        clean[extent.id] = await uninterrupted(take)
-        for segment in {extent.pool for extent in wanted}:
-            await self.make_room(segment)
-        self.look_again()
-        return clean
+        zeroed = {}
+        for extent in reserved:
+            async with self.of(extent.segment) as cache:
+                zeroed_bytes = await cache.take(extent)
+            if zeroed_bytes is not None:
+                zeroed[extent.id] = zeroed_bytes
+        for segment in {extent.segment for extent in reserved}:
+            await self.evict(segment)
+        self.invalidate()
+        return zeroed
 
-    def _best_fit(self, extent: Extent) -> PrezeroedExtent | None:
-        wanted = extent.policy, tuple(extent.shares.items()), Owner(extent.uuid, extent.alias)
-        for own in self.stock.of_domain_in(extent.pool, extent.uuid):  # few, and mostly the one
-            if prezeroed_files.is_foreseen(own, *wanted):
-                return own
-        return prezeroed_files.best_fit(self.stock.of(extent.pool), *wanted)
+    async def evict(self, segment: SegmentId) -> None:
+        """Free what the cache holds of reserved memory, so that an extent finds all of its pages."""
+        async with self.of(segment) as cache:
+            await cache.evict(self._inventory.free_in(segment))
 
-    async def make_room(self, segment: str) -> None:
-        """Let go of what is reserved by now, so that the extents of its domain find their pages."""
-        nodes = ballast.nodes_to_hold(self._inventory.record(segment))
-        async with self.locks[segment]:
-            free = self._inventory.free_in(segment)
-            held = self.stock.held(segment) + self.chunks.growth(segment)
-            if nodes or any(size > free.get(node, 0) for node, size in held.items()):
-                await self.chunks.stop(segment)
-                await self.cut(segment, self.stock.cuts(segment, free))
-                await self.let_ballast_go(segment, free)
-
-    async def cut(self, segment: str, cuts: Iterable[tuple[PrezeroedExtent, int]]) -> None:
-        """Give back ready memory of a segment; for who has its lock."""
-
-        async def cut_one(extent: PrezeroedExtent, size_bytes: int) -> None:
-            self.stock.replace(segment, extent, await asyncio.to_thread(prezeroed_files.cut, extent, size_bytes))
-
-        for extent, size_bytes in cuts:
-            await uninterrupted(cut_one(extent, size_bytes))
-
-    async def let_ballast_go(self, segment: str, free: Mapping[int, int]) -> None:
-        """Let ballast hold no more than what is free and not ready; for who has the lock of the segment."""
-        record = self._inventory.record(segment)
-        held = self.stock.held(segment)
-        for node in ballast.nodes_to_hold(record):
-            await asyncio.to_thread(ballast.let_go, record, node, max(0, free.get(node, 0) - held[node]))
-
-    def given_back(self, extent: Extent) -> None:
-        """Take note that an extent's memory is the kernel's again; begin as much anew, for it or another."""
-        if extent.uuid in self._known:
+    def note_release(self, extent: Extent) -> None:
+        """Record that an extent's memory is free again; create an empty pre-zeroed one like it, to populate."""
+        if extent.uuid in self._domains:
             self._last_run[extent.uuid] = time.time()
-        self.look_again()
-        segment, pool = extent.pool, extent.pool.partition("+")[0]
-        whole = extent.state is ExtentState.READY and extent.charged_bytes == extent.size_bytes
-        if not whole or segment not in self.segments():
+        self.invalidate()
+        segments = self.enabled_segments()
+        is_whole = extent.state is ExtentState.POPULATED and extent.charged_bytes == extent.size_bytes
+        if not is_whole or extent.segment not in segments:
             return
         if self._config.prefault.ready_percent < 100:
-            there = [name for name in self.segments() if name.partition("+")[0] == pool]
-            goal = sum(one.goal_bytes for name in there for one in self.stock.of(name))
-            if goal + extent.size_bytes > self._most(pool):
+            pool = extent.segment.pool
+            caches = [self.of(segment) for segment in segments if segment.pool == pool]
+            target_bytes = sum(one.target_bytes for cache in caches for one in cache.extents())
+            if target_bytes + extent.size_bytes > self._limit_bytes(pool):
                 return
         shares, owner = tuple(extent.shares.items()), Owner(extent.uuid, extent.alias)
-        if any(one.owner == owner for one in self.stock.of_domain_in(segment, extent.uuid)):
-            return  # made for it while it ran
-        begun = prezeroed_files.begin(self._inventory.record(segment), extent.policy, shares, owner)
-        if begun is not None:
-            self.stock.add(segment, begun)
+        cache = self.of(extent.segment)
+        if all(one.owner != owner for one in cache.of_domain(extent.uuid)):  # else created while it ran
+            cache.create(extent.policy, shares, owner)
 
     @contextlib.asynccontextmanager
-    async def at_rest_in(self, segment: str) -> AsyncIterator[None]:
-        """Have no work go on in the background of a segment in this context."""
-        self.chunks.pause(segment)
+    async def quiesced(self, segment: SegmentId) -> AsyncIterator[None]:
+        """Run no background job in a segment while in this context."""
+        cache = self.of(segment)
+        cache.pause()
         try:
-            async with self.locks[segment]:  # who has it may be about to begin something
-                await self.chunks.stop(segment)
+            async with cache:  # its holder may be about to start one
+                await cache.stop_job()
             yield
         finally:
-            self.chunks.resume(segment)
+            cache.resume()
             self.changed.set()
 
-    # For pools that change
+    # Changes of pools
 
-    async def at_rest(self) -> None:
-        """Let segments that give no more memory be empty of ours, with nothing at work in them."""
-        await self.clear_idle()
-        for segment in self._inventory.ready().keys() - self._inventory.allocatable().keys():
-            async with self.locks[segment]:  # who has it may be about to begin something
-                await self.chunks.stop(segment)
+    async def quiesce(self) -> None:
+        """Remove all files of ours from segments that give no more memory, and stop the background jobs there."""
+        await self.clear_disabled()
+        for segment in self._inventory.usable().keys() - self._inventory.allocatable().keys():
+            async with self.of(segment) as cache:  # its holder may be about to start one
+                await cache.stop_job()
 
-    async def clear_idle(self) -> None:
-        """Give back what is ready where nothing is to be."""
-        wanted = self.segments()
-        for segment in self._inventory.ready():
-            if segment not in wanted and self.stock.of(segment):
-                async with self.locks[segment]:
-                    await self.chunks.stop(segment)
-                    await self.cut(segment, [(extent, 0) for extent in self.stock.of(segment)])
+    async def clear_disabled(self) -> None:
+        """Remove the pre-zeroed extents of segments that are not to be pre-zeroed."""
+        enabled = self.enabled_segments()
+        for segment in self._inventory.usable():
+            if segment not in enabled and self.of(segment).extents():
+                async with self.of(segment) as cache:
+                    await cache.clear()
 
-    async def fit(self) -> None:
-        """Let all fit in the pools, which were read anew and may be smaller, or gone."""
-        for segment in self.stock.segments():
-            async with self.locks[segment]:
-                await self.chunks.stop(segment)
-                self.stock.forget(segment)
-        self.look_again()
+    async def reload(self) -> None:
+        """Read all segments again, whose records were reloaded, and evict what does not fit any more."""
+        for cache in list(self._segments.values()):
+            async with cache:
+                await cache.invalidate()
+        self.invalidate()
         for segment in list(self._inventory.allocatable()):
-            await self.make_room(segment)
+            await self.evict(segment)

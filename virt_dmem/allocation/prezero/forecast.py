@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which memory to have ready for the domains that are likely to start. Pure, and deterministic."""
+"""Forecast which memory to pre-zero for the domains that are likely to start. Pure, and deterministic."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from virt_dmem.allocation.plan import ExtentPlan, Plan, PoolFree, plan_domain
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import DmemError
-from virt_dmem.pools.prezeroed_files import PrezeroedExtent, by_node
+from virt_dmem.pools.prezeroed_files import PrezeroedExtent, held_by_node
+from virt_dmem.pools.segment_id import SegmentId
 
-__all__ = ["Target", "plan_on_prezeroed", "forecast"]
+__all__ = ["forecast", "Target", "plan_on_prezeroed"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A memory backend that is to find its memory ready."""
+    """Describe a pre-zeroed extent to have, for a memory backend of a domain."""
 
     uuid: str
     extent: ExtentPlan
@@ -26,23 +27,23 @@ class Target:
 def forecast(
     domains: Iterable[DomainMemory],
     free: Mapping[str, PoolFree],
-    stock: Mapping[str, Sequence[PrezeroedExtent]],
-    most: Mapping[str, int],
+    prezeroed: Mapping[SegmentId, Sequence[PrezeroedExtent]],
+    limits: Mapping[str, int],
     default_pool: str,
 ) -> Iterator[list[Target]]:
-    """Yield what is to be ready for each domain, as if all started one after another, the likeliest first.
+    """Yield the targets of each domain, as if all started one after another, the likeliest first.
 
-    Who has ready memory already keeps it where it is. A domain that has no room beside those before it gets none.
+    A domain with pre-zeroed extents keeps them where they are. One without room beside those before it gets none.
 
-    :param free: What is not reserved, of the pools whose memory can be made ready.
-    :param stock: The ready extents of each segment.
-    :param most: How much of each pool may be ready at the same time, in bytes.
+    :param free: Unreserved memory of the pools that are zeroed ahead.
+    :param prezeroed: The pre-zeroed extents of each segment.
+    :param limits: The most of each pool that may be pre-zeroed, in bytes.
     """
     left = dict(free)
-    allowed = dict(most)
-    own: defaultdict[str, dict[str, list[PrezeroedExtent]]] = defaultdict(dict)
-    for segment, some in stock.items():
-        for extent in some:
+    allowed = dict(limits)
+    own: defaultdict[str, dict[SegmentId, list[PrezeroedExtent]]] = defaultdict(dict)
+    for segment, extents in prezeroed.items():
+        for extent in extents:
             own[extent.owner.uuid].setdefault(segment, []).append(extent)
     for domain in domains:
         room = sum(size for pool in left.values() for nodes in pool.segments.values() for size in nodes.values())
@@ -56,37 +57,39 @@ def forecast(
         if plan is None or not plan.extents:
             yield []
             continue
-        pool = plan.extents[0].pool.partition("+")[0]
+        pool = plan.extents[0].segment.pool
         if plan.total_bytes > allowed.get(pool, 0):
             yield []
             continue
         allowed[pool] -= plan.total_bytes
         left[pool] = _without(left[pool], plan)
-        yield [Target(domain.uuid, extent) for extent in plan.extents]
+        yield [Target(domain.uuid, planned) for planned in plan.extents]
 
 
 def plan_on_prezeroed(
     domain: DomainMemory,
     free: Mapping[str, PoolFree],
-    own: Mapping[str, Sequence[PrezeroedExtent]],
+    own: Mapping[SegmentId, Sequence[PrezeroedExtent]],
     default_pool: str,
 ) -> Plan | None:
-    """Return the plan of a domain on nothing but the nodes that its ready memory is on, if that is possible.
+    """Return the plan of a domain on only the nodes of its pre-zeroed memory; ``None`` if that is impossible.
 
-    :param own: The ready extents, by segment, that were made for it or that it had.
+    :param own: Its pre-zeroed extents, by segment.
     """
     if not any(own.values()):
         return None
     narrowed = {}
     for name, pool in free.items():
-        goals = {
-            segment: by_node(replace(extent, clean_bytes=extent.goal_bytes) for extent in own.get(segment, ()))
+        targets = {
+            segment: held_by_node(
+                replace(extent, zeroed_bytes=extent.target_bytes) for extent in own.get(segment, ())
+            )
             for segment in pool.segments
         }
         narrowed[name] = replace(
             pool,
             segments={
-                segment: {node: min(size, goals[segment][node]) for node, size in nodes.items()}
+                segment: {node: min(size, targets[segment][node]) for node, size in nodes.items()}
                 for segment, nodes in pool.segments.items()
             },
         )
@@ -101,9 +104,9 @@ def _plan(domain: DomainMemory, free: Mapping[str, PoolFree], default_pool: str)
 
 
 def _without(pool: PoolFree, plan: Plan) -> PoolFree:
-    taken: Counter[tuple[str, int]] = Counter()
+    taken: Counter[tuple[SegmentId, int]] = Counter()
     for extent in plan.extents:
-        taken.update({(extent.pool, node): size for node, size in extent.shares})
+        taken.update({(extent.segment, node): size for node, size in extent.shares})
     return replace(
         pool,
         segments={

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Background work in chunks: one at a time, and stopped at once where it is in somebody's way."""
+"""Run background work in a segment, a chunk at a time, and stop it at once when a domain needs the segment."""
 
 from __future__ import annotations
 
@@ -11,72 +11,75 @@ from typing import Any, TypeVar
 
 from virt_dmem.aio import cancel_and_wait
 
-__all__ = ["BackgroundJobs"]
+__all__ = ["BackgroundJob"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """One that is being worked on: in which segment, at what, and how much more that will hold, by node."""
+    """Hold the task of a chunk, what it works on, and how much more will be held after it, in bytes by node."""
 
     task: asyncio.Task[Any]
-    segment: str
-    what: object
+    subject: object
     growth: Mapping[int, int]
 
 
-class BackgroundJobs:
-    """What is being worked on now."""
+class BackgroundJob:
+    """Run at most one chunk of background work in one segment."""
 
     def __init__(self) -> None:
-        self._now: _Chunk | None = None
-        self._paused: Counter[str] = Counter()
-        self.begun = 0
-        """How many there have been."""
+        self._chunk: _Chunk | None = None
+        self._pauses = 0
+        self.started = 0
+        """Number of chunks that were started."""
 
-    def begin(
-        self, work: Coroutine[Any, Any, T], *, segment: str, what: object = None, growth: Mapping[int, int]
+    def start(
+        self, work: Coroutine[Any, Any, T], *, subject: object = None, growth: Mapping[int, int]
     ) -> asyncio.Task[T]:
-        """Begin a chunk of work, for who has the lock of the segment: nobody there has just stopped another."""
-        self.begun += 1
+        """Start a chunk of work; requires the lock of the segment, so that none is being stopped."""
+        self.started += 1
         task = asyncio.create_task(work)
-        self._now = _Chunk(task, segment, what, growth)
+        self._chunk = _Chunk(task, subject, growth)
         return task
 
-    async def outcome(self, task: asyncio.Task[T]) -> T | None:
-        """Wait for what was begun; return what it does, or ``None`` where it was stopped."""
+    async def wait(self, task: asyncio.Task[T]) -> T | None:
+        """Wait for a started chunk; return its result, or ``None`` if it was stopped."""
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             await cancel_and_wait([task])
             raise
         finally:
-            self._now = None
+            self._chunk = None
         return None if task.cancelled() else task.result()
 
-    def growth(self, segment: str) -> Counter[int]:
-        """Return how much more of a segment will be held when what goes on is done, in bytes by node."""
-        return Counter(self._now.growth if self._now and self._now.segment == segment else {})
+    async def stop(self, subject: object = None) -> None:
+        """Stop the chunk under way, or only one that works on ``subject``; return when it has ended."""
+        chunk = self._chunk
+        if chunk and subject in (None, chunk.subject):
+            await cancel_and_wait([chunk.task])
 
-    def pause(self, segment: str) -> None:
-        """Ask that nothing is begun in a segment, until as many calls of ``resume``."""
-        self._paused[segment] += 1
+    def growth(self) -> Counter[int]:
+        """Return how much more will be held when the chunk under way is done, in bytes by node."""
+        return Counter(self._chunk.growth if self._chunk else {})
 
-    def resume(self, segment: str) -> None:
-        """Take back one ``pause``."""
-        self._paused[segment] -= 1
+    @property
+    def is_running(self) -> bool:
+        """Tell whether a chunk is under way."""
+        return self._chunk is not None
 
-    def is_paused(self, segment: str) -> bool:
-        """Tell whether nothing is to be begun in a segment just now."""
-        return self._paused[segment] > 0
+    # Pause
 
-    def works_in(self, segment: str) -> bool:
-        """Tell whether something goes on in a segment."""
-        return self._now is not None and self._now.segment == segment
+    def pause(self) -> None:
+        """Ask that no chunk is started until ``resume`` was called as often as this."""
+        self._pauses += 1
 
-    async def stop(self, segment: str, what: object = None) -> None:
-        """Stop what goes on in a segment, or only what goes on at ``what`` there; returns when it has ended."""
-        now = self._now
-        if now and now.segment == segment and what in (None, now.what):
-            await cancel_and_wait([now.task])
+    def resume(self) -> None:
+        """Undo one ``pause``."""
+        self._pauses -= 1
+
+    @property
+    def is_paused(self) -> bool:
+        """Tell whether no chunk is to be started now."""
+        return self._pauses > 0

@@ -15,7 +15,7 @@ from typing import ClassVar
 from virt_dmem.errors import PoolError, PoolShort
 from virt_dmem.host import huge_pages, kernel, numa
 from virt_dmem.pools.backends.base import BASE_PAGE, Backend, Job, Probe, struct_pages_of
-from virt_dmem.pools.record import NodeShare, PoolRecord, Step
+from virt_dmem.pools.record import NodeShare, PageCountChange, PoolRecord
 from virt_dmem.units import GIB, MIB, format_size
 
 __all__ = ["Hugetlbfs"]
@@ -148,7 +148,7 @@ def _raise(job: Job, node: int, share: NodeShare, pages: int) -> bool:
     """Raise a node's huge pages; ``False`` when it gave fewer."""
     record = job.record
     before = huge_pages.huge_pages(record.page_size, node, root=job.root).persistent
-    record.step = Step(node, before, before + pages)
+    record.step = PageCountChange(node, before, before + pages)
     job.save()
     metadata, free = kernel.struct_page_bytes(root=job.root), kernel.memory(root=job.root).free_bytes
     _set(job, node, before + pages)
@@ -175,7 +175,7 @@ def _lower(job: Job, node: int, share: NodeShare, pages: int) -> bool:
     asked = min(pages, spare)
     if not asked:
         return False
-    record.step = Step(node, of_node.persistent, of_node.persistent - asked)
+    record.step = PageCountChange(node, of_node.persistent, of_node.persistent - asked)
     job.save()
     _set(job, node, of_node.persistent - asked)
     now = huge_pages.huge_pages(record.page_size, node, root=job.root)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tenants choose names: a lookup by UUID never finds a domain that is only named like it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import libvirt
+import pytest
+
+from virt_dmem.errors import HypervisorError, UsageError
+from virt_dmem.hypervisor.connection import Hypervisor
+
+NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
+OURS = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+THEIRS = "5b7e6f3c-0000-4000-8000-000000000001"
+OTHER = "5b7e6f3c-0000-4000-8000-000000000002"
+MIB = 1 << 20
+
+
+def define(connection: libvirt.virConnect, uuid: str, name: str) -> libvirt.virDomain:
+    return connection.defineXML(
+        f"<domain type='test'><name>{name}</name><uuid>{uuid}</uuid><memory>65536</memory>"
+        "<os><type>hvm</type></os></domain>"
+    )
+
+
+@pytest.fixture
+def hypervisor() -> Iterator[Hypervisor]:
+    """libvirt's own test driver, with a domain that is named as the UUID of one that does not exist (any more)."""
+    with Hypervisor("test:///default") as found:
+        define(found._connection, OURS, THEIRS)
+        yield found
+        found._connection.lookupByUUIDString(OURS).undefine()
+
+
+def test_by_its_uuid_no_domain_is_found_that_is_only_named_so(hypervisor: Hypervisor) -> None:
+    by_key: list[Callable[[], object]] = [
+        lambda: hypervisor.inactive_xml(THEIRS),
+        lambda: hypervisor.is_active(THEIRS),
+        lambda: hypervisor.is_persistent(THEIRS),
+        lambda: hypervisor.redefine(THEIRS, lambda now: now),
+        lambda: hypervisor.attach(THEIRS, "<memory/>", persistent=False),
+        lambda: hypervisor.detach(THEIRS, "dimm0", persistent=False),
+        lambda: hypervisor.update(THEIRS, "<memory/>"),
+    ]
+    for ask in by_key:
+        with pytest.raises(HypervisorError, match="knows no domain"):
+            ask()
+    assert hypervisor.info(THEIRS) is None
+    assert hypervisor.live_xml(THEIRS) is None
+
+
+def test_a_person_s_word_is_a_uuid_first_then_an_id_or_a_name(hypervisor: Hypervisor) -> None:
+    connection = hypervisor._connection
+    default = connection.lookupByName("test")
+    assert hypervisor.find("test") == default.UUIDString()
+    assert hypervisor.find(str(default.ID())) == default.UUIDString()
+    assert hypervisor.find(THEIRS) == OURS
+    theirs = define(connection, THEIRS, "theirs")
+    try:
+        assert hypervisor.find(THEIRS) == THEIRS
+        assert hypervisor.find(THEIRS.upper()) == THEIRS
+    finally:
+        theirs.undefine()
+    with pytest.raises(HypervisorError, match=r"knows no domain '9{30}'"):
+        hypervisor.find("9" * 30)
+
+
+def test_a_number_that_is_the_id_of_one_and_the_name_of_another_is_refused(hypervisor: Hypervisor) -> None:
+    connection = hypervisor._connection
+    default = connection.lookupByName("test")
+    named = define(connection, OTHER, str(default.ID()))
+    try:
+        with pytest.raises(UsageError, match="2 domains") as caught:
+            hypervisor.find(str(default.ID()))
+        assert OTHER in str(caught.value)
+        assert default.UUIDString() in str(caught.value)
+    finally:
+        named.undefine()
