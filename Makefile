@@ -5,7 +5,9 @@ DESTDIR ?=
 BENCH_OUT ?= build/bench
 
 python := .venv/bin/python
-pytest := $(python) -m pytest --timeout=300 --durations=10
+pytest := $(python) -m pytest --timeout=900 --durations=10
+# one more than CPUs, as a third of their time they wait; tests/rig/workers.py says how they share the tests
+workers := -n $(shell cpus=$$(nproc); echo $$((cpus < 4 ? cpus + 1 : 4)))
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
@@ -34,14 +36,14 @@ demo: setup ## Boot a guest from a pool of huge pages and show the savings (BACK
 	@BACKEND='$(BACKEND)' $(python) -m tools.demo
 
 test: plots ## Run all tests, the lab's too; all but those of tests/unit need root
-	$(pytest) tests/unit tests/libvirt tests/numa
+	$(pytest) $(workers) tests/unit tests/libvirt tests/numa
 	$(lab)
 
 test-unit: plots ## Run the tests that need no libvirt
-	$(pytest) tests/unit
+	$(pytest) $(workers) tests/unit
 
 test-libvirt: setup ## Run the tests with a libvirtd of their own
-	$(pytest) tests/libvirt
+	$(pytest) $(workers) tests/libvirt
 
 test-numa: setup ## Run the tests on a machine with three NUMA nodes, which QEMU emulates
 	$(pytest) tests/numa

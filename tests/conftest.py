@@ -6,12 +6,17 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from tests.lab.image import missing_for_lab
 from tests.rig import missing_for_rig
+from tests.rig.workers import ByGroup, Turns, write_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 
 def _missing_for_hugepages() -> str:
@@ -20,11 +25,16 @@ def _missing_for_hugepages() -> str:
     return "" if Path("/sys/kernel/mm/hugepages").is_dir() else "needs a kernel with hugetlbfs"
 
 
+_HERE = Path(__file__).parent
 _NEEDS = {"needs_libvirt": missing_for_rig, "needs_hugepages": _missing_for_hugepages, "needs_lab": missing_for_lab}
 
 
-hypothesis.settings.register_profile("virt-dmem", deadline=None)  # how long an example takes is no matter
+hypothesis.settings.register_profile(  # how long an example takes is no matter
+    "virt-dmem", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("virt-dmem")
+
+_turns: pytest.StashKey[Turns] = pytest.StashKey()
 
 
 def pytest_configure() -> None:
@@ -34,6 +44,65 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with tests/unit, as the others enter a mount namespace for good, and then with the large groups."""
+    items.sort(key=_order_of)  # and else as they are
+
+
+def _directory_of(item: pytest.Item) -> str:
+    return item.path.relative_to(_HERE).parts[0] if _HERE in item.path.parents else ""
+
+
+def _group_of(item: pytest.Item) -> str:
+    """Say which tests stay together on one worker; the others go where there is room.
+
+    Those of a file may share a fixture that is dear. Those that take huge pages, of which a host has one stock,
+    would wait for each other.
+    """
+    directory = _directory_of(item)
+    if item.get_closest_marker("needs_hugepages"):
+        return f"huge pages, {directory}"
+    return item.path.stem if directory in ("unit", "numa", "lab") else ""
+
+
+def _order_of(item: pytest.Item) -> tuple[bool, bool, bool]:
+    return _directory_of(item) != "unit", item.get_closest_marker("alone") is not None, not _group_of(item)
+
+
+def _of_this_run(config: pytest.Config) -> Path:
+    """Return a directory that all workers of a run have, and its controller."""
+    own: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByGroup | None:
+    """Distribute by group, unless another way is asked for."""
+    return ByGroup(config, log, _of_this_run(config)) if config.getoption("dist") == "load" else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Meet the other workers of this run, if it has some."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        directory = _of_this_run(session.config)
+        write_groups(
+            directory, worker, {item.nodeid: group for item in session.items if (group := _group_of(item))}
+        )
+        session.config.stash[_turns] = Turns(directory)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Give each test its turn, and one that is ``alone`` the host; what it waits for that is not its own time."""
+    turns = item.config.stash.get(_turns, None)
+    if turns is None:
+        return (yield)
+    with turns.turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -27,7 +27,8 @@ TIMEOUT = 4 * 3600 if CHOSEN else 1500
 @pytest.mark.timeout(2 * TIMEOUT)
 def test_they_pass_on_it(machine: Machine) -> None:
     command = f"cd {PROJECT} && {SETTING} .venv/bin/python -m pytest -q -p no:cacheprovider {TESTS}"
-    done = machine.run(f"{command} -m '{MARKED}' --timeout=600 --tb=short", timeout=TIMEOUT, check=False)
+    command += f" -m '{MARKED}' --timeout=1800 --tb=short --durations=10"
+    done = machine.run(command, timeout=TIMEOUT, check=False)
     print(done.stdout)
     assert done.status == 0, done.stdout + done.stderr
     assert re.search(r"\d+ passed", done.stdout)

@@ -73,7 +73,7 @@ def libvirtd(_session_libvirtd: PrivateLibvirt) -> Iterator[PrivateLibvirt]:
 @pytest.fixture
 def daemon(libvirtd: PrivateLibvirt) -> Iterator[Daemon]:
     """Provide a running virt-dmemd without pools, with an empty ledger, and fail if it logs an unexpected error."""
-    with Daemon() as daemon:
+    with Daemon(forked=True) as daemon:
         yield daemon
         libvirtd.remove()  # while the hook still finds a daemon
     assert "Traceback" not in daemon.log.read_text()

@@ -7,6 +7,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from lxml import etree
@@ -148,19 +149,22 @@ def define_with(libvirtd: PrivateLibvirt, xml: bytes, title: str) -> bytes:
     return etree.tostring(root)
 
 
-def defined_events(libvirtd: PrivateLibvirt, watcher: subprocess.Popen[str]) -> int:
-    """Return the number of DEFINED events that ``virsh event`` reported."""
-    watcher.terminate()
-    printed, _ = watcher.communicate(timeout=10)
-    return printed.count("Defined")
-
-
 @pytest.fixture
-def watcher(libvirtd: PrivateLibvirt) -> Iterator[subprocess.Popen[str]]:
+def defined_events(libvirtd: PrivateLibvirt, tmp_path: Path) -> Iterator[Callable[[str], int]]:
+    """How many DEFINED events of a domain ``virsh event`` has seen."""
     command = ["virsh", "-c", libvirtd.uri, "event", "--event", "lifecycle", "--loop"]
-    with subprocess.Popen(["stdbuf", "-oL", *command], stdout=subprocess.PIPE, text=True) as process:
-        time.sleep(0.5)  # until it has registered, which it does not report
-        yield process
+    printed = tmp_path / "events"
+
+    def seen(name: str) -> int:
+        return printed.read_text().count(f"domain '{name}': Defined")
+
+    def registered() -> bool:  # it says nothing about that
+        libvirtd.define(domain_xml("seen", uuid="dc95f9a1-bc07-4e8b-8a4c-ff9e2b3f0f6f"))
+        return seen("seen") > 0
+
+    with printed.open("w") as file, subprocess.Popen(["stdbuf", "-oL", *command], stdout=file) as process:
+        wait_for("virsh event to see events", registered)
+        yield seen
         process.terminate()
 
 
@@ -168,7 +172,7 @@ PASSWORD = "<graphics type='vnc' port='-1' passwd='hunter2'/>"
 
 
 def test_a_tool_that_reads_and_writes_in_a_loop_loses_nothing_and_makes_no_loop(
-    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, watcher: subprocess.Popen[str]
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, defined_events: Callable[[str], int]
 ) -> None:
     wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     libvirtd.define(domain_xml("shared", metadata=REQUEST, devices=PASSWORD))
@@ -181,11 +185,12 @@ def test_a_tool_that_reads_and_writes_in_a_loop_loses_nothing_and_makes_no_loop(
     assert last.findtext("vcpu") == str(1 + len("title 19") % 3)
     assert last.find("devices/graphics").get("passwd") == "hunter2"
     assert read_domain(persistent_xml(libvirtd, "shared")).applied
-    assert 1 <= defined_events(libvirtd, watcher) - 21 <= 3
+    wait_for("all events", lambda: defined_events("shared") >= 22)
+    assert defined_events("shared") - 21 <= 3
 
 
 def test_a_tool_that_knows_nothing_of_us_gets_its_changes_and_we_ours(
-    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, watcher: subprocess.Popen[str]
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, defined_events: Callable[[str], int]
 ) -> None:
     wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     template = domain_xml("managed", metadata=REQUEST, devices=PASSWORD, uuid=str(uuid.uuid4())).encode()
@@ -195,8 +200,9 @@ def test_a_tool_that_knows_nothing_of_us_gets_its_changes_and_we_ours(
         root = etree.fromstring(persistent_xml(libvirtd, "managed"))
         assert root.findtext("title") == f"title {number}"
         assert root.find("devices/graphics").get("passwd") == "hunter2"
+    wait_for("all events", lambda: defined_events("managed") >= 6)
     time.sleep(0.5)
-    assert defined_events(libvirtd, watcher) == 6
+    assert defined_events("managed") == 6
 
 
 class Overtaken(Hypervisor):

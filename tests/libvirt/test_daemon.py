@@ -62,9 +62,13 @@ def test_an_error_comes_back_as_what_it_was(rawdaemon: Daemon) -> None:
         assert client.call("ListPools") == {"pools": []}, "and the connection goes on"
 
 
+@pytest.mark.alone
 def test_it_hears_that_the_hosts_processors_changed(rawdaemon: Daemon) -> None:
-    Path("/sys/devices/system/cpu/cpu0/uevent").write_text("change")  # reported by the kernel, too
-    wait_for("its word", lambda: "the host's processors or memory changed" in rawdaemon.log.read_text())
+    def heard() -> bool:
+        Path("/sys/devices/system/cpu/cpu0/uevent").write_text("change")  # reported by the kernel, too
+        return "the host's processors or memory changed" in rawdaemon.log.read_text()
+
+    wait_for("its word", heard)  # it answers a little before it listens to the kernel
     assert "Traceback" not in rawdaemon.log.read_text()
 
 
@@ -172,7 +176,7 @@ def test_it_tells_systemd_that_it_is_ready_and_alive(rig: None, tmp_path: Path) 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         address = tmp_path / "notify"
         systemd.bind(str(address))
-        systemd.settimeout(20)
+        systemd.settimeout(120)
         with Daemon(env={"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "400000"}) as daemon:
             assert systemd.recv(100) == b"READY=1"
             assert systemd.recv(100) == b"WATCHDOG=1"
@@ -203,11 +207,15 @@ def test_it_takes_the_socket_that_systemd_gives_it(rig: None) -> None:
         program.stop()
 
 
+@pytest.mark.alone
 def test_it_is_ready_within_two_seconds(rig: None) -> None:
-    """Return the best of three, as the CPU may be busy."""
+    """Take the best of three, without the time in which other processes had the CPU."""
     took = []
     for _ in range(3):
         began = time.monotonic()
-        with Daemon():
-            took.append(time.monotonic() - began)
-    assert min(took) < 2
+        with Daemon() as daemon:
+            after = time.monotonic()
+            main_thread = Path(f"/proc/{daemon.pid}/schedstat").read_text()
+        _ran, waited, _slices = map(int, main_thread.split())  # in nanoseconds (scheduler/sched-stats.rst)
+        took.append(after - began - waited / 1e9)
+    assert min(took) < 2, took

@@ -22,7 +22,7 @@ ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ[
 
 def typed(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["/bin/sh", "-ec", command], cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+        ["/bin/sh", "-ec", command], cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
         check=False,
     )  # fmt: skip
 

@@ -47,16 +47,17 @@ def test_a_guest_is_given_a_dimm_and_lets_go_of_it(
     assert "<memory " not in libvirtd.virsh("dumpxml", "grower").partition("<devices>")[2]
 
 
+@pytest.mark.alone
 def test_qemu_answers_within_100_ms_while_memory_is_attached(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str
 ) -> None:
-    """Return the best of three: waiting for the CPU varies, stalls of QEMU would appear each time."""
+    """Take the best of three, without the time others had the CPU: stalls of QEMU would appear each time."""
     monitor = Path("/var/lib/libvirt/qemu/asked.qmp")
     qmp = ["-qmp", f"unix:{monitor},server=on,wait=off"]
     libvirtd.define(domain_xml("grower", cells=["64MiB"], max_memory="2GiB", qemu_args=qmp))
     virt_dmem("apply", "grower", "--pool", roomy_pool)
     libvirtd.virsh("start", "--paused", "grower")
-    watch = StallWatch(monitor)
+    watch = StallWatch(monitor, libvirtd.qemu_pids()["grower"])
     stalls = []
     with watch.running():
         for _ in range(3):
@@ -138,7 +139,7 @@ def test_a_guest_that_refuses_keeps_its_memory_and_is_told_of(
     alias = virt_dmem_json("attach", "grower", "--size", "128M")["change"]["alias"]
     wait_for_memory(libvirtd, before + 110, before + 130)
     time.sleep(1)
-    change = virt_dmem_json("detach", "grower", alias, "--wait", "20s")["change"]
+    change = virt_dmem_json("detach", "grower", alias, "--wait", "120s")["change"]
     assert change["state"] == "pending"
     assert "The guest refused" in change["message"]
     assert reserved(roomy_pool) == 320 * MIB

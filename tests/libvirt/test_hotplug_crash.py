@@ -57,7 +57,7 @@ def large_pool(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[str]:
 
 def run(*args: str) -> None:
     """Run the command, whose daemon may be killed."""
-    subprocess.run([VIRT_DMEM, *args], capture_output=True, check=False, timeout=60)
+    subprocess.run([VIRT_DMEM, *args], capture_output=True, check=False, timeout=300)
 
 
 def devices(libvirtd: PrivateLibvirt) -> list[str]:

@@ -23,6 +23,8 @@ from tests.rig.processes import wait_for
 from virt_dmem.domain_xml.monitor import socket_of
 
 VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
+TAKES_A_MINUTE = "for _ in $(seq 300); do sleep 0.2; done"
+"""Nobody waits for it; and nothing of it is there for long once it was ended."""
 
 
 def test_what_libvirt_refuses_is_rolled_back_whole(
@@ -44,13 +46,13 @@ def test_who_interrupts_an_attach_while_memory_is_brought_in_undoes_it(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, tmp_path: Path
 ) -> None:
     start(libvirtd, roomy_pool, None)
-    daemon.restart_with_helper(tmp_path, "sleep 3")
+    daemon.restart_with_helper(tmp_path, TAKES_A_MINUTE)
     command = [VIRT_DMEM, "attach", "grower", "--size", "256M"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as attaching:
         wait_for("the memory to be charged", lambda: reserved(roomy_pool) == 448 * MIB)
         time.sleep(0.3)
         attaching.send_signal(signal.SIGINT)
-        assert attaching.wait(10) == 130
+        assert attaching.wait(60) == 130
     wait_for("it to be given back", lambda: reserved(roomy_pool) == 192 * MIB)
     assert list(extents()) == ["ram-node0"]
 
@@ -59,12 +61,14 @@ def test_a_domain_that_ends_while_memory_is_brought_in_leaves_nothing(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, tmp_path: Path
 ) -> None:
     start(libvirtd, roomy_pool, None)
-    daemon.restart_with_helper(tmp_path, "sleep 2")
+    ended = tmp_path / "ended"
+    daemon.restart_with_helper(tmp_path, f"while ! [ -e {ended} ]; do sleep 0.1; done")
     command = [VIRT_DMEM, "attach", "grower", "--size", "256M"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as attaching:
         wait_for("the memory to be charged", lambda: reserved(roomy_pool) == 448 * MIB)
         libvirtd.virsh("destroy", "grower")
-        assert attaching.wait(20) == 1
+        ended.touch()
+        assert attaching.wait(60) == 1
     wait_for("it to be given back", lambda: reserved(roomy_pool) == 0)
     assert virt_dmem_json("reconcile")["actions"] == []
     assert list(Path(f"/run/virt-dmem/pools/{roomy_pool}").glob("libvirt-*/*")) == []
@@ -82,7 +86,7 @@ def test_who_interrupts_an_attach_that_libvirt_was_asked_for_finds_it_done(
             wait_for("libvirt to be asked", lambda: "attaching" in {item["state"] for item in extents().values()})
             time.sleep(0.5)
             attaching.send_signal(signal.SIGINT)
-            assert attaching.wait(10) == 130
+            assert attaching.wait(60) == 130
         assert reserved(roomy_pool) == 256 * MIB
     finally:
         os.kill(qemu, signal.SIGCONT)
@@ -167,7 +171,7 @@ def test_progress_is_shown_on_a_terminal(
         with contextlib.suppress(OSError):  # the other side is closed
             while chunk := os.read(ours, 65536):
                 shown += chunk
-        assert attaching.wait(30) == 0
+        assert attaching.wait(60) == 0
     os.close(ours)
     assert b"prefaulting ua-dmem0" in shown
     assert b"MiB" in shown

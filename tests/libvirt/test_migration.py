@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import subprocess
@@ -58,7 +59,7 @@ def uptime(libvirtd: PrivateLibvirt) -> float:
 
 def goes_on(libvirtd: PrivateLibvirt, since: float) -> None:
     """Verify that the guest did not reboot: its uptime continues."""
-    wait_for("the guest to go on", lambda: since + 1 < uptime(libvirtd) < since + 60)
+    wait_for("the guest to go on", lambda: since + 1 < uptime(libvirtd) < since + 600)
 
 
 def test_a_guest_that_is_saved_and_restored_goes_on(
@@ -217,7 +218,7 @@ def goes_on_there(second: SecondHost, since: float) -> None:
         found = re.findall(r"uptime: (\d+\.\d+)", console_there(second))
         return float(found[-1]) if found else 0
 
-    wait_for("the guest to go on there", lambda: since + 1 < now() < since + 60)
+    wait_for("the guest to go on there", lambda: since + 1 < now() < since + 600)
 
 
 def test_a_guest_moves_and_both_ledgers_are_right(
@@ -254,7 +255,7 @@ def test_a_move_that_is_cancelled_leaves_the_guest_here_and_nothing_there(
         wait_for("memory there", lambda: there(second) == {"mover": 192})
         wait_for("memory to flow", lambda: "Memory processed" in libvirtd.virsh("domjobinfo", "mover", check=False))
         libvirtd.virsh("domjobabort", "mover")
-        assert moving.wait(60) != 0
+        assert moving.wait(300) != 0
     goes_on(libvirtd, before)
     wait_for("it to be given back there", lambda: there(second) == {})
     assert here() == {"mover": 192}
@@ -289,7 +290,7 @@ def test_a_daemon_there_that_dies_while_a_guest_moves_harms_nothing(
         )
         second.kill_daemon()
         try:
-            assert moving.wait(90) == 0
+            assert moving.wait(300) == 0
         finally:
             second.start_daemon()
     goes_on_there(second, before)
@@ -337,12 +338,14 @@ def paused(libvirtd: PrivateLibvirt, pool: str, *args: str) -> None:
 
 @pytest.fixture
 def userfaultfd() -> Iterator[None]:
-    """Allow QEMU post-copy, as libvirt's qemu-postcopy-migration.sysctl does."""
+    """Allow QEMU post-copy, as libvirt's qemu-postcopy-migration.sysctl does: for the host, one at a time."""
     allowed = Path("/proc/sys/vm/unprivileged_userfaultfd")
-    before = allowed.read_text()
-    allowed.write_text("1")
-    yield
-    allowed.write_text(before)
+    with Path("/dev/shm/virt-dmem-test-userfaultfd.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = allowed.read_text()
+        allowed.write_text("1")
+        yield
+        allowed.write_text(before)
 
 
 def test_a_guest_moves_by_post_copy(

@@ -313,7 +313,7 @@ def test_a_pool_that_libvirtd_does_not_see_fails_the_start_at_once(
         began = time.monotonic()
         with pytest.raises(RigError, match="does not lead to the pool as libvirtd sees it"):
             libvirtd.virsh("start", "--paused", "blind")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 50
     assert only_pool()["reserved_bytes"] == 0
     assert files_in(tmpfs_pool) == []
 

@@ -30,7 +30,7 @@ HOSTILE = "\x9b2J\u202egnp\u2066\u200f\u061c\u2028\u200b\x7f\x1b]0;"
 def run(*args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run the command in a process of its own."""
     command = [sys.executable, "-m", "virt_dmem.cli.main", *args]
-    return subprocess.run(command, input=stdin, capture_output=True, cwd=REPOSITORY, check=False, timeout=60)
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=REPOSITORY, check=False, timeout=300)
 
 
 def on_a_terminal(*args: str, stdin: bytes = b"") -> bytes:
@@ -104,7 +104,7 @@ class Command:
                     pytest.fail(f"virt-dmemd did not end: {log.read_text()}")
 
     def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        for _ in range(200):
+        for _ in range(2400):
             try:
                 with Client(self.directory / "run/sock") as client:
                     client.call("ListPools")

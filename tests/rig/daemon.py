@@ -33,7 +33,7 @@ class Daemon:
     """``python -m virt_dmem.daemon.main``; needs ``enter_private_namespace()`` before.
 
     ``config``: the text of virt-dmem.toml. ``env``: additional variables. ``under``: a command that executes its
-    arguments, such as setpriv. ``module``: the module that runs as the daemon.
+    arguments, such as setpriv. ``module``: the module that runs as the daemon. ``forked``: see ``Program``.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Daemon:
         env: Mapping[str, str] | None = None,
         under: Sequence[str] = (),
         module: str = "virt_dmem.daemon.main",
+        forked: bool = False,
     ) -> None:
         self.config = config
         self.log = LOG
@@ -53,6 +54,7 @@ class Daemon:
             [*under, sys.executable, "-m", module, "--config", CONFIG],
             log=LOG,
             env=inherited | {"PYTHONPATH": str(_REPOSITORY), "PYTHONUNBUFFERED": "1"} | dict(env or {}),
+            forked=forked,
         )
 
     def __enter__(self) -> Daemon:

@@ -62,6 +62,14 @@ class FakeMonitor:
         assert self._peer is not None
         self._peer.sendall(json.dumps(message).encode() + b"\r\n")
 
+    def flood(self, message: Mapping[str, Any]) -> None:
+        """Say something over and over, until this connection is ended by the other side."""
+        assert self._peer is not None
+        peer, line = self._peer, json.dumps(message).encode() + b"\r\n"
+        with contextlib.suppress(OSError):
+            while True:
+                peer.sendall(line)
+
     def hang_up(self) -> None:
         """Close the connection, and accept the next one."""
         if self._peer is not None:

@@ -8,11 +8,13 @@ import os
 import subprocess
 import textwrap
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.rig.processes import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 __all__ = [
     "USER",
@@ -25,6 +27,8 @@ __all__ = [
 
 USER = 64999
 """The uid of nobody."""
+_WRITE, _READ, _CHANGE_OF_MEMORY = 1, 17, (9, 10, 11, 12, 149)
+"""write, pread64; mmap, mprotect, munmap, brk, mlock, of which Python may need one first (asm/unistd_64.h)."""
 
 _SWAP = """
     import ctypes, os, sys
@@ -88,27 +92,22 @@ _SILENT_FUSE = """
 # It reads, through /proc/self/mem, a page that it mapped from a FUSE file, which is never answered: the kernel
 # holds the lock of its address space meanwhile. Writers of that lock wait, and then readers too.
 _UNREADABLE = """
-    import ctypes, mmap, os, sys, threading, time
+    import ctypes, mmap, os, sys, threading
     page = mmap.mmap(os.open(f"{sys.argv[1]}/file", os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
     address = next(int(line.split("-")[0], 16) for line in open("/proc/self/maps") if line.endswith("/file\\n"))
     memory, libc = os.open("/proc/self/mem", os.O_RDONLY), ctypes.CDLL(None)
     libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    def change():
-        time.sleep(0.5)
-        libc.mlock(address, 1)  # lets go of Python's lock before it waits
-    for call in (change, lambda: os.pread(memory, 1, address)):
-        threading.Thread(target=call, daemon=True).start()
-    answer = f"{os.getpid()}\\n".encode()
-    time.sleep(1)
-    os.write(1, answer)
+    threading.Thread(target=lambda: os.pread(memory, 1, address), daemon=True).start()
+    os.write(1, f"{os.getpid()}\\n".encode())
     os.read(0, 1)
+    libc.mlock(address, 1)
     os._exit(0)
 """
 
 # It extends a file, if told to, and writes to it from a page that it mapped from a FUSE file, which is never
 # answered: the kernel holds the lock of the file's inode meanwhile.
 _ENDLESS_WRITE = """
-    import mmap, os, sys, threading, time
+    import mmap, os, sys, threading
     size = int(sys.argv[2])
     page = mmap.mmap(os.open(f"{sys.argv[1]}/file", os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
     files = [os.open(path, os.O_RDWR) for path in sys.argv[3:]]
@@ -118,8 +117,7 @@ _ENDLESS_WRITE = """
         if size:
             os.ftruncate(file, size)
         threading.Thread(target=os.write, args=(file, page), daemon=True).start()
-    time.sleep(1)
-    os.write(1, b"ready\\n")
+    os.write(1, f"{os.getpid()}\\n".encode())
     os.read(0, 1)
     os._exit(0)
 """
@@ -139,6 +137,22 @@ def _running(program: str, *args: str | Path, user: int | None = USER) -> Iterat
 def _wait(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
+
+
+def _tell(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+
+
+def _wait_until_blocked(pid: int, *system_calls: int, threads: int = 1) -> None:
+    """Wait until threads of a process wait in the kernel, which ``syscall`` in proc(5) says of no others."""
+
+    def blocked() -> bool:
+        calls = [file.read_text().split()[0] for file in Path(f"/proc/{pid}/task").glob("*/syscall")]
+        return sum(call in map(str, system_calls) for call in calls) >= threads
+
+    wait_for(f"process {pid} to be blocked", blocked)
 
 
 @contextmanager
@@ -167,7 +181,11 @@ def a_process_that_cannot_be_read(mount_point: Path, *more: str) -> Iterator[int
     unreadable = textwrap.dedent(_UNREADABLE)
     with _running(_SILENT_FUSE, mount_point, str(USER), unreadable, json.dumps(more), user=None) as process:
         assert process.stdout is not None
-        yield int(process.stdout.readline())
+        pid = int(process.stdout.readline())
+        _wait_until_blocked(pid, _READ)
+        _tell(process)
+        _wait_until_blocked(pid, *_CHANGE_OF_MEMORY)
+        yield pid
 
 
 @contextmanager
@@ -185,10 +203,9 @@ def a_writer_that_never_ends(
         _wait(process)
         for path in paths:
             os.chown(path, owner, owner)  # before the write starts: chown would block as well
-        assert process.stdin is not None
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        _wait(process)
+        _tell(process)
+        assert process.stdout is not None
+        _wait_until_blocked(int(process.stdout.readline()), _WRITE, threads=len(paths))
         yield
 
 

@@ -17,7 +17,7 @@ import pytest
 __all__ = ["in_own_mount_namespace"]
 
 P = ParamSpec("P")
-HANGS_SECONDS = 240
+HANGS_SECONDS = 600
 """Timeout after which the child dumps its stack: below pytest's, which would only show the waiting parent."""
 _CLONE_NEWNS = 0x00020000  # linux/sched.h
 _MS_REC_PRIVATE = 0x4000 | 1 << 18  # linux/mount.h

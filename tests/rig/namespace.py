@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.rig.keeper import start_keeper
 from tests.rig.processes import PID_DIR, RigError
 
 __all__ = ["KVM", "enter_private_namespace", "missing_for_rig", "mount_points_below", "require_private_namespace"]
@@ -32,13 +33,6 @@ _PRIVATE = {
 }
 _MASKED = ("/run/dbus", "/run/systemd/private")
 """Without these libvirtd does not register its guests with the host's systemd-machined."""
-
-_GUARDIAN = """
-read -r line    # comes never; ends when the process that entered the namespace is gone, however it went
-for file in "$0"/*.pid /run/libvirt/qemu/*.pid; do
-    [ -e "$file" ] && kill -9 "$(cat "$file")"
-done
-"""
 
 _entered = False
 
@@ -93,7 +87,7 @@ def enter_private_namespace(*, kvm: bool = KVM) -> None:
 
     To be called once, before threads are started; a second call does nothing. Without ``kvm`` only root
     can open /dev/kvm: all guests run under TCG, on every machine alike. When the caller ends, even by
-    SIGKILL, a guardian ends the remaining QEMUs and daemons.
+    SIGKILL, the keeper ends the remaining QEMUs and daemons.
 
     :raise RigError: When this is not root, or a mount fails.
     """
@@ -123,7 +117,7 @@ def enter_private_namespace(*, kvm: bool = KVM) -> None:
             _mount("--bind", "/dev/null", path)
     if not kvm and Path("/dev/kvm").exists():
         _hide_kvm()
-    _start_guardian()
+    start_keeper()
 
 
 def _hide_kvm() -> None:
@@ -135,15 +129,3 @@ def _hide_kvm() -> None:
     closed = PID_DIR / "no-kvm"
     os.mknod(closed, stat.S_IFCHR, os.makedev(1, 3))
     _mount("--bind", closed, "/dev/kvm")
-
-
-def _start_guardian() -> None:
-    lifeline, _ours_until_we_end = os.pipe()
-    subprocess.Popen(
-        ["/bin/sh", "-c", _GUARDIAN, str(PID_DIR)],
-        stdin=lifeline,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ).returncode = 0  # nobody waits for it
-    os.close(lifeline)

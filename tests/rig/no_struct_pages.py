@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import sys
 
-from virt_dmem.daemon import main
+from virt_dmem.daemon import main as daemon
 from virt_dmem.pools.backends.tmpfs import Tmpfs
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """Be it."""
     Tmpfs.has_struct_pages = False
-    sys.exit(main.main())
+    return daemon.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -46,7 +46,7 @@ class HostNode:
     cpus: int = 1
 
 
-def run_on_numa_machine(script: Path, nodes: Sequence[HostNode], *, timeout: float = 120) -> str:
+def run_on_numa_machine(script: Path, nodes: Sequence[HostNode], *, timeout: float = 600) -> str:
     """Run a Python script, which may import ``virt_dmem``, on a machine with ``nodes``; return its output.
 
     :raise RigError: When the machine does not come up, or does not end in time; with its console.

@@ -55,6 +55,12 @@ def _environment() -> dict[str, str]:
     return inherited | {"LC_ALL": "C"}
 
 
+def _migration_ports() -> str:
+    """Ports of our own, below those that Linux gives away: two who look for a free one may find the same."""
+    first = 20_000 + os.getpid() % 400 * 30
+    return f"migration_port_min = {first}\nmigration_port_max = {first + 29}\n"
+
+
 def _log_files() -> list[Path]:
     files = [*_LOGS.glob("*"), *_LOGS.glob("qemu/*.log"), *CONSOLES.glob("*.log")]
     return sorted(file for file in files if file.is_file())
@@ -114,7 +120,7 @@ class PrivateLibvirt:
             self._virtlogd.wait_until("its socket", lambda: answers(Path("/run/libvirt/virtlogd-sock")))
         self.libvirtd.start()
         self.libvirtd.wait_until("its socket", lambda: answers(Path("/run/libvirt/libvirt-sock")))
-        self.virsh("version", timeout=120)  # is answered once its drivers are ready
+        self.virsh("version", timeout=300)  # is answered once its drivers are ready
         self._keep_capabilities()
 
     def stop(self) -> None:
@@ -153,7 +159,7 @@ class PrivateLibvirt:
                     found[file.stem] = pid
         return found
 
-    def virsh(self, *args: str | Path, check: bool = True, timeout: float = 90.0, stdin: str = "") -> str:
+    def virsh(self, *args: str | Path, check: bool = True, timeout: float = 300.0, stdin: str = "") -> str:
         """Run virsh with ``args`` and return its output, stripped; both streams if ``check`` is False.
 
         :raise RigError: With ``check``, when it fails; with its output.
@@ -226,7 +232,7 @@ class PrivateLibvirt:
         etc = Path("/etc/libvirt")
         own = f'host_uuid = "{self.host_uuid}"\n' if self.host_uuid else ""
         (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF + own)
-        (etc / "qemu.conf").write_text(self.qemu_conf)
+        (etc / "qemu.conf").write_text(_migration_ports() + self.qemu_conf)
         (etc / "virtlogd.conf").write_text("")
         CONSOLES.mkdir(exist_ok=True)
         if self.hook is not None:

@@ -8,17 +8,20 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from tests.rig.keeper import PID_DIR, Kept, keeper
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["PID_DIR", "Program", "RigError", "answers", "end", "tail", "wait_for"]
+__all__ = ["PATIENCE", "PID_DIR", "Program", "RigError", "answers", "end", "tail", "wait_for"]
 
-PID_DIR = Path("/run/virt-dmem-rig")
-"""PID files of the rig's programs, for the guardian; a tmpfs of the private namespace."""
+PATIENCE = float(os.environ.get("VIRT_DMEM_TEST_PATIENCE", "4"))
+"""Factor by which limits here exceed what an idle machine needs."""
 
 T = TypeVar("T")
 
@@ -28,15 +31,17 @@ class RigError(Exception):
 
 
 def wait_for(what: str, condition: Callable[[], T], *, timeout: float = 30.0) -> T:
-    """Poll ``condition`` ten times a second until it is true, and return its value.
+    """Poll ``condition`` until it is true, and return its value; frequently at first, then ten times a second.
 
     :raise RigError: After ``timeout`` seconds, naming ``what``.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
+    pause = 0.01
     while not (answer := condition()):
         if time.monotonic() > deadline:
-            raise RigError(f"Waited {timeout:g} s in vain for {what}.")
-        time.sleep(0.1)
+            raise RigError(f"Waited {timeout * PATIENCE:g} s in vain for {what}.")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
     return answer
 
 
@@ -75,14 +80,26 @@ def end(pid: int, program: str = "") -> None:
 
 
 class Program:
-    """A program in the foreground, with its output in a file and its id known to the guardian."""
+    """A program in the foreground with its output in a file; the keeper starts it, and ends it at the latest.
 
-    def __init__(self, name: str, command: Sequence[str | Path], *, log: Path, env: Mapping[str, str]) -> None:
+    ``forked``: where the command is ``python -m MODULE``, it is a fork of the keeper's Python (see there).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        log: Path,
+        env: Mapping[str, str],
+        forked: bool = False,
+    ) -> None:
         self.name = name
         self.command = [str(part) for part in command]
         self.log = log
         self.env = dict(env)
-        self._process: subprocess.Popen[bytes] | None = None
+        self.forked = forked
+        self._process: Kept | None = None
 
     @property
     def pid(self) -> int:
@@ -104,10 +121,13 @@ class Program:
         if self.running:
             raise RigError(f"{self.name} runs already.")
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, start_new_session=True
-            )
+        starter = keeper()
+        if starter is None:
+            raise RigError(f"{self.name}: call enter_private_namespace() first.")
+        forked = self.forked and self.command[:2] == [sys.executable, "-m"]
+        with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            streams = [nothing.fileno(), log.fileno(), log.fileno()]
+            self._process = starter.start(self.command, streams, self.env, forked=forked)
         PID_DIR.mkdir(exist_ok=True)
         (PID_DIR / f"{self.name}.pid").write_text(f"{self._process.pid}\n")
 
@@ -135,7 +155,7 @@ class Program:
             return None
         process.send_signal(number)
         try:
-            return process.wait(timeout)
+            return process.wait(timeout * PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
-            return process.wait(timeout)
+            return process.wait(timeout * PATIENCE)

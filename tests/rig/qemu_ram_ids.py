@@ -55,7 +55,7 @@ def ask(program: str, root: Path | None = None) -> tuple[str, dict[str, str]]:
     said = "".join(json.dumps({"execute": name}) for name in ("qmp_capabilities", "query-machines", "quit"))
     done = subprocess.run(
         ["chroot", str(root), *command] if root else command, input=said, capture_output=True, text=True,
-        timeout=120, check=True,
+        timeout=600, check=True,
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     version = lines[0]["QMP"]["version"]["qemu"]

@@ -55,7 +55,7 @@ class SecondHost:
     ) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-            self._process.wait(60)
+            self._process.wait(300)
 
     @property
     def root(self) -> Path:
@@ -84,7 +84,7 @@ class SecondHost:
         assert self._process is not None
         done = subprocess.run(
             ["nsenter", "-m", "-t", str(self._process.pid), *command],
-            input=stdin, capture_output=True, text=True, timeout=120, check=False, cwd="/",
+            input=stdin, capture_output=True, text=True, timeout=600, check=False, cwd="/",
         )  # fmt: skip
         if check and done.returncode:
             raise RigError(f"{' '.join(command)} on the second host: {done.stderr}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -17,10 +18,14 @@ __all__ = ["StallWatch"]
 
 
 class StallWatch:
-    """A client that polls a QEMU on a separate monitor (a unix socket), and records its slowest answer."""
+    """Poll a QEMU on a separate monitor (a unix socket), and record its slowest answer.
 
-    def __init__(self, monitor: Path) -> None:
+    ``pid``: of a QEMU that is not to be blamed for the time in which it, or who asks, wanted a CPU and had none.
+    """
+
+    def __init__(self, monitor: Path, pid: int = 0) -> None:
         self._monitor = monitor
+        self._pid = pid
         self.longest = 0.0
         """In seconds."""
         self.answers = 0
@@ -34,11 +39,22 @@ class StallWatch:
             lines.readline()
             self._ask(monitor, lines, "qmp_capabilities")
             while not self._end.is_set():
-                began = time.monotonic()
+                waited, began = self._waited(), time.monotonic()
                 self._ask(monitor, lines, "query-status")
-                self.longest = max(self.longest, time.monotonic() - began)
+                took = time.monotonic() - began
+                others = sum(now - waited.get(thread, now) for thread, now in self._waited().items())
+                self.longest = max(self.longest, took - others)
                 self.answers += 1
                 time.sleep(0.002)
+
+    def _waited(self) -> dict[str, float]:
+        """Return for how many seconds each thread has waited for a CPU (scheduler/sched-stats.rst)."""
+        found = {}
+        threads = Path(f"/proc/{self._pid}/task").iterdir() if self._pid else ()
+        for thread in (*threads, *([Path("/proc/thread-self")] if self._pid else [])):
+            with contextlib.suppress(OSError):
+                found[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+        return found
 
     @staticmethod
     def _ask(monitor: socket.socket, lines: Iterator[str], command: str) -> None:

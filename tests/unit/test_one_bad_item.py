@@ -275,7 +275,7 @@ def test_a_process_that_writes_to_its_file_without_end_keeps_nobody_from_serving
         parts = build(config)
 
         async def story() -> None:
-            async with asyncio.timeout(DEADLINE_SECONDS + 20):
+            async with asyncio.timeout(DEADLINE_SECONDS + 120):
                 await parts.reconciler.host_stage()
 
         asyncio.run(story())

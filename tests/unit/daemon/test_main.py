@@ -31,7 +31,7 @@ def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: p
 
         begun = [asyncio.create_task(interrupted()), asyncio.create_task(stubborn())]
         await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await shut_down(cancel_and_wait(begun[:1]), cancel_and_wait(begun[1:]), asyncio.sleep(0), seconds=0.5)
         assert rolled_back.is_set()
         assert [task.done() for task in begun] == [True, False]

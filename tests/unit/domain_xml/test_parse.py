@@ -31,10 +31,10 @@ LAUGHS = "<!DOCTYPE d [<!ENTITY a0 'ha'>{}]><domain>&a9;</domain>".format(
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_a_doctype_is_refused_in_every_encoding(xml: str, encoding: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(XmlRefused, match="DOCTYPE"):
         parse_xml(xml.encode(encoding))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_file_named_by_an_entity_is_not_read(tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ def test_the_word_inside_the_document_is_no_doctype(xml: str) -> None:
     "prolog", [b" " * 500_000, b"<!--" * 200_000, b"<?a " * 200_000, b"<?a?> <!-- -->" * 50_000]
 )
 def test_a_long_prolog_takes_no_long_time(prolog: bytes) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with contextlib.suppress(XmlRefused):
         parse_xml(prolog + b"<domain/>")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_too_much_is_refused_with_the_numbers() -> None:
@@ -137,10 +137,10 @@ def in_utf_7(text: str) -> bytes:
 
 @pytest.mark.parametrize("xml", [LAUGHS, LAUGHS.replace("<domain>&a9;</domain>", "<domain/>"), "<!DOCTYPE d><d/>"])
 def test_a_doctype_that_no_scan_sees_is_refused_too(xml: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(XmlRefused):
         parse_xml(b"<?xml version='1.0' encoding='UTF-7'?>" + in_utf_7(xml))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

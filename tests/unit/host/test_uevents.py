@@ -17,11 +17,12 @@ NO_PROCESSOR = Path("/sys/devices/virtual/net/lo/uevent")
 
 
 async def until(calls: list[None], count: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(calls) < count:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.alone
 def test_a_change_is_told_once_however_many_words_there_are_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.access(PROCESSOR, os.W_OK):
         pytest.skip(f"needs root and {PROCESSOR}")
@@ -39,7 +40,7 @@ def test_a_change_is_told_once_however_many_words_there_are_of_it(monkeypatch: p
                 await until(calls, count)
                 await asyncio.sleep(0.3)
                 assert len(calls) == count
-            monkeypatch.setattr(uevents, "SETTLE_SECONDS", 0.5)
+            monkeypatch.setattr(uevents, "SETTLE_SECONDS", 600)
             PROCESSOR.write_text("change")
             await asyncio.sleep(0.05)
         PROCESSOR.write_text("change")  # nobody is there to hear of this one, nor of the one before

@@ -59,7 +59,7 @@ async def listening(
     try:
         yield rig
     finally:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await rig.monitors.close()
         server.close()
 
@@ -76,7 +76,7 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -91,7 +91,7 @@ class Rig:
     async def answers(self, caller: socket.socket, count: int = 1) -> list[Any]:
         """Return so many answers, or fewer if it is hung up on."""
         heard = b""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while heard.count(b"\0") < count:
                 try:
                     got = await asyncio.get_running_loop().sock_recv(caller, 1 << 20)
@@ -105,7 +105,7 @@ class Rig:
     async def is_hung_up_on(self, caller: socket.socket) -> bool:
         while True:
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     if not await asyncio.get_running_loop().sock_recv(caller, 1 << 20):
                         return True
             except ConnectionResetError:

@@ -68,7 +68,7 @@ class StandIn:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.path))
         listener.listen()
-        listener.settimeout(60)
+        listener.settimeout(300)
 
         def serve() -> None:
             with listener, listener.accept()[0] as caller, suppress(ConnectionError):
@@ -114,7 +114,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "VIRT_DMEM_SOCKET": str(path)}
     done = subprocess.run(
-        command, input=xml, env=environment, capture_output=True, timeout=60, check=False, user=user
+        command, input=xml, env=environment, capture_output=True, timeout=300, check=False, user=user
     )
     stderr = done.stderr.decode()
     assert "Sanitizer" not in stderr, stderr

@@ -72,7 +72,7 @@ class Helper:
 
     def run_raw(self, words: list[str], before: Callable[[], object] | None = None) -> Outcome:
         done = subprocess.run(
-            [str(self.program), *words], capture_output=True, text=True, timeout=60, check=False, preexec_fn=before
+            [str(self.program), *words], capture_output=True, text=True, timeout=300, check=False, preexec_fn=before
         )
         assert "Sanitizer" not in done.stderr, done.stderr
         assert "runtime error" not in done.stderr, done.stderr
@@ -559,10 +559,10 @@ def test_a_signal_stops_it_at_once_and_is_told(
     with helper.started(path, mode=mode) as process:
         sent = time.monotonic()
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=10)
+        stdout, stderr = process.communicate(timeout=60)
         took = time.monotonic() - sent
     assert process.returncode == 128 + number
-    assert took < 3
+    assert took < 20
     last = json.loads(stdout.splitlines()[-1])
     assert (last["event"], last["signal"], last["total"]) == ("stopped", number, 8 * GIB)
     assert 0 < last["done"] < 8 * GIB
@@ -575,7 +575,7 @@ def test_it_stops_when_nobody_reads_its_output_any_more(helper: Helper, shm: Pat
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert process.wait(timeout=10) == 1
+        assert process.wait(timeout=60) == 1
         assert b"nobody reads standard output" in process.stderr.read()
     assert allocated(path) < 8 * GIB
 
@@ -598,13 +598,13 @@ def test_a_reader_that_does_not_read_does_not_hold_up_the_work(helper: Helper, s
     os.set_blocking(writer, True)
     with subprocess.Popen(helper.arguments(path, progress_ms=1), stdout=writer) as process:
         os.close(writer)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while allocated(path) < 256 * MIB and time.monotonic() < deadline:
             time.sleep(0.02)
         assert allocated(path) == 256 * MIB
         with os.fdopen(reader, "rb") as pipe:
             assert pipe.read().lstrip(b"x").startswith(b'{"event":"done"')
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0
 
 
 def test_it_ends_with_the_process_that_started_it_even_if_that_was_killed(helper: Helper, shm: Path) -> None:
@@ -774,7 +774,7 @@ def test_a_file_that_is_cut_short_meanwhile_is_an_error_not_a_crash(helper: Help
         os.truncate(path, 8 * GIB)
         with helper.started(path, method=method) as process:
             os.truncate(path, 0)
-            stdout, _ = process.communicate(timeout=10)
+            stdout, _ = process.communicate(timeout=60)
         assert process.returncode == 1
         assert json.loads(stdout.splitlines()[-1])["event"] == "error"
 

@@ -182,7 +182,7 @@ def test_cancelling_ends_the_helper_before_it_returns(helper: Path, shm: Path) -
                 begun.set()
 
         task = asyncio.create_task(run())
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), 60)
         assert helpers_on(path)
         start = time.monotonic()
         task.cancel()
@@ -190,7 +190,7 @@ def test_cancelling_ends_the_helper_before_it_returns(helper: Path, shm: Path) -
             await task
         return time.monotonic() - start
 
-    assert asyncio.run(cancel()) < 5
+    assert asyncio.run(cancel()) < 30
     assert helpers_on(path) == []
     assert path.stat().st_blocks * 512 < 8 * GIB
 
@@ -206,7 +206,7 @@ def test_when_all_tasks_are_cancelled_just_as_it_starts_it_ends(helper: Path, sh
         for each in asyncio.all_tasks() - {asyncio.current_task()}:
             each.cancel()
         with pytest.raises(asyncio.CancelledError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await task
 
     asyncio.run(cancel())
@@ -241,15 +241,15 @@ def test_a_helper_that_will_not_end_is_killed(shm: Path, monkeypatch: pytest.Mon
                 begun.set()
 
         task = asyncio.create_task(run())
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), 60)
         for _ in range(cancels):
             task.cancel()
             await asyncio.sleep(0.1)
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 30)
 
     asyncio.run(cancel())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while helpers_on(path) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert helpers_on(path) == []
@@ -274,7 +274,7 @@ asyncio.run(main())
         assert len(helpers_on(path)) == 1
         process.send_signal(signal.SIGKILL)
         process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while helpers_on(path) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert helpers_on(path) == []

@@ -29,7 +29,7 @@ def test_in_a_pool_that_is_to_be_destroyed_nothing_is_begun_that_was_wished_befo
         assert rig.prezero.targets()
         rig.inventory.retire("p")
         await rig.prezero.quiesce()
-        await asyncio.wait_for(rig.worker.run(), 20)
+        await asyncio.wait_for(rig.worker.run(), 60)
 
     asyncio.run(story())
     assert [path for path in rig.mount.rglob("*") if path.is_file()] == []
