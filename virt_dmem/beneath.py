@@ -180,7 +180,7 @@ def _file_system(mount: bytes) -> str:
 
 
 def _read(name: str) -> bytes:
-    """Return what a file of ``/proc`` says, in three system calls: a file object takes nine, for each step of a walk."""
+    """Return what a file of ``/proc`` says; a file object takes nine system calls for it, in each step."""
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
     try:
         found = b""

@@ -26,19 +26,19 @@ class Overdue:
         self._most = most
         self._most_of_one = most_of_one
         self._lock = threading.Lock()
-        self._threads: dict[Hashable, tuple[threading.Thread, str]] = {}
+        self._waits: dict[Hashable, tuple[Callable[[], bool], str]] = {}
 
-    def add(self, about: Hashable, thread: threading.Thread, of: str = "") -> None:
-        """Take note of one."""
+    def add(self, about: Hashable, waits: Callable[[], bool], of: str = "") -> None:
+        """Take note of one, for as long as ``waits`` says that it still does."""
         with self._lock:
-            self._threads[about] = thread, of
+            self._waits[about] = waits, of
 
     def forbids(self, about: Hashable, of: str = "") -> bool:
         """Tell whether one waits for this already, or there are too many."""
         with self._lock:
-            self._threads = {key: one for key, one in self._threads.items() if one[0].is_alive()}
-            of_one = sum(owner == of for _, owner in self._threads.values()) if of else 0
-            return about in self._threads or len(self._threads) >= self._most or of_one >= self._most_of_one
+            self._waits = {key: one for key, one in self._waits.items() if one[0]()}
+            of_one = sum(owner == of for _, owner in self._waits.values()) if of else 0
+            return about in self._waits or len(self._waits) >= self._most or of_one >= self._most_of_one
 
 
 _overdue_items = Overdue(64, 64)
@@ -60,7 +60,7 @@ def each(call: Callable[[K], T], items: Iterable[K], *, seconds: float = _EACH_S
             try:
                 yield item, worker.ask(item, seconds)
             except queue.Empty:
-                _overdue_items.add(about, worker.thread)
+                _overdue_items.add(about, worker.thread.is_alive)
                 worker = None
     finally:
         if worker:
