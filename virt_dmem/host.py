@@ -16,7 +16,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -375,13 +375,27 @@ def process_name(pid: int, *, root: Path = ROOT) -> str:
         return ""
 
 
-def mappings(pid: int, *, root: Path = ROOT) -> Iterator[Mapping]:
-    """Return what a process maps; nothing when it is gone or is a kernel thread."""
+def mappings(pid: int, *, of: Collection[tuple[int, int]] | None = None, root: Path = ROOT) -> Iterator[Mapping]:
+    """Return what a process maps; nothing when it is gone or is a kernel thread.
+
+    :param of: Files (device, inode): nothing else is read of a QEMU's some hundreds of lines than theirs.
+    """
     try:
         lines = (root / f"proc/{pid}/maps").read_bytes().rstrip(b"\n").split(b"\n")
     except _GONE:
         return
-    for line in filter(None, lines):
+    if of is not None:
+        # as show_vma_header_prefix() in fs/proc/task_mmu.c writes them; what a file is called may hold that, too
+        marks = [f" {os.major(device):02x}:{os.minor(device):02x} {inode}".encode() for device, inode in of]
+        for area in _parsed(line for line in lines if any(mark in line for mark in marks)):
+            if (area.device, area.inode) in of:
+                yield area
+        return
+    yield from _parsed(filter(None, lines))
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[Mapping]:
+    for line in lines:
         addresses, perms, offset, device, inode = line.split(None, 5)[:5]
         start, end = addresses.split(b"-")
         major, minor = device.split(b":")
@@ -393,7 +407,7 @@ def processes_mapping(device: int, inode: int, *, root: Path = ROOT) -> tuple[in
     """Return the PIDs of the processes that map a file, in whatever mount namespace and under whatever path."""
 
     def maps(pid: int) -> bool:
-        return any((area.device, area.inode) == (device, inode) for area in mappings(pid, root=root))
+        return any(mappings(pid, of={(device, inode)}, root=root))
 
     return tuple(pid for pid, found in each(maps, processes(root=root)) if found)
 
@@ -508,7 +522,7 @@ def qemu_domain(pid: int, *, root: Path = ROOT) -> tuple[str, str] | None:
 
 def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:
     """Return how much of a file a process has mapped and present on each node, from ``/proc/PID/numa_maps``."""
-    starts = {area.start for area in mappings(pid, root=root) if (area.device, area.inode) == (device, inode)}
+    starts = {area.start for area in mappings(pid, of={(device, inode)}, root=root)}
     found: dict[int, int] = {}
     try:
         lines = (root / f"proc/{pid}/numa_maps").read_text("utf-8", "replace").splitlines()
