@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import queue
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from virt_dmem.errors import Delayed
 from virt_dmem.stuck_threads import StuckThreads
@@ -23,12 +24,47 @@ from virt_dmem.stuck_threads import StuckThreads
 __all__ = ["DEADLINE_SECONDS", "within"]
 
 T = TypeVar("T")
+_Told = Callable[[Any, BaseException | None], None]
 
 DEADLINE_SECONDS = 5.0
 """Less than the hook's own timeout. A call that nobody delays on purpose takes milliseconds."""
 
+_IDLE = 4
+"""Threads kept for later calls: as many as two hooks use at a time."""
 
 _overdue = StuckThreads(256, 8)
+_idle: list[_Worker] = []
+
+
+class _Worker:
+    """A thread that makes one call after another.
+
+    Starting a thread for each call would cost the event loop the wait until it is scheduled, several times in each
+    start of a domain.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[str, Callable[[], Any], _Told]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def make(self, about: str, call: Callable[[], Any], told: _Told) -> None:
+        """Make a call in the thread, then call ``told`` there with what it returned or raised."""
+        self._calls.put((about, call, told))
+
+    def _work(self) -> None:
+        kept = True
+        while kept:
+            about, call, told = self._calls.get()
+            threading.current_thread().name = about
+            result, error = None, None
+            try:
+                result = call()
+            except BaseException as raised:  # noqa: BLE001 -- raised again where it is awaited
+                error = raised
+            if kept := len(_idle) < _IDLE:
+                _idle.append(self)  # first: the next call may come as soon as this one is told
+            told(result, error)
+            del call, told, result, error  # the next call may be long in coming
 
 
 async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: float = DEADLINE_SECONDS) -> T:
@@ -54,23 +90,21 @@ async def within(call: Callable[[], T], about: str, *, of: str = "", seconds: fl
         else:
             outcome.set_result(result)  # type: ignore[arg-type]  # where there is no error
 
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except BaseException as raised:  # noqa: BLE001 -- raised again where it is awaited
-            error = raised
+    came_back = threading.Event()
+
+    def told(result: T | None, error: BaseException | None) -> None:
+        came_back.set()
         with contextlib.suppress(RuntimeError):  # the loop is closed by now
             loop.call_soon_threadsafe(settle, result, error)
 
     def give_up() -> None:
         if not outcome.done():
-            _overdue.add(about, thread, of)
+            _overdue.add(about, lambda: not came_back.is_set(), of)
             outcome.set_exception(_delayed(about, f"for {seconds:.0f} s"))
 
     context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(work,), name=about, daemon=True)
-    thread.start()
+    worker = _idle.pop() if _idle else _Worker()
+    worker.make(about, lambda: context.run(call), told)
     timer = loop.call_later(seconds, give_up)
     try:
         return await asyncio.shield(outcome)

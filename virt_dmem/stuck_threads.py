@@ -29,19 +29,19 @@ class StuckThreads:
         self._most = most
         self._most_of_one = most_of_one
         self._lock = threading.Lock()
-        self._threads: dict[Hashable, tuple[threading.Thread, str]] = {}
+        self._waits: dict[Hashable, tuple[Callable[[], bool], str]] = {}
 
-    def add(self, about: Hashable, thread: threading.Thread, of: str = "") -> None:
-        """Record a thread that was left behind."""
+    def add(self, about: Hashable, waits: Callable[[], bool], of: str = "") -> None:
+        """Record a thread that was left behind, for as long as ``waits`` returns true."""
         with self._lock:
-            self._threads[about] = thread, of
+            self._waits[about] = waits, of
 
     def forbids(self, about: Hashable, of: str = "") -> bool:
         """Return whether a thread already waits for this, or a limit is reached."""
         with self._lock:
-            self._threads = {key: one for key, one in self._threads.items() if one[0].is_alive()}
-            of_one = sum(owner == of for _, owner in self._threads.values()) if of else 0
-            return about in self._threads or len(self._threads) >= self._most or of_one >= self._most_of_one
+            self._waits = {key: one for key, one in self._waits.items() if one[0]()}
+            of_one = sum(owner == of for _, owner in self._waits.values()) if of else 0
+            return about in self._waits or len(self._waits) >= self._most or of_one >= self._most_of_one
 
 
 _overdue_items = StuckThreads(64, 64)
@@ -63,7 +63,7 @@ def each(call: Callable[[K], T], items: Iterable[K], *, seconds: float = _EACH_S
             try:
                 yield item, worker.ask(item, seconds)
             except queue.Empty:
-                _overdue_items.add(about, worker.thread)
+                _overdue_items.add(about, worker.thread.is_alive)
                 worker = None
     finally:
         if worker:

@@ -52,6 +52,8 @@ class _Place:
     trust: _Trust
     owner: int = 0
     """Owner of the first directory that is not root's alone."""
+    mount: bytes = b""
+    """Number of its mount, once it was determined: that of an open file never changes."""
 
 
 @contextmanager
@@ -127,18 +129,18 @@ def _root() -> _Place:
     return _judged(os.open("/", _DIRECTORY), _Place(-1, _Trust.ROOTS))
 
 
-def _judged(fd: int, parent: _Place) -> _Place:
+def _judged(fd: int, parent: _Place, mount: bytes = b"") -> _Place:
     """Return a directory that was entered from ``parent``, with its trust."""
     if parent.trust is _Trust.OTHERS:
-        return _Place(fd, _Trust.OTHERS, parent.owner)
+        return _Place(fd, _Trust.OTHERS, parent.owner, mount)
     found = os.fstat(fd)
     roots = found.st_uid in {0, os.geteuid()}
     group = 0 if found.st_gid == 0 else stat.S_IWGRP
     if roots and not found.st_mode & (group | stat.S_IWOTH):
-        return _Place(fd, _Trust.ROOTS)
+        return _Place(fd, _Trust.ROOTS, mount=mount)
     if roots and found.st_mode & stat.S_ISVTX:
-        return _Place(fd, _Trust.STICKY, found.st_uid)
-    return _Place(fd, _Trust.OTHERS, found.st_uid)
+        return _Place(fd, _Trust.STICKY, found.st_uid, mount)
+    return _Place(fd, _Trust.OTHERS, found.st_uid, mount)
 
 
 def _entered(place: _Place, name: str) -> _Place | str:
@@ -156,25 +158,37 @@ def _entered(place: _Place, name: str) -> _Place | str:
                 return os.readlink(name, dir_fd=place.fd)
         raise
     # FUSE is not even asked for its owner: it may never answer
-    if _mount_of(fd) != _mount_of(place.fd) and _file_system(fd).startswith("fuse"):
+    mount = _mount_of(fd)
+    if mount != (place.mount or _mount_of(place.fd)) and _file_system(mount).startswith("fuse"):
         os.close(fd)
         raise OSError(errno.EXDEV, f"FUSE is mounted at {shown(name)}")
-    return _judged(fd, place)
+    return _judged(fd, place, mount)
 
 
 def _mount_of(fd: int) -> bytes:
     """Return the number of the mount that an open file is on; the kernel knows it without asking."""
-    about = Path(f"/proc/self/fdinfo/{fd}").read_bytes().split()
+    about = _read(f"/proc/self/fdinfo/{fd}").split()
     return about[about.index(b"mnt_id:") + 1]
 
 
-def _file_system(fd: int) -> str:
-    """Return the type of the file system that an open file is on, likewise."""
-    mount = _mount_of(fd)
-    for line in Path("/proc/thread-self/mountinfo").read_bytes().splitlines():
+def _file_system(mount: bytes) -> str:
+    """Return the type of the file system of a mount, likewise."""
+    for line in _read("/proc/thread-self/mountinfo").splitlines():
         if line.startswith(mount + b" "):
             return os.fsdecode(line.partition(b" - ")[2].split(b" ")[0])
     return "fuse"  # unmounted meanwhile
+
+
+def _read(name: str) -> bytes:
+    """Return the content of a file of ``/proc`` in four system calls; a file object takes nine."""
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = b""
+        while some := os.read(fd, 1 << 16):
+            found += some
+    finally:
+        os.close(fd)
+    return found
 
 
 # In an open directory

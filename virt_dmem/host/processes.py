@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,13 +54,27 @@ def process_name(pid: int, *, root: Path = ROOT) -> str:
         return ""
 
 
-def mappings(pid: int, *, root: Path = ROOT) -> Iterator[Mapping]:
-    """Yield the mappings of a process; none when it has ended or is a kernel thread."""
+def mappings(pid: int, *, of: Collection[tuple[int, int]] | None = None, root: Path = ROOT) -> Iterator[Mapping]:
+    """Yield the mappings of a process; none when it has ended or is a kernel thread.
+
+    :param of: Files (device, inode): only their lines are parsed of the hundreds that a QEMU has.
+    """
     try:
         lines = (root / f"proc/{pid}/maps").read_bytes().rstrip(b"\n").split(b"\n")
     except _GONE:
         return
-    for line in filter(None, lines):
+    if of is None:
+        yield from _parse(filter(None, lines))
+        return
+    # as show_vma_header_prefix() in fs/proc/task_mmu.c writes them; the name of a file may contain the same
+    marks = [f" {os.major(device):02x}:{os.minor(device):02x} {inode}".encode() for device, inode in of]
+    for area in _parse(line for line in lines if any(mark in line for mark in marks)):
+        if (area.device, area.inode) in of:
+            yield area
+
+
+def _parse(lines: Iterable[bytes]) -> Iterator[Mapping]:
+    for line in lines:
         addresses, perms, offset, device, inode = line.split(None, 5)[:5]
         start, end = addresses.split(b"-")
         major, minor = device.split(b":")
@@ -72,7 +86,7 @@ def processes_mapping(device: int, inode: int, *, root: Path = ROOT) -> tuple[in
     """Return the PIDs of the processes that map a file, in whatever mount namespace and under whatever path."""
 
     def maps(pid: int) -> bool:
-        return any((area.device, area.inode) == (device, inode) for area in mappings(pid, root=root))
+        return any(mappings(pid, of={(device, inode)}, root=root))
 
     return tuple(pid for pid, found in each(maps, processes(root=root)) if found)
 
@@ -103,7 +117,7 @@ def _opens_on(pid: int, device: int, root: Path) -> bool:
 
 def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:
     """Return the present bytes of a file that a process maps, by node, from ``/proc/PID/numa_maps``."""
-    starts = {area.start for area in mappings(pid, root=root) if (area.device, area.inode) == (device, inode)}
+    starts = {area.start for area in mappings(pid, of={(device, inode)}, root=root)}
     found: dict[int, int] = {}
     try:
         lines = (root / f"proc/{pid}/numa_maps").read_text("utf-8", "replace").splitlines()

@@ -30,7 +30,7 @@ def placed(config: Config, domain: DomainMemory) -> tuple[Path, tuple[int, int]]
     :raise ExtentError: When the directory or the user does not exist.
     """
     directory = domain_directory(config.libvirt, domain.name, domain.domain_id)
-    uid, gid = owner_of(directory)
+    uid, gid = (0, 0) if domain.dac_user and domain.dac_group else owner_of(directory)
     if domain.dac_user:
         uid = _number_or(domain.dac_user, lambda name: pwd.getpwnam(name).pw_uid)
     if domain.dac_group:

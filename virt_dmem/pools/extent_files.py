@@ -317,10 +317,11 @@ def check_mapped(pid: int, expected: Iterable[tuple[str, Path, int]]) -> None:
 
     :raise NotMapped: Names the first backend that is elsewhere, private or incomplete.
     """
-    areas = sorted(mappings(pid), key=lambda area: area.offset)
-    for alias, path, size_bytes in expected:
-        wanted = file_id(path)
-        ours = [area for area in areas if (area.device, area.inode) == (wanted.device, wanted.inode)]
+    wanted = [(*each, file_id(each[1])) for each in expected]
+    files = {(file.device, file.inode) for *_, file in wanted}
+    areas = sorted(mappings(pid, of=files), key=lambda area: area.offset)
+    for alias, path, size_bytes, file in wanted:
+        ours = [area for area in areas if (area.device, area.inode) == (file.device, file.inode)]
         if any("s" not in area.perms for area in ours):
             raise NotMapped(
                 f"QEMU {pid} maps memory backend {alias} privately, so the guest's writes are not in {path}.",

@@ -21,6 +21,8 @@ def test_mappings_of_a_process_are_found_by_device_and_inode(tmp_path: Path) -> 
         (area,) = [area for area in processes.mappings(os.getpid()) if area.inode == found.st_ino]
         assert (area.device, area.offset, area.end - area.start) == (found.st_dev, mmap.PAGESIZE, 2 * mmap.PAGESIZE)
         assert area.perms == "rw-s"
+        assert list(processes.mappings(os.getpid(), of={(found.st_dev, found.st_ino)})) == [area]
+        assert list(processes.mappings(os.getpid(), of={(found.st_dev, found.st_ino // 10)})) == []
         assert processes.processes_mapping(found.st_dev, found.st_ino) == (os.getpid(),)
         assert os.getpid() in processes.processes_using(found.st_dev)
         memory.close()
@@ -40,5 +42,6 @@ def test_mappings_survive_a_process_that_is_gone_and_a_file_name_with_a_newline(
     )
     first, _ = processes.mappings(7, root=tmp_path)
     assert first == processes.Mapping(0x7F0000000000, 0x7F0000200000, "rw-s", 2 * MIB, os.makedev(0x103, 2), 4711)
+    assert list(processes.mappings(7, of={(first.device, first.inode)}, root=tmp_path)) == [first]
     assert list(processes.mappings(8, root=tmp_path)) == []
     assert processes.process_name(8, root=tmp_path) == ""
