@@ -120,7 +120,7 @@ def populate(count: int, chance: random.Random) -> None:
             size,
             PAGE,
             "bind",
-            ExtentState.READY,
+            ExtentState.POPULATED,
             kernel.boot_id(),
             "",
             {node: size},

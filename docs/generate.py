@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes the documents that are made from the code: manual pages, errors, JSON. ``python docs/generate.py``.
+"""Generate documents from the code: manual pages, errors, JSON. Run ``python docs/generate.py``.
 
-A manual page is a template (``man/*.in``, roff) in which lines such as ``@COMMANDS@`` stand for what the parser
-of ``--help``, the types of ``--json`` or the keys of the configuration say. A group of commands that has no
-template of its own gets a page all the same. Tests hold that what is checked in is current.
+A manual page is a template (``man/*.in``, roff) in which lines such as ``@COMMANDS@`` are replaced by text from the
+commands or the keys of the configuration. A group of commands without a template gets a page as well. Tests check
+that the generated files are current.
 
 Why not argparse-manpage: it repeats every global option below every command, drops the columns of tables, and
 has no place for what is not an option.
@@ -23,7 +23,7 @@ from typing import Any, get_args
 import msgspec
 
 from virt_dmem import errors
-from virt_dmem.cli.json_schema import ANSWERS, Failure
+from virt_dmem.cli.json_schema import Failure, answers
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.config import schema
 from virt_dmem.config.schema import keys
@@ -49,31 +49,31 @@ As of
 .BR virt\\-dmem (1)
 """
 JSON_HEAD = f"""\
-# What `--json` prints
+# JSON output
 
-<!-- made by docs/generate.py from virt_dmem/cli/json_schema.py -->
+<!-- made by docs/generate.py from virt_dmem/cli -->
 
-Every command prints one JSON object with `--json`, on standard output, and nothing else there. Sizes are integers
-in bytes, times seconds since the epoch. `schema` is the version of the format, now 1: it goes up when a field goes
-away or means something else. New fields may come at any time: pass over what you do not know. The same as a JSON
-Schema: [{SCHEMA}]({SCHEMA}); its `commands` names the type of each.
+With `--json` every command prints one JSON object on standard output, and nothing else. Sizes are integers in
+bytes, times seconds since the epoch. `schema` is the version of the format, now 1: it is incremented when a field
+is removed or changes its meaning. Fields may be added at any time: ignore those you do not know. The same as a JSON
+Schema: [{SCHEMA}]({SCHEMA}); its `commands` names the type of each command's output.
 
-A failure is an object as well, and the exit status tells it: see [errors](errors.md).
+A failure is an object as well, with a non-zero exit status: see [errors](errors.md).
 """
 ERRORS_HEAD = """\
 # Errors
 
 <!-- made by docs/generate.py from virt_dmem/errors.py -->
 
-Every failure has a stable code: `--json` prints it and `virt-dmem explain CODE` explains it. What happened, with
-the numbers, and what to do is in the message and its hint. [Alerts](alerts.md) have codes of their own.
+Every failure has a stable code: `--json` prints it and `virt-dmem explain CODE` explains it. The message states
+what happened, the hint how to resolve it. [Alerts](alerts.md) have codes of their own.
 
 | code | exit status | meaning |
 |---|---|---|"""
 
 
 def documents() -> dict[Path, str]:
-    """Return every document that is made here, by its path below docs/."""
+    """Return every generated document by its path below docs/."""
     parser = build_parser()
     globals_ = _Globals(parser)
     made = {Path("man/virt-dmem.1"): _filled(_template("virt-dmem.1"), parser, globals_)}
@@ -139,7 +139,7 @@ def _usage(parser: argparse.ArgumentParser, globals_: _Globals) -> str:
 
 
 def _arguments(usage: str) -> str:
-    """Set what stands for something else (NAME, N=SIZE) in italics."""
+    """Set placeholders (NAME, N=SIZE) in italics."""
     return re.sub(r"\b([A-Z]+(?:=[A-Z]+)?)\b", r"\\fI\1\\fR", _roff(usage.strip()))
 
 
@@ -173,7 +173,7 @@ def _option(action: argparse.Action) -> str:
     default = action.default if isinstance(action.default, str) and action.default else ""
     help_text = (action.help or "").replace("show program's version number", "print the version")
     choices = f" ({', '.join(map(str, action.choices))})" if action.choices and action.metavar else ""
-    known = f"; {default} if not given" if default and default != argparse.SUPPRESS and action.choices else ""
+    known = f"; default: {default}" if default and default != argparse.SUPPRESS and action.choices else ""
     return f".TP\n{term}\n{_capital(_roff(help_text))}{choices}{known}.\n"
 
 
@@ -182,13 +182,13 @@ def _capital(text: str) -> str:
 
 
 def _roff(text: str) -> str:
-    """Return plain text with nothing in it that roff would obey."""
+    """Return plain text with roff's control characters escaped."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return re.sub(r"^([.'])", r"\\&\1", text, flags=re.MULTILINE)
 
 
 def _keys() -> str:
-    """Return every key of the configuration, section by section, with what is said below it in the code."""
+    """Return every key of the configuration, section by section, with the docstring below it in the code."""
     said = _docstrings()
     lines, section = [], ""
     for key, kind, default in keys():
@@ -211,7 +211,7 @@ def _kind(kind: object) -> str:
 
 
 def _docstrings() -> dict[str, str]:
-    """Return what stands as a string below each key, by key; Python itself does not keep it."""
+    """Return the docstring below each key, by key; Python itself does not keep them."""
     found = {}
     classes = {
         node.name: node for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef)
@@ -236,22 +236,22 @@ def _docstrings() -> dict[str, str]:
 
 
 def _schema() -> dict[str, Any]:
-    kinds = [Failure, *dict.fromkeys(ANSWERS.values())]
+    kinds = [Failure, *dict.fromkeys(answers().values())]
     _, found = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "What virt-dmem prints with --json",
         "anyOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in kinds],
-        "commands": {command: {"$ref": f"#/$defs/{kind.__name__}"} for command, kind in ANSWERS.items()},
+        "commands": {command: {"$ref": f"#/$defs/{kind.__name__}"} for command, kind in answers().items()},
         "$defs": found,
     }
 
 
 def _json_document(schema: dict[str, Any]) -> str:
     defs = schema["$defs"]
-    answers = [kind.__name__ for kind in dict.fromkeys(ANSWERS.values())]
+    named = [kind.__name__ for kind in dict.fromkeys(answers().values())]
     lines = [JSON_HEAD]
-    for name in ["Failure", *answers, *(name for name in defs if name not in {"Failure", *answers})]:
+    for name in ["Failure", *named, *(name for name in defs if name not in {"Failure", *named})]:
         lines += [f"## {name}", "", defs[name].get("description", ""), "", "| field | type | |", "|---|---|---|"]
         required = defs[name].get("required", [])
         for field, kind in defs[name]["properties"].items():
@@ -290,7 +290,7 @@ def _errors_document() -> str:
 
 
 def main() -> None:
-    """Write all of them."""
+    """Write all documents."""
     for path, text in documents().items():
         (DOCS / path).write_text(text, "utf-8")
 

@@ -38,7 +38,7 @@ def wait_for_the_end_of(code: str) -> None:
 
 
 def follows(daemon: Daemon) -> None:
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
 
 
 @contextmanager
@@ -246,7 +246,7 @@ def test_a_draining_pool_gives_nothing_and_takes_nothing_away(
             waiting.wait(1.5)
         libvirtd.virsh("destroy", "runs")
         assert waiting.wait(10) == 0
-        assert "nobody holds memory" in waiting.stdout.read()
+        assert "no domain holds memory" in waiting.stdout.read()
     virt_dmem("pool", "drain", tmpfs_pool, "--undo")
     libvirtd.virsh("start", "--paused", "comes")
     assert "no pool 'nowhere'" in virt_dmem_fails("pool", "drain", "nowhere", status=1)

@@ -81,7 +81,7 @@ def test_a_pool_that_does_not_exist_is_refused(libvirtd: PrivateLibvirt, daemon:
 def test_a_domain_defined_with_our_metadata_is_applied_by_itself(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     libvirtd.define(domain_xml("auto", metadata=REQUEST))
     wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "auto")).applied)
     libvirtd.virsh("start", "--paused", "auto")
@@ -100,7 +100,7 @@ def test_a_domain_defined_while_the_daemon_was_away_is_applied_when_it_is_back(
 def test_a_password_survives_and_is_neither_logged_nor_shown(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     graphics = "<graphics type='vnc' port='-1' passwd='hunter2'/>"
     libvirtd.define(domain_xml("vnc", metadata=REQUEST, devices=graphics))
     wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "vnc")).applied)
@@ -114,7 +114,7 @@ def test_a_password_survives_and_is_neither_logged_nor_shown(
 def test_a_tool_that_keeps_undoing_us_is_left_to_win_and_an_alarm_is_raised(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     xml = domain_xml("fight", metadata=REQUEST)
     for _ in range(3):
         libvirtd.define(xml)
@@ -127,7 +127,7 @@ def test_a_tool_that_keeps_undoing_us_is_left_to_win_and_an_alarm_is_raised(
 def test_unapply_holds_although_the_daemon_follows(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     libvirtd.define(domain_xml("free", metadata=REQUEST))
     wait_for("it to be applied", lambda: read_domain(persistent_xml(libvirtd, "free")).applied)
     virt_dmem("unapply", "free")
@@ -170,7 +170,7 @@ PASSWORD = "<graphics type='vnc' port='-1' passwd='hunter2'/>"
 def test_a_tool_that_reads_and_writes_in_a_loop_loses_nothing_and_makes_no_loop(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, watcher: subprocess.Popen[str]
 ) -> None:
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     libvirtd.define(domain_xml("shared", metadata=REQUEST, devices=PASSWORD))
     for number in range(20):
         define_with(libvirtd, persistent_xml(libvirtd, "shared"), f"title {number}")
@@ -187,7 +187,7 @@ def test_a_tool_that_reads_and_writes_in_a_loop_loses_nothing_and_makes_no_loop(
 def test_a_tool_that_knows_nothing_of_us_gets_its_changes_and_we_ours(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, watcher: subprocess.Popen[str]
 ) -> None:
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     template = domain_xml("managed", metadata=REQUEST, devices=PASSWORD, uuid=str(uuid.uuid4())).encode()
     for number in range(3):
         define_with(libvirtd, template, f"title {number}")

@@ -30,7 +30,7 @@ def value(text: str, name: str, **labels: str) -> float:
 def test_a_start_a_refusal_and_an_apply_are_counted(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     libvirtd.define(domain_xml("fits", metadata=REQUEST))
     wait_for("it to be applied", lambda: "fits: applied" in tail(daemon.log))
     libvirtd.define(domain_xml("large", memory="512MiB"))

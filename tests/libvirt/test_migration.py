@@ -371,7 +371,10 @@ def test_post_copy_to_memory_without_struct_pages_is_refused_before_it_starts(
         paused(libvirtd, tmpfs_pool)
         libvirtd.virsh("resume", "mover")
         said = migrate(libvirtd, second, "--postcopy", check=False)
-        assert "mover is to come by post-copy, and the memory of pool big has no struct pages" in said
+        assert (
+            "mover is about to arrive by post-copy migration, and the memory of pool big has no struct pages"
+            in said
+        )
         assert "Migrate it without --postcopy" in said
         assert (here(), there(second)) == ({"mover": 64}, {})
         assert libvirtd.state("mover") == "running"
@@ -381,7 +384,9 @@ def test_post_copy_to_memory_without_struct_pages_is_refused_before_it_starts(
         second.virsh("destroy", "mover")
         libvirtd.remove()
         paused(libvirtd, tmpfs_pool, "--no-monitor")
-        assert "QEMU does not say how" in migrate(libvirtd, second, check=False)
+        assert "QEMU does not tell whether domain mover arrives by post-copy" in migrate(
+            libvirtd, second, check=False
+        )
         assert (here(), there(second)) == ({"mover": 64}, {})
 
 

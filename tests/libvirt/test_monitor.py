@@ -67,9 +67,9 @@ def test_what_qemu_tells_of_itself_is_heard(libvirtd: PrivateLibvirt, daemon: Da
     start(libvirtd, tmpfs_pool)
     wait_for("QEMU's word", shown)
     libvirtd.virsh("resume", "talks")
-    wait_for("RESUME", lambda: "QEMU says RESUME" in daemon.log.read_text())
+    wait_for("RESUME", lambda: "QEMU event RESUME" in daemon.log.read_text())
     libvirtd.virsh("qemu-monitor-command", "talks", '{"execute": "quit"}', check=False)  # may go before it answers
-    wait_for("SHUTDOWN", lambda: "QEMU says SHUTDOWN" in daemon.log.read_text())
+    wait_for("SHUTDOWN", lambda: "QEMU event SHUTDOWN" in daemon.log.read_text())
     wait_for("it to be given back", lambda: reserved(tmpfs_pool) == 0)
 
 
@@ -92,7 +92,7 @@ def test_a_neighbour_that_stands_in_for_a_monitor_is_not_listened_to(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_of(uuid)))
         listener.listen()
-        wait_for("word of it", lambda: "listens there, and its QEMU is process" in daemon.log.read_text())
+        wait_for("word of it", lambda: "its QEMU is process" in daemon.log.read_text())
         listener.settimeout(10)
         peer, _ = listener.accept()
         with peer:

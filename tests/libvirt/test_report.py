@@ -58,7 +58,7 @@ def test_a_report_says_what_is_and_tells_no_secret(
     daemon.restart()
     with Path("/etc/libvirt/qemu.conf").open("a") as conf:
         conf.write(f'vnc_password = "{SECRET}-conf"\n')
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
     uuid = libvirtd.define(talkative_xml())
     virt_dmem("apply", "talkative", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "talkative")

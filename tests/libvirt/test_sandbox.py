@@ -61,9 +61,9 @@ def test_a_guest_starts_and_ends_with_the_few_capabilities_of_the_unit(
     virt_dmem("apply", "modest", "--pool", "small")
     libvirtd.virsh("start", "modest", "--paused")
     assert virt_dmem_json("show", "modest")["domain"]["phase"] == "running"
-    wait_for("the daemon to follow libvirt", lambda: "libvirt answers" in tail(restricted_daemon.log))
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(restricted_daemon.log))
     libvirtd.define(domain_xml("unasked", memory="32MiB", metadata=REQUEST))
-    applied = "unasked: applied, for it was defined"
+    applied = "unasked: applied automatically"
     wait_for("the daemon to apply a domain", lambda: applied in tail(restricted_daemon.log))
     libvirtd.virsh("destroy", "modest")
     assert virt_dmem_json("pool", "list")["pools"][0]["reserved_bytes"] == 0

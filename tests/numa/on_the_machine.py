@@ -130,7 +130,7 @@ class Daemon:
         self.extents = ExtentManager(config, self.ledger, self.inventory, times)
         admission = Admission(config, self.ledger, self.inventory, self.extents.prezero, self.extents.reclaim)
         self.hooks = HookOperations(config, self.ledger, admission, self.extents, times)
-        self.readying = PrezeroWorker(config, self.inventory, self.extents.prezero)
+        self.worker = PrezeroWorker(config, self.inventory, self.extents.prezero)
 
     def prepare(self, *cells: Cell) -> Reservation:
         asyncio.run(self.hooks.prepare(self.memory(*cells), lambda _: None))
@@ -145,7 +145,7 @@ class Daemon:
         asyncio.run(self.hooks.release(UUID))
 
     def hold_free(self) -> None:
-        asyncio.run(self.readying.run())
+        asyncio.run(self.worker.run())
 
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -208,7 +208,7 @@ def test_without_ballast_he_would() -> None:
     """What the kernel promises to a mount is a number for the whole host: this is why there is ballast."""
     with spare_pages(1, 16), pool(8, 8):
         (record,) = registry.records(CONFIG)
-        ballast.let_go(record, 0, 0)
+        ballast.shrink(record, 0, 0)
         with competitor(0) as taken:
             assert taken == 8, taken
 
@@ -358,7 +358,7 @@ def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_i
             prezero = daemon.extents.prezero
             prezero.set_domains([memory])
             for done in (3, 6, 7):
-                asyncio.run(daemon.readying._step())
+                asyncio.run(daemon.worker._step())
                 (extent,) = prezero.stock.of("p")
                 assert extent.clean_bytes == done * HUGE, extent
                 assert where(extent.path) == {node: size // HUGE for node, size in prezero.stock.held("p").items()}
@@ -375,7 +375,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
     """The only moment: what the domain is about to get is let go, and not faulted yet."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(CONFIG)
-        make_room = daemon.extents.prezero.make_room
+        make_room = daemon.extents.prezero.evict
         thieves = []
 
         async def robbed(segment: str) -> None:
@@ -383,7 +383,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
             thieves.append(competitor(0, 2))
             assert thieves[0].__enter__() == 2
 
-        daemon.extents.prezero.make_room = robbed  # type: ignore[method-assign]
+        daemon.extents.prezero.evict = robbed  # type: ignore[method-assign]
         try:
             daemon.prepare(cell(0, 6, 0))
         except PrefaultFailed as failure:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from virt_dmem.cli.json_schema import ANSWERS, Failure
+from virt_dmem.cli.json_schema import Failure, answers
 from virt_dmem.cli.parser import build_parser
 
 __all__ = ["command_of", "require_documented"]
@@ -24,6 +24,6 @@ def command_of(args: Sequence[str]) -> str:
 def require_documented(args: Sequence[str], printed: str) -> Any:
     """Return the answer decoded; fails where a field is missing, of another type, or not documented."""
     answer = json.loads(printed)
-    kind = Failure if "error" in answer else ANSWERS[command_of(args)]
+    kind = Failure if "error" in answer else answers()[command_of(args)]
     assert msgspec.to_builtins(msgspec.convert(answer, kind)) == answer
     return answer

@@ -110,7 +110,7 @@ echo '{{"event":"done","bytes":0}}'
             8 * PAGE,
             PAGE,
             "none",
-            ExtentState.READY,
+            ExtentState.POPULATED,
             kernel.boot_id(),
             "",
             shares,

@@ -20,7 +20,7 @@ REFUSALS = {
     "no QEMU domain": r"The domain is of type ",
     "protected memory": r"The domain has encrypted or protected memory ",
     "private cell": r"Cell \S+ of the domain has private memory ",
-    "several requests": r"The domain XML has \d+ elements 'memory' where one may be",
+    "several requests": r"The domain XML has \d+ elements 'memory', and may have one",
 }
 
 

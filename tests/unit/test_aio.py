@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 
-from virt_dmem.aio import finished
+from virt_dmem.aio import uninterrupted
 
 
 def test_work_on_files_is_not_left_half_done_by_who_is_cancelled() -> None:
@@ -18,7 +18,7 @@ def test_work_on_files_is_not_left_half_done_by_who_is_cancelled() -> None:
         steps.append("done")
 
     async def cancelled() -> None:
-        task = asyncio.create_task(finished(work()))
+        task = asyncio.create_task(uninterrupted(work()))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -4,31 +4,24 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.rig.cpu_time import seconds
 from virt_dmem.aio import off_loop
 from virt_dmem.allocation.plan import ExtentPlan, Plan
-from virt_dmem.config.schema import Config, LibvirtConfig
 from virt_dmem.daemon.wiring import Components
-from virt_dmem.domain_xml.devices import find_device, find_devices, free_alias, require_room
-from virt_dmem.domain_xml.fields import read_nodeset, read_number, read_size
+from virt_dmem.domain_xml.fields import read_number, read_size
 from virt_dmem.domain_xml.live import read_guest
 from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
-from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory, is_managed, read_domain
+from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
-from virt_dmem.errors import DmemError, DomainRefused, ExtentError, UsageError
-from virt_dmem.hypervisor.qemu_user import placed
+from virt_dmem.errors import DmemError, DomainRefused, UsageError
 from virt_dmem.units import parse_duration, parse_number, parse_size
 
 NS = "https://virt-dmem.dev/xmlns/domain/1.0"
@@ -69,13 +62,6 @@ def devices(count: int, model: str = "dimm") -> str:
     return f"<devices>{one * count}</devices>"
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long a CPU was busy with it, however busy the machine is."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
 # One number
 
 
@@ -108,17 +94,6 @@ def test_a_number_in_a_domain_is_read_or_refused_in_a_sentence(place: str, numbe
                 assert all(0 < cell.size_bytes < 2**63 for cell in found.cells)
 
 
-@pytest.mark.parametrize("unit", ["", "b", "KiB", "EB", "EiB"])
-@pytest.mark.parametrize("number", NUMBERS)
-def test_no_size_is_more_than_libvirt_takes(number: str, unit: str) -> None:
-    try:
-        size = read_size(number, unit)
-    except DomainRefused as refusal:
-        assert len(str(refusal)) < 500
-    else:
-        assert 0 <= size <= 2**63
-
-
 def test_zeros_in_front_are_no_digits() -> None:
     zeros = "0" * 5000
     assert read_number(f"{zeros}7", "x") == 7
@@ -145,43 +120,14 @@ def test_what_is_typed_is_a_number_of_64_bits_or_refused(text: str) -> None:
             continue
 
 
-# Sets
-
-
-@pytest.mark.parametrize(
-    "nodeset", ["0-4294967295", "0-99999", "0-1," * 500_000, "0-1023," * 500_000, "^" * 100_000, "1" * 100_000]
-)
-def test_a_nodeset_is_read_or_refused_at_once(nodeset: str) -> None:
-    def read() -> None:
-        with pytest.raises(DomainRefused) as caught:
-            read_nodeset(nodeset)
-        assert len(str(caught.value)) < 500
-
-    assert seconds(read) < 2
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 1023), st.integers(0, 1023)), max_size=12))
-def test_a_nodeset_is_a_set(parts: list[tuple[bool, int, int]]) -> None:
-    text, nodes = [], set()
-    for take, one, other in parts:
-        first, last = sorted((one, other))
-        if take:
-            text.append(f"{first}-{last}")
-            nodes |= set(range(first, last + 1))
-        else:
-            text.append(f"^{first}")
-            nodes -= {first}
-    assert read_nodeset(",".join(text)) == tuple(sorted(nodes))
-
-
 # Many
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (cells(1500), "1500 guest NUMA cells, and QEMU knows 128"),
-        (cells(1) + devices(10_000), "10000 memory devices, and QEMU knows 256"),
+        (cells(1500), "1500 guest NUMA cells, and QEMU supports 128"),
+        (cells(1) + devices(10_000), "10000 memory devices, and QEMU supports 256"),
         (cells(1) + devices(10_000, "virtio-mem"), "10000 memory devices"),
         (cells(1) + devices(10_000, "nvdimm"), "10000 memory devices"),
         (
@@ -274,35 +220,10 @@ def test_what_is_kept_of_a_domain_has_an_end() -> None:
 
 @pytest.mark.parametrize("name", ["n" * 252, "é" * 126, "n" * 1_000_000, "a/b", "a\nb", " "])
 def test_a_name_that_libvirt_could_make_no_file_of_is_refused(name: str) -> None:
-    with pytest.raises(DomainRefused, match="impossible name") as caught:
+    with pytest.raises(DomainRefused, match="invalid name") as caught:
         read_domain(domain(name=name))
     assert len(str(caught.value)) < 500
     read_domain(domain(name="é" * 125))
-
-
-def test_a_new_alias_is_found_at_once_however_many_are_taken_already() -> None:
-    taken = b"".join(b"ua-dmem%d'" % number for number in range(300_000))
-    assert seconds(lambda: free_alias(taken, taken)) < 10
-    assert free_alias(taken) == "ua-dmem300000"
-    assert free_alias(b"<alias name='ua-dmem0'/><alias name='ua-dmem00001'/>") == "ua-dmem1"
-
-
-def test_devices_are_found_with_one_look_at_the_document() -> None:
-    one = "<memory model='dimm'><target><size>2048</size><node>0</node></target><alias name='{}'/>{}</memory>"
-    many = "".join(one.format(f"dimm{n}", "") for n in range(256))
-    xml = domain(f"<devices>{many}</devices>")
-    assert set(find_devices(xml, {f"dimm{n}" for n in range(300)})) == {f"dimm{n}" for n in range(256)}
-    for mask in (DIGITS, "٣", "x"):
-        source = f"<source><nodemask>{mask}</nodemask></source>"
-        with pytest.raises(DomainRefused):
-            find_device(domain(f"<devices>{one.format('dimm0', source)}</devices>"), "dimm0")
-
-
-def test_the_hint_to_a_command_holds_no_words_of_a_tenant() -> None:
-    with pytest.raises(DomainRefused) as caught:
-        require_room(DomainDocument(domain(name="web; reboot")), "dimm", 1 << 20, 0)
-    assert "reboot" not in caught.value.hint
-    assert UUID in caught.value.hint
 
 
 # In the daemon
@@ -316,79 +237,6 @@ def test_a_large_document_is_read_beside_the_event_loop_and_a_small_one_at_once(
         )
 
     asyncio.run(story())
-
-
-@pytest.mark.parametrize("operation", ["prepare", "start", "started", "stopped", "release", "migrate"])
-def test_while_a_hook_s_large_document_is_read_others_are_served(parts: Components, operation: str) -> None:
-    xml = domain("<devices>" + "<disk type='file'/>" * 100_000 + "</devices>")
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async def story() -> None:
-        beside = asyncio.create_task(others())
-        with suppress(DmemError):
-            if operation == "migrate":
-                await parts.service.filter_xml(xml)
-            else:
-                await parts.service.hook(operation, xml, lambda _: None)
-        beside.cancel()
-
-    asyncio.run(story())
-    assert turns > 3
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0, 1e300, 10**5000], ids=range(6))
-def test_a_number_that_comes_over_the_socket_and_cannot_be_is_refused(parts: Components, number: float) -> None:
-    def attach(**numbers: float) -> object:
-        wanted: dict[str, Any] = {"size_bytes": 1 << 30, "cell": 0, "node": -1} | numbers
-        return asyncio.run(parts.service.attach("x", model="dimm", persistent=False, report=tell, **wanted))
-
-    def tell(_: object) -> None:
-        """Nobody listens."""
-
-    asks: list[Callable[[], object]] = [
-        lambda: parts.service.pause_apply(number),
-        lambda: asyncio.run(parts.service.detach("x", "dimm0", number, tell)),
-        lambda: asyncio.run(parts.service.resize("x", "dimm0", 0, number, tell)),
-    ]
-    if isinstance(number, int):
-        asks += [
-            lambda: attach(size_bytes=number),
-            lambda: attach(size_bytes=-1),
-            lambda: attach(cell=number),
-            lambda: attach(node=number),
-            lambda: asyncio.run(parts.service.resize("x", "dimm0", number, 1, tell)),
-            lambda: asyncio.run(parts.service.resize("x", "dimm0", -4096, 1, tell)),
-        ]
-    for ask in asks:
-        with pytest.raises(UsageError) as caught:
-            ask()
-        assert len(str(caught.value)) < 500
-    assert not parts.alerts.apply_is_paused()
-
-
-@pytest.mark.parametrize("began", [math.nan, math.inf, -math.inf, -1.0, 1e300])
-def test_a_hook_that_says_nonsense_of_its_beginning_is_served(parts: Components, began: float) -> None:
-    asyncio.run(parts.service.hook("release", domain(), lambda _: None, began))
-    assert [step.step for step in parts.ledger.steps(UUID)] == ["release"]
-
-
-@pytest.mark.parametrize("label", ["+" + DIGITS, "+4294967295", "+-1", "+", "+٣", "n\0"])
-def test_a_label_that_names_no_user_is_refused(label: str, tmp_path: Path) -> None:
-    memory = replace(read_domain(domain()), dac_user=label, dac_group=label, domain_id=7)
-    (tmp_path / "qemu.conf").write_text(f'memory_backing_dir = "{tmp_path}"\n')
-    config = Config(libvirt=LibvirtConfig(config_file=str(tmp_path / "qemu.conf")))
-    directory = tmp_path / f"7-{memory.name[:20]}"
-    directory.mkdir()
-    with pytest.raises(ExtentError, match="DAC label"):
-        placed(config, memory)
-    whom = placed(config, replace(memory, dac_user="+4294967294", dac_group="+0"))
-    assert whom == (directory, (2**32 - 2, 0))
 
 
 def test_an_element_of_very_many_attributes_is_not_even_parsed() -> None:

@@ -16,9 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.rig.command_line import error_codes
 from tests.rig.documents import DOCUMENTS, MANUAL_PAGES, NOT_RUN, examples, inline, lines
 from tests.rig.repository import REPOSITORY
-from tests.unit.cli.test_main import codes
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.config.schema import keys
 from virt_dmem.errors import ExitStatus
@@ -85,7 +85,7 @@ def test_a_command_that_is_shown_exists(document: str, command: str) -> None:
             if len(words) <= 3 and verb in known and words[1:] == verb.split():
                 return  # the name of a command, without its arguments
             placeholders = {"SIZE": "1G", "N": "0", "TIME": "1h"}
-            assert build_parser().parse_args([placeholders.get(word, word) for word in words[1:]]).handler
+            assert build_parser().parse_args([placeholders.get(word, word) for word in words[1:]]).command
         case "make":
             assert set(words[1:]) <= make_targets()
         case "systemctl":
@@ -158,16 +158,9 @@ def test_the_manual_page_of_the_configuration_knows_every_key() -> None:
         assert re.search(rf"^{name}$", below.partition("\n[")[0], re.MULTILINE), key
 
 
-@pytest.mark.parametrize("code", codes())
+@pytest.mark.parametrize("code", error_codes())
 def test_every_error_has_its_place_in_the_documents(code: str) -> None:
     assert f"\n| `{code}` | " in (REPOSITORY / "docs/errors.md").read_text("utf-8")
-
-
-def test_every_handler_exists() -> None:
-    for verb, parser in verbs(build_parser()):
-        if handler := parser.get_default("handler"):
-            module, _, function = handler.partition(":")
-            assert hasattr(__import__(f"virt_dmem.cli.commands.{module}", fromlist=[function]), function), verb
 
 
 def test_every_check_has_a_name_of_its_own() -> None:

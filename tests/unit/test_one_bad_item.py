@@ -54,7 +54,7 @@ def some_domains(config: Config, phase: Phase) -> list[Path]:
         path.parent.mkdir()
         path.write_bytes(b"x" * MIB)
         ledger.reserve(Plan(uuid, f"vm-{uuid[:8]}", (extent,)), {"pc.ram": path}, {("p", -1): 64 * MIB})
-        ledger.set_ready(ledger.extents_of(uuid))
+        ledger.set_populated(ledger.extents_of(uuid))
         ledger.set_phase(uuid, phase)
         paths.append(path)
     ledger.close()
@@ -243,12 +243,12 @@ def test_a_file_that_a_guest_made_larger_is_cut_and_that_is_said(config: Config,
             file.write(b"y" * 4096)
     parts = build(config)
     actions = reconciled(parts)
-    assert [action for action in actions if "grown" in action]
+    assert [action for action in actions if "enlarged" in action]
     found = path.stat()
     assert (found.st_size, found.st_blocks * 512) == (MIB, MIB)
     assert path.read_bytes() == b"x" * MIB
     assert alerts(parts) == {str(path): EXTENT_ENLARGED}
-    assert not [action for action in reconciled(parts) if "grown" in action]
+    assert not [action for action in reconciled(parts) if "enlarged" in action]
 
 
 def fallocate(path: Path, size_bytes: int) -> None:

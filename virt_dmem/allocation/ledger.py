@@ -186,11 +186,13 @@ class Ledger(LedgerQueries):
 
     # States of extents
 
-    def set_ready(self, some: Iterable[Extent]) -> None:
+    def set_populated(self, extents: Iterable[Extent]) -> None:
         """Record that extents are completely populated."""
         with self._transaction() as db:
-            ready = ExtentState.READY.value
-            db.executemany("UPDATE extent SET state = ? WHERE id = ?", [(ready, extent.id) for extent in some])
+            populated = ExtentState.POPULATED.value
+            db.executemany(
+                "UPDATE extent SET state = ? WHERE id = ?", [(populated, extent.id) for extent in extents]
+            )
 
     def set_state(self, extent: Extent, state: ExtentState, *, link: str = "") -> None:
         """Record the state of an extent of a running domain, and the path of the link to it that is to be made."""

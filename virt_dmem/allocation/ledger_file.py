@@ -91,7 +91,7 @@ class LedgerFile:
             raise
         return database
 
-    def set_aside(self) -> str:
+    def damaged_file(self) -> str:
         """Return the path of the newest damaged ledger that was set aside and is still there; empty: none."""
         found = self._path.parent.glob(f"{self._path.name}.damaged-*")
         return str(max((path for path in found if not path.name.endswith(COMPANIONS)), default=""))

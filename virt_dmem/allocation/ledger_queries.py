@@ -84,7 +84,7 @@ class LedgerQueries(LedgerFile):
         return self._reservations("reservation.boot_id != ?", boot_id)
 
     def unsettled(self) -> list[Reservation]:
-        """Return the reservations of running domains with an extent that is not READY."""
+        """Return the reservations of running domains with an extent that is not POPULATED."""
         return self._reservations(
             "reservation.phase = ? AND reservation.uuid IN (SELECT uuid FROM extent WHERE state != 'ready')",
             Phase.RUNNING.value,

@@ -57,7 +57,7 @@ class ExtentState(enum.Enum):
 
     PLANNED = "planned"
     """Recorded; the file may exist, and may be partly populated."""
-    READY = "ready"
+    POPULATED = "ready"
     """All pages are populated on their nodes."""
     ATTACHING = "attaching"
     """Being hot-plugged; only libvirt knows whether QEMU has it."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Entry of the ``virt-dmem`` command: parse, hand over to one noun's module, turn a failure into a sentence.
+"""Run the ``virt-dmem`` command: parse, call the command's module, report failures.
 
-Nouns are imported only when they are asked for: ``virt-dmem explain`` needs no libvirt, a filter no socket.
+Only the module of the command in use is imported, and by it only what that needs: ``virt-dmem explain`` needs no
+libvirt, a filter no socket.
 """
 
 from __future__ import annotations
@@ -10,27 +11,25 @@ import os
 import sys
 from types import SimpleNamespace
 
+from virt_dmem.cli import registry
 from virt_dmem.cli.output import Output
 from virt_dmem.errors import DmemError, ExitStatus, PermissionRefused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
-
-    Handler = Callable[[argparse.Namespace, Output], ExitStatus]
+    from collections.abc import Sequence
 
 __all__ = ["main"]
 
 INTERRUPTED = 130
-"""What a shell reports for a command that ended by SIGINT: 128 + 2."""
+"""Exit status that a shell reports for a command ended by SIGINT: 128 + 2."""
 READER_GONE = 141
 """The same for SIGPIPE: 128 + 13."""
 
 LIST_JSON = ["--json", "list"]
 LIST_JSON_PARSED = {
     "command": "list",
-    "handler": "listing:list_domains",
     "applied": False,
     "output": None,
     "json": True,
@@ -38,14 +37,14 @@ LIST_JSON_PARSED = {
     "config": None,
     "connect": None,
 }
-"""What the parser makes of it, in either order: monitoring asks it over and over, and argparse is slow to load."""
+"""Result of the parser for it, in either order: monitoring runs it over and over, and argparse is slow to load."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status (``errors.ExitStatus``, or 128 + signal).
 
-    Without ``argv`` it is the process's own, which then ends here: what the interpreter would still tidy up
-    takes 3 ms, and nothing of ours is in it.
+    Without ``argv`` it is the process's own, which then ends here: the interpreter's own cleanup takes 3 ms and
+    does nothing that is needed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _replace_closed_streams()
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # was reported: what is still buffered must not fail again when the interpreter ends
+    except OSError:  # already reported: buffered output must not fail again when the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if argv is None:
         os._exit(status)
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _replace_closed_streams() -> None:
-    """Stand in for streams that the caller closed (``<&-``): Python has ``None`` there."""
+    """Open /dev/null for streams that the caller closed (``<&-``): Python has ``None`` there."""
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
@@ -76,7 +75,7 @@ def _run(arguments: list[str]) -> ExitStatus:
     out = Output(as_json="--json" in arguments, in_bytes="--bytes" in arguments)
     try:
         args = _parse(arguments)
-        status = _handler(args.handler)(args, out)
+        status = registry.load(_name(args)).run(args, out)
         sys.stdout.flush()
         return status
     except DmemError as error:
@@ -90,7 +89,7 @@ def _run(arguments: list[str]) -> ExitStatus:
             " and metrics.",
         )
     except OSError as error:
-        failure = DmemError(_sentence(error), hint="'virt-dmem check' looks around.")
+        failure = DmemError(_sentence(error), hint="Run 'virt-dmem check'.")
     out.error(failure)
     return failure.exit_status
 
@@ -101,16 +100,14 @@ def _sentence(error: OSError) -> str:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     if sorted(arguments) == LIST_JSON:
-        return SimpleNamespace(**LIST_JSON_PARSED)  # type: ignore[return-value] # as good as argparse's own
+        return SimpleNamespace(**LIST_JSON_PARSED)  # type: ignore[return-value] # used like argparse's own
     from virt_dmem.cli.parser import build_parser  # noqa: PLC0415 -- see LIST_JSON
 
-    return build_parser(arguments).parse_args(arguments)
+    return build_parser(registry.named(arguments)).parse_args(arguments)
 
 
-def _handler(name: str) -> Handler:
-    module, _, function = name.partition(":")
-    handler: Handler = getattr(__import__(f"virt_dmem.cli.commands.{module}", fromlist=[function]), function)
-    return handler
+def _name(args: argparse.Namespace) -> str:
+    return f"{args.command} {getattr(args, 'verb', '')}".rstrip()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the command prints: tables and sentences for people, one JSON object with ``--json``.
+"""Print answers: tables and sentences for people, one JSON object with ``--json``.
 
-Names of domains come from others: whatever a terminal would obey is shown as an escape. Passwords in XML
-are masked before anything is shown.
+Names of domains are untrusted: control characters are shown as escapes. Passwords in XML are masked before anything
+is shown.
 """
 
 from __future__ import annotations
@@ -10,55 +10,40 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 
 from virt_dmem.ipc.version import SCHEMA_VERSION
 from virt_dmem.text import printable
-from virt_dmem.units import format_size
 
 TYPE_CHECKING = False  # what is imported here costs every command, and typing 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Iterable, Sequence
 
+    from virt_dmem.cli.columns import Column, Row
     from virt_dmem.errors import DmemError
 
-    Row = Mapping[str, Any]
-
-__all__ = ["Output", "Column", "masked", "unified_diff"]
+__all__ = ["Output", "masked", "unified_diff", "local_time"]
 
 _LARGE = 1 << 20
 _GRAPHICS_AUTH = r"""\b(passwd\s*=\s*)("[^"]*"|'[^']*')"""
 
 
-class Column:
-    """One column of a table: drives its header, ``--output`` and the help.
-
-    ``value`` makes what is shown of an object of the JSON output; a table is made of the same objects. Where
-    ``size`` is set it is a number of bytes, or ``None`` where that is not known, and printed as a size.
-    """
-
-    def __init__(
-        self, name: str, help_text: str, value: Callable[[Row], Any], *, right: bool = False, size: bool = False
-    ) -> None:
-        self.name = name
-        self.help = help_text
-        self.value = value
-        self.right = right or size
-        self.size = size
-
-
 class Output:
-    """Where the answer goes: stdout, as text or JSON; notes and errors go to stderr."""
+    """Writes the answer to stdout, as text or JSON; notes and errors go to stderr."""
 
     def __init__(self, *, as_json: bool, in_bytes: bool = False) -> None:
         self.as_json = as_json
         self.in_bytes = in_bytes
 
     def size(self, size_bytes: int | None) -> str:
-        """Return a size as it is to be shown: for people, or a number of bytes if that was asked for."""
+        """Return a size for people, with ``--bytes`` as a number; a dash where it is unknown."""
         if size_bytes is None:
             return "-"
-        return str(size_bytes) if self.in_bytes else format_size(size_bytes)
+        if self.in_bytes:
+            return str(size_bytes)
+        from virt_dmem.units import format_size  # noqa: PLC0415 -- 'list --json' shows no sizes for people
+
+        return format_size(size_bytes)
 
     def text(self, text: str) -> None:
         """Print ``text`` and a newline, unless JSON was asked for."""
@@ -85,7 +70,7 @@ class Output:
             self.text("  ".join(padded).rstrip())
 
     def document(self, text: bytes) -> None:
-        """Print ``text`` (UTF-8) as it is, for another program; a terminal gets what it would obey as escapes."""
+        """Print ``text`` (UTF-8) unchanged for another program; on a terminal control characters become escapes."""
         if sys.stdout.isatty():
             sys.stdout.write(printable(text.decode(), keep="\n\t"))
         else:
@@ -93,7 +78,7 @@ class Output:
             sys.stdout.buffer.flush()
 
     def note(self, text: str) -> None:
-        """Tell the person in front of the terminal something that is no part of the answer."""
+        """Print a line for the operator, which is not part of the answer, on stderr."""
         sys.stderr.write(f"virt-dmem: {printable(text)}\n")
 
     def error(self, error: DmemError) -> None:
@@ -105,32 +90,37 @@ class Output:
 
 
 def _indented(answer: object) -> str:
-    """Return an answer as JSON for people, too; of 10 000 domains it has 4 MB.
+    """Return an answer as indented JSON; that of 10 000 domains has 4 MB.
 
-    It is ASCII: what is more stands there escaped, exact and nothing that a terminal would obey.
+    It is ASCII: everything else is escaped, exactly, and a terminal finds no control characters in it.
     """
     compact = json.dumps(answer)
     if len(compact) < _LARGE:
-        return json.dumps(answer, indent=2)  # in Python, for the module has no C for it
+        return json.dumps(answer, indent=2)  # slow: with an indent json uses no C code
     import msgspec  # noqa: PLC0415 -- 40 ms
 
     return msgspec.json.format(compact, indent=2)
 
 
 def masked(xml: bytes) -> str:
-    """Return domain XML (UTF-8) as text to be shown: the values of VNC and SPICE passwords are replaced.
+    """Return domain XML (UTF-8) as text with the VNC and SPICE passwords masked.
 
-    ``passwd`` of ``<graphics>`` is what libvirt itself holds back without VIR_DOMAIN_XML_SECURE
+    ``passwd`` of ``<graphics>`` is what libvirt itself omits without VIR_DOMAIN_XML_SECURE
     (virDomainGraphicsAuthDefFormatAttr in its domain_conf.c).
     """
     return re.sub(_GRAPHICS_AUTH, r"\1'***'", xml.decode())
 
 
 def unified_diff(before: bytes, after: bytes) -> str:
-    """Return the difference of two domain XMLs, passwords masked; empty when there is none."""
-    import difflib  # noqa: PLC0415 -- for who asks for it
+    """Return the unified diff of two domain XMLs, passwords masked; empty when there is none."""
+    import difflib  # noqa: PLC0415 -- only some commands print one
 
     lines = difflib.unified_diff(
         masked(before).splitlines(), masked(after).splitlines(), "before", "after", lineterm=""
     )
     return "\n".join(lines)
+
+
+def local_time(at: float) -> str:
+    """Return seconds since the epoch as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A bar while a pool is made or given back: on a terminal, and nowhere else."""
+"""Show a progress bar on a terminal, and nowhere else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Report = Callable[[str, int, int], None]
 
 @contextmanager
 def progress(out: Output) -> Iterator[Report]:
-    """Yield what shows progress when it is called with words, bytes done and bytes in all."""
+    """Yield a function that shows progress; it takes a text, bytes done and bytes in all."""
     if out.as_json or not sys.stderr.isatty():
         yield lambda *_: None
         return

@@ -48,7 +48,7 @@ class GuestEvents:
         try:
             if alias not in {extent.alias for extent in self._ledger.extents_of(uuid)}:
                 return
-            if event is Event.KEPT:
+            if event is Event.DEVICE_REMOVAL_FAILED:
                 self._device_operations.note_refusal(uuid, alias)
                 return
             reason = f"libvirt says that {alias} is {event.value}"
@@ -66,9 +66,11 @@ class GuestEvents:
         elif event == "MEMORY_FAILURE":
             self._memory_failed(uuid, f"{_known(data.get('recipient'))} {_known(data.get('action'))}")
         elif event in ("MEM_UNPLUG_ERROR", "DEVICE_UNPLUG_GUEST_ERROR") and alias:
-            await self.device_event(uuid, Event.KEPT, alias)
+            await self.device_event(uuid, Event.DEVICE_REMOVAL_FAILED, alias)
         elif event in ("MEMORY_DEVICE_SIZE_CHANGE", "DEVICE_DELETED") and alias:
-            await self.device_event(uuid, Event.RESIZED if event.startswith("MEMORY") else Event.REMOVED, alias)
+            await self.device_event(
+                uuid, Event.MEMORY_RESIZED if event.startswith("MEMORY") else Event.DEVICE_REMOVED, alias
+            )
 
     def _memory_failed(self, uuid: str, what: str) -> None:
         try:

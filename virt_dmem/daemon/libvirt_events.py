@@ -122,7 +122,7 @@ class LibvirtEvents:
         def put(item: _Item) -> None:
             loop.call_soon_threadsafe(queue.put, item)
 
-        await asyncio.to_thread(hypervisor.watch, lambda *event: put(event), lambda: put("gone"))
+        await asyncio.to_thread(hypervisor.subscribe, lambda *event: put(event), lambda: put("gone"))
         await self._list(hypervisor)
         while (item := await queue.get()) != "gone":
             if isinstance(item, str):

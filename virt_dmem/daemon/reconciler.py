@@ -93,6 +93,6 @@ class Reconciler:
             extents=self.extents,
             devices=self.device_reconciler,
             boot_id=self.boot_id,
-            tries=attempts,
+            attempts=attempts,
             dry_run=dry_run,
         )

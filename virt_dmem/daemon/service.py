@@ -187,7 +187,7 @@ class Service:
         self.alerts.changed.set()
 
     async def retire_pool(self, name: str) -> None:
-        """Stop allocating from a pool (``POOL``) or one of its segments (``POOL+N``), and from working in it.
+        """Stop allocating from a pool (``POOL``) or one of its segments (``POOL+N``), and background work in it.
 
         :raise PoolBusy: When domains hold memory of it.
         """

@@ -38,7 +38,7 @@ __all__ = ["ControlInterface", "domain_json"]
 
 
 class ControlInterface(Interface):
-    """The methods that the hook and the command line call."""
+    """Serve the calls of the hook and of the command line."""
 
     def __init__(self, service: Service, reconciler: Reconciler, domain_list: DomainList) -> None:
         super().__init__()

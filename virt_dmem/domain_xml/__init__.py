@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""libvirt's domain XML: read, checked, rewritten. Pure: no file, no libvirt."""
+"""Read, check and rewrite libvirt's domain XML. Pure: no file but the templates, no libvirt."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Putting elements into XML and taking them out, so that the white space comes out right both ways.
+"""Insert elements into XML and remove them, so that the white space comes out right both ways.
 
 Each insertion gives the new element the text that followed its place, and puts an indentation before it; so
 removing it restores the text exactly, whatever it was.
@@ -13,7 +13,7 @@ __all__ = ["insert", "remove", "swap", "lay_out", "last_of"]
 
 
 def insert(parent: etree._Element, element: etree._Element, after: etree._Element | None) -> None:
-    """Put ``element`` behind its sibling ``after``; None: first."""
+    """Insert ``element`` behind its sibling ``after``; None: first."""
     indentation = _indentation_in(parent)
     if after is None:
         element.tail, parent.text = parent.text, indentation
@@ -39,7 +39,7 @@ def _joined(before: str | None, after: str | None) -> str | None:
 
 
 def swap(old: etree._Element, new: etree._Element) -> None:
-    """Put ``new`` where ``old`` stands."""
+    """Replace ``old`` by ``new``."""
     parent = old.getparent()
     assert parent is not None  # noqa: S101  only ever called below the root
     new.tail, old.tail = old.tail, None
@@ -47,12 +47,12 @@ def swap(old: etree._Element, new: etree._Element) -> None:
 
 
 def last_of(parent: etree._Element, *names: str) -> etree._Element | None:
-    """Return the last child with one of ``names``."""
+    """Return the last child with one of ``names``, None without any."""
     return next((child for child in reversed(parent) if child.tag in names), None)
 
 
 def lay_out(parent: etree._Element) -> None:
-    """Give each child of ``parent`` a line, if ``parent`` has one; not for elements whose text must stay."""
+    """Put each child of ``parent`` on a line, if ``parent`` is on one; not for elements whose text must stay."""
     outside = _indentation(parent)
     inside = f"{outside}  " if outside else ""
     if len(parent):
@@ -72,7 +72,7 @@ def _indentation(element: etree._Element) -> str:
 
 
 def _indentation_in(parent: etree._Element) -> str:
-    """Return the same for a new child of ``parent``."""
+    """Return the line break and blanks before a new child of ``parent``."""
     if len(parent):
         return _indentation(parent[0])
     return f"{outside}  " if (outside := _indentation(parent)) else ""

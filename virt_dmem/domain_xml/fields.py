@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Values of libvirt's XML, read as libvirt reads them: sizes with units, node sets, what may be there once."""
+"""Read the values in libvirt's XML as libvirt does: sizes with units, node sets, elements that occur once."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ __all__ = [
 ]
 
 DUMPXML = "Give what 'virsh dumpxml --inactive --security-info DOMAIN' prints."
-"""The hint for what libvirt would never have printed."""
+"""The hint for XML that libvirt would never have printed."""
 
 MAX_BYTES = 2**63 - 1
-"""More memory than this libvirt does not take (``virMemoryMaxValue`` in its virutil.c: off_t)."""
+"""The most memory that libvirt accepts (``virMemoryMaxValue`` in its virutil.c: off_t)."""
 _MAX_NUMBER = 2**64 - 1
-"""Of libvirt's numbers, at the most (``virStrToLong_ull``)."""
+"""The largest number that libvirt reads (``virStrToLong_ull``)."""
 _LONGEST_NAME = 251
 """In bytes: libvirt has a file ``NAME.xml`` of each domain, and file names end at 255 bytes."""
 _LONGEST_NODESET = 8192
-"""libvirt prints sets of 1024 nodes in fewer characters than this, whatever is in them."""
+"""libvirt prints any set of 1024 nodes in fewer characters."""
 _MAX_NODE = 1023  # the kernel's largest CONFIG_NODES_SHIFT is 10
 
 
 def find_child(parent: etree._Element | None, *path: str) -> etree._Element | None:
     """Return the element at ``path`` below ``parent``, None where there is none.
 
-    :raise DomainXmlInvalid: When one of the steps is there twice: libvirt would not take that either.
+    :raise DomainXmlInvalid: When one of the steps occurs twice: libvirt would reject that as well.
     """
     for step in path:
         found = [] if parent is None else parent.findall(step)
         if len(found) > 1:
             raise DomainXmlInvalid(
-                f"The domain XML has {len(found)} elements '{etree.QName(step).localname}' where one may be.",
+                f"The domain XML has {len(found)} elements '{etree.QName(step).localname}', and may have one.",
                 hint=DUMPXML,
             )
         parent = found[0] if found else None
@@ -60,12 +60,12 @@ def text_of(element: etree._Element | None) -> str:
 
 
 def read_number(text: str | None, what: str) -> int:
-    """Return ``text`` as a number that is not negative and has 64 bits; ``what`` names it in the error.
+    """Return ``text`` as an unsigned number of 64 bits; ``what`` names it in the error.
 
-    :raise DomainXmlInvalid: When it is none.
+    :raise DomainXmlInvalid: When it is not such a number.
     """
     match = None if text is None else re.fullmatch(r"0*(\d{1,20})", text.strip(), re.ASCII)
-    # without its zeros: Python refuses to read more than 4300 digits, whatever they are
+    # without leading zeros: Python refuses to read more than 4300 digits
     if match is None or int(match[1]) > _MAX_NUMBER:
         raise DomainXmlInvalid(f"The domain XML has {_shown(text)} as {what}.", hint=DUMPXML)
     return int(match[1])
@@ -74,7 +74,7 @@ def read_number(text: str | None, what: str) -> int:
 def read_size(text: str | None, unit: str | None) -> int:
     """Return bytes, in whole KiB rounded up; units as virScaleInteger() reads them, KiB where none is given.
 
-    :raise DomainXmlInvalid: When number or unit is none.
+    :raise DomainXmlInvalid: When the number or the unit is invalid.
     """
     value, suffix = read_number(text, "memory size"), (unit or "KiB").lower()
     if suffix in ("b", "byte", "bytes"):
@@ -85,7 +85,7 @@ def read_size(text: str | None, unit: str | None) -> int:
         raise DomainXmlInvalid(f"The domain XML has an unknown unit {_shown(unit)}.", hint=DUMPXML)
     if value * factor >= MAX_BYTES:
         raise DomainXmlInvalid(
-            f"The domain XML has a memory size of {value} {unit or 'KiB'}, and libvirt takes {MAX_BYTES} bytes.",
+            f"The domain XML has a memory size of {value} {unit or 'KiB'}, more than libvirt's {MAX_BYTES} bytes.",
             hint=DUMPXML,
         )
     return round_up(value * factor, KIB)
@@ -94,11 +94,11 @@ def read_size(text: str | None, unit: str | None) -> int:
 def read_nodeset(text: str) -> tuple[int, ...]:
     """Return the nodes of a set such as ``0-3,^2,7``, ascending: later parts win, as in virBitmapParse().
 
-    :raise DomainXmlInvalid: When it is none, or names a node that no kernel can have.
+    :raise DomainXmlInvalid: When it is invalid, or names a node that no kernel can have.
     """
     if len(text) > _LONGEST_NODESET:
         raise DomainXmlInvalid(f"The domain XML has a nodeset of {len(text)} characters.", hint=DUMPXML)
-    nodes = 0  # a bit for each: parts are many, and may all be large
+    nodes = 0  # a bit for each: there may be many parts, and all may be large
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = re.fullmatch(r"(\^?)\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?", part, re.ASCII)
         first, last = (int(match[2]), int(match[3] or match[2])) if match else (1, 0)
@@ -112,11 +112,11 @@ def read_nodeset(text: str) -> tuple[int, ...]:
 def read_name(root: etree._Element) -> str:
     """Return the domain's name.
 
-    :raise DomainXmlInvalid: When there is none, or one that libvirt would not take.
+    :raise DomainXmlInvalid: When there is none, or one that libvirt would reject.
     """
     name = text_of(find_child(root, "name"))
     if not name.strip() or "/" in name or "\n" in name or len(name.encode()) > _LONGEST_NAME:
-        raise DomainXmlInvalid(f"The domain XML has the impossible name {_shown(name)}.", hint=DUMPXML)
+        raise DomainXmlInvalid(f"The domain XML has the invalid name {_shown(name)}.", hint=DUMPXML)
     return name
 
 
@@ -133,5 +133,5 @@ def read_uuid_of(root: etree._Element) -> str:
 
 
 def _shown(text: str | None) -> str:
-    """Return what an error says of a text that may be as long as the document."""
+    """Return a text, which may be as long as the document, clipped for an error message."""
     return "nothing" if text is None else repr(clipped(text, 80))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a domain needs before memory can be added to it while it runs: slots, a maximum, a guest NUMA cell.
+"""Prepare a domain for memory hotplug: slots, a maximum, a guest NUMA cell.
 
-What was there is kept in the record of ``rewrite``, which calls this::
+The original elements are kept in the record of ``rewrite``, which calls this::
 
     <dmem:replaced hotplug="68719476736" added="… maxMemory numa cpu">
       <dmem:maxMemory slots="4" unit="KiB">4194304</dmem:maxMemory>
     </dmem:replaced>
 
-``hotplug``: the maximum that was asked for, in bytes. ``added``: which of the three were not there before.
+``hotplug``: the requested maximum, in bytes. ``added``: which of the three were missing before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from virt_dmem.units import KIB, MIB, format_size, round_up
 __all__ = ["prepare", "prepared", "undo"]
 
 _SLOTS = 16
-"""Memory devices that a prepared domain can have at least; QEMU knows 256."""
+"""Memory devices that a prepared domain can have at least; QEMU supports 256."""
 
 _NO_ACPI = ("ppc64", "ppc64le")
 _MACHINES = (
@@ -33,11 +33,11 @@ _MACHINES = (
     ("aarch64", ("virt",)),
     ("ppc64 ppc64le", ("pseries",)),
 )
-"""Machine types that take memory devices while they run (QEMU's get_hotplug_handler of hw/{i386,arm,ppc})."""
+"""Machine types that support memory hotplug (QEMU's get_hotplug_handler of hw/{i386,arm,ppc})."""
 
 
 def prepared(record: etree._Element | None) -> int | None:
-    """Return the maximum (bytes) that the record of an applied domain says it was prepared for; ``None``: not."""
+    """Return the maximum (bytes) in the record of an applied domain; ``None``: it was not prepared for hotplug."""
     hotplug = None if record is None else record.get("hotplug")
     return read_number(hotplug, "hotplug") if hotplug else None
 
@@ -49,9 +49,9 @@ def prepare(
     max_bytes: int,
     insert_resource: Callable[..., None],
 ) -> None:
-    """Give a domain what it lacks to have up to ``max_bytes`` of memory in all; note it in ``record``.
+    """Add the elements that memory hotplug up to ``max_bytes`` in all requires, and note them in ``record``.
 
-    :raise DomainRefused: When its machine cannot be, or has as much memory already; says what is missing.
+    :raise DomainRefused: When its machine has no memory hotplug, or that much memory already; names the cause.
     """
     _refuse(root, max_bytes)
     record.set("hotplug", str(max_bytes))
@@ -76,30 +76,30 @@ def _refuse(root: etree._Element, max_bytes: int) -> None:
     kinds = next((kinds for arches, kinds in _MACHINES if arch in arches.split()), ())
     if machine and not any(machine == kind or machine.startswith(f"{kind}-") for kind in kinds):
         raise DomainRefused(
-            f"Domain {name!r} is a machine {machine!r} on {arch!r}, which takes no memory while it runs.",
-            hint="Give it a machine type that does: pc, q35, virt or pseries.",
+            f"Domain {name!r} is a machine {machine!r} on {arch!r}, which does not support memory hotplug.",
+            hint="Use a machine type that does: pc, q35, virt or pseries.",
         )
     if arch not in _NO_ACPI and find_child(root, "features", "acpi") is None:
         raise DomainRefused(
-            f"Domain {name!r} has no ACPI, by which a guest is told of new memory.",
+            f"Domain {name!r} has no ACPI, by which a guest learns of new memory.",
             hint="Add <acpi/> to its <features>.",
         )
     if max_bytes % MIB:
         raise DomainRefused(
-            f"{max_bytes} bytes, the most memory that domain {name!r} is to have, are no whole MiB.",
+            f"{max_bytes} bytes, the maximum memory for domain {name!r}, are no multiple of 1 MiB.",
             hint="Give a multiple of 1 MiB.",
         )
     has_bytes = all_memory(root)
     if max_bytes <= has_bytes:
         raise DomainRefused(
-            f"Domain {name!r} has {format_size(has_bytes)} already, and is to have {format_size(max_bytes)} at"
-            " most.",
-            hint="--hotplug-max is all its memory together: that of the start and what is attached later.",
+            f"Domain {name!r} has {format_size(has_bytes)} already, and its maximum is to be"
+            f" {format_size(max_bytes)}.",
+            hint="--hotplug-max is the total of the memory at start and the memory attached later.",
         )
 
 
 def _add_cell(root: etree._Element, added: list[str]) -> None:
-    """Put all boot memory and all CPUs into one cell: libvirt wants one, and QEMU names its memory by it."""
+    """Put all boot memory and all CPUs into one cell: libvirt requires one, and QEMU names its memory by it."""
     cpu = find_child(root, "cpu")
     if cpu is None:
         cpu = etree.Element("cpu")
@@ -120,7 +120,7 @@ def _add_cell(root: etree._Element, added: list[str]) -> None:
 
 
 def undo(root: etree._Element, record: etree._Element, added: list[str]) -> None:
-    """Take back what ``prepare`` did; what memory devices that came since need stays."""
+    """Undo ``prepare``, but for the elements that memory devices added since then need."""
     wanted, now = prepared(record), find_child(root, "maxMemory")
     if wanted is None or ("maxMemory" in added and root.find("devices/memory") is not None):
         return
@@ -132,7 +132,7 @@ def undo(root: etree._Element, record: etree._Element, added: list[str]) -> None
             remove(cpu)
     kept = find_child(record, f"{{{etree.QName(record).namespace}}}maxMemory")
     ours = now is not None and read_size(text_of(now), now.get("unit")) == wanted
-    if now is not None and ours:  # else somebody wishes another maximum
+    if now is not None and ours:  # else somebody set another maximum
         if "maxMemory" in added:
             remove(now)
         elif kept is not None:

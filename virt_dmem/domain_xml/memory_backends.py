@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which memory backends QEMU will have when a domain starts: how they are named, how large, on which host nodes."""
+"""Derive QEMU's memory backends of a domain at start: their names, sizes and host nodes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 PLACED_MODELS = {"dimm": "dimm", "virtio-mem": "virtiomem"}
-"""Models of memory devices whose memory comes from a pool, and what libvirt's aliases of them begin with. The
+"""Models of memory devices whose memory comes from a pool, and the prefixes of libvirt's aliases of them. The
 others have a path of their own (nvdimm, virtio-pmem) or memory of another kind (sgx-epc)."""
 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _SLOTS = 256
-"""Of dimms and nvdimms together (ACPI_MAX_RAM_SLOTS in QEMU's include/hw/acpi/acpi.h). QEMU has no number for the
-devices that take no slot, as virtio-mem: each is a device on a bus, and this is more than any guest is given."""
+"""Of dimms and nvdimms together (ACPI_MAX_RAM_SLOTS in QEMU's include/hw/acpi/acpi.h). QEMU has no limit for
+devices without a slot, as virtio-mem: each is a device on a bus, and no guest has more than this."""
 _MOST_CELLS = 128
 """MAX_NODES in QEMU's include/sysemu/numa.h."""
 _POLICIES = ("strict", "preferred", "interleave", "restrictive")
@@ -41,26 +41,26 @@ _POLICIES = ("strict", "preferred", "interleave", "restrictive")
 
 @dataclass(frozen=True)
 class Cell:
-    """One memory backend that the guest has when it starts: a cell's, all boot memory, or a memory device's."""
+    """One memory backend of a guest at start: a cell's, all boot memory, or a memory device's."""
 
     alias: str
     """The file's name: ``ram-node0`` …, the machine's default RAM id (``pc.ram``), a device's alias (``dimm0``)."""
     cell: int | None
     """The guest NUMA cell it is in; None in a guest without cells."""
     size_bytes: int
-    """What QEMU will be given: rounded as libvirt does at start."""
+    """Its size in QEMU, rounded as libvirt does at start."""
     host_nodes: tuple[int, ...]
     """The host nodes of ``<numatune>``, ascending; empty: anywhere."""
     policy: str
-    """``strict``, ``preferred``, ``interleave``, ``restrictive``, or empty where ``<numatune>`` is silent."""
+    """``strict``, ``preferred``, ``interleave``, ``restrictive``, or empty without ``<numatune>``."""
     block_bytes: int = 0
-    """Of virtio-mem: what it is plugged and unplugged by; 0 for all others."""
+    """Of virtio-mem: the unit in which it is plugged and unplugged; 0 for all others."""
 
 
 def refuse_too_many(root: etree._Element) -> None:
-    """Refuse what no QEMU would start with, before anything is worked out for each of them.
+    """Refuse more cells or memory devices than QEMU starts with, before any work for each of them.
 
-    :raise DomainRefused: Says how many there are of what, and how many there may be.
+    :raise DomainRefused: Names the elements, their number and the limit.
     """
     devices, nodes = len(root.findall("devices/memory")), len(root.findall("numatune/memnode"))
     for count, most, what in (
@@ -70,15 +70,15 @@ def refuse_too_many(root: etree._Element) -> None:
     ):
         if count > most:
             raise DomainRefused(
-                f"The domain has {count} {what}, and QEMU knows {most}.",
+                f"The domain has {count} {what}, and QEMU supports {most}.",
                 hint="Give it fewer and larger ones, or leave this domain as it is.",
             )
 
 
 def memory_backends(root: etree._Element) -> tuple[Cell, ...]:
-    """Return the memory backends the guest has when it starts: its cells or its boot memory, then its devices.
+    """Return the memory backends at start: the guest's cells or its boot memory, then its devices.
 
-    The alias is empty where it depends on a machine type that is not there, not known, or without a backend.
+    The alias is empty where it depends on a machine type that is missing, unknown, or without a backend.
 
     :raise DomainXmlInvalid: When sizes are missing or unreadable.
     :raise DomainRefused: When there are more than QEMU can have.
@@ -97,12 +97,12 @@ def memory_backends(root: etree._Element) -> tuple[Cell, ...]:
         found = [Cell(_default_ram_id(root) or "", None, size_bytes, *_host_nodes_of_cells(root)[None])]
     found += _devices(root, align)
     if any(cell.size_bytes <= 0 for cell in found):
-        raise DomainXmlInvalid("The domain XML gives the domain or a part of it no memory.", hint=DUMPXML)
+        raise DomainXmlInvalid("The domain XML gives no memory to the domain or to a part of it.", hint=DUMPXML)
     return tuple(found)
 
 
 def guest_cells(root: etree._Element) -> dict[int, etree._Element]:
-    """Return the ``<cell>`` elements by their ids, ascending; libvirt takes 0 … n-1 only."""
+    """Return the ``<cell>`` elements by their ids, ascending; libvirt accepts 0 … n-1 only."""
     numa = find_child(root, "cpu", "numa")
     cells = [] if numa is None else numa.findall("cell")
     by_id = {read_number(cell.get("id", str(index)), "cell id"): cell for index, cell in enumerate(cells)}
@@ -112,7 +112,7 @@ def guest_cells(root: etree._Element) -> dict[int, etree._Element]:
 
 
 def boot_memory(root: etree._Element) -> int:
-    """Bytes of ``<memory>`` less those of all memory devices, as virDomainDefGetMemoryInitial()."""
+    """Return the bytes of ``<memory>`` less those of all memory devices, as virDomainDefGetMemoryInitial()."""
     memory = find_child(root, "memory")
     if memory is None:
         raise DomainXmlInvalid("The domain XML has no <memory>.", hint=DUMPXML)
@@ -122,7 +122,7 @@ def boot_memory(root: etree._Element) -> int:
 
 
 def all_memory(root: etree._Element) -> int:
-    """Return the bytes of memory that the domain has in all, memory devices included.
+    """Return the bytes of all memory of the domain, memory devices included.
 
     :raise DomainXmlInvalid: When sizes are missing or unreadable.
     """
@@ -138,10 +138,10 @@ def all_memory(root: etree._Element) -> int:
 
 
 def _devices(root: etree._Element, align: int) -> list[Cell]:
-    """Return the memory devices that a pool gives memory to, all of what virtio-mem may plug included.
+    """Return the memory devices whose memory comes from a pool; virtio-mem with all that it may plug.
 
-    The file of a device is named as its alias: what libvirt wrote there, or its user; else libvirt will name it
-    at start, a dimm by its slot, virtio-mem in its order (qemuAssignDeviceMemoryAlias()).
+    The file of a device is named as its alias, which libvirt or the user wrote; else libvirt will choose it at
+    start, for a dimm by its slot, for virtio-mem by its order (qemuAssignDeviceMemoryAlias()).
     """
     found: list[Cell] = []
     ordinal = 0
@@ -176,7 +176,7 @@ def _taken_slots(root: etree._Element) -> set[int]:
 
 
 def _slot(device: etree._Element, free_slots: Iterator[int]) -> int:
-    """Return the slot of a dimm or nvdimm; without one it gets the next that is free, as libvirt does."""
+    """Return the slot of a dimm or nvdimm; without one the next free slot, as libvirt does."""
     address = find_child(device, "address")
     if address is not None and address.get("slot") is not None:
         return read_number(address.get("slot"), "slot")
@@ -188,7 +188,7 @@ _HostNodes = tuple[tuple[int, ...], str]
 
 
 def _host_nodes_of_cells(root: etree._Element) -> dict[int | None, _HostNodes]:
-    """Return the host nodes of each cell that has its own; those of all others are under ``None``."""
+    """Return the host nodes of each cell with nodes of its own; those of all others are under ``None``."""
     numatune = find_child(root, "numatune")
     found: dict[int | None, _HostNodes] = {None: _host_nodes(find_child(numatune, "memory"))}
     for memnode in [] if numatune is None else numatune.findall("memnode"):
@@ -213,13 +213,13 @@ def _host_nodes_of(device: etree._Element, of_cell: _HostNodes) -> _HostNodes:
 
 
 def machine_of(root: etree._Element) -> tuple[str, str]:
-    """Return architecture and machine type, empty where they are not said."""
+    """Return architecture and machine type, empty where they are missing."""
     os_type = find_child(root, "os", "type")
     return ("", "") if os_type is None else (os_type.get("arch", ""), os_type.get("machine", ""))
 
 
 def _default_ram_id(root: etree._Element) -> str | None:
-    """Return the id that libvirt gives to the one memory backend of a guest without cells; None: not known."""
+    """Return libvirt's id of the one memory backend of a guest without cells; None: not known."""
     arch, machine = machine_of(root)
     known = [
         (len(family), ram_id)
@@ -232,16 +232,16 @@ def _default_ram_id(root: etree._Element) -> str | None:
 
 
 def machine_without_name(root: etree._Element) -> DomainRefused:
-    """Return the refusal of a domain whose boot memory has no name, or none that we know."""
+    """Return the refusal of a domain whose boot memory has no name, or an unknown one."""
     arch, machine = machine_of(root)
     if not arch or not machine:
         return DomainXmlInvalid("The domain XML does not say its architecture and machine type.", hint=DUMPXML)
     if _default_ram_id(root) is not None:
         return DomainRefused(
             f"QEMU makes no memory backend for the boot memory of a machine {machine!r} on {arch!r}.",
-            hint="No pool can give it memory; leave this domain as it is.",
+            hint="Its memory cannot come from a pool; leave this domain as it is.",
         )
     return DomainRefused(
         f"The name of the boot memory of a machine {machine!r} on {arch!r} is not known.",
-        hint="Give the guest one NUMA cell that holds all its memory: its name does not depend on the machine.",
+        hint="Give the guest one NUMA cell with all its memory: its name does not depend on the machine.",
     )

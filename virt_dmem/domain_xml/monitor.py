@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The second QMP monitor that ``apply`` asks QEMU for, beside libvirt's own: four arguments of its command line.
+"""Add a second QMP monitor to a domain, beside libvirt's own: four arguments of QEMU's command line.
 
-QEMU makes the socket itself, in the directory that libvirt gives to its user on every host, so that a domain
-starts wherever it is, with virt-dmemd or without. The name is that of the domain's AppArmor profile. Of an older
-QEMU that was killed QEMU takes the place (``unix_listen_saddr`` in QEMU's util/qemu-sockets.c unlinks it).
+QEMU creates the socket itself, in the directory that libvirt gives to its user on every host, so that a domain
+starts on any host, with virt-dmemd or without. The name is that of the domain's AppArmor profile. QEMU replaces the
+socket of an earlier QEMU that was killed (``unix_listen_saddr`` in QEMU's util/qemu-sockets.c unlinks it).
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _OURS = re.compile(re.escape(_CHARDEV).replace(r"\{\}", rf"(?P<path>{_DIRECTORY}
 
 
 def socket_of(uuid: str) -> Path:
-    """Return where QEMU listens for us."""
+    """Return the path of the second monitor's socket."""
     return Path(_DIRECTORY, socket_name(uuid))
 
 
 def socket_name(uuid: str) -> str:
-    """Return the last part of that path."""
+    """Return the file name of that socket."""
     return f"libvirt-{uuid}.qmp"
 
 
 def sockets() -> set[str]:
-    """Return the names of all that may be sockets where they are; none where there is no such directory.
+    """Return the names in the sockets' directory that may be sockets; none where it does not exist.
 
-    It is QEMU's user's, who may put there more than is ever looked at.
+    QEMU's user owns it, and may have filled it: only so many entries are read.
     """
     try:
         with dirfd.opened(Path(_DIRECTORY)) as at:
@@ -61,12 +61,12 @@ def sockets() -> set[str]:
 
 
 def has_monitor(xml: bytes) -> bool:
-    """Whether a domain XML has the arguments; a scan of its bytes, good for telling people."""
+    """Return whether a domain XML has the arguments; only a scan of its bytes, enough for a message."""
     return b"socket,id=virt-dmem,path=" in xml
 
 
 def add_monitor(root: etree._Element, added: list[str]) -> bool:
-    """Add the arguments; return False for a domain that has no UUID yet, and so no name for its socket."""
+    """Add the arguments; return False for a domain without a UUID, which has no name for its socket yet."""
     try:
         path = socket_of(read_uuid_of(root))
     except DomainXmlInvalid:
@@ -87,7 +87,7 @@ def add_monitor(root: etree._Element, added: list[str]) -> bool:
 
 
 def remove_monitor(root: etree._Element, added: list[str]) -> None:
-    """Take the arguments away, of whatever domain they name the socket."""
+    """Remove the arguments, whichever domain's socket they name."""
     for commandline, arguments, _ in list(_found(root)):
         for argument in reversed(arguments):
             remove(argument)
@@ -96,7 +96,7 @@ def remove_monitor(root: etree._Element, added: list[str]) -> None:
 
 
 def is_another_domains(root: etree._Element) -> bool:
-    """Whether the arguments name the socket of another domain: this one was copied from it."""
+    """Return whether the arguments name the socket of another domain, from which this one was copied."""
     paths = {path for _, _, path in _found(root)}
     return bool(paths) and paths != {str(socket_of(read_uuid_of(root)))}
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of a domain works only on memory with struct pages: what pins it, or hands single pages of it around. Pure.
+"""Find the parts of a domain that need memory with struct pages: they pin it, or pass single pages on. Pure.
 
-Memory without them (dmemfs) is mapped as raw page frames, and ``pin_user_pages()`` of such a mapping fails. What
-copies works: buffered disks, vhost-net and other vhost-user peers, migration, dumps. VFIO's type 1 driver follows
-raw page frames and keeps no hold on them (``follow_fault_pfn`` in drivers/vfio/vfio_iommu_type1.c): its devices go
-on writing where another domain's memory may be by then, so they are refused too.
+Memory without them (dmemfs) is mapped as raw page frames, and ``pin_user_pages()`` of such a mapping fails. Parts
+that copy work: buffered disks, vhost-net and other vhost-user peers, migration, dumps. VFIO's type 1 driver follows
+raw page frames and takes no reference to them (``follow_fault_pfn`` in drivers/vfio/vfio_iommu_type1.c): its
+devices go on writing where another domain's memory may be by then, so they are refused too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from virt_dmem.errors import DomainRefused
 __all__ = ["Obstacle", "cannot_pin", "obstacles"]
 
 _COPYING_HOSTDEVS = ("usb", "scsi")
-"""What QEMU or the kernel copies for (libusb, SG_IO); scsi_host is vhost-scsi, all others are VFIO."""
+"""For these QEMU or the kernel copies (libusb, SG_IO); scsi_host is vhost-scsi, all others are VFIO."""
 _ARGUMENTS = (
     "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/{http://libvirt.org/schemas/domain/qemu/1.0}arg"
 )
@@ -29,20 +29,20 @@ _VFIO_ARGUMENT = re.compile(
     r"""^(?:vfio-|iommufd\b)|\b(?:driver|qom-type)["']?\s*[=:]\s*["']?(?:vfio-|iommufd\b)|\bnvme://"""
     r"""|^(?=.*\bdevice["']?\s*[=:]).*\bdriver["']?\s*[=:]\s*["']?nvme\b"""
 )
-"""Of ``-device``, ``-object``, ``-drive`` and ``-blockdev``; a controller that QEMU emulates is named nvme, too."""
+"""Of ``-device``, ``-object``, ``-drive`` and ``-blockdev``; a controller that QEMU emulates is also named nvme."""
 _VDPA_ARGUMENT = re.compile(r"\bvhost-vdpa")
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """One thing that cannot work, and what would have to change."""
+    """A part of a domain that cannot work, and how to change it."""
 
     what: str
-    mend: str
+    fix: str
 
 
 def obstacles(root: etree._Element) -> tuple[Obstacle, ...]:
-    """Return what stands in the way in a ``<domain>``, in the order of its XML."""
+    """Return the obstacles in a ``<domain>``, in the order of its XML."""
     found: list[Obstacle] = []
     for disk in root.iterfind("devices/disk"):
         name = f"disk {_attribute(disk, 'target', 'dev') or '?'}"
@@ -50,11 +50,11 @@ def obstacles(root: etree._Element) -> tuple[Obstacle, ...]:
         if passed := _of_images(disk, name):
             found.append(passed)
         elif cache in ("none", "directsync"):
-            mend = f"set cache='{'writeback' if cache == 'none' else 'writethrough'}' on {name}"
+            fix = f"set cache='{'writeback' if cache == 'none' else 'writethrough'}' on {name}"
             found.append(
                 Obstacle(
                     f"{name} has cache='{cache}', and direct I/O pins guest memory",
-                    mend + (" and remove io='native'" if io == "native" else ""),
+                    fix + (" and remove io='native'" if io == "native" else ""),
                 )
             )
         elif io == "native":
@@ -65,13 +65,15 @@ def obstacles(root: etree._Element) -> tuple[Obstacle, ...]:
     for memory in root.iterfind("devices/memory"):
         if memory.get("model") == "virtio-mem":
             found.append(
-                Obstacle("a memory device is virtio-mem, whose parts come and go page by page", "make it a 'dimm'")
+                Obstacle(
+                    "a memory device is virtio-mem, which discards its memory page by page", "make it a 'dimm'"
+                )
             )
     return tuple(found)
 
 
 def _of_images(disk: etree._Element, name: str) -> Obstacle | None:
-    """Look at all that a disk is made of: its own source, those below and beside it."""
+    """Inspect all images of a disk: its own source, those below and beside it."""
     for element in disk.iter("disk", "backingStore", "mirror", "dataStore"):
         if element.get("type") == "vhostvdpa":
             return Obstacle(f"{name} is vDPA, which pins all guest memory", f"give {name} another type")
@@ -82,7 +84,7 @@ def _of_images(disk: etree._Element, name: str) -> Obstacle | None:
 
 def _of_interfaces(root: etree._Element) -> Iterator[Obstacle]:
     for interface in root.iterfind("devices/interface"):
-        # what a network gave it is only in the XML of a domain that starts or runs
+        # the device that a network assigned is only in the XML of a starting or running domain
         kinds = [interface.get("type"), _attribute(interface, "actual", "type")]
         name = _named("interface", interface, _attribute(interface, "mac", "address"))
         if "vdpa" in kinds:
@@ -121,8 +123,8 @@ def _named(what: str, device: etree._Element, where: str) -> str:
     return f"{what} {name}" if name else f"a {what}" if what[0] not in "aeiou" else f"an {what}"
 
 
-def _vfio(what: str, mend: str) -> Obstacle:
-    return Obstacle(f"{what} by VFIO, which keeps no hold on the memory that it lets a device write to", mend)
+def _vfio(what: str, fix: str) -> Obstacle:
+    return Obstacle(f"{what} by VFIO, which takes no reference to the memory that a device writes to", fix)
 
 
 def _attribute(element: etree._Element, child: str, name: str) -> str:
@@ -135,7 +137,7 @@ def cannot_pin(name: str, pool: str, found: tuple[Obstacle, ...]) -> DomainRefus
     return DomainRefused(
         f"Domain {name!r} cannot work on pool {pool or 'default'!r}, whose memory has no struct pages:"
         f" {'; '.join(item.what for item in found)}.",
-        hint=f"{_sentence('; '.join(item.mend for item in found))}; or use a pool of huge pages.",
+        hint=f"{_sentence('; '.join(item.fix for item in found))}; or use a pool of huge pages.",
     )
 
 

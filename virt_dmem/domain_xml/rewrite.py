@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rewriting a domain's persistent XML so that its memory comes from a pool, and back.
+"""Rewrite a domain's persistent XML so that its memory comes from a pool, and restore it.
 
-What is replaced is kept in our metadata, all in our namespace, so that libvirt carries it along::
+Replaced elements are kept in the domain's metadata, all in the namespace of virt-dmem, so that libvirt keeps
+them::
 
     <dmem:memory xmlns:dmem="https://virt-dmem.dev/xmlns/domain/1.0" pool="big">
       <dmem:replaced added="memory" elements="hugepages source access allocation">
@@ -15,11 +16,11 @@ What is replaced is kept in our metadata, all in our namespace, so that libvirt 
       </dmem:replaced>
     </dmem:memory>
 
-``added``: which of ``metadata``, ``memory`` (the request), ``memoryBacking`` and ``commandline`` were not there
-before. ``monitor``: QEMU was given one for us, or must not be. ``hotplug`` and the rest of ``added``: see
-``hotplug_xml.py``.
-``elements``: the names in ``<memoryBacking>`` that were taken out of it or put into it.
-``pool``: the pool of the request that was there before; absent where it named none.
+``added``: which of ``metadata``, ``memory`` (the request), ``memoryBacking`` and ``commandline`` were missing
+before. ``monitor``: whether QEMU got a second one, or must not get one. ``hotplug`` and the rest of ``added``: see
+``hotplug.py``.
+``elements``: the names in ``<memoryBacking>`` that were removed or inserted.
+``pool``: the pool of an earlier request; absent where it named none.
 ``<dmem:memoryBacking>``, ``<dmem:numatune>``: the whole element as it was. ``<dmem:vcpu>``: its attributes.
 ``<dmem:device>``: one of the memory devices of that model, size (bytes) and guest node, counted from 0; its
 ``access`` (empty: it had none) and its whole ``<source>``, where they were changed.
@@ -85,28 +86,28 @@ def apply(
     monitor: bool | None = None,
     templates_dir: Path | None = None,
 ) -> bytes:
-    """Return ``xml`` rewritten so that libvirt looks for the domain's memory in files, and what was replaced.
+    """Return ``xml`` rewritten so that libvirt backs the domain's memory by files; keep all that is replaced.
 
-    All memory becomes shared files that nobody prefaults: private memory is not in the file. Memory devices with
-    pages of their own take part; an nvdimm, which has a file of its own, keeps its access. Host nodes that numad
-    would name, after the memory is prepared, are left to the plan. XML that is rewritten already comes back as it
-    is, but for the name of the pool.
+    All memory becomes shared files without prefaulting: private memory is not in the file. Memory devices with a
+    page size of their own are included; an nvdimm, which has a file of its own, keeps its access. Host nodes that
+    numad would choose, after the memory is prepared, are left to the plan. XML that is rewritten already is
+    returned unchanged, but for the name of the pool.
 
-    ``pool`` goes into the request; empty leaves the request's own, or the default pool. ``pool_name``: the name of
-    that pool, for refusals. With ``page_size``
-    (bytes) sizes that are no multiple of it are refused, without ``may_lock`` locked memory is, and without
-    ``may_pin`` (no struct pages there) what needs them. Without ``page_size`` no size and no machine type has
-    to be known. ``hotplug_max``: bytes of memory that the domain may have in all, with what is attached while it
-    runs; ``monitor``: whether QEMU is to have one for us, where False is remembered until ``unapply``. ``None``
-    leaves both as they are. ``templates_dir``: see ``templates.py``.
+    ``pool`` goes into the request; empty leaves the request's own, or the default pool. ``pool_name``: the name
+    of that pool, for refusals. With ``page_size`` (bytes) sizes that are no multiple of it are refused, without
+    ``may_lock`` locked memory, and without ``may_pin`` (the pool has no struct pages) devices that need them.
+    Without ``page_size`` no size and no machine type has to be known. ``hotplug_max``: bytes of memory that the
+    domain may have in all, with memory attached later; ``monitor``: whether QEMU is to have a second one, where
+    False is remembered until ``unapply``. ``None`` leaves both as they are. ``templates_dir``: see
+    ``templates.py``.
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     :raise DomainRefused: When memory of such a domain cannot come from a pool.
     :raise ConfigError: When a template cannot be used.
-    :raise UsageError: When ``pool`` is no possible name.
+    :raise UsageError: When ``pool`` cannot be the name of a pool.
     """
     if pool and not POOL_NAME.fullmatch(pool):
-        raise UsageError(f"{pool!r} is no possible name of a pool.", hint="See 'virt-dmem pool list'.")
+        raise UsageError(f"{pool!r} is not a valid name of a pool.", hint="See 'virt-dmem pool list'.")
     root = parse_domain(xml)
     refuse_unsupported(root)
     name, ours = text_of(find_child(root, "name")), memory_backing(templates_dir)
@@ -128,20 +129,20 @@ def apply(
                 return xml
             request.set("pool", pool)
             return _printed(root, xml)
-        _undo(root, request, record)  # somebody changed what we had rewritten, or wishes more
+        _undo(root, request, record)  # somebody changed the rewritten XML, or requests more
     _rewrite(root, pool, ours, hotplug_max, monitor)
     return _printed(root, xml)
 
 
 def unapply(xml: bytes, *, keep_request: bool = True, running: bool = False) -> bytes:
-    """Return ``xml`` as it was before ``apply``: the same document, canonically.
+    """Return ``xml`` restored to its state before ``apply``: the same document, canonically.
 
-    What somebody else changed since, libvirt's own formatting too, stays. Without ``keep_request`` a request
-    for pool memory that was there before ``apply`` goes as well. XML that was not rewritten comes back as it is.
+    Later changes by others, libvirt's own formatting too, stay. Without ``keep_request`` a request for pool memory
+    from before ``apply`` is removed as well. XML that was not rewritten is returned unchanged.
 
-    ``running``: for a guest that moves or is restored. What of our changes it has now stays, and so does the kind
-    of its memory: libvirt compares ``<source>`` (``qemuDomainABIStabilityCheck`` in its qemu_domain.c), and looks
-    for it in its own memory_backing_dir.
+    ``running``: for a guest that is migrated or restored. The rewritten parts that its guest has now stay, and so
+    does the kind of its memory: libvirt compares ``<source>`` (``qemuDomainABIStabilityCheck`` in its
+    qemu_domain.c), and backs it by its own memory_backing_dir.
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     """
@@ -159,7 +160,7 @@ def unapply(xml: bytes, *, keep_request: bool = True, running: bool = False) -> 
 
 
 def reprint(xml: bytes) -> bytes:
-    """Return ``xml`` unchanged in meaning but printed as ``apply`` prints: what its result is to be compared with.
+    """Return ``xml`` with the same content, printed as ``apply`` prints, to compare its result with.
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     """
@@ -167,7 +168,7 @@ def reprint(xml: bytes) -> bytes:
 
 
 def request_of(xml: bytes) -> str:
-    """Return the pool that a domain XML asks for already, empty for none.
+    """Return the pool that a domain XML requests, empty for none.
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     """
@@ -176,7 +177,7 @@ def request_of(xml: bytes) -> str:
 
 
 def doubtful(xml: bytes) -> str:
-    """Return what some pools cannot do and the domain wants, for people; empty for nothing.
+    """Describe the needs of a domain that some pools cannot fulfil; empty without any.
 
     :raise DomainXmlInvalid: When ``xml`` is no domain XML.
     """
@@ -190,13 +191,13 @@ def _printed(root: etree._Element, like: bytes) -> bytes:
     printed = print_xml(root.getroottree(), like)
     if len(printed) > MAX_XML_BYTES:
         raise DomainXmlInvalid(
-            f"Rewritten, the domain XML would have {len(printed)} bytes, and libvirt takes {MAX_XML_BYTES}.",
+            f"Rewritten, the domain XML would have {len(printed)} bytes, and libvirt accepts {MAX_XML_BYTES}.",
             hint="Make the domain's metadata smaller.",
         )
     return printed
 
 
-# There
+# Apply
 
 
 def _rewrite(
@@ -260,7 +261,7 @@ def _insert_resource(root: etree._Element, element: etree._Element, *behind: str
 
 
 def _replace(old: etree._Element, keeper: etree._Element, replaced: Sequence[str]) -> etree._Element:
-    """Put ``old`` into ``keeper``, and in its place a copy without the children named in ``replaced``."""
+    """Move ``old`` into ``keeper``, and leave a copy without the children named in ``replaced`` in its place."""
     new = etree.Element(old.tag)
     new.attrib.update(old.attrib)
     new.extend(deepcopy(child) for child in old if child.tag not in replaced)
@@ -273,14 +274,14 @@ def _replace(old: etree._Element, keeper: etree._Element, replaced: Sequence[str
 
 
 def _rewrite_placement(root: etree._Element, record: etree._Element) -> None:
-    """Take the choice of host nodes from numad: it decides only after the memory has been prepared."""
+    """Remove the choice of host nodes by numad, which decides only after the memory has been prepared."""
     if not follows_numad(root):
         return
     vcpu = find_child(root, "vcpu")
     if vcpu is not None and vcpu.get("placement") == "auto":
         etree.SubElement(record, f"{{{NAMESPACE}}}vcpu", dict(vcpu.attrib))
         vcpu.set("placement", "static")
-        vcpu.attrib.pop("cpuset", None)  # libvirt ignores it beside 'auto', and would not any more
+        vcpu.attrib.pop("cpuset", None)  # libvirt ignores it beside 'auto', and no more without
     if find_child(root, "numatune", "memory") is not None:
         numatune = find_child(root, "numatune")
         assert numatune is not None  # noqa: S101  it has a child
@@ -306,14 +307,14 @@ def _rewrite_devices(root: etree._Element, record: etree._Element) -> None:
 
 
 def _devices(root: etree._Element) -> dict[tuple[str, ...], etree._Element]:
-    """Return the memory devices by what tells them apart, also after others came and went."""
+    """Return the memory devices by identities that stay the same when others are added and removed."""
     found: dict[tuple[str, ...], etree._Element] = {}
     count: Counter[tuple[str, ...]] = Counter()
     for device in root.iterfind("devices/memory"):
         size = find_child(device, "target", "size")
         try:
             size_bytes = 0 if size is None else read_size(text_of(size), size.get("unit"))
-        except DomainXmlInvalid:  # for libvirt to refuse, not for us
+        except DomainXmlInvalid:  # left for libvirt to reject
             size_bytes = 0
         alike = (device.get("model", ""), str(size_bytes), text_of(find_child(device, "target", "node")).strip())
         found[*alike, str(count[alike])] = device
@@ -322,7 +323,7 @@ def _devices(root: etree._Element) -> dict[tuple[str, ...], etree._Element]:
 
 
 def _is_shared(root: etree._Element, device: etree._Element) -> bool:
-    """Whether a device without ``access`` is shared now: as its cell is, else as the domain's memory is."""
+    """Return whether a device without ``access`` is shared: as its cell is, else as the domain's memory is."""
     node = text_of(find_child(device, "target", "node")).strip()
     cells = {cell.get("id", str(index)): cell for index, cell in enumerate(root.iterfind("cpu/numa/cell"))}
     if node in cells and cells[node].get("memAccess"):
@@ -335,11 +336,11 @@ def _monitor(record: etree._Element) -> bool | None:
     return {"yes": True, "no": False}.get(record.get("monitor", ""))
 
 
-# And back
+# Unapply
 
 
 def _undo(root: etree._Element, request: etree._Element, record: etree._Element, *, running: bool = False) -> None:
-    """Take back what ``_rewrite`` did, in the opposite order; white space comes out right only in that order."""
+    """Undo ``_rewrite`` in the opposite order: only then white space comes out right."""
     added = (record.get("added") or "").split()
     if _monitor(record):
         remove_monitor(root, added)
@@ -348,7 +349,7 @@ def _undo(root: etree._Element, request: etree._Element, record: etree._Element,
         return
     hotplug.undo(root, record, added)
     replaced = (record.get("elements") or "hugepages source access allocation").split()
-    # Hugepages that are there now came after us: a newer wish than the one we kept.
+    # Hugepages that are there now were added after apply: a newer choice than the kept one.
     put_in = [name for name in replaced if name != "hugepages"]
     _restore(
         root,
@@ -417,9 +418,9 @@ def _restore(
     *,
     insert_again: Callable[[etree._Element], None],
 ) -> None:
-    """Undo ``_replace``: of what is kept in ``keeper``, all where nothing else changed, else what is missing.
+    """Undo ``_replace``: restore the element in ``keeper``, or only its missing children if others changed since.
 
-    ``put_in``: the children we put in. Where somebody took the element out, ``insert_again`` puts it in.
+    ``put_in``: the children that apply inserted. Where the element was removed since, ``insert_again`` inserts it.
     """
     old, now = find_child(keeper, f"{{{NAMESPACE}}}{name}"), find_child(parent, name)
     if old is not None:
@@ -447,7 +448,7 @@ _Seen = tuple[str, tuple[tuple[str, str], ...], str, tuple["_Seen", ...]]
 
 
 def _others(element: etree._Element, names: Sequence[str]) -> list[_Seen]:
-    """Return what is in ``element`` beside ``names``, so that neither order nor white space nor comments count."""
+    """Return the children of ``element`` but for ``names``, without regard to order, white space and comments."""
     return sorted(_seen(child) for child in _elements(element) if child.tag not in names)
 
 

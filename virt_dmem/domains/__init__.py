@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The memory of one domain, through all events of its life."""
+"""Manage the memory of domains from start to stop: hooks, hotplug, migration, reconcile."""

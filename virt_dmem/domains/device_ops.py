@@ -199,7 +199,7 @@ class DeviceOperations:
                     extent_files.unlink(Path(link), extent.path)
 
             await within(close, f"extent {extent.path}")
-            self.ledger.set_state(extent, ExtentState.READY)
+            self.ledger.set_state(extent, ExtentState.POPULATED)
 
 
 def _require_running(reservation: Reservation | None, domain: str) -> Reservation:

@@ -23,7 +23,7 @@ __all__ = ["DeviceReconciler"]
 
 _UNDER_WAY = (ExtentState.PLANNED, ExtentState.DETACHING)
 """States that can be reconciled without libvirt."""
-_SETTLED_OR_RESIZING = (ExtentState.READY, ExtentState.RESIZING)
+_SETTLED_OR_RESIZING = (ExtentState.POPULATED, ExtentState.RESIZING)
 
 
 class DeviceReconciler:
@@ -35,14 +35,14 @@ class DeviceReconciler:
         self._ledger = operations.ledger
         self._extents = operations.extents
 
-    async def reconcile_host(self, tries: Round, *, dry_run: bool = False) -> list[str]:
+    async def reconcile_host(self, attempts: Round, *, dry_run: bool = False) -> list[str]:
         """Reconcile the devices that need no libvirt; return the actions (``dry_run``: that would be done)."""
         actions = []
         for reservation in self._ledger.unsettled():
             for extent in reservation.extents:
                 if self._operations.is_busy(extent) or extent.state not in _UNDER_WAY:
                     continue
-                with tries.trying(str(extent.path)):
+                with attempts.trying(str(extent.path)):
                     if await _is_mapped(extent):
                         continue
                     if not dry_run:

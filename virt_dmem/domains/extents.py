@@ -94,7 +94,7 @@ class ExtentManager:
                     total_bytes=total_bytes, gentle=gentle, mode=mode,
                 )  # fmt: skip
             done_bytes += extent.size_bytes
-        self._ledger.set_ready(wanted)
+        self._ledger.set_populated(wanted)
 
     async def create_empty(self, extent: Extent) -> None:
         """Create the file of an extent, without its memory.
@@ -198,11 +198,11 @@ class ExtentManager:
             if current and current.sequence == reservation.sequence:
                 await self.release(current)
 
-    async def retry_quarantined(self, tries: Round) -> list[Extent]:
+    async def retry_quarantined(self, attempts: Round) -> list[Extent]:
         """Remove the quarantined extents that no process maps any more, and return them."""
         freed = []
         for extent in self._ledger.quarantined():
-            with tries.trying(str(extent.path)):
+            with attempts.trying(str(extent.path)):
                 async with self.lock(extent.uuid):
                     if (
                         extent.id not in self._broken

@@ -144,7 +144,7 @@ class Hotplug:
                         extent
                     ):  # it was quicker, or another tool asked before
                         return describe_change(reservation, extent, "detached")
-                    self._ledger.set_state(extent, ExtentState.READY)
+                    self._ledger.set_state(extent, ExtentState.POPULATED)
                     raise
                 deadline = time.monotonic() + wait_seconds
                 while not await self._operations.remove_if_unmapped(extent):

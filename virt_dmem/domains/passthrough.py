@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Domains that hold memory without struct pages, and have by now what needs them.
+"""Find domains on memory without struct pages that have acquired devices which need them.
 
-They are refused when they are planned; but which device a network gives an interface is only known at ``start``,
-and whatever runs may be given more.
+Such domains are refused when they are planned; but the device that a network assigns to an interface is only known
+at ``start``, and more devices can be attached to a running domain.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ __all__ = ["on_raw_memory", "refuse"]
 
 
 def refuse(ledger: Ledger, inventory: Inventory, domain: DomainMemory) -> None:
-    """Refuse a domain that has come to ``start`` with what cannot work on the memory that it was given.
+    """Refuse, at ``start``, a domain with devices that cannot work on its memory.
 
-    :raise DomainRefused: Says what it has, and what would have to change.
+    :raise DomainRefused: Names the devices, and what to change.
     """
     if domain.obstacles and (pool := _raw_pool(ledger, inventory, domain.uuid)):
         raise cannot_pin(domain.name, pool, domain.obstacles)
 
 
 def on_raw_memory(ledger: Ledger, inventory: Inventory, guests: Iterable[Guest]) -> dict[str, str]:
-    """Return the UUIDs of guests with such devices on such memory, and the pool of that."""
+    """Return the UUIDs of guests with such devices on such memory, and the pool of each."""
     suspects = [guest.uuid for guest in guests if guest.obstacles]
     return {uuid: pool for uuid in suspects if (pool := _raw_pool(ledger, inventory, uuid))}
 
 
 def _raw_pool(ledger: Ledger, inventory: Inventory, uuid: str) -> str:
-    """Return the first pool without struct pages that a domain has memory of; empty for none."""
+    """Return the first pool without struct pages that a domain has memory from; empty for none."""
     pools = {extent.segment for extent in ledger.extents_of(uuid)}
     return min((pool.pool for pool in pools if not inventory.has_struct_pages(pool)), default="")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Post-copy migration to memory that cannot do it, refused before it starts.
+"""Refuse post-copy migration to memory that does not support it, before it starts.
 
-It wants the kernel to tell QEMU of the first touch of each page (userfaultfd), which needs struct pages. A guest
-that was switched over, and whose new host then fails, is lost. On the destination libvirt sets QEMU's capabilities
-before it calls the hook ``started`` (``qemuMigrationDstPrepareActive`` in its qemu_migration.c), and no memory has
-moved by then: who refuses there leaves the guest where it is. Of how it comes QEMU is told, and no hook.
+Post-copy needs userfaultfd, and so memory with struct pages. A guest that was switched over, and whose new host
+then fails, is lost. On the destination libvirt sets QEMU's migration capabilities before it calls the hook
+``started`` (``qemuMigrationDstPrepareActive`` in its qemu_migration.c), and no memory has been transferred by
+then: a refusal there leaves the guest on its host. Only QEMU knows the kind of migration, no hook does.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 
 async def refuse(config: Config, ledger: Ledger, inventory: Inventory, uuid: str) -> None:
-    """Refuse a domain that has come to ``started`` if it may come by post-copy, to memory that cannot do that.
+    """Refuse, at ``started``, a domain that may arrive by post-copy on memory that does not support it.
 
-    QEMU is asked for such memory only, and only when it waits for a guest: no start waits for it.
+    QEMU is asked for such memory only, and only while it waits for an incoming guest: no start waits for it.
 
-    :raise DomainRefused: When it may, or QEMU has no monitor of ours to tell.
+    :raise DomainRefused: When it may, or QEMU has no second monitor to ask.
     """
     reservation = ledger.find(uuid)
     if reservation is None:
@@ -46,17 +46,15 @@ async def refuse(config: Config, ledger: Ledger, inventory: Inventory, uuid: str
     pid = await within(waiting, f"QEMU of {reservation.name}")
     if pid is None:
         return
-    what = (
-        f"the memory of pool {min(pools).partition('+')[0]} has no struct pages, and cannot do post-copy migration"
-    )
+    what = f"the memory of pool {min(pools).pool} has no struct pages, which post-copy requires"
     capabilities = await migration_capabilities(uuid, pid)
     if capabilities is None:
         raise DomainRefused(
-            f"Domain {reservation.name} comes by a migration of which QEMU does not say how, and {what}.",
-            hint="Let it have the monitor ('virt-dmem apply' without --no-monitor), or another pool here.",
+            f"QEMU does not tell whether domain {reservation.name} arrives by post-copy migration, and {what}.",
+            hint="Apply it with the second monitor ('virt-dmem apply' without --no-monitor), or use another pool.",
         )
     if "postcopy-ram" in capabilities:
         raise DomainRefused(
-            f"Domain {reservation.name} is to come by post-copy, and {what}.",
+            f"Domain {reservation.name} is about to arrive by post-copy migration, and {what}.",
             hint="Migrate it without --postcopy, or to a pool of huge pages.",
         )

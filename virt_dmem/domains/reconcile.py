@@ -49,7 +49,7 @@ _MOST_NAMED = 20
 
 @dataclass(frozen=True)
 class ReconcileContext:
-    """The parts to reconcile, and how: each item by itself; ``tries`` keeps those that failed."""
+    """The parts to reconcile, and how: each item by itself; ``attempts`` keeps those that failed."""
 
     config: Config
     ledger: Ledger
@@ -57,34 +57,34 @@ class ReconcileContext:
     extents: ExtentManager
     devices: DeviceReconciler
     boot_id: str
-    tries: Round
+    attempts: Round
     dry_run: bool = False
 
 
 async def from_host(context: ReconcileContext) -> list[str]:
     """Reconcile without libvirt: rows of earlier boots, interrupted starts, files and links without a domain."""
     actions: list[str] = []
-    with context.tries.trying("the ledger's rows of earlier boots"):
+    with context.attempts.trying("the ledger's rows of earlier boots"):
         actions += _forget_earlier_boots(context)
-    with context.tries.trying("records of pools"):
+    with context.attempts.trying("records of pools"):
         _report_damaged_records(context)
-    with context.tries.trying("interrupted preparations"):
+    with context.attempts.trying("interrupted preparations"):
         actions += await _free_interrupted(context)
-    with context.tries.trying("memory devices"):
-        actions += await context.devices.reconcile_host(context.tries, dry_run=context.dry_run)
+    with context.attempts.trying("memory devices"):
+        actions += await context.devices.reconcile_host(context.attempts, dry_run=context.dry_run)
     held: set[str] = set()
     for name in context.inventory.usable():
-        with context.tries.trying(f"pool {name}"):
+        with context.attempts.trying(f"pool {name}"):
             actions += await _reconcile_segment(context, name)
             held.update(context.ledger.sizes_in(name))
     context.extents.reclaim.forget_enlarged(held)
-    with context.tries.trying("links in libvirt's directories"):
+    with context.attempts.trying("links in libvirt's directories"):
         actions += await _remove_dangling_links(context)
     if not context.dry_run:
-        with context.tries.trying("quarantined extents"):
+        with context.attempts.trying("quarantined extents"):
             actions += [
                 f"free {format_size(extent.size_bytes)} at {extent.path}: no process maps it now"
-                for extent in await context.extents.retry_quarantined(context.tries)
+                for extent in await context.extents.retry_quarantined(context.attempts)
             ]
     return actions
 
@@ -92,7 +92,7 @@ async def from_host(context: ReconcileContext) -> list[str]:
 def _report_damaged_records(context: ReconcileContext) -> None:
     context.inventory.reload_if_damaged()
     for path, why in context.inventory.damaged().items():
-        with context.tries.trying(path):
+        with context.attempts.trying(path):
             raise why
 
 
@@ -101,7 +101,7 @@ async def _free_interrupted(context: ReconcileContext) -> list[str]:
     for reservation in context.ledger.interrupted(context.boot_id):
         if context.extents.is_locked(reservation.uuid):  # a start that goes on
             continue
-        with context.tries.trying(f"domain {reservation.uuid}"):
+        with context.attempts.trying(f"domain {reservation.uuid}"):
             if not context.dry_run:
                 await context.extents.release_abandoned(reservation)
             actions.append(
@@ -130,11 +130,11 @@ async def from_libvirt(context: ReconcileContext, active: Collection[str], liste
     A domain is active for libvirt from before its ``prepare`` hook on (``qemuProcessInit`` gives it its id).
 
     :param active: UUIDs of the domains that libvirt called active.
-    :param listed_at: The ledger's moment when libvirt was asked; reservations that changed since are left alone.
+    :param listed_at: The ledger's sequence number when libvirt was asked; what changed since is left alone.
     """
     actions = []
     for reservation in list(context.ledger.reservations()):
-        with context.tries.trying(f"domain {reservation.uuid}"):
+        with context.attempts.trying(f"domain {reservation.uuid}"):
             if reservation.uuid in active:
                 actions += await context.devices.reconcile_domain(reservation.uuid, dry_run=context.dry_run)
                 continue
@@ -174,10 +174,10 @@ async def _reconcile_segment(context: ReconcileContext, name: SegmentId) -> list
     held = context.ledger.sizes_in(name)  # read after that: the row of a file is written before the file
     actions = []
     for path in sorted(_files_of_domains(use.files, record.mount) - held.keys()):
-        with context.tries.trying(path):
+        with context.attempts.trying(path):
             actions += await _reconcile_unknown_file(context, record, Path(path))
     if not context.dry_run:
-        actions += await context.extents.reclaim.truncate_enlarged(name, use, held, context.tries)
+        actions += await context.extents.reclaim.truncate_enlarged(name, use, held, context.attempts)
         # removed or cut memory may be pinned, and was in a file when they were listed
         await context.extents.reclaim.audit(name, None if actions else use)
     return actions + await _charge_mapped_excess(context, name)
@@ -190,7 +190,7 @@ async def _charge_mapped_excess(context: ReconcileContext, segment: SegmentId) -
     """
     actions = []
     for extent in context.ledger.charged_in_part(segment):
-        with context.tries.trying(str(extent.path)), contextlib.suppress(FileNotFoundError):
+        with context.attempts.trying(str(extent.path)), contextlib.suppress(FileNotFoundError):
             had_bytes = min(extent.size_bytes, segment_files.use_of(extent.path).held_bytes)
             more_bytes = had_bytes - extent.charged_bytes
             if more_bytes <= 0:
@@ -257,7 +257,7 @@ def _reconstruct_extent(
         size_bytes=size_bytes,
         page_size=record.page_size,
         policy="none" if NO_NODE in nodes else "bind",
-        state=ExtentState.READY if uuid in domains else ExtentState.QUARANTINED,
+        state=ExtentState.POPULATED if uuid in domains else ExtentState.QUARANTINED,
         boot_id=boot_id,
         link="",
         shares={node: size for node, size in shares.items() if size > 0},

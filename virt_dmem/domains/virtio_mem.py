@@ -90,7 +90,7 @@ class VirtioMem:
             live = libvirt.live_xml(reservation.uuid) or b"<domain/>"
             libvirt.update(reservation.uuid, resized_xml(live, extent.alias, requested_bytes))
 
-        if extent.state is ExtentState.READY:  # else it is being attached
+        if extent.state is ExtentState.POPULATED:  # else it is being attached
             self._ledger.set_state(extent, ExtentState.RESIZING)
         await self._operations.ask_libvirt(update)
         now = await self._wait_plugged(
@@ -104,7 +104,7 @@ class VirtioMem:
                 f" requested; {format_size(charged)} stay charged."
             )
             return describe_change(reservation, shown, "pending", message=message)
-        self.settle(extent, now)
+        self.settle(self._operations.current(extent) or extent, now)
         log.info("%s: %s has %s plugged", reservation.name, extent.alias, format_size(now))
         return describe_change(reservation, shown, "resized")
 
@@ -112,7 +112,7 @@ class VirtioMem:
         """Finish a resize: charge the memory that the guest has plugged or has not returned."""
         self._charge(extent, min(extent.size_bytes, max(plugged_bytes, _present(extent))))
         if extent.state is ExtentState.RESIZING:
-            self._ledger.set_state(extent, ExtentState.READY)
+            self._ledger.set_state(extent, ExtentState.POPULATED)
 
     async def reconcile(
         self, reservation: Reservation, extent: Extent, device: Device, *, dry_run: bool = False

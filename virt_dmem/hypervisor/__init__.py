@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""libvirt and QEMU: the only package that talks to either."""
+"""Talk to libvirt and QEMU; the only package that does."""

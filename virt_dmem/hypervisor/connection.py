@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""libvirt: the only module that imports it.
+"""Call libvirt; the only module that imports it.
 
-Every call here may wait for a domain's lock, and so for a hook that waits for ``virt-dmemd``: the daemon calls
-from worker threads only, and holds nothing while it does.
+Every call may wait for a domain's lock, and so for a hook that waits for ``virt-dmemd``: the daemon calls from
+worker threads only, and holds no lock that a hook needs meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import libvirt
 
-from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
+from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.errors import DmemError, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
 
@@ -29,16 +29,16 @@ __all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 log = logging.getLogger(__name__)
 
 DEFINITIONS_DIR = Path("/etc/libvirt/qemu")
-"""Where libvirt writes down the domains of qemu:///system."""
+"""Where libvirt stores the definitions of qemu:///system."""
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 _ID = re.compile(r"[0-9]{1,9}")
-"""What libvirt takes for the id of a domain that runs: a positive int."""
+"""The id of a running domain: a positive int."""
 
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """A domain as libvirt has it; ``managed``, ``applied`` and ``memory`` are of its persistent XML."""
+    """Describe a domain in libvirt; ``managed``, ``applied`` and ``memory`` are those of its persistent XML."""
 
     uuid: str
     name: str
@@ -46,28 +46,28 @@ class DomainInfo:
     managed: bool
     applied: bool
     memory: DomainMemory | None
-    """``None`` where it is not applied."""
+    """``None`` if it is not applied."""
 
 
 class Event(enum.Enum):
-    """What happened to a domain."""
+    """Name an event of a domain."""
 
     DEFINED = "defined"
-    """Its persistent XML is new."""
+    """Its persistent XML was defined or changed."""
     UNDEFINED = "undefined"
-    """It has no persistent XML any more."""
+    """Its persistent XML was removed."""
     STARTED = "started"
-    """It runs, and its hooks have been called."""
-    DEVICES = "devices"
-    """Something was attached to it."""
-    REMOVED = "removed"
-    """A device is gone: its guest has let go of it."""
-    KEPT = "kept"
-    """A guest refused to let go of a device."""
-    RESIZED = "resized"
+    """It is running, and its hooks have been called."""
+    DEVICE_ADDED = "devices"
+    """A device was attached."""
+    DEVICE_REMOVED = "removed"
+    """A device was hot-unplugged."""
+    DEVICE_REMOVAL_FAILED = "kept"
+    """A guest refused to hot-unplug a device."""
+    MEMORY_RESIZED = "resized"
     """A guest plugged or unplugged blocks of virtio-mem."""
     STOPPED = "stopped"
-    """It does not run any more."""
+    """It stopped."""
 
 
 _LIFECYCLE = {
@@ -78,15 +78,15 @@ _LIFECYCLE = {
 }
 
 _DEVICES = {
-    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: Event.DEVICES,
-    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: Event.REMOVED,
-    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: Event.KEPT,
-    libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE: Event.RESIZED,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: Event.DEVICE_ADDED,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: Event.DEVICE_REMOVED,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: Event.DEVICE_REMOVAL_FAILED,
+    libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE: Event.MEMORY_RESIZED,
 }
 
 
 def _silent(_context: object, _error: object) -> None:
-    """Keep libvirt from printing errors to stderr; they are raised as well."""
+    """Keep libvirt from printing errors to stderr; they are raised as exceptions."""
 
 
 libvirt.registerErrorHandler(_silent, None)
@@ -94,9 +94,9 @@ libvirt.registerErrorHandler(_silent, None)
 
 @cache
 def run_event_loop() -> None:
-    """Serve libvirt's events in a thread of its own, for the life of the process.
+    """Run libvirt's event loop in a thread, for the life of the process.
 
-    To be called before any connection is opened that wants events.
+    Call it before opening a connection that receives events.
     """
     libvirt.virEventRegisterDefaultImpl()
 
@@ -108,21 +108,21 @@ def run_event_loop() -> None:
 
 
 class Hypervisor:
-    """A connection; use it as a context manager. Domains go by their UUID, and ``find`` has that of what was typed.
+    """Connect to libvirt; use it as a context manager. Methods take a domain's UUID; ``find`` returns it.
 
-    :raise HypervisorError: From every method, when libvirt refuses; the message repeats its words.
+    :raise HypervisorError: From every method, when libvirt fails; with libvirt's own message.
     """
 
     def __init__(self, uri: str, definitions_dir: Path = DEFINITIONS_DIR) -> None:
         self._uri = uri
         self._definitions_dir = definitions_dir
-        self._watches: list[int] = []
+        self._callbacks: list[int] = []
         try:
             self._connection: Any = libvirt.open(uri)
         except libvirt.libvirtError as error:
             raise HypervisorError(
                 f"libvirt does not answer at {uri}: {error.get_error_message()}.",
-                hint="Look whether libvirtd or virtqemud runs, or name another one with --connect.",
+                hint="Check that libvirtd or virtqemud is running, or use another URI with --connect.",
             ) from error
 
     def __enter__(self) -> Self:
@@ -132,21 +132,21 @@ class Hypervisor:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; a dead one too.
+        """Close the connection, also a broken one.
 
-        What is watched is given up first, call by call. Left to libvirtd, who then finds out by itself that a
-        client is gone, that was seen to crash a libvirtd 9.0 ("could not find event callback … for deletion").
+        Event callbacks are deregistered first: a libvirtd 9.0 was seen to crash when it had to do that itself for
+        a client that was gone ("could not find event callback … for deletion").
         """
         with contextlib.suppress(libvirt.libvirtError):
-            for watch in self._watches:
-                self._connection.domainEventDeregisterAny(watch)
-            if self._watches:
+            for callback in self._callbacks:
+                self._connection.domainEventDeregisterAny(callback)
+            if self._callbacks:
                 self._connection.unregisterCloseCallback()
         with contextlib.suppress(libvirt.libvirtError):
             self._connection.close()
 
     def find(self, typed: str) -> str:
-        """Return the UUID of the domain that a person means: by UUID, else by id or name, as virsh takes it.
+        """Return the UUID of a domain given by UUID, id or name, as virsh accepts it.
 
         :raise UsageError: When it is the id of one domain and the name of another: tenants choose names.
         """
@@ -161,13 +161,13 @@ class Hypervisor:
             raise self._unknown(typed)
         if len(uuids) > 1:
             raise UsageError(
-                f"2 domains are meant by {typed!r}, one by its id and one by its name: {' and '.join(uuids)}.",
-                hint="Say which one by its UUID.",
+                f"{typed!r} is ambiguous, the id of one domain and the name of another: {' and '.join(uuids)}.",
+                hint="Use the UUID.",
             )
         return uuids[0]
 
     def _domain(self, uuid: str) -> Any:  # noqa: ANN401 -- libvirt-python has no types
-        """Look a domain up by its key alone: a name that looks like it is another's."""
+        """Look a domain up by its UUID only: another domain may be named like it."""
         found = self._looked_up(uuid, lambda: self._connection.lookupByUUIDString(uuid))
         if found is None:
             raise self._unknown(uuid)
@@ -183,31 +183,31 @@ class Hypervisor:
 
     def _unknown(self, domain: str) -> HypervisorError:
         return HypervisorError(
-            f"libvirt at {self._uri} knows no domain {domain!r}.", hint="'virsh list --all' shows those it knows."
+            f"libvirt at {self._uri} has no domain {domain!r}.", hint="'virsh list --all' lists the domains."
         )
 
     def _failed(self, what: str, error: libvirt.libvirtError) -> HypervisorError:
         return HypervisorError(
-            f"libvirt refused, for {what}: {error.get_error_message()}.",
-            hint="Nothing was changed; mend what libvirt names and try again.",
+            f"libvirt failed for {what}: {error.get_error_message()}.",
+            hint="Nothing was changed. Fix what libvirt reports, and try again.",
         )
 
     def inactive_xml(self, domain: str, *, secure: bool = True) -> bytes:
-        """Return a domain's persistent XML, with its passwords when ``secure``."""
+        """Return a domain's persistent XML, with its passwords if ``secure``."""
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | (libvirt.VIR_DOMAIN_XML_SECURE if secure else 0)
         found = self._domain(domain)
         try:
             if not found.isPersistent():
                 raise HypervisorError(
                     f"Domain {domain} is transient: it has no persistent XML to rewrite.",
-                    hint="Pipe the XML that creates it through 'virt-dmem rewrite'.",
+                    hint="Pipe the XML from which it is created through 'virt-dmem rewrite'.",
                 )
             return str(found.XMLDesc(flags)).encode()
         except libvirt.libvirtError as error:
             raise self._failed(domain, error) from error
 
     def is_active(self, domain: str) -> bool:
-        """Tell whether a domain runs, or is paused."""
+        """Return whether a domain is running or paused."""
         found = self._domain(domain)
         try:
             return bool(found.isActive())
@@ -215,12 +215,12 @@ class Hypervisor:
             raise self._failed(domain, error) from error
 
     def redefine(self, domain: str, transform: Callable[[bytes], bytes], tries: int = 3) -> tuple[bytes, bytes]:
-        """Replace a domain's persistent XML by what ``transform`` makes of it.
+        """Replace a domain's persistent XML by ``transform`` of it.
 
-        It is read again right before it is defined, and all starts over if it changed in between. What another
-        tool defines after that look and before our own define is found in what libvirt wrote down, and done over
-        by ``transform`` as well; if it is not found there, that is logged. What ``transform`` leaves unchanged
-        is not defined again.
+        It is read again right before it is defined; if it changed meanwhile, the transformation starts over. A
+        concurrent redefinition between that read and our own is recovered from the files that libvirt wrote, and
+        transformed as well; if it cannot be recovered, that is logged. XML that ``transform`` leaves unchanged is
+        not defined again.
 
         :return: The XML before and after.
         """
@@ -230,7 +230,7 @@ class Hypervisor:
             if after == current:
                 return before, after
             found = self._domain(domain)
-            with define_race.follow(self._definitions_dir, found.name()) as written:
+            with define_race.watch(self._definitions_dir, found.name()) as written:
                 now = self.inactive_xml(domain)
                 if now == current:
                     try:
@@ -244,22 +244,22 @@ class Hypervisor:
             if theirs is None:
                 if written.may_miss_some(after):
                     log.warning(
-                        "%s: another tool defined it in the same moment, and its change may be lost; look at"
+                        "%s: concurrent redefinition by another tool, whose change may be lost; check"
                         " 'virsh dumpxml --inactive %s'", found.name(), domain,
                     )  # fmt: skip
                 return before, after
-            log.info("%s: another tool defined it in the same moment; its change is kept", found.name())
+            log.info("%s: concurrent redefinition by another tool; its change is kept", found.name())
             before, current = theirs, self.inactive_xml(domain)
-            if not define_race.same(current, after):  # a third change, which knows of one of the others at most
-                log.warning("%s: it was defined twice in the same moment; the last one is kept", found.name())
+            if not define_race.same(current, after):  # a third change, based on one of the others at most
+                log.warning("%s: two concurrent redefinitions; the last one is kept", found.name())
                 return before, after
         raise HypervisorError(
             f"The XML of {domain} changed {tries} times while it was being rewritten.",
-            hint="Another tool keeps redefining the domain; stop it and try again.",
+            hint="Another tool keeps redefining the domain; stop that tool, and try again.",
         )
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of libvirt's daemon and library, and of the QEMU it starts by default."""
+        """Return the versions of libvirt's daemon, of its library, and of its default QEMU."""
         try:
             found = {
                 "libvirt": self._connection.getLibVersion(),
@@ -272,7 +272,7 @@ class Hypervisor:
         return {name: f"{at // 10**6}.{at // 1000 % 1000}.{at % 1000}" for name, at in found.items()}
 
     def domains(self) -> list[DomainInfo]:
-        """Return every domain that libvirt knows, by name; one that goes away meanwhile is left out."""
+        """Return all domains, sorted by name, without those that disappear meanwhile."""
         try:
             found = self._connection.listAllDomains()
         except libvirt.libvirtError as error:
@@ -281,7 +281,7 @@ class Hypervisor:
         return sorted(infos, key=lambda info: info.name)
 
     def info(self, domain: str) -> DomainInfo | None:
-        """Return one domain; ``None`` where there is none of that UUID."""
+        """Return one domain; ``None`` if it does not exist."""
         try:
             return self._info(self._connection.lookupByUUIDString(domain))
         except libvirt.libvirtError as error:
@@ -298,19 +298,20 @@ class Hypervisor:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise self._failed(domain.name(), error) from error
-        managed, memory = is_managed(xml), None
+        document = DomainDocument(xml)
+        managed, memory = document.is_managed(), None
         if managed:
-            # who asks for pool memory and cannot have it is managed all the same
+            # a domain that requests pool memory in an invalid way is managed all the same
             with contextlib.suppress(DmemError):
-                memory = read_domain(xml)
+                memory = document.memory()
                 managed = memory.managed
         applied = memory is not None and memory.applied
         return DomainInfo(domain.UUIDString(), domain.name(), active, managed, applied, memory if applied else None)
 
     def live_xml(self, domain: str) -> bytes | None:
-        """Return the live XML, without passwords, of a domain that has started; ``None`` of any other.
+        """Return the live XML, without passwords, of a domain that has started, else ``None``.
 
-        While it starts, a domain is active and has the state that it had before, or is paused for that reason
+        While a domain starts, it is active and has its previous state, or is paused for that reason
         (``qemuProcessInit`` and ``qemuProcessLaunch`` in libvirt's ``qemu_process.c``).
         """
         try:
@@ -326,10 +327,10 @@ class Hypervisor:
             raise self._failed(domain, error) from error
 
     def settled_xml(self, domain: str) -> bytes | None:
-        """Return the live XML with nothing in flight: what is being attached has been, or has failed.
+        """Return the live XML after any attach in progress has succeeded or failed; ``None`` if it is not running.
 
-        Asking for the memory's statistics waits for the domain's job, and an attach is one
-        (``qemuDomainMemoryStats`` in libvirt's ``qemu_driver.c``). ``None`` of a domain that does not run.
+        A request for memory statistics waits for the domain's job, and an attach is one
+        (``qemuDomainMemoryStats`` in libvirt's ``qemu_driver.c``).
         """
         try:
             found = self._connection.lookupByUUIDString(domain)
@@ -341,7 +342,7 @@ class Hypervisor:
             raise self._failed(domain, error) from error
 
     def is_persistent(self, domain: str) -> bool:
-        """Tell whether a domain has persistent XML."""
+        """Return whether a domain is persistent."""
         found = self._domain(domain)
         try:
             return bool(found.isPersistent())
@@ -349,7 +350,7 @@ class Hypervisor:
             raise self._failed(domain, error) from error
 
     def attach(self, domain: str, device: str, *, persistent: bool) -> None:
-        """Attach a device (XML) to a domain that runs, and to its persistent XML if that is targets."""
+        """Attach a device (XML) to a running domain, and if ``persistent`` to its persistent XML."""
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | (libvirt.VIR_DOMAIN_AFFECT_CONFIG if persistent else 0)
         found = self._domain(domain)
         try:
@@ -358,7 +359,7 @@ class Hypervisor:
             raise self._failed(domain, error) from error
 
     def detach(self, domain: str, alias: str, *, persistent: bool) -> None:
-        """Ask the guest to let go of a device; it is gone when ``Event.REMOVED`` says so."""
+        """Ask the guest to hot-unplug a device; ``Event.DEVICE_REMOVED`` follows when it has."""
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | (libvirt.VIR_DOMAIN_AFFECT_CONFIG if persistent else 0)
         found = self._domain(domain)
         try:
@@ -367,15 +368,15 @@ class Hypervisor:
             raise self._failed(domain, error) from error
 
     def update(self, domain: str, device: str) -> None:
-        """Change a device (XML) of a domain that runs, such as what virtio-mem is to have."""
+        """Change a device (XML) of a running domain, such as the requested size of virtio-mem."""
         found = self._domain(domain)
         try:
             found.updateDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
             raise self._failed(domain, error) from error
 
-    def watch(self, on_event: Callable[[str, Event, str], None], on_closed: Callable[[], None]) -> None:
-        """Call back, from the event thread: with UUID, event, device alias or ""; when the connection is gone."""
+    def subscribe(self, on_event: Callable[[str, Event, str], None], on_closed: Callable[[], None]) -> None:
+        """Call back from the event thread: with UUID, event, device alias or ""; when the connection is closed."""
 
         def lifecycle(_from: object, domain: Any, event: int, *_detail: object) -> None:  # noqa: ANN401
             if event in _LIFECYCLE:
@@ -391,8 +392,8 @@ class Hypervisor:
             self._connection.registerCloseCallback(closed, None)
             self._connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
             register = self._connection.domainEventRegisterAny
-            self._watches.append(register(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None))
+            self._callbacks.append(register(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None))
             for kind, event in _DEVICES.items():
-                self._watches.append(register(None, kind, device, event))
+                self._callbacks.append(register(None, kind, device, event))
         except libvirt.libvirtError as error:
             raise self._failed("its events", error) from error

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What libvirt writes down of a domain while we redefine it, so that another tool's change is not lost.
+"""Detect a concurrent redefinition of a domain while we redefine it, so that the other change is not lost.
 
-libvirt cannot be told "define, if unchanged". But it writes each definition to a new file, and renames that to
-``NAME.xml`` (``virFileRewrite``), with the domain locked. Whoever opens each such file in time has what was
-defined between our last look and our own define, although libvirt has forgotten it by then.
+libvirt has no "define, if unchanged". But it writes each definition to a new file, and renames that to
+``NAME.xml`` (``virFileRewrite``), with the domain locked. By opening each such file in time we have what was
+defined between our last read and our own define, although libvirt has discarded it by then.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from lxml import etree
 
 from virt_dmem.domain_xml.parse import parse_xml
 
-__all__ = ["Written", "follow", "same"]
+__all__ = ["Definitions", "watch", "same"]
 
 _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_ONLYDIR = 0x40, 0x80, 0x100, 0x01000000  # linux/inotify.h
 _EVENT = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Written:
-    """Definitions of one domain, in the order in which libvirt wrote them; the first may be older than we asked."""
+class Definitions:
+    """Collect definitions of one domain, in the order in which libvirt wrote them; the first may be older."""
 
     def __init__(self) -> None:
         self.documents: list[bytes] = []
-        """Those that could be read in time."""
+        """The definitions that could be opened in time."""
         self.count = 0
-        """How many there were since we asked."""
+        """The number of definitions written."""
 
     def overwritten(self, before: bytes, after: bytes) -> bytes | None:
-        """Return the definition of another tool that our own replaced unseen; ``None``: none that is known.
+        """Return a definition by another tool that ours replaced; ``None``: none was found.
 
-        :param before: What we had looked at last, ``after``: what we defined.
+        :param before: The definition read last, ``after``: the one we defined.
         """
         meanings = [_meaning(document) for document in self.documents]
         ours = _meaning(after)
@@ -54,19 +54,19 @@ class Written:
         return etree.tostring(parse_xml(self.documents[theirs[-1]]).getroot(), encoding="utf-8", with_tail=False)
 
     def may_miss_some(self, after: bytes) -> bool:
-        """Tell whether others defined as well, and not everything that was written could be read."""
+        """Return whether there were other definitions, and not all of them could be read."""
         if self.count <= 1:
             return False
         return len(self.documents) <= self.count or not any(same(document, after) for document in self.documents)
 
 
 @contextmanager
-def follow(directory: Path, name: str) -> Iterator[Written]:
-    """Gather what libvirt writes of the domain ``name``; it is complete when the context is left.
+def watch(directory: Path, name: str) -> Iterator[Definitions]:
+    """Collect the definitions that libvirt writes of the domain ``name``; complete when the context is left.
 
-    Nothing is gathered where ``directory`` is not there or not ours to read.
+    None are collected where ``directory`` does not exist or cannot be read.
     """
-    written = Written()
+    written = Definitions()
     inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
     flags = ctypes.c_uint32(_IN_CREATE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_ONLYDIR)
     if inotify < 0 or _libc.inotify_add_watch(inotify, os.fsencode(directory), flags) < 0:
@@ -76,7 +76,7 @@ def follow(directory: Path, name: str) -> Iterator[Written]:
         return
     done = os.eventfd(0, os.EFD_CLOEXEC)
     path = os.fsencode(directory / f"{name}.xml")
-    thread = threading.Thread(target=_gather, args=(inotify, done, path, written), daemon=True)
+    thread = threading.Thread(target=_collect, args=(inotify, done, path, written), daemon=True)
     thread.start()
     try:
         yield written
@@ -87,14 +87,14 @@ def follow(directory: Path, name: str) -> Iterator[Written]:
         os.close(inotify)
 
 
-def _gather(inotify: int, done: int, path: bytes, written: Written) -> None:
-    """Open every file that becomes ``path``, as soon as it is made, and count them."""
+def _collect(inotify: int, done: int, path: bytes, written: Definitions) -> None:
+    """Open every file that becomes ``path``, as soon as it is created, and count them."""
     name = path.rpartition(b"/")[2]
     opened: dict[int, int] = {}
     ended = False
     while True:
         for file_name in (path, path + b".new"):
-            with contextlib.suppress(OSError):  # gone already
+            with contextlib.suppress(OSError):  # replaced already
                 fd = os.open(file_name, os.O_RDONLY | os.O_CLOEXEC)
                 if opened.setdefault(os.fstat(fd).st_ino, fd) != fd:
                     os.close(fd)
@@ -108,7 +108,7 @@ def _gather(inotify: int, done: int, path: bytes, written: Written) -> None:
 
 
 def _renamed_to(inotify: int, name: bytes) -> int:
-    """Return how many files were given this name since we asked last."""
+    """Return the number of files renamed to this name since the last call."""
     count = 0
     with contextlib.suppress(BlockingIOError):
         while data := os.read(inotify, 65536):
@@ -123,12 +123,12 @@ def _renamed_to(inotify: int, name: bytes) -> int:
 
 
 def same(one: bytes, other: bytes) -> bool:
-    """Tell whether libvirt would make the same of two definitions."""
+    """Return whether two definitions are the same to libvirt."""
     return _meaning(one) == _meaning(other)
 
 
 def _meaning(xml: bytes) -> bytes:
-    """Return what is left for libvirt: no comments, no blanks, no order where it has one of its own."""
+    """Return the canonical form: without comments and blanks, and sorted where libvirt has an order of its own."""
     root = parse_xml(xml).getroot()
     for comment in root.xpath(".//comment()"):
         comment.getparent().remove(comment)

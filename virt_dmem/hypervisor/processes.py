@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes of libvirt and QEMU, found without a connection: by PID files and command lines.
+"""Find processes of libvirt and QEMU without a connection: by PID files and command lines.
 
-A process can keep its ``cmdline`` from being read, for ever: functions that look at one are for worker threads.
+A process can block reads of its ``cmdline`` without limit: call functions that read one from worker threads only.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["libvirt_runs", "find_qemu", "qemu_pid", "waits_for_guest", "qemu_dom
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LONGEST_NAME = 251
-"""libvirt has a file ``NAME.xml`` of each domain, and file names end at 255 bytes."""
+"""libvirt has a file ``NAME.xml`` for each domain, and file names are limited to 255 bytes."""
 
 
 def libvirt_runs(run_dir: Path, *, root: Path = ROOT) -> bool:
-    """Tell whether a libvirtd or virtqemud runs, without connecting: that would start one by its systemd socket.
+    """Return whether a libvirtd or virtqemud runs, without connecting: that could start one by its socket.
 
-    Its QEMU driver writes a process id for as long as it lives (``qemuStateInitialize`` in libvirt's
+    Its QEMU driver has a PID file for as long as it lives (``qemuStateInitialize`` in libvirt's
     ``qemu_driver.c``).
 
     :param run_dir: libvirt's for QEMU, ``/run/libvirt/qemu``.
@@ -39,12 +39,12 @@ def libvirt_runs(run_dir: Path, *, root: Path = ROOT) -> bool:
 def find_qemu(run_dir: Path, name: str, uuid: str, *, root: Path = ROOT) -> int | None:
     """Return the PID of a domain's QEMU: by libvirt's PID file in ``run_dir``, else by ``-uuid``; or ``None``.
 
-    The PID file counts only when that process says it is this domain: PIDs are used again. A name that libvirt
-    would not take, found on a command line, leads to no file: it might lead anywhere, also to what never ends.
+    The PID file counts only when that process's command line has the domain's UUID: PIDs are reused. A name that
+    libvirt would not accept, found on a command line, is not used as a path: it could lead anywhere.
     """
     try:
         pid = 0 if "/" in name else int((run_dir / f"{name}.pid").read_text())
-    except (OSError, ValueError):  # which NUL in the name is, too
+    except (OSError, ValueError):  # ValueError: also NUL in the name
         pid = 0
     if pid and _is_qemu_of(pid, uuid, root):
         return pid
@@ -56,9 +56,9 @@ def find_qemu(run_dir: Path, name: str, uuid: str, *, root: Path = ROOT) -> int 
 
 
 def qemu_pid(run_dir: Path, name: str) -> int | None:
-    """Return the PID that libvirt wrote down for a domain's QEMU; what that process says of itself is not asked.
+    """Return the PID in libvirt's PID file of a domain's QEMU, without checking that process.
 
-    :param run_dir: libvirt's for QEMU, root's own.
+    :param run_dir: libvirt's for QEMU, writable by root only.
     """
     try:
         return int((run_dir / f"{name}.pid").read_text("ascii"))
@@ -71,9 +71,9 @@ def _is_qemu_of(pid: int, uuid: str, root: Path) -> bool:
 
 
 def _options(pid: int, root: Path) -> dict[bytes, bytes]:
-    """Return the options of a QEMU with what follows each, the first of each kind: libvirt's own come first.
+    """Return each option of a QEMU with the next argument; of repeated options the first, which is libvirt's.
 
-    What a domain adds with ``<qemu:arg>``, maybe another's UUID, comes last (``qemuBuildCommandLine``).
+    Options that a domain adds with ``<qemu:arg>``, maybe with another's UUID, come last (``qemuBuildCommandLine``).
     """
     try:
         arguments = (root / f"proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -83,7 +83,7 @@ def _options(pid: int, root: Path) -> dict[bytes, bytes]:
 
 
 def waits_for_guest(pid: int, *, root: Path = ROOT) -> bool:
-    """Tell whether a QEMU was started to take in a guest, by migration or from a file."""
+    """Return whether a QEMU was started for an incoming migration, or to restore a file."""
     try:
         return b"-incoming" in (root / f"proc/{pid}/cmdline").read_bytes().split(b"\0")
     except _GONE:
@@ -91,15 +91,15 @@ def waits_for_guest(pid: int, *, root: Path = ROOT) -> bool:
 
 
 def qemu_domain(pid: int, *, root: Path = ROOT) -> tuple[str, str] | None:
-    """Return UUID and name of the domain that a QEMU runs, from its ``-uuid`` and ``-name guest=…``; else ``None``.
+    """Return UUID and name of a QEMU's domain, from its ``-uuid`` and ``-name guest=…``; else ``None``.
 
-    libvirt writes a comma in a name as two (``qemuBuildNameCommandLine``). Any process may say anything here: what
-    is no UUID counts as no domain, and a name that libvirt would not take is not taken, or cut.
+    libvirt doubles a comma in a name (``qemuBuildNameCommandLine``). Any process may have any command line: without
+    a valid UUID it is no domain, and a name that libvirt would not accept is replaced or cut.
     """
     options = _options(pid, root)
     name = re.match(r"guest=((?:[^,]|,,)*)", options.get(b"-name", b"").decode("utf-8", "replace"))
     uuid = options.get(b"-uuid", b"").decode("ascii", "replace").lower()
     if name is None or not _UUID.fullmatch(uuid):
         return None
-    said = name[1].replace(",,", ",")
-    return uuid, uuid if "/" in said or "\n" in said else said[:_LONGEST_NAME]
+    found = name[1].replace(",,", ",")
+    return uuid, uuid if "/" in found or "\n" in found else found[:_LONGEST_NAME]

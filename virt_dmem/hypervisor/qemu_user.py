@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom QEMU of a starting domain runs as, and the directory where it will open its memory backends."""
+"""Find the user of a starting domain's QEMU, and the directory where it will open its memory backends."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["placed"]
 
 _NUMBER = re.compile(r"\+[0-9]{1,10}")
 _MAX_ID = 2**32 - 2
-"""The largest number of a user or group; the next one means none to chown(2)."""
+"""The largest user or group id; the next one means "unchanged" to chown(2)."""
 
 
 def placed(config: Config, domain: DomainMemory) -> tuple[Path, tuple[int, int]]:
     """Return libvirt's directory for a domain's memory files, and the user and group that QEMU runs as.
 
-    From the DAC label of the XML; a host without the DAC driver has none there, and then QEMU's user is the
+    They come from the DAC label of the XML; on a host without the DAC driver it has none, and QEMU's user is the
     owner of that directory. For worker threads.
 
-    :raise ExtentError: When there is no such directory, or no such user.
+    :raise ExtentError: When the directory or the user does not exist.
     """
     directory = domain_directory(config.libvirt, domain.name, domain.domain_id)
     uid, gid = owner_of(directory)
@@ -39,9 +39,9 @@ def placed(config: Config, domain: DomainMemory) -> tuple[Path, tuple[int, int]]
 
 
 def _number_or(label: str, look_up: Callable[[str], int]) -> int:
-    """Return the number of one half of a DAC label: ``+64055`` is one, anything else a name.
+    """Return the id of one half of a DAC label: ``+64055`` is an id, anything else a name.
 
-    :raise ExtentError: When nobody has that name.
+    :raise ExtentError: When the name does not exist.
     """
     if _NUMBER.fullmatch(label) and int(label[1:]) <= _MAX_ID:
         return int(label[1:])
@@ -49,6 +49,6 @@ def _number_or(label: str, look_up: Callable[[str], int]) -> int:
         return look_up(label)
     except (KeyError, ValueError) as error:
         raise ExtentError(
-            f"The domain's DAC label names {label!r}, whom this host does not know.",
-            hint="Mend <seclabel model='dac'> of the domain, or user and group in qemu.conf.",
+            f"The domain's DAC label names {label!r}, which does not exist on this host.",
+            hint="Fix <seclabel model='dac'> of the domain, or user and group in qemu.conf.",
         ) from error

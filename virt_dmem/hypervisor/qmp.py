@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU's own word: a second monitor of each domain that has one. The only module that imports qemu.qmp.
+"""Talk to QEMU over a second monitor of each domain that has one. The only module that imports qemu.qmp.
 
-One connection for each domain, made anew whenever it breaks. Nothing waits for it but who asks it something.
+One connection for each domain, reestablished whenever it breaks. Nothing waits for it but explicit queries.
 
-A QEMU may be its guest's by now, and any process of its user may listen in its place. So it is asked who listens, a
-line may be so long, and so many may come; what repeats itself is passed on once. Who says more is hung up on, and
-listened to again after a pause that grows.
+A QEMU may be controlled by its guest, and any process of its user may listen in its place. So the peer is verified,
+the length and the rate of lines are limited, and repeated events are passed on once. At a limit the connection is
+closed, and reestablished after a growing pause.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from virt_dmem.rate_limit import RateLimitedLog
 __all__ = ["EVENTS", "QemuMemoryBackend", "Monitors", "migration_capabilities"]
 
 log = logging.getLogger(__name__)
-say = RateLimitedLog(log)
+limited_log = RateLimitedLog(log)
 
 EVENTS = (
     "MEMORY_DEVICE_SIZE_CHANGE",
@@ -41,45 +41,45 @@ EVENTS = (
     "SHUTDOWN",
     "RESUME",
 )
-"""Those that somebody is told of."""
+"""The events that are passed on."""
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
 FLOOD_RETRY_SECONDS = 600.0
-"""The longest pause after which one is listened to again that said too much."""
+"""The longest pause before reconnecting to a QEMU that exceeded a limit."""
 ANSWER_SECONDS = 5.0
 LINE_BYTES = 32 << 10
-"""What comes unasked, in a line: ten times as much as the longest event."""
+"""Limit of an event: ten times the longest one."""
 ANSWER_BYTES = 512 << 10
-"""What was asked for: 256 slots for memory devices, with the nodes of each."""
+"""Limit of a reply: 256 slots for memory devices, with the nodes of each."""
 BACKENDS = 512
-"""So many memory backends are shown."""
+"""Limit of the memory backends that are returned."""
 BURST = 300
 PER_SECOND = 5.0
-"""So many lines may come at once, and in the long run, each KiB of a line for one. QEMU limits the rate of most
-events; of those that it does not, a guest can cause one for each of its memory devices."""
+"""Limits of lines at once, and in the long run; each KiB counts as a line. QEMU limits the rate of most events; of
+the others, a guest can cause one for each of its memory devices."""
 APART_SECONDS = 0.5
-"""What repeats itself in so short a time is passed on once."""
+"""Events repeated within this time are passed on once."""
 KINDS = 600
-"""Events that wait to be passed on, of one kind and device each."""
+"""Limit of the events that wait to be passed on, of one kind and device each."""
 
 OnEvent = Callable[[str, str, Mapping[str, Any]], Awaitable[None]]
 
 
 class Refused(QMPError):
-    """A monitor is not listened to any more; says why."""
+    """Close the connection, for this reason."""
 
 
 @dataclass(frozen=True)
 class QemuMemoryBackend:
-    """A memory backend as QEMU has it; sizes in bytes."""
+    """Describe a memory backend of a QEMU; sizes in bytes."""
 
     id: str
     """``ram-node0``, ``pc.ram``; of a memory device ``mem`` and its alias."""
     kind: str
-    """``memory-backend-file`` for what comes from a pool."""
+    """``memory-backend-file`` for memory of a pool."""
     path: str
-    """The file that QEMU was told to open, a link of ours that is gone by now; empty: it has none."""
+    """The file that QEMU was told to open, a link that we have removed since; empty: none."""
     size_bytes: int
     policy: str
     host_nodes: tuple[int, ...]
@@ -88,15 +88,15 @@ class QemuMemoryBackend:
 
 
 class _Client(QMPClient):
-    """A connection that takes no more than what a QEMU has to say.
+    """Limit what a connection accepts.
 
-    The library's own keeps each event for ever, renders each message for a log that nobody writes, and lets others
-    have their turn only when nothing is left to read.
+    The library's own client keeps every event, renders each message for a log that is not written, and yields to
+    other tasks only when there is nothing left to read.
     """
 
-    def __init__(self, uuid: str, hear: Callable[[str, Mapping[str, Any]], None]) -> None:
+    def __init__(self, uuid: str, on_event: Callable[[str, Mapping[str, Any]], None]) -> None:
         super().__init__(f"virt-dmem {uuid}", readbuflen=LINE_BYTES)
-        self._hear = hear
+        self._on_event = on_event
         self._left = float(BURST)
         self._counted = time.monotonic()
 
@@ -113,7 +113,7 @@ class _Client(QMPClient):
             except asyncio.LimitOverrunError as error:
                 line += await reader.readexactly(max(1, error.consumed))
             if len(line) > (ANSWER_BYTES if self._pending else LINE_BYTES):
-                raise Refused(f"it sent a line of more than {len(line) >> 10} KiB")
+                raise Refused(f"line of more than {len(line) >> 10} KiB")
         return line
 
     async def _do_recv(self) -> Message:
@@ -122,7 +122,7 @@ class _Client(QMPClient):
             message = Message(line)
             asked = message.get("id") in self._pending
         except (ValueError, RecursionError, TypeError) as error:
-            raise Refused(f"it sent no message ({type(error).__name__})") from None
+            raise Refused(f"not a QMP message ({type(error).__name__})") from None
         if not asked:
             self._count(len(line))
         return message
@@ -132,11 +132,11 @@ class _Client(QMPClient):
         self._left = min(BURST, self._left + PER_SECOND * (now - self._counted)) - 1 - (size >> 10)
         self._counted = now
         if self._left < 0:
-            raise Refused(f"it said more than {BURST} things at once")
+            raise Refused(f"more than {BURST} events at once")
 
     async def _event_dispatch(self, msg: Message) -> None:
         data: Any = msg.get("data")
-        self._hear(str(msg["event"]), data if isinstance(data, dict) else {})
+        self._on_event(str(msg["event"]), data if isinstance(data, dict) else {})
 
     def _cb_inbound(self, msg: Message) -> Message:
         return msg
@@ -145,27 +145,27 @@ class _Client(QMPClient):
         return msg
 
 
-class _Heard:
-    """Events that were not passed on yet: the last one of each kind and device."""
+class _PendingEvents:
+    """Hold events to be passed on: the last one of each kind and device."""
 
     def __init__(self) -> None:
         self._events: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._some = asyncio.Event()
 
     def put(self, event: str, data: Mapping[str, Any]) -> None:
-        """Take note of an event, if it is one that somebody is told of."""
+        """Add an event, if it is one of those that are passed on."""
         key = event, str(data.get("device") or data.get("id") or "")
         if event in EVENTS and (key in self._events or len(self._events) < KINDS):
             self._events[key] = data
             self._some.set()
 
     async def get(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """Wait for some, and return all there are."""
+        """Wait for events, and take all."""
         await self._some.wait()
         return self.take()
 
     def take(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """Return all there are now."""
+        """Return and remove all events."""
         self._some.clear()
         found = [(event, data) for (event, _), data in self._events.items()]
         self._events.clear()
@@ -173,41 +173,41 @@ class _Heard:
 
 
 class Monitors:
-    """Connections to the monitors of domains that run.
+    """Keep connections to the monitors of running domains.
 
     :param on_event: Awaited with UUID, name of the event and its data.
-    :param qemu_of: Returns the PID of a domain's QEMU, which alone is listened to.
+    :param qemu_of: Returns the PID of a domain's QEMU, the only accepted peer.
     """
 
     def __init__(self, on_event: OnEvent, qemu_of: Callable[[str], int | None]) -> None:
         self._on_event = on_event
         self._qemu_of = qemu_of
-        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)  # all that it logs, it raises to us as well
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)  # what it logs it also raises
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._clients: dict[str, QMPClient] = {}
 
     def follow(self, running: Set[str]) -> None:
-        """Be connected to the monitors of these domains (UUIDs), as far as they have one, and to no others."""
+        """Connect to the monitors of these domains (UUIDs), as far as they have one, and disconnect all others."""
         for uuid in self._tasks.keys() - running:
             self._tasks.pop(uuid).cancel()
         for uuid in [uuid for uuid, task in self._tasks.items() if task.done()]:
             lost = self._tasks.pop(uuid).exception()
-            say(logging.ERROR, uuid, "the monitor of domain %s was lost: %s", uuid, _words(lost))
+            limited_log(logging.ERROR, uuid, "monitor of domain %s: unexpected error: %s", uuid, _text(lost))
         there = sockets()
         for uuid in running - self._tasks.keys():
             if socket_name(uuid) in there:
                 self._tasks[uuid] = asyncio.create_task(self._keep_connected(uuid, socket_of(uuid)))
 
     async def close(self) -> None:
-        """Follow nobody any more."""
+        """Close all connections."""
         await cancel_and_wait(self._tasks.values())
 
     def connected(self, uuid: str) -> bool:
-        """Tell whether the domain's monitor answers now."""
+        """Return whether the domain's monitor is connected."""
         return uuid in self._clients
 
     async def backends(self, uuid: str) -> list[QemuMemoryBackend] | None:
-        """Return what QEMU says of each memory backend; ``None`` where its monitor does not answer."""
+        """Return QEMU's memory backends; ``None`` when its monitor does not answer."""
         client = self._clients.get(uuid)
         if client is None:
             return None
@@ -216,7 +216,7 @@ class Monitors:
                 found: Any = await client.execute("query-memdev")
                 return [await _backend(client, item) for item in found[:BACKENDS] if "id" in item]
         except _NO_ANSWER as error:
-            say(logging.WARNING, uuid, "the monitor of domain %s does not answer: %s", uuid, _words(error))
+            limited_log(logging.WARNING, uuid, "monitor of domain %s does not answer: %s", uuid, _text(error))
             return None
 
     async def _keep_connected(self, uuid: str, path: Path) -> None:
@@ -226,57 +226,59 @@ class Monitors:
             try:
                 await self._follow_one(uuid, path)
             except Refused as error:
-                say(logging.WARNING, uuid, "the monitor of domain %s is hung up on: %s", uuid, error)
+                limited_log(logging.WARNING, uuid, "monitor of domain %s disconnected: %s", uuid, error)
                 most = FLOOD_RETRY_SECONDS
-            except Exception as error:  # noqa: BLE001 -- whatever becomes of what it says
-                log.debug("monitor of domain %s: %s", uuid, _words(error))
-            if time.monotonic() - began > 2 * retry:  # it was well for longer than it was left alone
+            except Exception as error:  # noqa: BLE001 -- anything may follow from what it sends
+                log.debug("monitor of domain %s: %s", uuid, _text(error))
+            if time.monotonic() - began > 2 * retry:  # it was connected for longer than the pause
                 retry = FIRST_RETRY_SECONDS
             await asyncio.sleep(min(retry, most))
             retry = min(2 * retry, most)
 
     async def _follow_one(self, uuid: str, path: Path) -> None:
-        """Be connected once, until the connection is gone.
+        """Connect once, and pass on events until the connection is closed.
 
-        :raise Refused: When it is not that QEMU, or says what no QEMU says.
+        :raise Refused: When the peer is not that QEMU, or exceeds a limit.
         """
-        heard = _Heard()
-        client = _Client(uuid, heard.put)
-        telling = asyncio.create_task(self._tell(uuid, heard))
+        pending = _PendingEvents()
+        client = _Client(uuid, pending.put)
+        passing = asyncio.create_task(self._pass_on_pending(uuid, pending))
         try:
             async with asyncio.timeout(LAST_RETRY_SECONDS):
                 await _connect(client, path, self._qemu_of(uuid))
             self._clients[uuid] = client
-            await _until_gone(client)
-            await self._pass_on(uuid, heard.take())  # its last words
+            await _wait_closed(client)
+            await self._pass_on(uuid, pending.take())  # sent before it closed
         finally:
             self._clients.pop(uuid, None)
-            telling.cancel()
-            await _hang_up(client)
+            passing.cancel()
+            await _disconnect(client)
 
-    async def _tell(self, uuid: str, heard: _Heard) -> None:
+    async def _pass_on_pending(self, uuid: str, pending: _PendingEvents) -> None:
         while True:
-            await self._pass_on(uuid, await heard.get())
+            await self._pass_on(uuid, await pending.get())
             await asyncio.sleep(APART_SECONDS)
 
     async def _pass_on(self, uuid: str, events: list[tuple[str, Mapping[str, Any]]]) -> None:
         for event, data in events:
             try:
                 await self._on_event(uuid, event, data)
-            except Exception as error:  # noqa: BLE001 -- the next one is not lost with it
-                say(logging.ERROR, uuid, "%s of domain %s is lost: %r", event, uuid, _words(error))
+            except Exception as error:  # noqa: BLE001 -- it must not stop later events
+                limited_log(
+                    logging.ERROR, uuid, "event %s of domain %s could not be handled: %r", event, uuid, _text(error)
+                )
 
 
 async def _connect(client: QMPClient, path: Path, pid: int | None) -> None:
-    """Connect to a monitor, if that process made its socket.
+    """Connect to a monitor, if that process created its socket.
 
     :raise Refused: When another one did.
     """
     connected = unix_socket.connect(path)
     try:
-        made_by = unix_socket.peer_pid(connected)
-        if not made_by or made_by != pid:
-            raise Refused(f"process {made_by} listens there, and its QEMU is process {pid}")
+        creator = unix_socket.peer_pid(connected)
+        if not creator or creator != pid:
+            raise Refused(f"its socket is of process {creator}, its QEMU is process {pid}")
     except BaseException:
         connected.close()
         raise
@@ -291,28 +293,28 @@ async def _connect(client: QMPClient, path: Path, pid: int | None) -> None:
             connected.close()
 
 
-async def _until_gone(client: QMPClient) -> None:
+async def _wait_closed(client: QMPClient) -> None:
     while client.runstate.name == "RUNNING":
         await client.runstate_changed()
 
 
-async def _hang_up(client: QMPClient) -> None:
-    """End a connection.
+async def _disconnect(client: QMPClient) -> None:
+    """Close a connection.
 
-    :raise Refused: When it was ended for that already.
+    :raise Refused: When that was the reason for which it was closed.
     """
     try:
         await client.disconnect()
     except Refused:
         raise
-    except Exception as error:  # noqa: BLE001 -- of whatever it died
-        log.debug("monitor: %s", _words(error))
+    except Exception as error:  # noqa: BLE001 -- whatever closed it
+        log.debug("monitor: %s", _text(error))
 
 
 async def migration_capabilities(uuid: str, pid: int) -> set[str] | None:
-    """Return what is set of the migration capabilities of a QEMU (PID) that is not followed yet.
+    """Return the enabled migration capabilities of a QEMU (PID) that is not connected yet.
 
-    ``None``: no answer, or another process made its monitor's socket.
+    ``None``: no answer, or another process created its monitor's socket.
     """
     client = _Client(uuid, lambda _event, _data: None)
     try:
@@ -323,21 +325,21 @@ async def migration_capabilities(uuid: str, pid: int) -> set[str] | None:
     except FileNotFoundError:
         return None
     except _NO_ANSWER as error:
-        say(logging.WARNING, uuid, "the monitor of domain %s does not answer: %s", uuid, _words(error))
+        limited_log(logging.WARNING, uuid, "monitor of domain %s does not answer: %s", uuid, _text(error))
         return None
     finally:
         with contextlib.suppress(Refused):
-            await _hang_up(client)
+            await _disconnect(client)
 
 
 _NO_ANSWER = (
     *(QMPError, TimeoutError, OSError, EOFError),
-    *(LookupError, TypeError, ValueError, AttributeError),  # it is none that makes sense
+    *(LookupError, TypeError, ValueError, AttributeError),  # a reply without the expected content
 )
 
 
-def _words(error: BaseException | None) -> str:
-    """Return what is said of an error, in which there may be anything that a QEMU sent: short and printable."""
+def _text(error: BaseException | None) -> str:
+    """Return the text of an error, which may contain anything that a QEMU sent, short and printable."""
     text = str(error)[:300] or type(error).__name__
     return "".join(char if char.isprintable() else "?" for char in text)
 

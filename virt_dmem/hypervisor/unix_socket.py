@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Unix sockets that others made: reached without following links, and whose they are."""
+"""Connect to unix sockets created by other users: without following links, and with the identity of the peer."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PEERCRED = struct.Struct("3i")
 
 
 def connect(path: Path) -> socket.socket:
-    """Return a connection, not blocking, to the socket that stands at ``path`` itself; no link there is followed.
+    """Return a non-blocking connection to the socket at ``path``, which must not be a link.
 
-    :raise OSError: When there is none, nobody listens, or too many wait there.
+    :raise OSError: When it does not exist, nothing listens, or its backlog is full.
     """
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise ConnectionRefusedError(f"{path} is no socket")
+            raise ConnectionRefusedError(f"{path} is not a socket")
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connected.setblocking(False)
         try:
@@ -39,16 +39,16 @@ def connect(path: Path) -> socket.socket:
 
 
 def peer_pid(connected: socket.socket) -> int:
-    """Return the process that listens at the other end; 0 when it is gone.
+    """Return the PID of the process that created the listening socket; 0 when it is gone.
 
-    The kernel notes it at ``listen()``, so that is who made the socket, whoever answers now. From Linux 6.5 on it
-    cannot be a later process with the same number; before that, a process that went away and left its socket to
-    another one could have had the number that a QEMU got afterwards.
+    The kernel records it at ``listen()``, whichever process accepts now. From Linux 6.5 on it cannot be a later
+    process with the same PID; before that, a process that exited and left its socket to another one could have
+    had the PID that a QEMU got afterwards.
     """
     try:
         pidfd = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:  # it is gone
+        if error.errno != errno.ENOPROTOOPT:  # the process is gone
             return 0
         return int(_PEERCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))[0])
     try:

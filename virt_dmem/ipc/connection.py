@@ -32,7 +32,15 @@ ROOT_MESSAGE_BYTES = 8 << 20
 CALLS_WAITING = 32
 """Limit of the calls sent before the first one is answered; our clients send one at a time."""
 
-_ENCODER = msgspec.json.Encoder()
+
+def _plain(value: object) -> str:
+    """Return the text of a value that is a kind of ``str``, such as ``SegmentId``: msgspec encodes no other."""
+    if isinstance(value, str):
+        return str(value)
+    raise NotImplementedError(type(value).__name__)
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
 
 caller: ContextVar["Connection"] = ContextVar("caller")
 """The connection of the current call; inherited by the task that serves it."""
@@ -42,7 +50,7 @@ class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
     """Carry a ``DmemError`` to the caller."""
 
     class Parameters:
-        """The stable code, the message and the hint of the error."""
+        """Hold the stable code, the message and the hint of the error."""
 
         code: str
         message: str
@@ -193,7 +201,7 @@ def encoded(message: object) -> bytearray:
     try:
         _ENCODER.encode_into(message, found)
     except UnicodeEncodeError:  # it quotes what the caller sent, which was not valid Unicode
-        _ENCODER.encode_into(_replaced(msgspec.to_builtins(message)), found)
+        _ENCODER.encode_into(_replaced(msgspec.to_builtins(message, enc_hook=_plain)), found)
     found.append(0)
     return found
 

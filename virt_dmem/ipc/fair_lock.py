@@ -12,7 +12,7 @@ __all__ = ["FairLock"]
 
 
 class FairLock:
-    """Lock that a party (such as a user) with many waiters gets no more often than one with a single waiter."""
+    """Grant a party (such as a user) with many waiters the lock no more often than one with a single waiter."""
 
     def __init__(self) -> None:
         self._taken = False

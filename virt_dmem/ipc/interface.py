@@ -128,7 +128,7 @@ async def _outcome(task: asyncio.Task[T]) -> T:
 
 
 class Interface(VarlinkInterface, name=INTERFACE):
-    """Base of the interface; its methods run their work in ``calls``."""
+    """Provide the base of the interface, whose methods run their work in ``calls``."""
 
     def __init__(self) -> None:
         self.calls = Calls()

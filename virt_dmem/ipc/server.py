@@ -44,7 +44,7 @@ PAUSE_SECONDS = 0.5
 
 
 class _Socket(socket.socket):
-    """A connection with a cheap ``repr``: a selector renders it for an error when it does not know it yet."""
+    """Provide a cheap ``repr``: a selector that does not know a socket yet renders it for an exception."""
 
     __repr__ = object.__repr__
 

@@ -28,7 +28,6 @@ from virt_dmem.monitoring.alert_codes import (
     POOL_SHORT,
     RECONCILE_FAILED,
 )
-from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["Alert", "Facts", "due"]
@@ -65,7 +64,7 @@ class Facts:
     on_raw_memory: Mapping[str, str] = field(default_factory=dict)
     """Pools without struct pages, by the UUID of guests with devices that need them."""
     quarantined: Iterable[Extent] = ()
-    capacity: Mapping[tuple[SegmentId, int], int] = field(default_factory=dict)
+    capacity: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that exist, by segment and node."""
     reserved: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Bytes that domains hold, likewise; also of pools that no longer exist."""
@@ -136,7 +135,7 @@ def _raw(facts: Facts) -> Iterable[Alert]:
                 DEVICE_ON_RAW_MEMORY,
                 f"{guest.uuid} {obstacle.what}",
                 f"Domain {guest.name} runs on pool {pool}, whose memory has no struct pages, and {obstacle.what}.",
-                f"{obstacle.mend[:1].upper()}{obstacle.mend[1:]} ('virsh detach-device' while it runs), or shut the"
+                f"{obstacle.fix[:1].upper()}{obstacle.fix[1:]} ('virsh detach-device' while it runs), or shut the"
                 " domain down and give it a pool of huge pages.",
             )
 
@@ -230,7 +229,7 @@ def _failed(facts: Facts) -> Iterable[Alert]:
 def _pools(facts: Facts) -> Iterable[Alert]:
     for name in sorted({segment for segment, _ in facts.reserved}):
         held = {node: size for (segment, node), size in facts.reserved.items() if segment == name}
-        has = {node: facts.capacity.get((SegmentId(name), node), 0) for node in held}
+        has = {node: facts.capacity.get((name, node), 0) for node in held}
         if any(has[node] < held[node] for node in held):
             on = ", ".join(
                 f"{format_size(held[node])} of {format_size(has[node])} on node {node}"

@@ -125,12 +125,12 @@ class AlertTracker:
             extents=self._extents(),
             on_raw_memory=passthrough.on_raw_memory(self._ledger, self._inventory, self._guests.values()),
             quarantined=self._ledger.quarantined(),
-            capacity=self._inventory.capacity(),
+            capacity={(str(where), node): size for (where, node), size in self._inventory.capacity().items()},
             reserved=self._reserved(),
             pinned=self._pinned(),
             enlarged=self._reclaim.enlarged,
             failed=self._tries.failed(),
-            damaged_ledger=self._ledger.set_aside(),
+            damaged_ledger=self._ledger.damaged_file(),
             failures=self._ledger.failures(),
             fights=self._fights,
             paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,
@@ -140,13 +140,14 @@ class AlertTracker:
     def _reserved(self) -> dict[tuple[str, int], int]:
         """Return the bytes that domains hold, without segments whose record is unreadable: another alert."""
         unknown = {Path(path).stem for path in self._inventory.damaged()}
-        return {where: size for where, size in self._ledger.reserved().items() if where[0] not in unknown}
+        reserved = self._ledger.reserved()
+        return {(str(where), node): size for (where, node), size in reserved.items() if where not in unknown}
 
     def _pinned(self) -> dict[str, int]:
         """Return the bytes that have been withheld for longer than a process takes to end."""
         long_ago = time.monotonic() - PINNED_SECONDS
         withheld = self._inventory.withheld()
-        return {segment: one.size_bytes for segment, one in withheld.items() if one.since < long_ago}
+        return {str(segment): one.size_bytes for segment, one in withheld.items() if one.since < long_ago}
 
     def _extents(self) -> dict[str, set[str]]:
         """Return the aliases of the extents of guests with memory devices; no others matter."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is free is told anew when records are read again, and what is about to go stays so."""
+"""Reloaded records update the free memory, and retired pools remain retired."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ PAGE = 2 << 20
 
 
 def make_plan(number: int, *pages: tuple[int, int]) -> Plan:
-    """A plan with one extent for each (node, pages)."""
+    """Return a plan with one extent for each (node, pages)."""
     extents = tuple(
         ExtentPlan(f"ram-node{index}", "fast", count * PAGE, PAGE, "bind", ((node, count * PAGE),))
         for index, (node, count) in enumerate(pages)

@@ -51,7 +51,7 @@ def test_a_file_that_is_no_ledger_is_set_aside(tmp_path: Path) -> None:
     path.write_bytes(content := os.urandom(8192))
     ledger = Ledger(path, "boot-1")
     assert list(ledger.reservations()) == []
-    assert Path(ledger.set_aside()).read_bytes() == content
+    assert Path(ledger.damaged_file()).read_bytes() == content
 
 
 def test_a_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:

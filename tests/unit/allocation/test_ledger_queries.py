@@ -12,7 +12,7 @@ import pytest
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Phase
 from virt_dmem.allocation.plan import ExtentPlan, Plan
-from virt_dmem.daemon.service import Service
+from virt_dmem.daemon.wiring import Components
 from virt_dmem.errors import DomainRefused, UsageError
 
 NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
@@ -37,35 +37,35 @@ def xml(uuid: str, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("operation", ["stopped", "release"])
-def test_the_end_of_a_domain_is_nothing_to_one_that_is_named_as_its_uuid(service: Service, operation: str) -> None:
-    reserve(service._ledger, OURS, THEIRS, Phase.PREPARED)
-    asyncio.run(service.hook(operation, xml(THEIRS, "theirs"), lambda _: None))
-    (held,) = service._ledger.reservations()
+def test_the_end_of_a_domain_is_nothing_to_one_that_is_named_as_its_uuid(parts: Components, operation: str) -> None:
+    reserve(parts.ledger, OURS, THEIRS, Phase.PREPARED)
+    asyncio.run(parts.service.hook(operation, xml(THEIRS, "theirs"), lambda _: None))
+    (held,) = parts.ledger.reservations()
     assert (held.uuid, held.phase) == (OURS, Phase.PREPARED)
 
 
-def test_what_qemu_and_libvirt_say_of_a_domain_is_not_taken_for_another_s(service: Service) -> None:
-    reserve(service._ledger, OURS, THEIRS)
-    asyncio.run(service.monitor_event(THEIRS, "MEMORY_FAILURE", {}))
-    assert service._ledger.failures() == []
-    assert asyncio.run(service.show_backends(THEIRS)) == []
+def test_what_qemu_and_libvirt_say_of_a_domain_is_not_taken_for_another_s(parts: Components) -> None:
+    reserve(parts.ledger, OURS, THEIRS)
+    asyncio.run(parts.guest_events.qemu_event(THEIRS, "MEMORY_FAILURE", {}))
+    assert parts.ledger.failures() == []
+    assert asyncio.run(parts.service.show_backends(THEIRS)) == []
 
 
-def test_a_person_finds_a_domain_by_uuid_however_it_is_written_and_by_name(service: Service) -> None:
-    reserve(service._ledger, OURS, THEIRS)
-    reserve(service._ledger, THEIRS, "theirs")
+def test_a_person_finds_a_domain_by_uuid_however_it_is_written_and_by_name(parts: Components) -> None:
+    reserve(parts.ledger, OURS, THEIRS)
+    reserve(parts.ledger, THEIRS, "theirs")
     for typed in (THEIRS, THEIRS.upper(), THEIRS.replace("-", ""), "theirs"):
-        assert service.show_domain(typed).uuid == THEIRS
-    assert service.show_domain(OURS).uuid == OURS
+        assert parts.service.show_domain(typed)[0].uuid == THEIRS
+    assert parts.service.show_domain(OURS)[0].uuid == OURS
 
 
-def test_a_name_that_two_domains_have_is_refused_with_both_uuids(service: Service) -> None:
-    reserve(service._ledger, OURS, "web")  # it was renamed or undefined since, and another took its name
-    reserve(service._ledger, THEIRS, "web")
+def test_a_name_that_two_domains_have_is_refused_with_both_uuids(parts: Components) -> None:
+    reserve(parts.ledger, OURS, "web")  # it was renamed or undefined since, and another took its name
+    reserve(parts.ledger, THEIRS, "web")
     asks: list[Callable[[], object]] = [
-        lambda: service.show_domain("web"),
-        lambda: asyncio.run(service.detach("web", "dimm0", 1, lambda _: None)),
-        lambda: asyncio.run(service.resize("web", "dimm0", 0, 1, lambda _: None)),
+        lambda: parts.service.show_domain("web"),
+        lambda: asyncio.run(parts.service.detach("web", "dimm0", 1, lambda _: None)),
+        lambda: asyncio.run(parts.service.resize("web", "dimm0", 0, 1, lambda _: None)),
     ]
     for ask in asks:
         with pytest.raises(UsageError, match="2 domains") as caught:
@@ -74,6 +74,6 @@ def test_a_name_that_two_domains_have_is_refused_with_both_uuids(service: Servic
         assert THEIRS in str(caught.value)
 
 
-def test_a_domain_that_nobody_knows_is_named(service: Service) -> None:
+def test_a_domain_that_nobody_knows_is_named(parts: Components) -> None:
     with pytest.raises(DomainRefused, match="ghost"):
-        service.show_domain("ghost")
+        parts.service.show_domain("ghost")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the ledger does for one domain does not grow with how many there are; counted in statements, not times."""
+"""The ledger's work for one domain does not grow with the number of domains; in statements, not in seconds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reserve(ledger: Ledger, number: int) -> None:
 
 
 def statements(ledger: Ledger, action: Callable[[], object]) -> list[str]:
-    """Return what SQLite was asked, with values in it; triggers are comments to it."""
+    """Return the statements run, with their values; SQLite shows triggers as comments."""
     found: list[str] = []
     ledger._db.set_trace_callback(found.append)
     action()
@@ -40,7 +40,7 @@ def statements(ledger: Ledger, action: Callable[[], object]) -> list[str]:
 
 
 def scans(ledger: Ledger, texts: Collection[str]) -> list[str]:
-    """Return where a query goes through a whole table that has rows for each domain."""
+    """Return the query plan's full scans of tables with rows for each domain."""
     plans = [
         row[3]
         for text in texts
@@ -57,7 +57,7 @@ def test_no_query_for_one_domain_goes_through_all(ledger: Ledger) -> None:
         assert found is not None
         ledger.extents_of(found.uuid)
         ledger.has_path(found.extents[0].path)
-        ledger.set_ready(found.extents)
+        ledger.set_populated(found.extents)
         ledger.set_phase(found.uuid, Phase.RUNNING)
         ledger.recharge(found.extents[0], {0: PAGE}, CAPACITY)
         ledger.add_steps(found.uuid, [TimedStep("prepare", 1.0, 0.5)])

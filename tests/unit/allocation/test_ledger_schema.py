@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A ledger of an earlier version becomes one of ours, and what it was is kept."""
+"""A ledger of an earlier version is migrated, and a copy of it kept."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ INSERT INTO step VALUES ('uuid-1', 'prepare', 1700000000.25, 1.5);
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A ledger of version 1 in which something stands, as a daemon that was killed leaves it: in WAL mode."""
+    """Create a ledger of version 1 with some rows, as a killed daemon leaves it: in WAL mode."""
     path = tmp_path / "ledger.sqlite"
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = WAL")
@@ -56,7 +56,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
-    """Every row of every table."""
+    """Return every row of every table."""
     with closing(sqlite3.connect(path)) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {name: database.execute(f"SELECT * FROM {name} ORDER BY rowid").fetchall() for name in tables}

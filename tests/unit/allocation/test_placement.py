@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A placement is the best there is: held against every placement that is possible, on small hosts."""
+"""A placement is the best of all possible ones, on small hosts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def demand(pages: int, *tiers: Sequence[int]) -> Demand:
 
 
 def cost(demands: Sequence[Demand], taken: Sequence[Mapping[int, int]], free: Mapping[int, int]) -> list[int]:
-    """What is to be small, most important first; see the module's first sentence."""
+    """Return the costs to minimise, most important first; see the module's first sentence."""
     tiers = max(len(demand.tiers) for demand in demands)
     outside = [
         sum(
@@ -35,7 +35,7 @@ def cost(demands: Sequence[Demand], taken: Sequence[Mapping[int, int]], free: Ma
 
 
 def everything(demands: Sequence[Demand], free: Mapping[int, int]) -> Iterator[list[dict[int, int]]]:
-    """Every placement that fits."""
+    """Yield every placement that fits."""
     if not demands:
         yield []
         return

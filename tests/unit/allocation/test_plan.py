@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A plan is whole or refused, never takes more than there is, and keeps to the nodes it was told."""
+"""A plan covers the whole domain, never exceeds the free memory, and respects the requested nodes."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_a_pool_is_smaller_by_what_is_pinned_and_whole_again_afterwards() -> Non
             assert rig.inventory.pool_statuses()[0].capacity_bytes == SIZE - 2 * HUGE
             with pytest.raises(NotEnoughMemory) as refused:
                 await rig.prepared(TWO, SIZE)
-            assert "4 MiB of p are no domain's and not free" in refused.value.hint
+            assert "4 MiB of p belong to no domain and are not free" in refused.value.hint
             assert rig.ledger.find(TWO) is None
             after = await rig.prepared(TWO, SIZE - 2 * HUGE)
             assert not read(after.path).strip(b"\0")

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from virt_dmem.cli.commands.listing import _socket_path
+from virt_dmem.cli.commands.list import _socket_path
 from virt_dmem.cli.main import main
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.config.schema import Config, keys, load_config, load_config_and_origins

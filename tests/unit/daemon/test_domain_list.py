@@ -60,7 +60,7 @@ def test_it_is_what_the_ledger_holds_after_whatever_was_written(
         elif step == "phase":
             ledger.set_phase(held.uuid, Phase.RUNNING)
         elif step == "ready":
-            ledger.set_ready(held.extents)
+            ledger.set_populated(held.extents)
         elif step == "recharge":
             for extent in held.extents:
                 ledger.recharge(extent, {0: PAGE})

@@ -15,13 +15,13 @@ def test_what_libvirt_says_again_waits_once_and_as_late_as_it_was_said_last() ->
         for _ in range(10_000):
             queue.put(("guest", Event.STARTED, ""))
             queue.put(("guest", Event.STOPPED, ""))
-            queue.put(("guest", Event.KEPT, "dimm0"))
+            queue.put(("guest", Event.DEVICE_REMOVAL_FAILED, "dimm0"))
             queue.put(("guest", Event.STARTED, ""))
         queue.put("gone")
         got = [await queue.get() for _ in range(4)]
         assert got == [
             ("guest", Event.STOPPED, ""),
-            ("guest", Event.KEPT, "dimm0"),
+            ("guest", Event.DEVICE_REMOVAL_FAILED, "dimm0"),
             ("guest", Event.STARTED, ""),
             "gone",
         ]

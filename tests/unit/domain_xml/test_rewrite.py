@@ -16,7 +16,7 @@ from tests.rig.domain_strategy import domains
 from tests.unit.conftest import GOLDEN, as_libvirt_reads_it, canonical, without_blanks
 from virt_dmem.domain_xml.reader import is_managed, read_domain
 from virt_dmem.domain_xml.rewrite import apply, reprint, unapply
-from virt_dmem.errors import ConfigError, DomainRefused, DomainXmlInvalid, UsageError
+from virt_dmem.errors import DomainRefused, DomainXmlInvalid, UsageError
 
 Check = Callable[[bytes], None]
 CASES = sorted(file.name.removesuffix("-in.xml") for file in GOLDEN.glob("*-in.xml"))
@@ -240,7 +240,7 @@ def test_an_applied_domain_is_checked_for_whole_pages_too() -> None:
 
 
 def test_a_pool_name_that_cannot_be_is_refused() -> None:
-    for pool in ("../x", "a b", "-x", "x" * 65, "a/b", "x\n"):
+    for pool in ("../x", "a b", "-x", "x" * 33, "a/b", "x\n"):
         with pytest.raises(UsageError):
             apply(golden("plain-in.xml"), pool=pool)
 
@@ -260,7 +260,8 @@ def test_locked_memory_is_refused_where_the_pool_cannot_hold_it(tmp_path: Path) 
         with pytest.raises(DomainRefused, match=r"locked memory.*'small'"):
             apply(xml, pool="small", may_lock=False)
     assert apply(golden("hugepages-in.xml"), may_lock=False) == golden("hugepages-out.xml")
-    locking = template(tmp_path, f"<memoryBacking>{OURS}<locked/></memoryBacking>")
+    elements = "<source type='file'/><access mode='shared'/><allocation mode='ondemand'/>"
+    locking = template(tmp_path, f"<memoryBacking>{elements}<locked/></memoryBacking>")
     with pytest.raises(DomainRefused, match="locked"):
         apply(golden("plain-in.xml"), may_lock=False, templates_dir=locking)
 
@@ -393,47 +394,6 @@ def test_vcpus_that_somebody_pinned_since_stay_pinned_at_unapply() -> None:
     assert dict(vcpu.attrib) == {"placement": "static", "cpuset": "7", "current": "2"}
 
 
-# Templates
-
-
 def template(directory: Path, text: str) -> Path:
     (directory / "memory-backing.xml").write_text(text)
     return directory
-
-
-OURS = "<source type='file'/><access mode='shared'/><allocation mode='ondemand' threads='2'/>"
-
-
-def test_a_template_of_the_administrator_is_used_in_place_of_ours(tmp_path: Path, require_valid: Check) -> None:
-    templates = template(tmp_path, f"<memoryBacking><!-- x -->{OURS}<discard/></memoryBacking>")
-    xml = golden("hugepages-in.xml")
-    rewritten = apply(xml, templates_dir=templates)
-    require_valid(rewritten)
-    backing = etree.fromstring(rewritten).find("memoryBacking")
-    assert [child.tag for child in backing] == ["source", "access", "allocation", "discard"]
-    assert backing.find("allocation").get("threads") == "2"
-    assert canonical(unapply(rewritten)) == canonical(xml)
-    assert apply(rewritten) == rewritten
-
-
-def test_an_empty_template_directory_changes_nothing(tmp_path: Path) -> None:
-    assert apply(golden("plain-in.xml"), templates_dir=tmp_path) == apply(golden("plain-in.xml"))
-    assert apply(golden("plain-in.xml"), templates_dir=tmp_path / "none") == apply(golden("plain-in.xml"))
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        "",
-        "no xml",
-        f"<domain>{OURS}</domain>",
-        "<memoryBacking/>",
-        f"<memoryBacking>{OURS}<hugepages/></memoryBacking>",
-        f"<memoryBacking>{OURS}<source type='file'/></memoryBacking>",
-        f"<memoryBacking>{OURS.replace('shared', 'private')}</memoryBacking>",
-        f"<!DOCTYPE memoryBacking><memoryBacking>{OURS}</memoryBacking>",
-    ],
-)
-def test_a_broken_template_is_refused_by_its_name(tmp_path: Path, broken: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "memory-backing.xml"))):
-        apply(golden("plain-in.xml"), templates_dir=template(tmp_path, broken))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem.hypervisor.define_race import Written, follow, same
+from virt_dmem.hypervisor.define_race import Definitions, same, watch
 
 
 def xml(title: str) -> bytes:
@@ -21,8 +21,8 @@ def replace(directory: Path, content: bytes) -> None:
     fresh.rename(directory / "a.xml")
 
 
-def written(*titles: str, count: int | None = None) -> Written:
-    found = Written()
+def written(*titles: str, count: int | None = None) -> Definitions:
+    found = Definitions()
     found.documents = [xml(title) for title in titles]
     found.count = len(titles) - 1 if count is None else count
     return found
@@ -30,7 +30,7 @@ def written(*titles: str, count: int | None = None) -> Written:
 
 def test_what_replaces_the_file_is_gathered_and_counted(tmp_path: Path) -> None:
     replace(tmp_path, xml("before"))
-    with follow(tmp_path, "a") as found:
+    with watch(tmp_path, "a") as found:
         replace(tmp_path, xml("one"))
         (tmp_path / "b.xml").write_bytes(b"another domain")
         replace(tmp_path, xml("two"))
@@ -41,7 +41,7 @@ def test_what_replaces_the_file_is_gathered_and_counted(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_read_nothing_is_gathered(tmp_path: Path) -> None:
-    with follow(tmp_path / "not-there", "a") as found:
+    with watch(tmp_path / "not-there", "a") as found:
         pass
     assert (found.documents, found.count) == ([], 0)
 

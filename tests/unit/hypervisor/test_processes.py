@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Finding a domain's QEMU among processes of fake trees and of this machine."""
+"""QEMU processes are found by PID file and command line, whatever a process says of itself."""
 
 from __future__ import annotations
 

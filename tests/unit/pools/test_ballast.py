@@ -17,7 +17,7 @@ PAGE = 4096
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PoolRecord:
-    """A segment whose mount is a directory; chunks have four pages."""
+    """Return a segment whose mount is a plain directory; chunks have four pages."""
     monkeypatch.setattr(ballast, "_CHUNK", 4 * PAGE)
     return PoolRecord("p", "tmpfs", PAGE, str(tmp_path), {0: NodeShare(64 * PAGE, 64 * PAGE)})
 

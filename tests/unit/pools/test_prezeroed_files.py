@@ -21,7 +21,7 @@ from virt_dmem.pools.record import NodeShare, PoolRecord
 
 @pytest.fixture
 def record(tmp_path: Path) -> PoolRecord:
-    """A segment whose mount is a directory: files are files."""
+    """Return a segment whose mount is a plain directory."""
     return PoolRecord("p", "tmpfs", PAGE, str(tmp_path), {-1: NodeShare(64 * PAGE, 64 * PAGE)})
 
 

@@ -15,7 +15,7 @@ PAGE = 4096
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file of a domain with four pages, in a directory that stands for a mount."""
+    """Return a domain's file of four pages, in a plain directory instead of a mount."""
     path = tmp_path / "libvirt-uuid" / "ram"
     path.parent.mkdir()
     path.write_bytes(b"x" * 4 * PAGE)

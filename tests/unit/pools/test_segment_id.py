@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from virt_dmem.ipc.connection import encoded
 from virt_dmem.pools.segment_id import SegmentId
 
 
@@ -16,3 +17,7 @@ def test_it_is_its_text_and_knows_pool_and_number(text: str, pool: str, number: 
     assert {segment: 1}[text] == 1  # type: ignore[index]
     assert SegmentId.of(pool, number) == segment
     assert [type(plain) for plain in (str(segment), segment.pool, SegmentId(pool).pool)] == [str] * 3
+
+
+def test_it_is_sent_as_its_text() -> None:
+    assert encoded({"pool": SegmentId("p+1")}) == b'{"pool":"p+1"}\0'

@@ -210,7 +210,7 @@ class PrezeroCache:
             self._last_run[extent.uuid] = time.time()
         self.invalidate()
         segments = self.enabled_segments()
-        is_whole = extent.state is ExtentState.READY and extent.charged_bytes == extent.size_bytes
+        is_whole = extent.state is ExtentState.POPULATED and extent.charged_bytes == extent.size_bytes
         if not is_whole or extent.segment not in segments:
             return
         if self._config.prefault.ready_percent < 100:

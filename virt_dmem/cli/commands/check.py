@@ -1,25 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virt-dmem check``."""
+"""``virt-dmem check``: verify installation and host setup."""
 
 from __future__ import annotations
 
-import argparse
-
-from virt_dmem.cli.output import Output
-from virt_dmem.config.schema import load_config
+from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus
-from virt_dmem.monitoring.checks.base import Machine
-from virt_dmem.monitoring.checks.suite import run
-from virt_dmem.pools.backends.checks import Result, Status
 
-__all__ = ["check"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Annotated, Literal
+
+    from virt_dmem.cli.json_schema import Hint, says
+    from virt_dmem.cli.output import Output
+    from virt_dmem.pools.backends.checks import Result
+
+__all__ = ["COMMANDS"]
+
+_ABOUT = """\
+Checks kernel, pools, daemon, hook, libvirt and AppArmor, and prints a line for
+each check, beginning with PASS, WARN (it works, but with limitations, or it
+cannot be determined) or FAIL (domains with pool memory may not start). A hint
+on how to fix it follows. The exit status is 3 if a check failed."""
 
 
-def check(args: argparse.Namespace, out: Output) -> ExitStatus:
-    """Look at everything, a line each as it is found, and what to do below it."""
+class CheckResult:
+    """One line of `check`."""
+
+    name: Annotated[str, says("stable name of the check")]
+    status: Annotated[Literal["PASS", "WARN", "FAIL"], says("FAIL: domains may not start as configured")]
+    message: Annotated[str, says("what was found")]
+    hint: Hint
+
+
+class CheckAnswer:
+    """`check`; the exit status is 3 if a check failed."""
+
+    checks: list[CheckResult]
+
+
+def run(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Run all checks, and print each result with its hint as soon as it is known."""
+    from virt_dmem.config.schema import load_config
+    from virt_dmem.monitoring.checks.base import Machine
+    from virt_dmem.monitoring.checks.suite import run as run_checks
+    from virt_dmem.pools.backends.checks import Status
+
     config = load_config(args.config)
     found: list[tuple[str, Result]] = []
-    for item, result in run(Machine(config, args.connect or config.libvirt.uri)):
+    for item, result in run_checks(Machine(config, args.connect or config.libvirt.uri)):
         found.append((item.name, result))
         out.text(f"{result.status.value}  {item.name}: {result.message}")
         if result.hint:
@@ -32,3 +61,6 @@ def check(args: argparse.Namespace, out: Output) -> ExitStatus:
     )
     failed = any(result.status is Status.FAIL for _, result in found)
     return ExitStatus.CHECK_FAILED if failed else ExitStatus.DONE
+
+
+COMMANDS = (Command("check", "verify installation and host setup", run, about=_ABOUT, answer="CheckAnswer"),)

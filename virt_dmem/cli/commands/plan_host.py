@@ -1,33 +1,117 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virt-dmem plan-host``."""
+"""``virt-dmem plan-host``: compare kinds of memory, and set up the host's boot for one."""
 
 from __future__ import annotations
 
-import argparse
-import textwrap
-from dataclasses import asdict
-
-from virt_dmem.cli import columns
-from virt_dmem.cli.output import Output
+from virt_dmem.cli.columns import BACKEND, GROSS, LEFT, NET, PAGES, Column, choose, size, table, text
+from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus, UsageError
-from virt_dmem.host import boot_reservation
-from virt_dmem.pools import host_planning as planning
-from virt_dmem.pools.backends.host_options import HostOption
+from virt_dmem.units import parse_size
 
-__all__ = ["plan_host"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Annotated, Literal
+
+    from virt_dmem.cli.json_schema import PageSize, says
+    from virt_dmem.cli.output import Output
+    from virt_dmem.pools.backends import host_options
+
+__all__ = ["COMMANDS"]
+
+_ABOUT = """\
+Prints for each kind of memory the struct pages that an ordinary host keeps for
+it (gross), those that remain (left), the saving (net), what to add to the
+kernel command line, and the command that creates the pool. One kind is
+recommended, with the reason. The size may exceed the memory of this host. Run
+as root, it reads where memory lies and prints the ranges for dmemfs as
+addresses: whole sections of 128 MiB, from the upper end of each node, so that
+no struct pages remain.
+
+Nothing is changed, except by --write-grub, which writes
+/etc/default/grub.d/virt-dmem.cfg, and --remove-grub, which removes it. Both
+take effect after update-grub (or grub2-mkconfig) and a reboot."""
+
+_COLUMNS = table(
+    BACKEND,
+    PAGES,
+    size("SIZE", "size_bytes", "guest memory in whole pages"),
+    GROSS,
+    LEFT,
+    NET,
+    Column(
+        "HERE",
+        lambda row: "recommended" if row["recommended"] else "yes" if row["pool_create"] else "no",
+        "whether this version can create such a pool on this host, and which one is recommended",
+    ),
+    text("CMDLINE", "kernel_command_line", "what to add to the kernel command line"),
+)
 
 
-def plan_host(args: argparse.Namespace, out: Output) -> ExitStatus:
-    """Show for each kind of memory what it saves, what it asks of the kernel, and which one fits this host."""
+class HostNode:
+    """A NUMA node of this host."""
+
+    node: Annotated[int, says("number of the host node")]
+    total_bytes: Annotated[int, says("its MemTotal")]
+
+
+class HostOption:
+    """One kind of memory for guests; `gross_bytes` = `metadata_left_bytes` + `net_bytes`."""
+
+    backend: Annotated[str, says("`tmpfs`, `hugetlbfs`, `device-dax` or `dmemfs`")]
+    page_size: PageSize
+    size_bytes: Annotated[int, says("the guest memory in whole pages")]
+    gross_bytes: Annotated[int, says("struct pages that an ordinary host keeps for it")]
+    metadata_left_bytes: Annotated[int, says("struct pages that remain")]
+    net_bytes: Annotated[int, says("the saving")]
+    kernel_command_line: Annotated[str, says("what to add to it; empty: nothing")]
+    pool_create: Annotated[str, says("command that creates the pool; empty: not possible here with this version")]
+    notes: Annotated[list[str], says("further remarks")]
+    recommended: Annotated[bool, says("true for exactly one")]
+    reason: Annotated[str, says("why it is recommended here; else empty")]
+
+
+class PlanHostAnswer:
+    """`plan-host`."""
+
+    guest_memory_bytes: Annotated[int | None, says("as given; null with --remove-grub")]
+    nodes: Annotated[list[HostNode], says("those that have memory")]
+    hvo: Annotated[
+        Literal["on", "off", "absent"] | None,
+        says("current state of HVO; absent: not supported by the kernel; null: not checked"),
+    ]
+    options: list[HostOption]
+    warnings: Annotated[list[str], says("contradictions between size and host")]
+    grub: Annotated[str | None, says("GRUB's file that was written or removed; null: none was")]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--guest-memory", type=parse_size, metavar="SIZE", help="total memory of all guests")
+    grub = parser.add_mutually_exclusive_group()
+    grub.add_argument(
+        "--write-grub",
+        action="store_true",
+        help="also write the kernel parameters for dmemfs to /etc/default/grub.d (as root)",
+    )
+    grub.add_argument("--remove-grub", action="store_true", help="only remove them again (as root)")
+
+
+def run(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Show for each kind of memory its saving, its boot settings, and which one suits this host best."""
+    import dataclasses
+
+    from virt_dmem.pools import host_planning as planning
+
     if args.remove_grub:
         return _remove_grub(out)
     if args.guest_memory is None:
-        raise UsageError("How much memory all guests have together is missing.", hint="Give --guest-memory SIZE.")
+        raise UsageError("The total memory of all guests is missing.", hint="Give --guest-memory SIZE.")
     facts = planning.read_host()
     options = planning.plan_host(args.guest_memory, facts)
     warnings = planning.warnings(args.guest_memory, facts)
-    rows = [asdict(option) for option in options]
-    shown = columns.choose(columns.PLAN, args.output, "BACKEND,PAGES,GROSS,LEFT,NET,HERE")
+    rows = [dataclasses.asdict(option) for option in options]
+    shown = choose(_COLUMNS, args.output, "BACKEND,PAGES,GROSS,LEFT,NET,HERE")
     out.table(shown, rows)
     for option in options:
         title = f"{option.backend}, pages of {out.size(option.page_size)}"
@@ -52,30 +136,34 @@ def plan_host(args: argparse.Namespace, out: Output) -> ExitStatus:
     return ExitStatus.DONE
 
 
-def _write_grub(options: list[HostOption], out: Output) -> str:
-    """Have GRUB give the kernel what dmemfs needs.
+def _write_grub(options: list[host_options.HostOption], out: Output) -> str:
+    """Write the kernel parameters for dmemfs to GRUB's configuration.
 
-    :raise UsageError: When the addresses are not known.
+    :raise UsageError: When the addresses are unknown.
     """
+    from virt_dmem.host import boot_reservation
+
     (line,) = [option.kernel_command_line for option in options if option.backend == "dmemfs"]
     if "$START" in line:
         raise UsageError(
-            "GRUB cannot be told what to reserve: it is not known where on this host so much memory lies.",
-            hint="Run it as root on the host itself, and for less memory than it has.",
+            "GRUB's settings cannot be written: the addresses of the memory to reserve are unknown.",
+            hint="Run it as root on the host itself, for less memory than the host has.",
         )
     path = boot_reservation.write_grub(line)
-    out.note(f"{path} is written: {line}. Run update-grub (or grub2-mkconfig), then reboot.")
+    out.note(f"Wrote {path}: {line}. Run update-grub (or grub2-mkconfig), then reboot.")
     return str(path)
 
 
 def _remove_grub(out: Output) -> ExitStatus:
-    """Take back what ``_write_grub`` wrote."""
+    """Remove what ``_write_grub`` wrote."""
+    from virt_dmem.host import boot_reservation
+
     removed = boot_reservation.remove_grub()
     path = boot_reservation.GRUB_DROP_IN
     if removed:
-        out.note(f"{path} is removed. Run update-grub (or grub2-mkconfig); then reboot.")
+        out.note(f"Removed {path}. Run update-grub (or grub2-mkconfig), then reboot.")
     else:
-        out.note(f"There is no {path}.")
+        out.note(f"{path} does not exist.")
     out.result(
         guest_memory_bytes=None, nodes=[], hvo=None, options=[], warnings=[], grub=str(path) if removed else None
     )
@@ -83,10 +171,25 @@ def _remove_grub(out: Output) -> ExitStatus:
 
 
 def _line(out: Output, name: str, text: str) -> None:
-    """Print what is to be copied: in one line, however long."""
+    """Print text that is to be copied in one line, however long."""
     if text:
         out.text(f"  {name + ':':<21}{text}")
 
 
 def _paragraph(out: Output, text: str) -> None:
+    import textwrap
+
     out.text(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+
+
+COMMANDS = (
+    Command(
+        "plan-host",
+        "compare kinds of memory and show the boot settings that each of them needs",
+        run,
+        about=_ABOUT,
+        arguments=add_arguments,
+        columns=_COLUMNS,
+        answer="PlanHostAnswer",
+    ),
+)

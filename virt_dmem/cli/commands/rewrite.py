@@ -1,30 +1,76 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virt-dmem rewrite``: the filter. No daemon, no libvirt, at most a look at the pool's record.
+"""``virt-dmem rewrite``: the filter. It contacts no daemon and no libvirt, and reads at most the pool's record.
 
-What is refused leaves stdout empty.
+When it rejects its input, stdout stays empty.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from virt_dmem.cli.output import Output, unified_diff
-from virt_dmem.config.schema import load_config
-from virt_dmem.domain_xml import rewrite as rewriting
-from virt_dmem.domains.apply import ApplyOptions, apply_offline
+from virt_dmem.cli.arguments import add_hotplug_and_monitor
+from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus, UsageError
 
-__all__ = ["rewrite"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Annotated
+
+    from msgspec import UnsetType
+
+    from virt_dmem.cli.json_schema import says
+    from virt_dmem.cli.output import Output
+
+__all__ = ["COMMANDS"]
+
+_ABOUT = """\
+It contacts neither virt-dmemd nor libvirt. If it can read the pool's record, it
+rejects what cannot work with that pool; otherwise it notes what it could not
+check. Passwords are kept: feed it the output of 'virsh dumpxml --inactive
+--security-info'.
+
+To migrate a domain to a host without virt-dmem, use 'virsh migrate --xml FILE
+--persistent-xml FILE': the first is the output of 'rewrite --undo --migratable'
+for 'virsh dumpxml --migratable --security-info', the second that of 'rewrite
+--undo' for 'virsh dumpxml --inactive --security-info'. libvirt does not allow
+the kind of memory to change during migration: until the next start it is a file
+in the destination's memory_backing_dir, which should be a tmpfs there."""
 
 
-def rewrite(args: argparse.Namespace, out: Output) -> ExitStatus:
+class RewriteAnswer:
+    """`rewrite`: either the XML or, with --print-diff, the difference."""
+
+    changed: Annotated[bool, says("the XML differs from the input")]
+    xml: Annotated[str, says("the new XML, including passwords")] | UnsetType
+    diff: Annotated[str, says("the difference, passwords masked")] | UnsetType
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--undo", action="store_true", help="unapply instead")
+    parser.add_argument(
+        "--migratable",
+        action="store_true",
+        help="with --undo, for live migration: keep the current memory backing, remove only the request",
+    )
+    parser.add_argument("--pool", metavar="NAME", default="", help="pool to request")
+    add_hotplug_and_monitor(parser)
+    parser.add_argument("--print-diff", action="store_true", help="print the difference instead (passwords masked)")
+
+
+def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Rewrite the domain XML on stdin to stdout."""
+    from virt_dmem.cli.output import unified_diff
+    from virt_dmem.config.schema import load_config
+    from virt_dmem.domain_xml import rewrite as rewriting
+    from virt_dmem.domains.apply import ApplyOptions, apply_offline
+
     config = load_config(args.config)
     before = sys.stdin.buffer.read()
     printed = rewriting.reprint(before)
     if args.migratable and not args.undo:
-        raise UsageError("--migratable goes with --undo.", hint="See 'virt-dmem rewrite --help'.")
+        raise UsageError("--migratable requires --undo.", hint="See 'virt-dmem rewrite --help'.")
     if args.undo:
         after = rewriting.unapply(before, keep_request=not args.migratable, running=args.migratable)
     else:
@@ -42,3 +88,15 @@ def rewrite(args: argparse.Namespace, out: Output) -> ExitStatus:
     else:
         out.document(after)
     return ExitStatus.DONE
+
+
+COMMANDS = (
+    Command(
+        "rewrite",
+        "apply as a filter: rewrite domain XML from stdin to stdout",
+        run,
+        about=_ABOUT,
+        arguments=add_arguments,
+        answer="RewriteAnswer",
+    ),
+)

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmem pool resize``, with real mounts."""
+
+from __future__ import annotations
+
+from tests.rig.command_line import Command
+from tests.rig.mount_namespace import in_own_mount_namespace
+from virt_dmem.errors import ExitStatus
+from virt_dmem.units import MIB
+
+
+@in_own_mount_namespace
+def test_a_pool_is_resized_and_the_daemon_hears_of_it(command: Command) -> None:
+    with command.daemon():
+        command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
+        said = command("pool", "resize", "small", "--size", "16M", "--dry-run")
+        assert said == "Would make segment small larger: 16 MiB instead of 8 MiB\n"
+        assert command.json("pool", "show", "small")["pool"]["capacity_bytes"] == 8 * MIB
+        assert command("pool", "resize", "small", "--size", "16M").splitlines()[-1] == "Pool small has 16 MiB."
+        (seen,) = command.json("pool", "list")["pools"]
+        assert (seen["capacity_bytes"], seen["free_bytes"]) == (16 * MIB, 16 * MIB)
+        assert "already" in command("pool", "resize", "small", "--size", "16M")
+        changes = command.json("pool", "resize", "small", "--size", "4M")["changes"]
+        assert changes == [{"segment": "small", "before": {"-1": 16 * MIB}, "after": {"-1": 4 * MIB}}]
+    command("pool", "resize", "small", status=ExitStatus.USAGE)
+    command("pool", "resize", "small", "--size", "100", status=ExitStatus.USAGE)
+    command("pool", "resize", "large", "--size", "4M", status=ExitStatus.FAILED)

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The progress bar."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rig.command_line import HOSTILE
+from virt_dmem.cli.output import Output
+from virt_dmem.cli.progress import progress
+
+
+def test_progress_cannot_drive_the_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("rich.progress.Progress.update", lambda *_, description, **__: shown.append(description))
+    with progress(Output(as_json=False)) as report:
+        report(f"attaching {HOSTILE}", 1, 2)
+    assert shown[0].isprintable()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Requests are checked, and a large document delays nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from virt_dmem.daemon.wiring import Components
+from virt_dmem.errors import DmemError, UsageError
+
+NS = "https://virt-dmem.dev/xmlns/domain/1.0"
+
+UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+
+
+def domain(body: str = "", *, memory: str = "1048576", name: str = "a", attributes: str = "") -> bytes:
+    return (
+        f"<domain type='kvm' id='1'{attributes}><name>{name}</name><uuid>{UUID}</uuid>"
+        f"<metadata><dmem:memory xmlns:dmem='{NS}'/></metadata><memory>{memory}</memory><vcpu>1</vcpu>"
+        f"<os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>{body}</domain>"
+    ).encode()
+
+
+@pytest.mark.parametrize("operation", ["prepare", "start", "started", "stopped", "release", "migrate"])
+def test_while_a_hook_s_large_document_is_read_others_are_served(parts: Components, operation: str) -> None:
+    xml = domain("<devices>" + "<disk type='file'/>" * 100_000 + "</devices>")
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def story() -> None:
+        beside = asyncio.create_task(others())
+        with suppress(DmemError):
+            if operation == "migrate":
+                await parts.service.filter_xml(xml)
+            else:
+                await parts.service.hook(operation, xml, lambda _: None)
+        beside.cancel()
+
+    asyncio.run(story())
+    assert turns > 3
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0, 1e300, 10**5000], ids=range(6))
+def test_a_number_that_comes_over_the_socket_and_cannot_be_is_refused(parts: Components, number: float) -> None:
+    def attach(**numbers: float) -> object:
+        wanted: dict[str, Any] = {"size_bytes": 1 << 30, "cell": 0, "node": -1} | numbers
+        return asyncio.run(parts.service.attach("x", model="dimm", persistent=False, report=tell, **wanted))
+
+    def tell(_: object) -> None:
+        """Nobody listens."""
+
+    asks: list[Callable[[], object]] = [
+        lambda: parts.service.pause_apply(number),
+        lambda: asyncio.run(parts.service.detach("x", "dimm0", number, tell)),
+        lambda: asyncio.run(parts.service.resize("x", "dimm0", 0, number, tell)),
+    ]
+    if isinstance(number, int):
+        asks += [
+            lambda: attach(size_bytes=number),
+            lambda: attach(size_bytes=-1),
+            lambda: attach(cell=number),
+            lambda: attach(node=number),
+            lambda: asyncio.run(parts.service.resize("x", "dimm0", number, 1, tell)),
+            lambda: asyncio.run(parts.service.resize("x", "dimm0", -4096, 1, tell)),
+        ]
+    for ask in asks:
+        with pytest.raises(UsageError) as caught:
+            ask()
+        assert len(str(caught.value)) < 500
+    assert not parts.alerts.apply_is_paused()
+
+
+@pytest.mark.parametrize("began", [math.nan, math.inf, -math.inf, -1.0, 1e300])
+def test_a_hook_that_says_nonsense_of_its_beginning_is_served(parts: Components, began: float) -> None:
+    asyncio.run(parts.service.hook("release", domain(), lambda _: None, began))
+    assert [step.step for step in parts.ledger.steps(UUID)] == ["release"]

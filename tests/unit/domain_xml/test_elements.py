@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which domains ask for pool memory, have it, or cannot have it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rig.domain_documents import APPLIED, UUID, domain, metadata
+from virt_dmem.domain_xml.reader import is_managed, read_domain
+from virt_dmem.errors import DomainRefused
+
+
+@pytest.mark.parametrize(
+    ("numatune", "vcpu"),
+    [
+        ("<numatune><memory mode='strict' placement='auto'/></numatune>", "<vcpu>2</vcpu>"),
+        ("", "<vcpu placement='auto'>2</vcpu>"),
+        ("<numatune><memory mode='strict'/></numatune>", "<vcpu placement='auto'>2</vcpu>"),
+    ],
+)
+def test_a_domain_whose_nodes_numad_would_choose_is_not_applied(numatune: str, vcpu: str) -> None:
+    asks = metadata() + APPLIED
+    assert not read_domain(domain(asks + numatune, vcpu=vcpu)).applied
+    assert read_domain(domain(asks)).applied
+
+
+def test_nodes_that_are_named_are_taken_whatever_the_vcpus_do() -> None:
+    tune = "<numatune><memory mode='strict' nodeset='0'/></numatune>"
+    assert read_domain(domain(tune, vcpu="<vcpu placement='auto'>2</vcpu>")).cells[0].host_nodes == (0,)
+
+
+def test_a_request_below_something_else_is_none() -> None:
+    assert not is_managed(domain(f"<metadata><a:b xmlns:a='http://x'>{metadata('')}</a:b></metadata>"))
+
+
+def test_the_request_names_the_pool() -> None:
+    memory = read_domain(domain(metadata(" pool='big'")))
+    assert (memory.managed, memory.applied, memory.pool) == (True, False, "big")
+    assert (memory.uuid, memory.name, memory.domain_id) == (UUID, "vm", None)
+
+
+@pytest.mark.parametrize("pool", ["../../etc", ".hidden", "a/b", "a b", "-rf", "x" * 33])
+def test_a_request_with_an_impossible_pool_is_refused(pool: str) -> None:
+    with pytest.raises(DomainRefused, match="pool"):
+        read_domain(domain(metadata(f" pool='{pool}'")))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("'file'", "'memfd'"), ("'shared'", "'private'"), ("'ondemand'", "'immediate'"),
+        ("<source type='file'/>", ""), ("<access mode='shared'/>", ""), ("<allocation mode='ondemand'/>", ""),
+        ("<source", "<hugepages/><source"),
+    ],
+)  # fmt: skip
+def test_only_shared_files_without_prefaulting_count_as_applied(old: str, new: str) -> None:
+    assert read_domain(domain(metadata() + APPLIED)).applied
+    assert not read_domain(domain(metadata() + APPLIED.replace(old, new))).applied
+
+
+def test_a_cell_with_private_memory_is_refused() -> None:
+    for access in ("shared", "private"):
+        xml = domain(metadata() + APPLIED, cells=f"<cell id='0' memory='1' unit='GiB' memAccess='{access}'/>")
+        if access == "shared":
+            assert read_domain(xml).applied
+        else:
+            with pytest.raises(DomainRefused, match=r"Cell 0 .*private"):
+                read_domain(xml)
+
+
+@pytest.mark.parametrize("locked", ["", "<locked/>"])
+def test_locked_memory_is_seen(locked: str) -> None:
+    assert read_domain(domain(f"<memoryBacking>{locked}</memoryBacking>")).locked is bool(locked)
+
+
+@pytest.mark.parametrize("head", ["type='lxc'", "type='test'", "type='xen'", ""])
+def test_other_hypervisors_are_refused(head: str) -> None:
+    with pytest.raises(DomainRefused, match="type"):
+        read_domain(domain(head=head))
+
+
+@pytest.mark.parametrize("kind", ["sev", "sev-snp", "tdx", "s390-pv"])
+def test_protected_memory_is_refused(kind: str) -> None:
+    with pytest.raises(DomainRefused, match=kind):
+        read_domain(domain(f"<launchSecurity type='{kind}'/>"))

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The administrator's templates in place of the shipped ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lxml import etree
+
+from tests.unit.conftest import GOLDEN, canonical
+from virt_dmem.domain_xml.rewrite import apply, unapply
+from virt_dmem.errors import ConfigError
+
+Check = Callable[[bytes], None]
+
+
+def golden(name: str) -> bytes:
+    return (GOLDEN / name).read_bytes()
+
+
+def template(directory: Path, text: str) -> Path:
+    (directory / "memory-backing.xml").write_text(text)
+    return directory
+
+
+OURS = "<source type='file'/><access mode='shared'/><allocation mode='ondemand' threads='2'/>"
+
+
+def test_a_template_of_the_administrator_is_used_in_place_of_ours(tmp_path: Path, require_valid: Check) -> None:
+    templates = template(tmp_path, f"<memoryBacking><!-- x -->{OURS}<discard/></memoryBacking>")
+    xml = golden("hugepages-in.xml")
+    rewritten = apply(xml, templates_dir=templates)
+    require_valid(rewritten)
+    backing = etree.fromstring(rewritten).find("memoryBacking")
+    assert [child.tag for child in backing] == ["source", "access", "allocation", "discard"]
+    assert backing.find("allocation").get("threads") == "2"
+    assert canonical(unapply(rewritten)) == canonical(xml)
+    assert apply(rewritten) == rewritten
+
+
+def test_an_empty_template_directory_changes_nothing(tmp_path: Path) -> None:
+    assert apply(golden("plain-in.xml"), templates_dir=tmp_path) == apply(golden("plain-in.xml"))
+    assert apply(golden("plain-in.xml"), templates_dir=tmp_path / "none") == apply(golden("plain-in.xml"))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "",
+        "no xml",
+        f"<domain>{OURS}</domain>",
+        "<memoryBacking/>",
+        f"<memoryBacking>{OURS}<hugepages/></memoryBacking>",
+        f"<memoryBacking>{OURS}<source type='file'/></memoryBacking>",
+        f"<memoryBacking>{OURS.replace('shared', 'private')}</memoryBacking>",
+        f"<!DOCTYPE memoryBacking><memoryBacking>{OURS}</memoryBacking>",
+    ],
+)
+def test_a_broken_template_is_refused_by_its_name(tmp_path: Path, broken: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "memory-backing.xml"))):
+        apply(golden("plain-in.xml"), templates_dir=template(tmp_path, broken))

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The choice of the pool, and its checks, when a domain is rewritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rig.domain_documents import APPLIED, domain, metadata
+from tests.unit.domains.conftest import GIB, config_in, write_record
+from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml.reader import read_domain
+from virt_dmem.domains.apply import ApplyOptions, XmlChange, apply, apply_if_requested, apply_offline
+from virt_dmem.errors import DomainRefused, PoolNotFound
+
+LOCKED = "<memoryBacking><locked/></memoryBacking>"
+DIRECT_DISK = (
+    "<devices><disk type='file' device='disk'><driver name='qemu' cache='none'/><source file='/x'/>"
+    "<target dev='vda'/></disk></devices>"
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A host with a pool of huge pages of 1 GiB, one of tmpfs, and one without struct pages."""
+    config = config_in(tmp_path)
+    write_record(config, "hp", "hugetlbfs", page_size=GIB)
+    write_record(config, "t", "tmpfs", page_size=4096)
+    write_record(config, "dm", "dmemfs")
+    return config
+
+
+def test_the_pool_is_that_of_the_options_else_that_of_the_request(config: Config) -> None:
+    requested = domain(metadata(" pool='t'"))
+    assert read_domain(apply(config, requested)).pool == "t"
+    assert read_domain(apply(config, requested, ApplyOptions(pool="hp"))).pool == "hp"
+    with pytest.raises(PoolNotFound):
+        apply(config, domain())
+    with pytest.raises(PoolNotFound, match="'x'"):
+        apply(config, requested, ApplyOptions(pool="x"))
+
+
+def test_the_refusal_names_the_pool_that_was_chosen(config: Config) -> None:
+    with pytest.raises(DomainRefused, match="pool 'dm'"):
+        apply(config, domain(LOCKED + metadata(" pool='dm'")))
+    with pytest.raises(DomainRefused, match="no multiple of the page size 1024 MiB"):
+        apply(config, domain(memory="<memory unit='MiB'>1025</memory>"), ApplyOptions(pool="hp"))
+
+
+def test_the_monitor_is_that_of_the_configuration_unless_it_is_not_wanted(tmp_path: Path) -> None:
+    config = config_in(tmp_path, monitor=True)
+    write_record(config, "hp", "hugetlbfs")
+    xml = domain()
+    assert XmlChange(xml, apply(config, xml)).adds_monitor
+    without = XmlChange(xml, apply(config, xml, ApplyOptions(no_monitor=True)))
+    assert (without.is_any, without.adds_monitor) == (True, False)
+
+
+def test_only_a_domain_that_asks_for_it_and_is_not_rewritten_is_applied_without_being_told(config: Config) -> None:
+    for xml in (domain(), domain(APPLIED + metadata(" pool='t'"))):
+        assert apply_if_requested(config, xml) == xml
+    assert read_domain(apply_if_requested(config, domain(metadata(" pool='t'")))).applied
+
+
+def test_the_filter_checks_the_pools_whose_records_it_can_read(config: Config) -> None:
+    xml = domain(LOCKED + DIRECT_DISK)
+    with pytest.raises(DomainRefused, match="'dm'"):
+        apply_offline(config, xml, ApplyOptions(pool="dm"))
+    rewritten, unchecked = apply_offline(config, xml, ApplyOptions(pool="hp"))
+    assert (read_domain(rewritten).pool, unchecked) == ("hp", "")
+    rewritten, unchecked = apply_offline(config, xml, ApplyOptions(pool="elsewhere"))
+    assert read_domain(rewritten).pool == "elsewhere"
+    assert unchecked.startswith("its memory is locked; disk vda has cache='none'")

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The creator of a listening socket is known, and links are not followed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from virt_dmem.hypervisor import unix_socket
+
+_LEAVE = """
+import os, socket, sys, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("left")
+listener.listen()
+if os.fork():
+    sys.stdin.read()
+    os._exit(0)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with TemporaryDirectory() as directory:  # a short one: the path of a socket is at most 107 bytes long
+        monkeypatch.chdir(directory)
+        yield
+
+
+def test_a_link_to_a_socket_is_not_followed() -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("sock")
+        listener.listen()
+        Path("link").symlink_to("sock")
+        with pytest.raises(OSError, match="is not a socket"):
+            unix_socket.connect(Path("link"))
+        unix_socket.connect(Path("sock")).close()
+
+
+def test_who_listens_is_known_until_it_is_gone() -> None:
+    with subprocess.Popen([sys.executable, "-c", _LEAVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdin is not None
+        child = int(first.stdout.readline())
+        try:
+            with unix_socket.connect(Path("left")) as connected:
+                assert unix_socket.peer_pid(connected) == first.pid
+                first.stdin.close()
+                first.wait()
+                assert unix_socket.peer_pid(connected) == 0, "its child still listens, and is not taken for it"
+            with unix_socket.connect(Path("left")) as connected:
+                assert unix_socket.peer_pid(connected) == 0
+        finally:
+            os.kill(child, signal.SIGKILL)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Clients that cannot connect, or get no reply, are told what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from virt_dmem.errors import DaemonUnreachable
+from virt_dmem.ipc.client import Client
+
+
+def test_who_is_not_root_is_led_to_the_socket_for_reading() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: to become somebody else")
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        os.chmod(directory, 0o711)  # noqa: PTH101
+        for name, mode in (("sock", 0o600), ("sock-ro", 0o666)):
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(f"{directory}/{name}")
+            Path(directory, name).chmod(mode)
+            listener.listen()
+        if not (child := os.fork()):
+            os.setgroups([])
+            os.setuid(65534)
+            with Client(f"{directory}/sock") as client:
+                os._exit(0 if client.call("ListPools") == {} else 1)
+        listener.settimeout(10)
+        caller, _ = listener.accept()
+        with caller:
+            assert b"ListPools" in caller.recv(4096)
+            caller.sendall(b"{}\0")
+            assert os.waitpid(child, 0)[1] == 0
+
+
+def test_who_may_not_connect_is_told_who_may_and_nothing_of_starting_the_daemon() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: to become somebody else")
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        os.chmod(directory, 0o711)  # noqa: PTH101
+        for name in ("sock", "sock-ro"):
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(f"{directory}/{name}")
+            Path(directory, name).chmod(0o600)
+            listener.listen()
+        if not (child := os.fork()):
+            os.setgroups([])
+            os.setuid(65534)
+            try:
+                Client(f"{directory}/sock")
+            except DaemonUnreachable as error:
+                os._exit(0 if "sock-ro: only root and members" in error.message and "root" in error.hint else 1)
+            os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_one_that_listens_and_is_silent_is_to_be_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virt_dmem.ipc.client.ANSWER_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.chdir(tmp_path)  # the path of a socket is at most 107 bytes long
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("sock")
+        listener.listen()
+        with pytest.raises(DaemonUnreachable, match=r"timed out after 0\.1 s") as error, Client("sock") as daemon:
+            daemon.call("ListPools")
+    assert "systemctl restart virt-dmemd.service" in error.value.hint

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmem list``.
+
+It asks virt-dmemd alone: libvirt would let it wait behind the very start that one wants to watch. Only
+``list --applied`` is a question for libvirt. Monitoring runs ``list --json`` every few seconds, so everything else
+is imported where it is needed (decision 0007).
+"""
+
+from __future__ import annotations
+
+from virt_dmem.cli.columns import Column, choose, joined, size, table, text
+from virt_dmem.cli.command import Command
+from virt_dmem.config.files import DEFAULT_RUN_DIR, SOCKET_NAME, mentions
+from virt_dmem.errors import DaemonUnreachable, ExitStatus
+from virt_dmem.ipc.client import Client
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from virt_dmem.cli.json_schema import Domain
+    from virt_dmem.cli.output import Output
+
+    Rows = list[dict[str, Any]]
+
+__all__ = ["COMMANDS"]
+
+_ABOUT = """\
+It asks virt-dmemd only. With --applied it asks libvirt, and waits while libvirt
+waits for a domain that is being started."""
+
+_COLUMNS = table(
+    text("NAME", "name", "name of the domain"),
+    text("PHASE", "phase", "progress of its memory allocation; - when it holds none"),
+    size("RESERVED", "reserved_bytes", "memory it holds in pools"),
+    Column(
+        "POOLS",
+        lambda row: joined(sorted({extent["pool"] for extent in row.get("extents", ())})),
+        "pools it holds memory from",
+    ),
+    Column("ACTIVE", lambda row: "yes" if row["active"] else "no", "whether libvirt runs it now (with --applied)"),
+    text("UUID", "uuid", "its UUID"),
+)
+
+
+class ListAnswer:
+    """`list`."""
+
+    domains: list[Domain]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the option."""
+    parser.add_argument(
+        "--applied", action="store_true", help="list domains whose persistent XML is rewritten, running or not"
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """List the domains that hold pool memory, or those whose persistent XML is rewritten."""
+    shown = _columns(args) if args.output or not out.as_json else []
+    rows = _applied(args, out) if args.applied else _held(args)
+    out.table(shown, rows)
+    if not out.as_json:
+        _note_alerts(args, out)
+    out.result(domains=rows)
+    return ExitStatus.DONE
+
+
+def _columns(args: argparse.Namespace) -> list[Column]:
+    if args.applied:
+        return choose(_COLUMNS, args.output, "NAME,ACTIVE,PHASE,RESERVED,UUID")
+    available = {name: column for name, column in _COLUMNS.items() if name != "ACTIVE"}
+    return choose(available, args.output, "NAME,PHASE,RESERVED,POOLS,UUID")
+
+
+def _held(args: argparse.Namespace) -> Rows:
+    with Client(_socket_path(args)) as daemon:
+        rows: Rows = daemon.call("ListDomains")["domains"]
+    return rows
+
+
+def _note_alerts(args: argparse.Namespace, out: Output) -> None:
+    """Print a note for each active alert: it may be why the list is consulted."""
+    from contextlib import suppress
+
+    with suppress(DaemonUnreachable), Client(_socket_path(args)) as daemon:
+        for alert in daemon.call("ListAlerts")["alerts"]:
+            out.note(f"{alert['code']}: {alert['message']}")
+
+
+def _socket_path(args: argparse.Namespace) -> str:
+    """Return the path of virt-dmemd's socket; the configuration is parsed only where it may set it.
+
+    A typo elsewhere in it does not stop monitoring of a running daemon.
+    """
+    if not mentions("run_dir", args.config):
+        return f"{DEFAULT_RUN_DIR}/{SOCKET_NAME}"
+    from virt_dmem.config.schema import load_config
+
+    return str(load_config(args.config).socket_path)
+
+
+def _applied(args: argparse.Namespace, out: Output) -> Rows:
+    """Return the applied domains; their memory is ``None`` where virt-dmemd does not answer."""
+    from dataclasses import asdict
+
+    from virt_dmem.config.schema import load_config
+    from virt_dmem.hypervisor.connection import Hypervisor
+
+    with Hypervisor(args.connect or load_config(args.config).libvirt.uri) as hypervisor:
+        domains = [domain for domain in hypervisor.domains() if domain.applied]
+    known = True
+    held: dict[str, dict[str, Any]] = {}
+    try:
+        held = {row["uuid"]: row for row in _held(args)}
+    except DaemonUnreachable as error:
+        known = False
+        out.note(f"{error.message} The memory that domains hold is not shown.")
+    nothing: dict[str, Any] = {"phase": None, "reserved_bytes": 0 if known else None, "extents": []}
+    return [asdict(domain) | {key: held.get(domain.uuid, nothing)[key] for key in nothing} for domain in domains]
+
+
+COMMANDS = (
+    Command(
+        "list",
+        "list domains that hold pool memory",
+        run,
+        about=_ABOUT,
+        arguments=add_arguments,
+        columns=_COLUMNS,
+        answer="ListAnswer",
+    ),
+)

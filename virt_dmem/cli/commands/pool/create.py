@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmem pool create``: allocated by root in this process; virt-dmemd is told afterwards."""
+
+from __future__ import annotations
+
+from virt_dmem.cli.arguments import add_pool, add_sizes, sizes
+from virt_dmem.cli.command import Command
+from virt_dmem.errors import ExitStatus
+from virt_dmem.units import format_size, parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from virt_dmem.cli.output import Output
+
+__all__ = ["COMMANDS"]
+
+_ABOUT = """\
+The pool is created completely or not at all. Without --node its size is spread
+evenly over the nodes that have memory; with --node, --size may be omitted. Huge
+pages are easiest to allocate soon after boot. Requires root.
+
+A dmemfs pool consists of memory that was reserved at boot ('virt-dmem
+plan-host'), found on the kernel's command line and in its memory map, or named
+by --region. Without a size it takes all reserved memory that belongs to no pool
+yet; if the command line has a dmem= parameter, as the original dmemfs reads it,
+it takes what that specifies."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments, and those of the backends."""
+    from virt_dmem.pools.backends import table
+
+    add_pool(parser)
+    add_sizes(parser, "total size, spread evenly over the host's nodes")
+    parser.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; default: 2M")
+    table.add_options(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Allocate memory from the host and mount it as a pool."""
+    from virt_dmem.cli.pool_changes import refresh_pools
+    from virt_dmem.cli.pool_rows import row_of
+    from virt_dmem.cli.privilege import require_root
+    from virt_dmem.cli.progress import progress
+    from virt_dmem.config.schema import load_config
+    from virt_dmem.pools import manage
+    from virt_dmem.pools.backends import table
+
+    config = load_config(args.config)
+    size = sizes(args)
+    require_root("Creating a pool")
+    settings = table.settings(args, sized=size is not None)
+    with progress(out) as report:
+        record = manage.create(
+            config,
+            args.name,
+            sizes=size,
+            backend=args.backend,
+            page_size=args.page_size,
+            settings=settings,
+            report=report,
+        )
+    pages = f"pages of {format_size(record.page_size)}"
+    out.text(f"Pool {record.name}: {format_size(record.got_bytes)} in {pages} at {record.mount}")
+    out.result(pool=row_of([record]))
+    refresh_pools(config)
+    return ExitStatus.DONE
+
+
+COMMANDS = (
+    Command(
+        "pool create",
+        "allocate host memory and mount it as a pool",
+        run,
+        about=_ABOUT,
+        arguments=add_arguments,
+        answer="PoolAnswer",
+    ),
+)

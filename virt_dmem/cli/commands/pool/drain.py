@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmem pool drain``: stop allocating from a pool."""
+
+from __future__ import annotations
+
+import time
+
+from virt_dmem.cli.arguments import add_pool
+from virt_dmem.cli.command import Command
+from virt_dmem.errors import ExitStatus
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from virt_dmem.cli.output import Output
+    from virt_dmem.ipc.client import Client
+
+__all__ = ["COMMANDS"]
+
+_ABOUT = """\
+Running domains keep the memory they hold; new allocations are rejected. The
+state survives restarts of virt-dmemd. Requires root."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_pool(parser)
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--undo", action="store_true", help="allow allocations from it again")
+    either.add_argument("--wait", action="store_true", help="wait until no domain holds memory from it")
+
+
+def run(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Have virt-dmemd stop or resume allocating; with ``--wait`` wait until no domain holds memory from it."""
+    from virt_dmem.cli.daemon import connect
+
+    with connect(args) as daemon:
+        daemon.call("DrainPool", name=args.name, undo=args.undo)
+        pool = _pool(daemon, args.name)
+        if args.undo:
+            out.text(f"Pool {args.name} is in use again.")
+        else:
+            _report(out, pool)
+        while args.wait and pool["reserved_bytes"]:
+            time.sleep(1)
+            before, pool = pool, _pool(daemon, args.name)
+            if pool["reserved_bytes"] != before["reserved_bytes"]:
+                _report(out, pool)
+    out.result(pool=pool)
+    return ExitStatus.DONE
+
+
+def _pool(daemon: Client, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(pool for pool in daemon.call("ListPools")["pools"] if pool["name"] == name)
+    return found
+
+
+def _report(out: Output, pool: dict[str, Any]) -> None:
+    left = pool["reserved_bytes"]
+    holds = f"domains hold {out.size(left)} of it" if left else "no domain holds memory from it"
+    out.text(f"Pool {pool['name']} is draining: {holds}.")
+
+
+COMMANDS = (
+    Command(
+        "pool drain",
+        "stop allocating from a pool; running domains keep their memory",
+        run,
+        about=_ABOUT,
+        arguments=add_arguments,
+        answer="PoolAnswer",
+    ),
+)

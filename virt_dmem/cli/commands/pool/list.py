@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmem pool list``, and the columns of a pool."""
+
+from __future__ import annotations
+
+from virt_dmem.cli.columns import BACKEND, PAGES, choose, size, table, text
+from virt_dmem.cli.command import Command
+from virt_dmem.errors import ExitStatus
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from virt_dmem.cli.json_schema import Pool
+    from virt_dmem.cli.output import Output
+
+__all__ = ["COMMANDS", "COLUMNS"]
+
+_ABOUT = """\
+If virt-dmemd does not answer, the pools are read from their records (as root),
+and reserved memory is shown as unknown."""
+
+COLUMNS = table(
+    text("NAME", "name", "name of the pool"),
+    BACKEND,
+    PAGES,
+    size("CAPACITY", "capacity_bytes", "current size"),
+    size("RESERVED", "reserved_bytes", "memory held by domains; - when virt-dmemd does not answer"),
+    size("FREE", "free_bytes", "capacity less reserved"),
+    size("READY", "ready_bytes", "free memory that is populated and pre-zeroed"),
+    size("TARGET", "ready_goal_bytes", "current target of pre-zeroing"),
+    size("LIMIT", "ready_most_bytes", "configured limit of pre-zeroing"),
+    text(
+        "READY-FOR",
+        "ready_policy",
+        "domains it is pre-zeroed for: all, recent or off; kernel where the kernel itself pre-zeroes",
+    ),
+    size("PINNED", "pinned_bytes", "memory returned by guests that is still pinned; not in capacity"),
+    text("STATE", "state", "creating, mounting, ready, draining or destroying"),
+    text("MOUNT", "mount", "mount point"),
+)
+
+
+class PoolListAnswer:
+    """`pool list`."""
+
+    pools: list[Pool]
+
+
+def run(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """List the pools; from their records when virt-dmemd does not answer."""
+    from virt_dmem.cli.pool_rows import pool_rows
+    from virt_dmem.config.schema import load_config
+
+    config = load_config(args.config)
+    shown = choose(COLUMNS, args.output, "NAME,BACKEND,PAGES,CAPACITY,RESERVED,FREE,STATE")
+    rows = pool_rows(config, out)
+    out.table(shown, rows)
+    out.result(pools=rows)
+    return ExitStatus.DONE
+
+
+COMMANDS = (
+    Command(
+        "pool list", "list the pools of this host", run, about=_ABOUT, columns=COLUMNS, answer="PoolListAnswer"
+    ),
+)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmem pool resize``: done by root in this process, step by step in agreement with virt-dmemd."""
+
+from __future__ import annotations
+
+from virt_dmem.cli.arguments import add_dry_run, add_pool, add_sizes, sizes
+from virt_dmem.cli.command import Command
+from virt_dmem.errors import ExitStatus, UsageError
+from virt_dmem.units import format_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Annotated
+
+    from virt_dmem.cli.json_schema import Pool, says
+    from virt_dmem.cli.output import Output
+
+__all__ = ["COMMANDS"]
+
+
+class SegmentChange:
+    """The change of one segment of a pool that is resized."""
+
+    segment: Annotated[str, says("name of the segment")]
+    before: Annotated[dict[str, int], says("bytes by node; empty: it is new")]
+    after: Annotated[dict[str, int], says("bytes by node; empty: it is removed")]
+
+
+class PoolResizeAnswer:
+    """`pool resize`."""
+
+    pool: Annotated[Pool, says("the pool after the change")]
+    changes: Annotated[list[SegmentChange], says("what was done, or would be (--dry-run)")]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_pool(parser)
+    add_sizes(parser, "new total size; the difference is spread over the nodes")
+    add_dry_run(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Grow or shrink a pool; memory that domains hold is never touched."""
+    from dataclasses import asdict
+
+    from virt_dmem.cli.pool_changes import PoolDaemon, refresh_pools, reporting_lost_pages
+    from virt_dmem.cli.pool_rows import row_of
+    from virt_dmem.cli.privilege import require_root
+    from virt_dmem.cli.progress import progress
+    from virt_dmem.config.schema import load_config
+    from virt_dmem.pools import registry
+    from virt_dmem.pools.resize import resize
+
+    config = load_config(args.config)
+    size = sizes(args)
+    if size is None:
+        raise UsageError("The size of the pool is missing.", hint="Give --size SIZE, or --node N=SIZE.")
+    require_root("Resizing a pool")
+    try:
+        with reporting_lost_pages(out), progress(out) as report:
+            changes = resize(
+                config, args.name, sizes=size, daemon=PoolDaemon(config), report=report, dry_run=args.dry_run
+            )
+    finally:
+        refresh_pools(config)
+    for change in changes:
+        out.text(f"{'Would ' if args.dry_run else ''}{change}")
+    row = row_of(registry.segments(config, args.name))
+    if not changes:
+        out.text(f"Pool {args.name} already has this size.")
+    elif not args.dry_run:
+        out.text(f"Pool {args.name} has {format_size(row['capacity_bytes'])}.")
+    out.result(pool=row, changes=[asdict(change) for change in changes])
+    return ExitStatus.DONE
+
+
+COMMANDS = (
+    Command(
+        "pool resize",
+        "grow or shrink a pool while domains run",
+        run,
+        about="Memory that domains hold is never touched. Requires root.",
+        arguments=add_arguments,
+        answer="PoolResizeAnswer",
+    ),
+)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virt-dmem show``: one domain's memory."""
+
+from __future__ import annotations
+
+import time
+
+from virt_dmem.cli.arguments import add_domain
+from virt_dmem.cli.columns import Column, joined, size, text
+from virt_dmem.cli.command import Command
+from virt_dmem.errors import ExitStatus
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from virt_dmem.cli.json_schema import Domain
+    from virt_dmem.cli.output import Output
+
+__all__ = ["COMMANDS"]
+
+_ABOUT = """\
+Lists its extents with their pool, size and nodes. If QEMU has a second monitor,
+also what QEMU reports for each memory backend."""
+
+_EXTENTS = (
+    text("ALIAS", "alias"),
+    text("POOL", "pool"),
+    size("SIZE", "size_bytes"),
+    size("PAGES", "page_size"),
+    Column("NODES", lambda row: joined(row["nodes"])),
+    text("STATE", "state"),
+    text("PATH", "path"),
+)
+_BACKENDS = (
+    text("BACKEND", "id"),
+    text("KIND", "kind"),
+    size("SIZE", "size_bytes"),
+    text("POLICY", "policy"),
+    Column("NODES", lambda row: joined(row["host_nodes"])),
+    Column("PREALLOCATED", lambda row: "yes" if row["preallocated"] else "no"),
+    Column("SHARED", lambda row: "yes" if row["shared"] else "no"),
+    text("PATH", "path"),
+)
+_STEPS = (
+    Column("AT", lambda row: time.strftime("%H:%M:%S", time.localtime(row["at"]))),
+    Column("SECONDS", lambda row: f"{row['seconds']:.3f}", right=True),
+    text("STEP", "step"),
+)
+
+
+class ShowAnswer:
+    """`show`."""
+
+    domain: Domain
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_domain(parser)
+    parser.add_argument("--timing", action="store_true", help="show how long each step of its last start took")
+
+
+def run(args: argparse.Namespace, out: Output) -> ExitStatus:
+    """Show the memory that one domain holds, and how long its start took."""
+    from virt_dmem.cli.daemon import connect
+    from virt_dmem.cli.output import local_time
+
+    with connect(args) as daemon:
+        domain: dict[str, Any] = daemon.call("ShowDomain", domain=args.domain)["domain"]
+        domain["backends"] = daemon.call("ShowBackends", domain=domain["uuid"])["backends"]
+    out.text(f"{domain['name']} ({domain['uuid']})")
+    out.text(f"{domain['phase']} since {local_time(domain['since'])}, holds {out.size(domain['reserved_bytes'])}\n")
+    out.table(_EXTENTS, domain["extents"])
+    if domain["backends"]:
+        out.text("\nReported by QEMU:")
+        out.table(_BACKENDS, domain["backends"])
+    if args.timing:
+        out.text("")
+        out.table(_STEPS, domain["steps"])
+    out.result(domain=domain)
+    return ExitStatus.DONE
+
+
+COMMANDS = (
+    Command(
+        "show",
+        "show the pool memory of one domain",
+        run,
+        about=_ABOUT,
+        arguments=add_arguments,
+        answer="ShowAnswer",
+    ),
+)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Return pools in the form of the JSON output: from virt-dmemd, or from their records."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+
+from virt_dmem.cli.output import Output
+from virt_dmem.config.schema import Config
+from virt_dmem.errors import DaemonUnreachable
+from virt_dmem.ipc.client import Client
+from virt_dmem.pools import registry
+from virt_dmem.pools.record import PoolRecord
+
+__all__ = ["pool_rows", "row_of", "require_readable"]
+
+
+def pool_rows(config: Config, out: Output) -> list[dict[str, Any]]:
+    """Return all pools as virt-dmemd describes them; from their records, with a note, when it does not answer.
+
+    :raise PermissionError: When the records have to be read and are hidden from the caller.
+    """
+    try:
+        with Client(config.socket_path) as daemon:
+            rows: list[dict[str, Any]] = daemon.call("ListPools")["pools"]
+    except DaemonUnreachable as error:
+        require_readable(config)
+        out.note(f"{error.message} Reserved memory is not shown.")
+        by_pool = itertools.groupby(registry.records(config), lambda record: record.pool)
+        rows = [row_of(list(segments)) for _, segments in by_pool]
+    return rows
+
+
+def row_of(segments: list[PoolRecord]) -> dict[str, Any]:
+    """Return what records and mounts of one pool tell, in the form of ``PoolView``; reservations are unknown."""
+    unknown = {"reserved_bytes": None, "free_bytes": None}
+    first = segments[0]
+    capacity: Counter[int] = Counter()
+    for record in segments:
+        capacity.update(registry.capacity(record))
+    return {
+        "name": first.pool,
+        "backend": first.backend,
+        "page_size": first.page_size,
+        "mount": first.mount,
+        "state": next((record.state for record in segments if record.state != "ready"), "ready"),
+        "capacity_bytes": capacity.total(),
+        **unknown,
+        "ready_bytes": None,
+        "ready_goal_bytes": None,
+        "ready_most_bytes": None,
+        "ready_policy": None,
+        "pinned_bytes": None,
+        "nodes": [{"node": node, "capacity_bytes": size, **unknown} for node, size in sorted(capacity.items())],
+    }
+
+
+def require_readable(config: Config) -> None:
+    """Raise ``PermissionError`` where pool records are hidden from the caller: an empty list would be wrong."""
+    with suppress(FileNotFoundError):
+        next(config.pool_records_dir.iterdir(), None)
