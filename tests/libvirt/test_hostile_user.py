@@ -81,4 +81,4 @@ def test_whatever_qemus_user_puts_in_its_directories_the_daemon_starts_and_guest
     libvirtd.virsh("destroy", "among")
     assert reserved(tmpfs_pool) == 0
     assert (crowded / "ram" / "loop").is_symlink()
-    assert "not all is looked at" in daemon.log.read_text()
+    assert "not all are scanned" in daemon.log.read_text()

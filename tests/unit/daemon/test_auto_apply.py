@@ -64,14 +64,14 @@ def test_one_that_another_tool_reverts_is_left_alone_and_said(
 ) -> None:
     libvirt = Libvirt(ASKS)
     consider(auto_apply, libvirt, MOST_TIMES)
-    assert parts.alerts.look() == []
+    assert parts.alerts.refresh() == []
     consider(auto_apply, libvirt)
     assert libvirt.redefined == MOST_TIMES
     assert outcomes == {"applied": MOST_TIMES, "fight": 1}
-    (alert,) = parts.alerts.look()
+    (alert,) = parts.alerts.refresh()
     assert "web: applied 3 times in 10 s" in alert.message
     auto_apply.end_fight(UUID)
-    assert parts.alerts.look() == []
+    assert parts.alerts.refresh() == []
 
 
 def test_a_domain_that_does_not_ask_for_it_and_a_paused_one_are_not_touched(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from virt_dmem.cli.json_schema import PageSize, says
     from virt_dmem.cli.output import Output
-    from virt_dmem.pools.backends.host_options import HostOption as Option
+    from virt_dmem.pools.backends import host_options
 
 __all__ = ["COMMANDS"]
 
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     return ExitStatus.DONE
 
 
-def _write_grub(options: list[Option], out: Output) -> str:
+def _write_grub(options: list[host_options.HostOption], out: Output) -> str:
     """Write the kernel parameters for dmemfs to GRUB's configuration.
 
     :raise UsageError: When the addresses are unknown.

@@ -105,7 +105,7 @@ class Dmemfs(Backend[DmemfsRecord]):
             action="append",
             default=[],
             metavar="BASE+SIZE",
-            help="of dmemfs: this reserved range (repeatable); 'auto', the default: those that belong to no pool",
+            help="reserved range for dmemfs (repeatable); 'auto', the default: all that belong to no pool yet",
         )
 
     def reject_options(self, args: argparse.Namespace, backend: str) -> None:
@@ -114,7 +114,7 @@ class Dmemfs(Backend[DmemfsRecord]):
         :raise UsageError: When it is given.
         """
         if args.region:
-            raise UsageError(f"A {backend} pool has no regions.", hint="--region goes with --backend dmemfs.")
+            raise UsageError(f"A {backend} pool has no regions.", hint="--region requires --backend dmemfs.")
 
     def settings(self, args: argparse.Namespace, *, sized: bool) -> dict[str, Any]:
         """Return the regions that the administrator named; nothing where they are to be chosen.
@@ -124,7 +124,7 @@ class Dmemfs(Backend[DmemfsRecord]):
         if args.region in ([], ["auto"]):
             return {}
         if sized:
-            raise UsageError("The regions already determine the size.", hint="Omit --size and --node.")
+            raise UsageError("Regions already have a size.", hint="Omit --size and --node.")
         return {
             "regions": _regions_by_node([parse_range(text) for text in args.region]),
             "regions_named": True,

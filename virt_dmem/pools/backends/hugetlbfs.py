@@ -102,7 +102,7 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Add ``--no-hvo``."""
-        parser.add_argument("--no-hvo", action="store_true", help="leave HVO as it is: keep all struct pages")
+        parser.add_argument("--no-hvo", action="store_true", help="do not switch HVO on: keep all struct pages")
 
     def settings(self, args: argparse.Namespace, *, sized: bool) -> dict[str, Any]:
         """Return whether HVO is to be switched on."""

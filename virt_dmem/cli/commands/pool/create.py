@@ -29,13 +29,13 @@ it takes what that specifies."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments, among them those of all backends."""
-    from virt_dmem.pools.backends.table import add_options
+    """Declare the arguments, and those of the backends."""
+    from virt_dmem.pools.backends import table
 
     add_pool(parser)
     add_sizes(parser, "total size, spread evenly over the host's nodes")
     parser.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; default: 2M")
-    add_options(parser)
+    table.add_options(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
@@ -46,12 +46,12 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.cli.progress import progress
     from virt_dmem.config.schema import load_config
     from virt_dmem.pools import manage
-    from virt_dmem.pools.backends.table import settings
+    from virt_dmem.pools.backends import table
 
     config = load_config(args.config)
     size = sizes(args)
     require_root("Creating a pool")
-    own = settings(args, sized=size is not None)
+    settings = table.settings(args, sized=size is not None)
     with progress(out) as report:
         record = manage.create(
             config,
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
             sizes=size,
             backend=args.backend,
             page_size=args.page_size,
-            settings=own,
+            settings=settings,
             report=report,
         )
     pages = f"pages of {format_size(record.page_size)}"
