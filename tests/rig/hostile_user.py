@@ -70,6 +70,7 @@ _SILENT_FUSE = """
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
+        libc.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: else it may loop in the kernel for ever once FUSE is gone
         os.execv(sys.executable, [sys.executable, "-I", "-c", program, mount_point, *json.loads(more)])
     while True:
         select.select([fuse], [], [])
