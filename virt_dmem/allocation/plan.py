@@ -80,7 +80,7 @@ class ExtentPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where all memory of a domain comes from."""
+    """Name the source of all memory of a domain."""
 
     uuid: str
     name: str

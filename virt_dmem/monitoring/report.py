@@ -104,7 +104,7 @@ _UNITS = ("virt-dmem*", "libvirtd*", "virtqemud*", "dev-hugepages.mount")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the report is collected from."""
+    """Name the host and the configuration that the report is collected from."""
 
     config: Config
     origins: dict[str, str]
