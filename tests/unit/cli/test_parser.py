@@ -20,7 +20,7 @@ from virt_dmem.errors import ExitStatus
         (["frobnicate"], "invalid choice"),
         (["pool"], "VERB"),
         (["pool", "create"], "NAME"),
-        (["pool", "create", "p"], "How large the pool is to be is missing"),
+        (["pool", "create", "p"], "The size of the pool is missing"),
         (["pool", "create", "p", "--size", "much"], "'much' is not a size"),
         (["pool", "create", "p", "--size", "0"], "'0' is not a size"),
         (["pool", "create", "p", "--node", "0"], "'0' is not a node and its size"),
