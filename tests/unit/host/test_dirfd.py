@@ -364,7 +364,7 @@ def test_more_names_than_libvirt_makes_are_not_all_looked_at_and_that_is_said_on
         found = [paths.dangling_links(config, top / "pools") for _ in range(3)]
     assert {len(links) for links in found} == {4096}
     assert len(caplog.messages) == 1
-    assert "not all is looked at" in caplog.text
+    assert "not all are scanned" in caplog.text
     while links := paths.dangling_links(config, top / "pools"):  # they go all the same, one lot after another
         assert paths.remove_dangling(links, top / "pools") == links
     assert not [*domain.iterdir()]
