@@ -59,7 +59,7 @@ def test_a_guest_boots_and_sees_its_memory(libvirtd: PrivateLibvirt, image: Gues
     lines = libvirtd.console("boots").splitlines()
     total_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal:"))
     assert 200 * MIB < total_kib * 1024 < 256 * MIB
-    assert "cmdline: console=ttyS0 quiet panic=-1 dmem=here" in lines
+    assert "cmdline: console=ttyS0 quiet panic=-1 no_timer_check dmem=here" in lines
 
 
 def test_a_domain_name_may_be_hostile(libvirtd: PrivateLibvirt) -> None:
