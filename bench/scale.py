@@ -48,6 +48,7 @@ from virt_dmem.host import kernel
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools import extent_files
 from virt_dmem.pools.record import NodeShare, PoolRecord
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import GIB, MIB, TIB
 
 __all__ = ["LIST", "MEDIAN", "NAME", "RELEASE", "RESERVE", "WORST", "measure"]
@@ -115,7 +116,7 @@ def populate(count: int, chance: random.Random) -> None:
             0,
             uuid,
             "pc.ram",
-            segment,
+            SegmentId(segment),
             path,
             size,
             PAGE,

@@ -36,6 +36,7 @@ from virt_dmem.host import kernel, numa, processes
 from virt_dmem.native.programs import HELPER
 from virt_dmem.pools import ballast, manage, registry, resize
 from virt_dmem.pools.resize import NoDaemon
+from virt_dmem.pools.segment_id import SegmentId
 
 HUGE = 2 << 20
 _DAEMON = DaemonConfig(state_dir="/run/state", run_dir="/run/virt-dmem")
@@ -341,14 +342,14 @@ def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next()
             with competitor(0) as taken:
                 assert taken == 0, taken
             assert counts("free_hugepages") == [0, 8, 0]
-            held = daemon.extents.prezero.stock.held("p")
+            held = daemon.extents.prezero.of(SegmentId("p")).held()
             assert {node: size // HUGE for node, size in held.items()} == {0: 8, 1: 3}
         reservation = daemon.prepare(cell(0, 7, 0))  # it yields it to another one
         assert where(reservation.extents[0].path) == {0: 7}
         daemon.release()
 
 
-def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_it() -> None:
+def test_interleaved_memory_zeroed_in_chunks_lies_as_the_kernel_would_have_it() -> None:
     """Chunks of an odd number of pages: each continues where the previous one ended."""
     chunk, worker._CHUNK = worker._CHUNK, 3 * HUGE
     try:
@@ -359,9 +360,10 @@ def test_interleaved_memory_made_ready_in_chunks_lies_as_the_kernel_would_have_i
             prezero.set_domains([memory])
             for done in (3, 6, 7):
                 asyncio.run(daemon.worker._step())
-                (extent,) = prezero.stock.of("p")
-                assert extent.clean_bytes == done * HUGE, extent
-                assert where(extent.path) == {node: size // HUGE for node, size in prezero.stock.held("p").items()}
+                (extent,) = prezero.of(SegmentId("p")).extents()
+                assert extent.zeroed_bytes == done * HUGE, extent
+                held = prezero.of(SegmentId("p")).held()
+                assert where(extent.path) == {node: size // HUGE for node, size in held.items()}
             inode = extent.path.stat().st_ino
             (taken,) = daemon.prepare(*memory.cells).extents
             assert taken.path.stat().st_ino == inode
@@ -375,11 +377,11 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
     """The critical moment: the domain's ballast is released, and its pages are not faulted yet."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(CONFIG)
-        make_room = daemon.extents.prezero.evict
+        evict = daemon.extents.prezero.evict
         thieves = []
 
-        async def robbed(segment: str) -> None:
-            await make_room(segment)
+        async def robbed(segment: SegmentId) -> None:
+            await evict(segment)
             thieves.append(competitor(0, 2))
             assert thieves[0].__enter__() == 2
 

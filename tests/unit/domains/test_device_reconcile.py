@@ -77,7 +77,7 @@ def test_a_device_that_libvirt_attached_after_its_command_ended_is_kept(
         answering(parts, monkeypatch, device("dimm", f"<alias name='{ALIAS}'/>"))
         (action,) = await reconciler.reconcile_domain(UUID)
         assert action.startswith("keep 2 MiB of vm, ua-dmem0")
-        assert parts.operations.current(extent).state is ExtentState.READY  # type: ignore[union-attr]
+        assert parts.operations.current(extent).state is ExtentState.POPULATED  # type: ignore[union-attr]
         assert await reconciler.reconcile_domain(UUID) == []
 
     asyncio.run(story())
@@ -88,7 +88,7 @@ def test_a_device_that_is_gone_is_freed_when_no_process_maps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        parts, reconciler, extent = await running(tmp_path, ExtentState.READY)
+        parts, reconciler, extent = await running(tmp_path, ExtentState.POPULATED)
         answering(parts, monkeypatch)
         with extent.path.open("r+b") as file, mmap.mmap(file.fileno(), 0):
             assert await reconciler.reconcile_domain(UUID) == []

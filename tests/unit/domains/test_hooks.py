@@ -25,7 +25,7 @@ def test_a_prepared_domain_has_all_its_memory_and_releases_it(tmp_path: Path) ->
     asyncio.run(parts.hooks.prepare(memory(MIB, 2 * MIB), reports.append))
     held = parts.held()
     assert held.phase is Phase.PREPARED
-    assert [extent.state for extent in held.extents] == [ExtentState.READY] * 2
+    assert [extent.state for extent in held.extents] == [ExtentState.POPULATED] * 2
     assert [extent.path.stat().st_blocks * 512 for extent in held.extents] == [MIB, 2 * MIB]
     assert reports[-1].total_bytes == 3 * MIB
     assert [step.step for step in parts.ledger.steps(UUID)][-1] == "prepare"

@@ -54,7 +54,7 @@ async def running(directory: Path, guest: Guest) -> tuple[Parts, VirtioMem]:
         DomainMemory(UUID, "vm", "p", more, True, True, None, None, None, None)
     )
     await parts.extents.create_empty(extent)
-    parts.ledger.set_state(extent, ExtentState.READY)
+    parts.ledger.set_state(extent, ExtentState.POPULATED)
     virtio_mem = VirtioMem(parts.operations)
     virtio_mem.settle(device_of(parts), guest.current_bytes)
 
@@ -79,7 +79,7 @@ def test_all_of_a_device_is_populated_before_its_guest_plugs_more(tmp_path: Path
         change = await virtio_mem.resize("vm", ALIAS, 4 * MIB, lambda _: None, wait_seconds=5)
         assert (change.state, change.size_bytes, guest.updates) == ("resized", 4 * MIB, 1)
         extent = device_of(parts)
-        assert (extent.charged_bytes, extent.state) == (8 * MIB, ExtentState.READY)
+        assert (extent.charged_bytes, extent.state) == (8 * MIB, ExtentState.POPULATED)
         assert extent.path.stat().st_blocks * 512 == 8 * MIB, "QEMU gives back what it discards, and nothing else"
 
     asyncio.run(story())
