@@ -51,9 +51,12 @@ class Inventory:
         self._slow_nodes = numa.nodes_without_cpus()
         self.refresh()
 
-    def refresh(self) -> None:
-        """Reload the records, after a change of pools ended or failed; no pool is retired any more."""
-        self._retiring.clear()
+    def refresh(self, name: str = "") -> None:
+        """Reload the records, after a change of a pool ended or failed: nothing of it is retired any more.
+
+        ``name``: of that pool; empty: of any. Other pools may be about to be destroyed just then.
+        """
+        self._retiring = {segment for segment in self._retiring if name and segment.pool != name}
         self.read_records()
 
     def read_records(self) -> None:
@@ -227,7 +230,7 @@ class Inventory:
     def retire(self, name: str) -> None:
         """Reserve no more memory of an empty pool, or one of its segments, that is about to be removed.
 
-        Ended by the next ``refresh``. ``name``: ``POOL`` for all of it, ``POOL+0`` and so on for one segment.
+        Ended by the next ``refresh`` of the pool. ``name``: ``POOL`` for all of it, ``POOL+0`` and so on for one segment.
 
         :raise PoolNotFound: When there is none.
         :raise PoolBusy: When memory of it is reserved; names the holders.

@@ -36,7 +36,7 @@ class PoolDaemon:
                 prezeroed_files.clear(record)
             return 0
         with client:
-            client.call("RefreshPools")
+            client.call("RefreshPools", name=pool)
             return sum(row["reserved_bytes"] for row in client.call("ListPools")["pools"] if row["name"] == pool)
 
     def _client(self) -> Client | None:
@@ -45,10 +45,10 @@ class PoolDaemon:
         return None
 
 
-def refresh_pools(config: Config) -> None:
-    """Tell virt-dmemd that pool records changed; one that does not run reads them when it starts."""
+def refresh_pools(config: Config, name: str) -> None:
+    """Tell virt-dmemd that a change of a pool ended or failed; one that does not run reads its record later."""
     with suppress(DaemonUnreachable), Client(config.socket_path) as daemon:
-        daemon.call("RefreshPools")
+        daemon.call("RefreshPools", name=name)
 
 
 @contextmanager

@@ -174,9 +174,9 @@ class Service:
         """Return every pool, by name."""
         return self.prezero.pool_statuses()
 
-    async def refresh_pools(self) -> None:
-        """Read the records of the pools again."""
-        self.inventory.refresh()
+    async def refresh_pools(self, name: str = "") -> None:
+        """Read the records of the pools again, after a change of pool ``name`` (empty: of any) ended or failed."""
+        self.inventory.refresh(name)
         await self.prezero.reload()
 
     def reread_nodes(self) -> None:

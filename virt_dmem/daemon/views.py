@@ -126,9 +126,9 @@ class ControlInterface(Interface):
         return [*map(_pool, self._service.list_pools())]
 
     @method()
-    async def RefreshPools(self) -> None:  # noqa: N802
-        """Read the records of the pools again, after one was created, changed or destroyed."""
-        await self.calls.run(self._service.refresh_pools())
+    async def RefreshPools(self, *, name: str | None = None) -> None:  # noqa: N802
+        """Read the records of the pools again, after one (``name``) was created, changed or destroyed, or was not."""
+        await self.calls.run(self._service.refresh_pools(name or ""))
 
     @method()
     async def RetirePool(self, *, name: str) -> None:  # noqa: N802

@@ -30,7 +30,9 @@ def test_a_pool_that_is_being_destroyed_gives_no_memory_whatever_is_done_with_an
         parts.service.drain_pool("stays", undo=True)
         await parts.reconciler.host_stage()
         assert set(parts.inventory.free()) == {"stays"}
-        await parts.service.refresh_pools()  # it was not destroyed after all
+        await parts.service.refresh_pools("stays")  # that was resized meanwhile
+        assert set(parts.inventory.free()) == {"stays"}
+        await parts.service.refresh_pools("goes")  # it was not destroyed after all
         assert set(parts.inventory.free()) == {"goes", "stays"}
         await parts.close()
 

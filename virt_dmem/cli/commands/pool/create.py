@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     pages = f"pages of {format_size(record.page_size)}"
     out.text(f"Pool {record.name}: {format_size(record.got_bytes)} in {pages} at {record.mount}")
     out.result(pool=row_of([record]))
-    refresh_pools(config)
+    refresh_pools(config, args.name)
     return ExitStatus.DONE
 
 

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         with reporting_lost_pages(out), progress(out) as report:
             manage.destroy(config, args.name, report=report)
     finally:
-        refresh_pools(config)
+        refresh_pools(config, args.name)
     out.text(f"Pool {args.name} destroyed.")
     out.result(pool=args.name)
     return ExitStatus.DONE

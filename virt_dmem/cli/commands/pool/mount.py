@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         row = row_of(registry.segments(config, args.name))
         out.text(f"Pool {args.name}: {format_size(row['capacity_bytes'])} at {record.mount}")
     out.result(pool=record and row)
-    refresh_pools(config)
+    refresh_pools(config, args.name)
     return ExitStatus.DONE
 
 

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
                 config, args.name, sizes=size, daemon=PoolDaemon(config), report=report, dry_run=args.dry_run
             )
     finally:
-        refresh_pools(config)
+        refresh_pools(config, args.name)
     for change in changes:
         out.text(f"{'Would ' if args.dry_run else ''}{change}")
     row = row_of(registry.segments(config, args.name))
