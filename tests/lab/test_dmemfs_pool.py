@@ -109,7 +109,7 @@ def test_the_saving_is_measured(host: Machine) -> None:
 
 
 def test_nobody_else_is_offered_its_memory(host: Machine) -> None:
-    with pytest.raises(LabCommandFailed, match="No memory reserved at boot is without a pool"):
+    with pytest.raises(LabCommandFailed, match="No memory is available for dmemfs"):
         host.run("virt-dmem pool create second --backend dmemfs")
     start, _ = HOLES[0]
     with pytest.raises(LabCommandFailed, match="was reserved at boot"):

@@ -126,7 +126,7 @@ def test_memory_is_ready_before_the_first_start_which_brings_nothing_in(
     found = Path(extent["path"]).stat()
     assert (found.st_ino, found.st_blocks * 512) == (inode, 64 * MIB)
     assert steps("known") == [
-        "prepare: hook", "prepare: plan and ledger", "take what is ready", "prepare",
+        "prepare: hook", "prepare: plan and ledger", "take pre-zeroed memory", "prepare",
         "start: hook", "start: link", "start", "started: hook", "started: verify", "started",
     ]  # fmt: skip
     shown = pool(some_pool)

@@ -311,7 +311,7 @@ def test_a_pool_that_libvirtd_does_not_see_fails_the_start_at_once(
     """
     with hook_wrapped(script):
         began = time.monotonic()
-        with pytest.raises(RigError, match="does not lead to the pool as libvirtd sees it"):
+        with pytest.raises(RigError, match="does not resolve to the pool in libvirtd's mount namespace"):
             libvirtd.virsh("start", "--paused", "blind")
         assert time.monotonic() - began < 50
     assert only_pool()["reserved_bytes"] == 0

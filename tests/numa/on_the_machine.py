@@ -35,7 +35,6 @@ from virt_dmem.errors import DmemError, NotEnoughMemory, PoolShort, PrefaultFail
 from virt_dmem.host import kernel, numa, processes
 from virt_dmem.native.programs import HELPER
 from virt_dmem.pools import ballast, manage, registry, resize
-from virt_dmem.pools.resize import NoDaemon
 from virt_dmem.pools.segment_id import SegmentId
 
 HUGE = 2 << 20
@@ -46,6 +45,15 @@ READY = Config(daemon=_DAEMON, prefault=PrefaultConfig(ready_pressure=100.0))
 LIBC = ctypes.CDLL(None, use_errno=True)
 SYS_MBIND, MPOL_PREFERRED, MPOL_BIND, MPOL_MF_STRICT = 237, 1, 2, 1
 MAP_HUGETLB, MAP_NORESERVE, MADV_POPULATE_WRITE = 0x40000, 0x4000, 23
+
+
+class NoDaemon:
+    """Stands for a daemon that does not run, and so allocates nothing."""
+
+    def retire(self, segment: str) -> None: ...
+
+    def reserved(self, pool: str) -> int:
+        return 0
 
 
 # What the machine has

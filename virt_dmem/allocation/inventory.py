@@ -230,7 +230,8 @@ class Inventory:
     def retire(self, name: str) -> None:
         """Reserve no more memory of an empty pool, or one of its segments, that is about to be removed.
 
-        Ended by the next ``refresh`` of the pool. ``name``: ``POOL`` for all of it, ``POOL+0`` and so on for one segment.
+        Ended by the next ``refresh`` of the pool. ``name``: ``POOL`` for all of it, ``POOL+0`` and so on for one
+        segment.
 
         :raise PoolNotFound: When there is none.
         :raise PoolBusy: When memory of it is reserved; names the holders.

@@ -112,7 +112,7 @@ class Reclaimer:
             self.unsettled.set()
 
     async def truncate_enlarged(
-        self, segment: SegmentId, use: SegmentUse, held: Mapping[str, int], tries: Round
+        self, segment: SegmentId, use: SegmentUse, held: Mapping[str, int], attempts: Round
     ) -> list[str]:
         """Truncate files of domains that are larger than their extents; return a sentence for each.
 
@@ -124,7 +124,7 @@ class Reclaimer:
             if found is None or max(found) <= size_bytes:
                 continue
             if path not in self.enlarged or found.size_bytes > size_bytes or self._counts_used(segment):
-                with tries.trying(path):
+                with attempts.trying(path):
                     await self._truncate(Path(path), size_bytes)
                     self._changes[segment] += 1
                     self.enlarged[path] = max(found) - size_bytes

@@ -29,7 +29,7 @@ _GRAPHICS_AUTH = r"""\b(passwd\s*=\s*)("[^"]*"|'[^']*')"""
 
 
 class Output:
-    """Writes the answer to stdout, as text or JSON; notes and errors go to stderr."""
+    """Write the answer to stdout, as text or JSON; notes and errors go to stderr."""
 
     def __init__(self, *, as_json: bool, in_bytes: bool = False) -> None:
         self.as_json = as_json

@@ -34,7 +34,7 @@ exit status:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a usage error like every other failure, also as JSON."""
+    """Report a usage error like every other failure, also as JSON."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[:1].upper()}{message[1:]}.", hint=f"See '{self.prog} --help'.")

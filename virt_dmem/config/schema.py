@@ -13,11 +13,10 @@ from typing import Any, Literal, get_type_hints
 
 import msgspec
 
-from virt_dmem.config.files import DEFAULT_FILE, DEFAULT_RUN_DIR, READERS_SOCKET_NAME, SOCKET_NAME, read_files
+from virt_dmem.config.files import DEFAULT_RUN_DIR, READERS_SOCKET_NAME, SOCKET_NAME, read_files
 from virt_dmem.errors import ConfigError
 
 __all__ = [
-    "DEFAULT_PATH",
     "Config",
     "DaemonConfig",
     "LibvirtConfig",
@@ -27,8 +26,6 @@ __all__ = [
     "load_config",
     "load_config_and_origins",
 ]
-
-DEFAULT_PATH = Path(DEFAULT_FILE)
 
 
 class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

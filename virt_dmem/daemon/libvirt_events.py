@@ -61,8 +61,8 @@ class _Queue:
 class LibvirtEvents:
     """Report defined domains to ``auto_apply``, running ones to ``alerts``.
 
-    :param moment: Called right before libvirt is asked for all domains.
-    :param on_listed: Awaited with all domains, and the result of ``moment``, each time they were listed.
+    :param sequence: Returns the ledger's sequence number; called right before libvirt is asked for all domains.
+    :param on_listed: Awaited with all domains, and the result of ``sequence``, each time they were listed.
     :param on_defined: Called with UUID and definition of an applied domain; ``None``: it is not applied, or gone.
     :param on_device: Awaited with UUID, event and alias for each event of a device.
     """
@@ -73,7 +73,7 @@ class LibvirtEvents:
         auto_apply: AutoApply,
         alerts: AlertTracker,
         *,
-        moment: Callable[[], int],
+        sequence: Callable[[], int],
         on_listed: Callable[[list[DomainInfo], int], Awaitable[None]],
         on_defined: Callable[[str, DomainMemory | None], None],
         on_device: Callable[[str, Event, str], Awaitable[None]],
@@ -81,7 +81,7 @@ class LibvirtEvents:
         self._config = config
         self._auto_apply = auto_apply
         self._alerts = alerts
-        self._moment = moment
+        self._sequence = sequence
         self._on_listed = on_listed
         self._on_defined = on_defined
         self._on_device = on_device
@@ -132,7 +132,7 @@ class LibvirtEvents:
         log.info("connection to libvirt lost; waiting for libvirt")
 
     async def _list(self, hypervisor: Hypervisor) -> None:
-        listed_at = self._moment()
+        listed_at = self._sequence()
         domains = await asyncio.to_thread(hypervisor.domains)
         log.info("connected to libvirt: %d domains", len(domains))
         self._alerts.connected = True

@@ -64,7 +64,7 @@ class Reconciler:
         return actions
 
     async def libvirt_stage(self, domains: list[DomainInfo], listed_at: int, *, dry_run: bool = False) -> list[str]:
-        """Reconcile with libvirt's list of domains, requested at the ledger's moment ``listed_at``."""
+        """Reconcile with libvirt's list of domains, requested at the ledger's sequence number ``listed_at``."""
         active = {domain.uuid for domain in domains if domain.active}
         with self.attempts.round("libvirt") as attempts:
             actions = await reconcile.from_libvirt(self._context(attempts, dry_run=dry_run), active, listed_at)

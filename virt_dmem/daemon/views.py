@@ -127,7 +127,7 @@ class ControlInterface(Interface):
 
     @method()
     async def RefreshPools(self, *, name: str | None = None) -> None:  # noqa: N802
-        """Read the records of the pools again, after one (``name``) was created, changed or destroyed, or was not."""
+        """Read the records of the pools again, after pool ``name`` was created, changed or destroyed."""
         await self.calls.run(self._service.refresh_pools(name or ""))
 
     @method()

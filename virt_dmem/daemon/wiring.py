@@ -66,8 +66,8 @@ class Components:
 
     def follow_monitors(self) -> None:
         """Connect to the monitors of all running domains with pool memory."""
-        standings = self.ledger.phases().items()
-        self.monitors.follow({uuid for uuid, standing in standings if standing.phase is Phase.RUNNING})
+        phases = self.ledger.phases().items()
+        self.monitors.follow({uuid for uuid, change in phases if change.phase is Phase.RUNNING})
 
     async def close(self) -> None:
         """Cancel changes of devices that are in progress, and close the ledger."""
@@ -125,7 +125,7 @@ def build(config: Config) -> Components:
         config.libvirt,
         AutoApply(config, alerts, lambda outcome: metrics.applied.labels(outcome).inc()),
         alerts,
-        moment=ledger.sequence,
+        sequence=ledger.sequence,
         on_listed=domains_listed,
         on_defined=prezero.update_domain,
         on_device=guest_events.device_event,

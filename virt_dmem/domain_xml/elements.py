@@ -37,7 +37,7 @@ def parse_domain(xml: bytes) -> etree._Element:
     except XmlRefused as refusal:
         raise DomainXmlInvalid(f"The domain XML cannot be read: {refusal}.", hint=DUMPXML) from refusal
     if root.tag != "domain":
-        raise DomainXmlInvalid(f"The XML is about {str(root.tag)!r}, not 'domain'.", hint=DUMPXML)
+        raise DomainXmlInvalid(f"The root element of the XML is {str(root.tag)!r}, not 'domain'.", hint=DUMPXML)
     return root
 
 
@@ -55,7 +55,7 @@ def requested_pool(root: etree._Element) -> str:
     pool = "" if request is None else request.get("pool", "")
     if pool and not POOL_NAME.fullmatch(pool):
         raise DomainRefused(
-            f"The domain asks for memory of a pool {clipped(pool, 80)!r}, which is not a possible name of a pool.",
+            f"The domain asks for memory of pool {clipped(pool, 80)!r}, which is not a valid name of a pool.",
             hint="Name one that 'virt-dmem pool list' shows, or none for the default pool.",
         )
     return pool
@@ -110,7 +110,7 @@ def refuse_unsupported(root: etree._Element) -> None:
     if root.get("type") not in ("kvm", "qemu"):
         raise DomainRefused(
             f"The domain is of type {root.get('type')!r}, not 'kvm' or 'qemu'.",
-            hint="Only QEMU can have its memory from a pool; leave this domain as it is.",
+            hint="Only QEMU guests can have memory from a pool; leave this domain as it is.",
         )
     refuse_too_many(root)
     security = find_child(root, "launchSecurity")

@@ -79,7 +79,7 @@ class ExtentManager:
         """
         for segment in {extent.segment for extent in wanted}:
             self._require_mounted(segment)
-        with self._times.step(wanted[0].uuid, "take what is ready"):
+        with self._times.step(wanted[0].uuid, "take pre-zeroed memory"):
             clean = await self.prezero.take(wanted)
         total_bytes = sum(extent.size_bytes for extent in wanted)
         done_bytes = 0

@@ -143,7 +143,7 @@ async def from_libvirt(context: ReconcileContext, active: Collection[str], liste
             if not context.dry_run:
                 await context.extents.release_abandoned(reservation)
             actions.append(
-                f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain does not run"
+                f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain is not running"
             )
     return actions
 

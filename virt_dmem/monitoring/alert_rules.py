@@ -57,7 +57,7 @@ class Facts:
     """By ``kernel.uptime``, as ages must not depend on the wall clock."""
     guests: Iterable[Guest] = ()
     """Running guests, according to libvirt."""
-    standings: Mapping[str, PhaseChange] = field(default_factory=dict)
+    phases: Mapping[str, PhaseChange] = field(default_factory=dict)
     """Domains that hold memory, by UUID, with the phase of their start."""
     extents: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Aliases of the extents of guests with memory devices, by UUID."""
@@ -103,16 +103,16 @@ def due(facts: Facts) -> list[Alert]:
 
 def _guests(facts: Facts) -> Iterable[Alert]:
     for guest in sorted(facts.guests, key=lambda guest: guest.name):
-        standing = facts.standings.get(guest.uuid)
-        if guest.managed and _is_outside(standing, facts.uptime) and facts.is_alive(guest):
-            state = f"has it as {standing.phase.value}" if standing else "did not see its start"
+        change = facts.phases.get(guest.uuid)
+        if guest.managed and _is_outside(change, facts.uptime) and facts.is_alive(guest):
+            state = f"has it as {change.phase.value}" if change else "did not see its start"
             yield Alert(
                 GUEST_OUTSIDE_POOL,
                 guest.uuid,
                 f"Domain {guest.name} asks for pool memory but runs outside of any pool: virt-dmemd {state}.",
                 "Run 'virt-dmem check' and fix the checks of the hook, then shut the domain down and start it.",
             )
-        elif guest.managed or standing:
+        elif guest.managed or change:
             ours = facts.extents.get(guest.uuid, ())
             for device in guest.devices:
                 if device.alias not in ours:
@@ -140,12 +140,12 @@ def _raw(facts: Facts) -> Iterable[Alert]:
             )
 
 
-def _is_outside(standing: PhaseChange | None, uptime: float) -> bool:
-    if standing is None:
+def _is_outside(change: PhaseChange | None, uptime: float) -> bool:
+    if change is None:
         return True
-    if standing.phase is Phase.STOPPED:  # libvirt has not said so yet
+    if change.phase is Phase.STOPPED:  # libvirt has not said so yet
         return False
-    return standing.phase is not Phase.RUNNING and uptime - standing.uptime > START_SECONDS
+    return change.phase is not Phase.RUNNING and uptime - change.uptime > START_SECONDS
 
 
 def _quarantined(facts: Facts) -> Iterable[Alert]:

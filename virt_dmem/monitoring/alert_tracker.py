@@ -52,10 +52,10 @@ class AlertTracker:
     """Keep what libvirt reports of guests, and derive alerts from it and from the daemon's state."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, inventory: Inventory, reclaim: Reclaimer, tries: Attempts
+        self, config: Config, ledger: Ledger, inventory: Inventory, reclaim: Reclaimer, attempts: Attempts
     ) -> None:
         self._reclaim = reclaim
-        self._tries = tries
+        self._attempts = attempts
         self._config = config
         self._ledger = ledger
         self._inventory = inventory
@@ -121,7 +121,7 @@ class AlertTracker:
         return alert_rules.Facts(
             uptime=kernel.uptime(),
             guests=self._guests.values(),
-            standings=self._ledger.phases(),
+            phases=self._ledger.phases(),
             extents=self._extents(),
             on_raw_memory=passthrough.on_raw_memory(self._ledger, self._inventory, self._guests.values()),
             quarantined=self._ledger.quarantined(),
@@ -129,7 +129,7 @@ class AlertTracker:
             reserved=self._reserved(),
             pinned=self._pinned(),
             enlarged=self._reclaim.enlarged,
-            failed=self._tries.failed(),
+            failed=self._attempts.failed(),
             damaged_ledger=self._ledger.damaged_file(),
             failures=self._ledger.failures(),
             fights=self._fights,

@@ -171,7 +171,7 @@ class _State(Collector):
         yield _gauge("virt_dmem_struct_page_left_bytes", "Struct pages of a pool that remain.", {labels: left})
 
     def _domains(self) -> Iterator[Metric]:
-        phases = Count(standing.phase for standing in self._ledger.phases().values())
+        phases = Count(change.phase for change in self._ledger.phases().values())
         by_phase: dict[tuple[str, ...], float] = {(phase.value,): phases[phase] for phase in Phase}
         yield _gauge(
             "virt_dmem_domains",

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * virt-dmem-hook: what libvirt's hook does for a domain of ours, once the shell half (hooks/qemu.d/50-virt-dmem) has
- * seen that it is one.
+ * virt-dmem-hook: serve libvirt's hook for a domain with pool memory, after the shell script
+ * (hooks/qemu.d/50-virt-dmem) has found that it is one.
  *
- * One varlink call to virt-dmemd; then the links that it made are looked at in libvirtd's own mount namespace. Why a
- * domain must not start is said in one line on standard error. Nothing but a whole and sensible answer ends with 0:
- * without its memory no domain starts.
+ * It makes one varlink call to virt-dmemd, then verifies the returned links in libvirtd's own mount namespace. The
+ * reason for which a domain must not start is one line on standard error. Only a complete and valid reply ends with
+ * status 0: no domain starts without its memory.
  *
- * It runs three times at each start, with the domain locked, so it takes nothing that is slow to begin with.
+ * It runs three times at each start, with the domain locked, so it uses nothing that is slow to load.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,22 +30,22 @@
 #define VIRT_DMEM_VERSION "unknown"
 #endif
 #ifndef ANSWER_SECONDS
-#define ANSWER_SECONDS 10 /* without any message; progress messages may go on for as long as they come */
+#define ANSWER_SECONDS 10 /* without any message; progress messages may continue for any time */
 #endif
 #define TEXT_OF(macro) TEXT(macro)
 #define TEXT(value) #value
-#define MOST ((size_t)64 << 20)	 /* of XML, and of one answer; libvirt itself takes 4 MiB of XML */
-#define PIECE ((size_t)64 << 10) /* what is read in one go */
+#define MOST ((size_t)64 << 20)	 /* of XML, and of one reply; libvirt itself accepts 4 MiB of XML */
+#define PIECE ((size_t)64 << 10) /* bytes read at a time */
 
 enum status { DONE = 0, FAILED = 1, USAGE = 2 };
 
-/* Bytes that come in pieces. */
+/* A growing buffer. */
 struct text {
 	char *at;
 	size_t size, room;
 };
 
-/* All that the heap holds, so that it is still held where the program ends in the middle. */
+/* All heap memory, so that it is still referenced when the program exits early. */
 static struct {
 	const char *path; /* of virt-dmemd's socket */
 	int fd;
@@ -56,7 +56,7 @@ static struct {
 
 /* --- the ends --- */
 
-/* Reads the UTF-8 character that begins here (RFC 3629); returns how many bytes it has, 0 where there is none. */
+/* Read the UTF-8 character that begins here (RFC 3629); return its length in bytes, 0 where there is none. */
 static size_t character(const unsigned char *text, size_t left, uint32_t *point)
 {
 	static const uint32_t least[] = {[2] = 0x80, [3] = 0x800, [4] = 0x10000};
@@ -92,7 +92,7 @@ static bool unseen(uint32_t point)
 	return false;
 }
 
-/* Leaves blanks for what is not to be seen or no UTF-8: one line, and nothing that a terminal would obey. */
+/* Replace what is not printable or not UTF-8 by blanks: one line, without control sequences for a terminal. */
 static void make_one_line(char *sentence)
 {
 	unsigned char *text = (unsigned char *)sentence;
@@ -124,7 +124,7 @@ __attribute__((format(printf, 1, 2), noreturn)) static void refuse(const char *f
 
 __attribute__((noreturn)) static void no_memory(void)
 {
-	refuse("The hook has no memory left.");
+	refuse("The hook ran out of memory.");
 }
 
 __attribute__((noreturn)) static void unreachable(const char *reason)
@@ -135,23 +135,23 @@ __attribute__((noreturn)) static void unreachable(const char *reason)
 
 __attribute__((noreturn)) static void unreachable_by(int error)
 {
-	if (error == EAGAIN) /* what a socket says when its time is over */
-		refuse("virt-dmemd does not answer at %s: timed out after " TEXT_OF(ANSWER_SECONDS) " s without a word. "
-		       "Restart it with 'systemctl restart virt-dmemd.service': guests that run keep running.",
+	if (error == EAGAIN) /* a socket's timeout */
+		refuse("virt-dmemd does not answer at %s: timed out after " TEXT_OF(ANSWER_SECONDS) " s without a reply. "
+		       "Restart it with 'systemctl restart virt-dmemd.service'; running guests are not affected.",
 		       work.path);
 	unreachable(strerror(error));
 }
 
-__attribute__((noreturn)) static void nonsense(const char *what)
+__attribute__((noreturn)) static void invalid_reply(const char *what)
 {
-	refuse("The answer of virt-dmemd at %s makes no sense (%s). Install virt-dmem again: hook and daemon have to be "
-	       "of one version.",
+	refuse("virt-dmemd at %s sent an invalid reply (%s). Install virt-dmem again: hook and daemon have to be of the "
+	       "same version.",
 	       work.path, what);
 }
 
 /* --- text --- */
 
-/* Where the next PIECE goes; makes room for it. */
+/* Return the place for the next PIECE, after making room for it. */
 static char *room(struct text *text, const char *whose)
 {
 	if (text->size > MOST)
@@ -165,7 +165,7 @@ static char *room(struct text *text, const char *whose)
 	return text->at + text->size;
 }
 
-/* How many bytes are UTF-8, from the first one on. */
+/* Return the length of the valid UTF-8 at the beginning, in bytes. */
 static size_t utf8(const char *text, size_t size)
 {
 	size_t good = 0, next;
@@ -186,10 +186,10 @@ static void read_xml(void)
 		work.xml.size--;
 	size_t good = utf8(work.xml.at, work.xml.size);
 	if (good < work.xml.size)
-		refuse("The XML of the domain is no UTF-8 from byte %zu on.", good);
+		refuse("The XML of the domain is not valid UTF-8 at byte %zu.", good);
 }
 
-/* --- what is sent --- */
+/* --- the call --- */
 
 static void add(struct json_object *to, const char *name, struct json_object *value)
 {
@@ -197,7 +197,7 @@ static void add(struct json_object *to, const char *name, struct json_object *va
 		no_memory();
 }
 
-/* When the shell half began, in seconds since the epoch, to a clock tick; 0 where that cannot be known. */
+/* Return when the shell script began, in seconds since the epoch, to a clock tick; 0 if unknown. */
 static double began(const char *pid)
 {
 	char path[64], stat[1024];
@@ -232,7 +232,7 @@ static void connect_to_daemon(void)
 		unreachable_by(errno);
 }
 
-/* Sends one call about the XML; an operation and its beginning are parameters where there are any. */
+/* Send one call with the XML, and with the operation and its beginning if there are any. */
 static void call(const char *method, const char *operation, double beginning)
 {
 	work.request = json_object_new_object();
@@ -259,7 +259,7 @@ static void call(const char *method, const char *operation, double beginning)
 	}
 }
 
-/* --- what comes back --- */
+/* --- the reply --- */
 
 static bool has(struct json_object *object, const char *name)
 {
@@ -270,17 +270,17 @@ static struct json_object *member(struct json_object *object, const char *name, 
 {
 	struct json_object *found = json_object_object_get(object, name);
 	if (!json_object_is_type(found, type))
-		nonsense(name);
+		invalid_reply(name);
 	return found;
 }
 
-/* A string that is a string in C, too. */
+/* Return a member that is a string without a NUL. */
 static const char *string(struct json_object *object, const char *name)
 {
 	struct json_object *found = member(object, name, json_type_string);
 	const char *text = json_object_get_string(found);
 	if (strlen(text) != (size_t)json_object_get_string_len(found))
-		nonsense(name);
+		invalid_reply(name);
 	return text;
 }
 
@@ -288,29 +288,29 @@ static uint64_t number(struct json_object *object, const char *name)
 {
 	struct json_object *found = member(object, name, json_type_int);
 	if (json_object_get_int64(found) < 0)
-		nonsense(name);
+		invalid_reply(name);
 	return json_object_get_uint64(found);
 }
 
-/* Parses the first message of what was heard, and takes it away. */
+/* Parse the first received message, and remove it from the buffer. */
 static void parse(size_t size)
 {
 	size_t whole = size + 1; /* with its NUL, which tells the parser that nothing follows */
 	if (utf8(work.heard.at, size) < size)
-		nonsense("it is no UTF-8");
+		invalid_reply("not UTF-8");
 	json_object_put(work.answer);
 	json_tokener_reset(work.parser);
 	work.answer = json_tokener_parse_ex(work.parser, work.heard.at, (int)whole);
 	if (!json_object_is_type(work.answer, json_type_object))
-		nonsense("it is no JSON object");
+		invalid_reply("not a JSON object");
 	work.heard.size -= whole;
 	memmove(work.heard.at, work.heard.at + whole, work.heard.size);
 }
 
-/* Waits for the next message, which becomes work.answer. */
+/* Wait for the next message, which becomes work.answer. */
 static void receive(void)
 {
-	char *next = room(&work.heard, "The answer of virt-dmemd"), *end;
+	char *next = room(&work.heard, "The reply of virt-dmemd"), *end;
 	size_t looked = 0;
 	while (!(end = memchr(work.heard.at + looked, 0, work.heard.size - looked))) {
 		looked = work.heard.size;
@@ -320,7 +320,7 @@ static void receive(void)
 		if (!count)
 			unreachable("it closed the connection");
 		work.heard.size += (size_t)count;
-		next = room(&work.heard, "The answer of virt-dmemd");
+		next = room(&work.heard, "The reply of virt-dmemd");
 	}
 	parse((size_t)(end - work.heard.at));
 }
@@ -334,7 +334,7 @@ __attribute__((noreturn)) static void pass_on(struct json_object *refusal)
 	refuse("%s %s", string(refusal, "message"), string(refusal, "hint"));
 }
 
-/* Returns the parameters of the next reply, and whether more of them follow; a refusal ends the program. */
+/* Return the parameters of the next reply, and whether more replies follow; exit if it is an error. */
 static struct json_object *reply(bool *more)
 {
 	receive();
@@ -347,18 +347,18 @@ static struct json_object *reply(bool *more)
 
 /* --- the two calls --- */
 
-/* Looks at one link as libvirtd sees it: QEMU spins for ever on a dangling one, with the domain locked. */
+/* Verify a link in libvirtd's mount namespace: QEMU spins for ever on a dangling one, with the domain locked. */
 static void check_link(struct json_object *link)
 {
 	const char *path = string(link, "path");
 	uint64_t device = number(link, "device"), inode = number(link, "inode");
 	struct stat found;
 	if (stat(path, &found))
-		refuse("%s does not lead to the pool as libvirtd sees it: %s. Mount the pool where libvirtd sees it, and "
-		       "restart libvirtd if it has a mount namespace of its own.",
+		refuse("%s does not resolve to the pool in libvirtd's mount namespace: %s. Mount the pool where libvirtd "
+		       "sees it, and restart libvirtd if it has a mount namespace of its own.",
 		       path, strerror(errno));
 	if (found.st_dev != device || found.st_ino != inode)
-		refuse("%s leads to another file than virt-dmemd prepared. Restart libvirtd.", path);
+		refuse("%s resolves to another file than virt-dmemd prepared. Restart libvirtd.", path);
 }
 
 static void serve(const char *operation, const char *shell)
@@ -373,20 +373,20 @@ static void serve(const char *operation, const char *shell)
 	}
 }
 
-/* Prints the XML of a domain that comes here as it can run here; nothing where it stays as it is. */
+/* Print the XML of an incoming domain adapted to this host; nothing if it needs no change. */
 static void filter(void)
 {
 	bool more;
 	call("dev.virt-dmem.FilterXml", NULL, 0);
 	struct json_object *xml = member(reply(&more), "xml", json_type_string);
 	if (more)
-		nonsense("there is more of it");
+		invalid_reply("more than one");
 	const char *text = json_object_get_string(xml);
 	size_t size = (size_t)json_object_get_string_len(xml);
 	if (size == work.xml.size && !memcmp(text, work.xml.at, size))
 		return;
 	if (fwrite(text, 1, size, stdout) != size || fflush(stdout))
-		refuse("The changed XML cannot be written: %s.", strerror(errno));
+		refuse("The adapted XML cannot be written: %s.", strerror(errno));
 }
 
 int main(int argc, char **argv)
@@ -396,10 +396,10 @@ int main(int argc, char **argv)
 		return DONE;
 	}
 	if (argc != 3) {
-		fputs("usage: virt-dmem-hook OPERATION PID-OF-THE-SHELL-HALF <XML\n", stderr);
+		fputs("usage: virt-dmem-hook OPERATION PID-OF-THE-SHELL <XML\n", stderr);
 		return USAGE;
 	}
-	if (geteuid()) /* session libvirtd runs the same hooks as a user, and has no memory of ours */
+	if (geteuid()) /* a session libvirtd runs the same hooks as a user, and has no pool memory */
 		return DONE;
 	const char *path = getenv("VIRT_DMEM_SOCKET"), *operation = argv[1];
 	if (path)

@@ -105,7 +105,7 @@ static struct {
 
 /* --- events --- */
 
-/* One line in one write(), so that no reader ever sees half of it; false when nobody can read it any more. */
+/* One line in one write(), so that no reader ever sees half of it; false when standard output was closed. */
 __attribute__((format(printf, 1, 2))) static bool emit(const char *format, ...)
 {
 	char line[1024];
@@ -725,13 +725,13 @@ static void check_descriptors(void)
 		if (fcntl(fd, F_GETFD) >= 0)
 			continue;
 		if (fd == STDOUT_FILENO)
-			errx(FAILED, "standard output is closed, so there is nobody to tell");
+			errx(FAILED, "standard output is closed");
 		if (open("/dev/null", O_RDWR) != fd)
 			exit(FAILED);
 	}
 }
 
-/* Watches the threads until all have ended; returns the signal that stopped them, 0, or -1 when nobody listens. */
+/* Watches the threads until all have ended; returns the signal that stopped them, 0, or -1 when standard output was closed. */
 static int watch(int signals, unsigned int threads)
 {
 	struct pollfd fds[] = {{.fd = signals, .events = POLLIN}, {.fd = work.wake, .events = POLLIN}};
@@ -781,7 +781,7 @@ int main(int argc, char **argv)
 	if (ask.parent) {
 		prctl(PR_SET_PDEATHSIG, SIGTERM);
 		if (getppid() != ask.parent) /* it ended before we asked to be told */
-			errx(FAILED, "process %d is not our parent, or not any more", ask.parent);
+			errx(FAILED, "process %d is not the parent, or has exited", ask.parent);
 	}
 	if (ask.background)
 		step_back();
@@ -806,7 +806,7 @@ int main(int argc, char **argv)
 
 	size_t done = atomic_load(&work.done);
 	if (stopped < 0)
-		errx(FAILED, "nobody reads standard output any more; stopped after %zu of %zu bytes", done, ask.size);
+		errx(FAILED, "standard output was closed; stopped after %zu of %zu bytes", done, ask.size);
 	if (work.failure.error)
 		fail_at(work.failure.error, work.failure.offset);
 	if (stopped) {
@@ -819,6 +819,6 @@ int main(int argc, char **argv)
 	const char *method = ask.mode == POPULATE && atomic_load(&work.touch) ? "touch" : methods[ask.mode];
 	if (!emit("{\"event\":\"done\",\"bytes\":%zu,\"seconds\":%.3f,\"threads\":%u,\"method\":\"%s\"}\n", done,
 		  now() - start, threads, method))
-		errx(FAILED, "all %zu bytes are done, but nobody reads standard output any more", done);
+		errx(FAILED, "all %zu bytes are done, but standard output was closed", done);
 	return DONE;
 }

@@ -25,7 +25,7 @@ from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
-__all__ = ["resize", "SegmentChange", "Daemon", "NoDaemon"]
+__all__ = ["resize", "SegmentChange", "Daemon"]
 
 
 class Daemon(Protocol):
@@ -36,17 +36,6 @@ class Daemon(Protocol):
 
     def reserved(self, pool: str) -> int:
         """Have the records read again; return the bytes reserved after that."""
-
-
-class NoDaemon:
-    """Stands for a daemon that does not run, and so allocates nothing."""
-
-    def retire(self, segment: str) -> None:
-        """Do nothing."""
-
-    def reserved(self, pool: str) -> int:
-        """Return that nothing is reserved."""
-        return 0
 
 
 @dataclass(frozen=True)
@@ -187,7 +176,7 @@ def _evenly_from(sizes: Mapping[int, int], most: int, page_size: int) -> dict[in
 
 @dataclass(frozen=True)
 class _Work:
-    """Carries out the changes of one resize."""
+    """Carry out the changes of one resize."""
 
     config: Config
     kind: Backend[Any]

@@ -76,7 +76,7 @@ def test_a_domain_that_libvirt_does_not_run_is_freed_unless_it_changed_since(tmp
     now = parts.ledger.sequence()
     assert asyncio.run(from_libvirt(context(parts), {UUID}, now)) == []
     assert asyncio.run(from_libvirt(context(parts), set(), now - 1)) == []
-    freed = "free 1 MiB of vm: the domain does not run"
+    freed = "free 1 MiB of vm: the domain is not running"
     assert asyncio.run(from_libvirt(context(parts, dry_run=True), set(), now)) == [freed]
     assert parts.held()
     assert asyncio.run(from_libvirt(context(parts), set(), now)) == [freed]

@@ -47,7 +47,7 @@ def codes(facts: Facts) -> list[str]:
 def test_a_guest_is_outside_unless_the_ledger_saw_it_start(
     held: dict[str, PhaseChange], expected: list[str]
 ) -> None:
-    assert codes(Facts(NOW, guests=[guest()], standings=held)) == expected
+    assert codes(Facts(NOW, guests=[guest()], phases=held)) == expected
 
 
 def test_a_guest_that_never_asked_for_pool_memory_is_nobody_s_business() -> None:

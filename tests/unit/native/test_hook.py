@@ -273,7 +273,7 @@ def test_xml_that_is_no_utf8_is_refused_and_nothing_broken_is_sent(hook: Hook, o
     for after in (b"", b"<more/>"):
         done = hook(operation, MANAGED + bad + after)
         assert_fails_in_one_line(done)
-        assert f"no UTF-8 from byte {len(MANAGED)} on" in done.stderr
+        assert f"not valid UTF-8 at byte {len(MANAGED)}." in done.stderr
 
 
 @settings(max_examples=200)
@@ -283,7 +283,7 @@ def test_utf8_is_what_python_takes_for_it(plain: Hook, xml: bytes) -> None:
     try:
         xml.removesuffix(b"\n").decode()
     except UnicodeDecodeError as error:
-        assert f"no UTF-8 from byte {error.start} on" in done.stderr
+        assert f"not valid UTF-8 at byte {error.start}." in done.stderr
     else:
         assert "systemctl start" in done.stderr
 
@@ -435,7 +435,7 @@ def hasty() -> Iterator[Hook]:
 def test_a_daemon_that_falls_silent_fails_the_start(hasty: Hook, stand_in: StandIn, answer: bytes) -> None:
     done = hasty("start", MANAGED, stand_in([answer], stay=True))
     assert_fails_in_one_line(done)
-    assert "timed out after 1 s without a word. Restart it with 'systemctl restart" in done.stderr
+    assert "timed out after 1 s without a reply. Restart it with 'systemctl restart" in done.stderr
 
 
 def test_a_daemon_that_never_takes_the_call_fails_the_start(hasty: Hook, tmp_path: Path) -> None:
@@ -472,12 +472,12 @@ def test_a_link_is_followed_and_compared_by_device_and_inode(hook: Hook, stand_i
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ({"inode": 1}, "leads to another file"),
-        ({"device": 1}, "leads to another file"),
-        ({"inode": (1 << 64) - 1}, "leads to another file"),
-        ({"inode": 1 << 80}, "leads to another file"),
-        ({"path": "/nonexistent/pc.ram"}, "does not lead to the pool"),
-        ({"path": ""}, "does not lead to the pool"),
+        ({"inode": 1}, "resolves to another file"),
+        ({"device": 1}, "resolves to another file"),
+        ({"inode": (1 << 64) - 1}, "resolves to another file"),
+        ({"inode": 1 << 80}, "resolves to another file"),
+        ({"path": "/nonexistent/pc.ram"}, "does not resolve to the pool"),
+        ({"path": ""}, "does not resolve to the pool"),
     ],
 )
 def test_a_link_that_leads_elsewhere_or_nowhere_fails_the_start(

@@ -21,8 +21,17 @@ from virt_dmem.host import kernel, mounts
 from virt_dmem.pools import manage, registry, resize
 from virt_dmem.pools.backends.hugetlbfs import Hugetlbfs
 from virt_dmem.pools.record import NodeShare, PoolRecord
-from virt_dmem.pools.resize import NoDaemon, SegmentChange
+from virt_dmem.pools.resize import SegmentChange
 from virt_dmem.pools.savings import savings
+
+
+class NoDaemon:
+    """Stands for a daemon that does not run, and so allocates nothing."""
+
+    def retire(self, segment: str) -> None: ...
+
+    def reserved(self, pool: str) -> int:
+        return 0
 
 
 class Holds(NoDaemon):

@@ -246,7 +246,10 @@ class Dmemfs(Backend[DmemfsRecord]):
         sizes = {node: size // page_size * page_size for node, size in (asked or free).items()}
         sizes = {node: size for node, size in sizes.items() if size}
         if not sizes:
-            raise PoolShort("No memory reserved at boot is without a pool.", hint=_how_to_reserve(root))
+            raise PoolShort(
+                "No memory is available for dmemfs: none was reserved at boot, or all of it belongs to pools.",
+                hint=_how_to_reserve(root),
+            )
         return sizes
 
     def check(self, job: Job[DmemfsRecord]) -> None:

@@ -275,7 +275,7 @@ def _check_hvo(records: Sequence[HugetlbfsRecord], root: Path) -> Result:
     if _LOSES_OPTIMIZED_PAGES.match(release := kernel.release(root=root)):
         return warned(
             f"Linux {release} loses huge pages that HVO optimized when they are freed.",
-            "Pools work, and save as much as elsewhere. Do not destroy or shrink one without a reboot after it.",
+            "Pools work, and save as much as elsewhere. Destroy or shrink one only right before a reboot.",
         )
     return passed(f"HVO is {'on' if on else 'available; creating a pool switches it on'}.")
 

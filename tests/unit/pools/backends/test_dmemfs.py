@@ -155,7 +155,7 @@ def test_the_originals_parameter_alone_reserves_nothing_and_that_is_said(tmp_pat
 
 def test_a_host_that_reserved_nothing_is_told_how(tmp_path: Path) -> None:
     root = fake_memory_map(fake_tree(tmp_path), ram=PC)
-    with pytest.raises(PoolShort, match="No memory reserved at boot") as caught:
+    with pytest.raises(PoolShort, match="none was reserved at boot") as caught:
         KIND.default_sizes(2 * MIB, {}, (), root=root)
     assert "plan-host" in caught.value.hint
     with pytest.raises(PoolShort, match="No node has memory"):
