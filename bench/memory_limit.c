@@ -2,7 +2,7 @@
 /*
  * memory_limit FILE BYTES THREADS: how fast this machine zeroes memory that is mapped.
  *
- * FILE is mapped shared and brought in; then each thread zeroes its part of it with non-temporal stores ("stream"), and
+ * FILE is mapped shared and populated; then each thread zeroes its part of it with non-temporal stores ("stream"), and
  * again in pieces of 4 KiB by the string instruction that Linux' clear_page() uses on x86-64 ("page"; elsewhere
  * memset() of 4 KiB). Prints "stream GIB_PER_SECOND" and "page GIB_PER_SECOND".
  */
@@ -92,7 +92,7 @@ int main(int argc, char **argv)
 		err(1, "%s", argv[1]);
 	base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (base == MAP_FAILED || madvise(base, size, MADV_POPULATE_WRITE))
-		err(1, "%s cannot be brought in", argv[1]);
+		err(1, "%s cannot be populated", argv[1]);
 	share = size / threads / PAGE * PAGE;
 	measure("stream", stream, threads);
 	measure("page", page, threads);

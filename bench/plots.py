@@ -162,7 +162,7 @@ def _scale(results: Results) -> Figure | None:
             domains = [int(one.case.split()[0]) for one in line]
             label = what if quantile == scale.MEDIAN else None
             axes.plot(domains, [one.median for one in line], style, marker=".", color=colour, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="domains that run", ylabel="ms", title="medians, dotted: 99 %")
+    axes.set(xscale="log", yscale="log", xlabel="running domains", ylabel="ms", title="medians, dotted: 99 %")
     axes.legend(fontsize=7, frameon=False)
     figure.subplots_adjust(left=0.07, right=0.98, top=0.9, bottom=0.2)
     return figure

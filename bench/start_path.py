@@ -47,7 +47,7 @@ MEMFD_MOST = 4 * GIB
 READY_SECONDS = 90.0
 WARM_UP_BYTES = 64 * MIB
 CONFIG = "[prefault]\nready_pressure = 100.0\n"
-"""Memory is made ready whatever else runs here: that is not what is measured, and should not take long."""
+"""Pre-zero memory whatever else runs here: that is not measured, and should not take long."""
 CLOCK = Path("/run/virt-dmem/bench-clock")
 HOOKS = Path("/etc/libvirt/hooks/qemu.d")
 GUEST = "bench-guest"
@@ -96,19 +96,19 @@ def put_clocks() -> None:
         new.rename(HOOKS / name)
 
 
-def wait_until_ready(pool: str, size: int) -> str:
-    """Wait until the pool has so much ready memory; return why it never will, empty when it has."""
+def wait_until_prezeroed(pool: str, size: int) -> str:
+    """Wait until the pool has ``size`` bytes of pre-zeroed memory; return why it never will, empty when it has."""
     while any(int(path.read_text()) for path in Path("/sys/fs/dmemfs").glob("*/dirty_bytes")):
         time.sleep(0.2)  # dmemfs zeroes what is free
     deadline = time.monotonic() + READY_SECONDS
     while True:
         found = json.loads(virt_dmem("pool", "show", pool, "--json"))["pool"]
         if "ready_bytes" not in found:
-            return "this virt-dmemd makes no memory ready ahead: it is brought in by 'virsh start'"
+            return "this virt-dmemd does not pre-zero memory: it is populated during 'virsh start'"
         if found["ready_bytes"] >= size or found.get("ready_policy") == "kernel":  # which has been waited for
             return ""
         if time.monotonic() > deadline:
-            return f"after {READY_SECONDS:g} s only {found['ready_bytes']} of {size} bytes were ready"
+            return f"after {READY_SECONDS:g} s only {found['ready_bytes']} of {size} bytes were pre-zeroed"
         time.sleep(0.1)
 
 
@@ -119,7 +119,7 @@ def start_once(libvirt: PrivateLibvirt, case: Case, size: int) -> tuple[float, f
         amiss = ""
         if case.pool:
             virt_dmem("apply", GUEST, "--pool", case.pool)
-            amiss = wait_until_ready(case.pool, size)
+            amiss = wait_until_prezeroed(case.pool, size)
         CLOCK.unlink(missing_ok=True)
         began = time.monotonic()
         libvirt.virsh("start", "--paused", GUEST, timeout=300)
@@ -217,7 +217,7 @@ def measure(results: Results, arguments: argparse.Namespace) -> None:
                 results.notes.append(f"start: no more guests of {format_size(size)}: {str(error).splitlines()[0]}")
     for size in map(parse_size, arguments.sizes):
         for what in (HOOK_TO_HOOK, WHOLE):
-            text = f"start: {what}, {format_size(size)} on a ready pool to libvirt without preallocation"
+            text = f"start: {what}, {format_size(size)} on a pre-zeroed pool to libvirt without preallocation"
             ours, theirs = (results.find(NAME, what, case, size) for case in (OURS, ON_DEMAND))
             at_most(results, text, 1.15, ours, theirs)
 

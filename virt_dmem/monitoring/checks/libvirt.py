@@ -43,7 +43,7 @@ def domains(machine: Machine) -> Result:
     found = _impossible(asking)
     if found:
         return failed(" ".join(refusal.message for refusal in found), found[0].hint)
-    return passed(f"{len(asking)} ask for pool memory, and can use it.")
+    return passed(f"{len(asking)} domains ask for pool memory, and can use it.")
 
 
 def _impossible(domains: Iterable[tuple[DomainMemory, PoolRecord]]) -> list[DomainRefused]:

@@ -140,7 +140,9 @@ class Dmemfs(Backend[DmemfsRecord]):
             return found
         if not records:
             return passed("No pool uses dmemfs.")
-        return passed(f"{len(records)} use dmemfs, whose memory cannot be pinned: no post-copy migration.")
+        return passed(
+            f"{len(records)} pool segments are on dmemfs, whose memory cannot be pinned: no post-copy migration."
+        )
 
     def _small_mappings(self, records: Sequence[DmemfsRecord], root: Path) -> Result | None:
         """Return a warning where the kernel maps large pages by 4 KiB."""

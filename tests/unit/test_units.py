@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sizes and durations are read and shown as the command line documents them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virt_dmem.errors import UsageError
+from virt_dmem.units import GIB, KIB, MIB, TIB, format_size, parse_duration, parse_number, parse_size, round_up
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("64M", 64 * MIB), ("64MiB", 64 * MIB), (" 1 g ", GIB), ("2TB", 2 * TIB), ("7kib", 7 * KIB)],
+)
+def test_a_size_is_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1G", "1.5G", "G", "1P", "8E", "9999999T", "1 0M", "٣M"])
+def test_what_is_no_size_is_rejected(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        parse_size(text)
+
+
+def test_a_number_is_read_as_the_kernel_does() -> None:
+    assert [parse_number(text) for text in ("0", "0x80000000", "2G", "0x10K")] == [0, 2 * GIB, 2 * GIB, 16 * KIB]
+    with pytest.raises(UsageError, match="'dmem=2X' is invalid: '2X' is not a number"):
+        parse_number("2X", "dmem=2X")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1h", 3600), ("2D", 172800)]
+)
+def test_a_duration_is_read(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "1w", "-5m", "1.5h", "forever"])
+def test_what_is_no_duration_is_rejected(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a duration"):
+        parse_duration(text)
+
+
+def test_a_size_is_shown_exactly_or_with_one_decimal() -> None:
+    sizes = (0, 1023, KIB, 1536 * KIB, 64 * MIB, GIB + 1, 3 * TIB, -2 * GIB)
+    shown = ["0 B", "1023 B", "1 KiB", "1.5 MiB", "64 MiB", "1.0 GiB", "3 TiB", "-2 GiB"]
+    assert [format_size(size) for size in sizes] == shown
+
+
+@given(st.integers(1, 1023), st.sampled_from((KIB, MIB, GIB)))
+def test_a_whole_size_is_read_back_as_shown(number: int, unit: int) -> None:
+    assert parse_size(format_size(number * unit)) == number * unit
+
+
+@given(st.integers(0, 1 << 62), st.integers(1, 1 << 31))
+def test_rounding_up_gives_the_nearest_multiple(size: int, multiple: int) -> None:
+    rounded = round_up(size, multiple)
+    assert rounded % multiple == 0
+    assert size <= rounded < size + multiple
