@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.conftest import GOLDEN, as_libvirt_reads_it
+from tests.rig.golden import GOLDEN, as_libvirt_reads_it
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
 

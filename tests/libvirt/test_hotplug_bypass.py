@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig.command import virt_dmem, virt_dmem_json
+from tests.rig.command import reserved, virt_dmem, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
-from tests.rig.grower import MIB, extents, has_mib, links, reserved, start, wait_for_memory
+from tests.rig.grower import MIB, extents, has_mib, links, start, wait_for_memory
 from tests.rig.guest import GuestImage
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import RigError, wait_for

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.libvirt.test_crash import killed_before_every_step, left_in, reserved
-from tests.rig.command import ask, virt_dmem, virt_dmem_json
+from tests.rig.command import ask, reserved, virt_dmem, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.grower import MIB, MODULES
 from tests.rig.guest import guest_image
+from tests.rig.killed_daemon import killed_before_every_step, left_in
 from tests.rig.pools import create_pool
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.rig.command import virt_dmem_fails, virt_dmem_json
+from tests.rig.command import reserved, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.fake_monitor import FakeMonitor
-from tests.rig.grower import MIB, extents, has_mib, links, reserved, start, wait_for_memory
+from tests.rig.grower import MIB, extents, has_mib, links, start, wait_for_memory
 from tests.rig.guest import GuestImage
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.libvirt.test_crash import killed_before_every_step
 from tests.rig.command import virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
+from tests.rig.killed_daemon import killed_before_every_step
 from tests.rig.pinner import pinned
 from tests.rig.pools import create_pool
 from tests.rig.private_libvirt import PrivateLibvirt

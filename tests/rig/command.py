@@ -14,7 +14,7 @@ from tests.rig.keeper import keeper
 from tests.rig.processes import RigError
 from virt_dmem.ipc.client import Client
 
-__all__ = ["ask", "checked", "virt_dmem", "virt_dmem_fails", "virt_dmem_json"]
+__all__ = ["ask", "checked", "reserved", "virt_dmem", "virt_dmem_fails", "virt_dmem_json"]
 
 _COMMAND = str(Path(sys.executable).with_name("virt-dmem"))
 
@@ -64,3 +64,8 @@ def virt_dmem_fails(*args: str | Path, status: int, stdin: bytes = b"") -> str:
         said = (done.stdout + done.stderr).decode()
         raise RigError(f"virt-dmem {' '.join(map(str, args))}: status {done.returncode}, not {status}: {said}")
     return done.stderr.decode()
+
+
+def reserved(pool: str) -> int:
+    """Return the charged bytes of a pool."""
+    return int(virt_dmem_json("pool", "show", pool)["pool"]["reserved_bytes"])

@@ -16,6 +16,10 @@ from virt_dmem.host.ranges import Range, without
 MIB = 1 << 20
 GIB = 1 << 30
 BOOT = "0c8f1e3c-52cd-4b0e-9a3c-6a4f0f6b9c11"
+PC = [(0, 0x9FC00), (MIB, 3 * GIB - MIB), (4 * GIB, 13 * GIB)]
+"""The RAM of a PC with 16 GiB, as (start, size)."""
+NODES = [[(0, 3 * GIB), (4 * GIB, 5 * GIB)], [(9 * GIB, 8 * GIB)]]
+"""Its memory by node, if it has two."""
 
 
 def put(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from tests.rig.guest import GuestImage
 from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import wait_for
 
-__all__ = ["MIB", "MODULES", "SCRIPT", "extents", "has_mib", "links", "reserved", "start", "wait_for_memory"]
+__all__ = ["MIB", "MODULES", "SCRIPT", "extents", "has_mib", "links", "start", "wait_for_memory"]
 
 MIB = 1 << 20
 MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_mem"]
@@ -45,11 +45,6 @@ def has_mib(libvirtd: PrivateLibvirt) -> int:
 def wait_for_memory(libvirtd: PrivateLibvirt, least: int, most: int) -> None:
     """Wait until the guest reports ``mib`` MiB."""
     wait_for(f"{least} to {most} MiB in the guest", lambda: least <= has_mib(libvirtd) <= most, timeout=60)
-
-
-def reserved(pool: str) -> int:
-    """Return the charged bytes of a pool."""
-    return int(virt_dmem_json("pool", "show", pool)["pool"]["reserved_bytes"])
 
 
 def extents() -> dict[str, dict[str, Any]]:

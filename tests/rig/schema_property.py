@@ -8,7 +8,7 @@ import re
 
 from lxml import etree
 
-from tests.unit.conftest import canonical
+from tests.rig.golden import canonical
 from virt_dmem.domain_xml.reader import is_managed, read_domain
 from virt_dmem.domain_xml.rewrite import apply, reprint, unapply
 from virt_dmem.errors import DmemError, DomainRefused

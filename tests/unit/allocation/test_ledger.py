@@ -9,28 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.rig.plans import PAGE, make_plan, paths_of
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import ExtentState, Phase, TimedStep
-from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.errors import NotEnoughMemory
-
-PAGE = 2 << 20
-
-
-def make_plan(number: int, *pages: tuple[int, int]) -> Plan:
-    """Return a plan with one extent for each (node, pages)."""
-    extents = tuple(
-        ExtentPlan(f"ram-node{index}", "fast", count * PAGE, PAGE, "bind", ((node, count * PAGE),))
-        for index, (node, count) in enumerate(pages)
-    )
-    return Plan(uuid=f"uuid-{number}", name=f"guest{number}", extents=extents)
-
-
-def paths_of(plan: Plan) -> dict[str, Path]:
-    return {
-        extent.alias: Path("/pools", extent.segment, f"libvirt-{plan.uuid}", extent.alias)
-        for extent in plan.extents
-    }
 
 
 @pytest.fixture

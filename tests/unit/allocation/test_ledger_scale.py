@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.allocation.test_ledger import PAGE, make_plan, paths_of
+from tests.rig.plans import PAGE, make_plan, paths_of
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import ExtentState, Phase, TimedStep
 

@@ -17,9 +17,9 @@ import pytest
 
 from tests.rig.answers import command_of, require_documented
 from tests.rig.command_line import Command
+from tests.rig.golden import GOLDEN
 from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.rig.repository import REPOSITORY
-from tests.unit.conftest import GOLDEN
 from virt_dmem.cli.json_schema import SCHEMA_VERSION, answers
 from virt_dmem.cli.main import main
 from virt_dmem.cli.parser import build_parser

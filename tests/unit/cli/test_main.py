@@ -13,8 +13,8 @@ import threading
 import pytest
 
 from tests.rig.command_line import HOSTILE, on_a_terminal
+from tests.rig.golden import GOLDEN
 from tests.rig.repository import REPOSITORY
-from tests.unit.conftest import GOLDEN
 from virt_dmem.cli.main import LIST_JSON_PARSED, main
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.errors import ExitStatus

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.allocation.test_ledger import PAGE, make_plan, paths_of
+from tests.rig.plans import PAGE, make_plan, paths_of
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import ExtentState, Phase
 from virt_dmem.daemon.domain_list import AT_ONCE, DomainList

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.allocation.test_ledger import PAGE, make_plan, paths_of
+from tests.rig.plans import PAGE, make_plan, paths_of
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.daemon import guest_events as module
 from virt_dmem.daemon.wiring import Components, build

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.allocation.test_ledger import PAGE, make_plan, paths_of
+from tests.rig.plans import PAGE, make_plan, paths_of
 from virt_dmem.allocation.models import NodeStatus, PoolStatus
 from virt_dmem.daemon import views
 from virt_dmem.daemon.wiring import Components

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from tests.rig.domain_strategy import domains
-from tests.unit.conftest import GOLDEN, canonical
+from tests.rig.golden import GOLDEN, canonical
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.rewrite import apply, reprint, unapply
 from virt_dmem.errors import DomainRefused

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from tests.unit.conftest import GOLDEN, canonical
+from tests.rig.golden import GOLDEN, canonical
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.units import parse_size

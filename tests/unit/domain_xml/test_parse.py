@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from tests.unit.conftest import canonical
+from tests.rig.golden import canonical
 from virt_dmem.domain_xml.parse import MAX_XML_BYTES, XmlRefused, parse_xml, print_xml
 
 LAUGHS = "<!DOCTYPE d [<!ENTITY a0 'ha'>{}]><domain>&a9;</domain>".format(

@@ -12,8 +12,8 @@ from lxml import etree
 
 from tests.rig.domain_documents import CELLS, UUID, domain, metadata
 from tests.rig.domain_strategy import domains
+from tests.rig.golden import GOLDEN
 from tests.rig.qemu_ram_ids import ARCHES
-from tests.unit.conftest import GOLDEN
 from virt_dmem.domain_xml import reader
 from virt_dmem.domain_xml.elements import NAMESPACE, parse_domain
 from virt_dmem.domain_xml.memory_backends import Cell

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from tests.rig.domain_strategy import domains
-from tests.unit.conftest import GOLDEN, as_libvirt_reads_it, canonical, without_blanks
+from tests.rig.golden import GOLDEN, as_libvirt_reads_it, canonical, without_blanks
 from virt_dmem.domain_xml.reader import is_managed, read_domain
 from virt_dmem.domain_xml.rewrite import apply, reprint, unapply
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid, UsageError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from tests.unit.conftest import GOLDEN, canonical
+from tests.rig.golden import GOLDEN, canonical
 from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.errors import ConfigError
 

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig.fake_tree import GIB, MIB, fake_memory_map, fake_tree, put
+from tests.rig.fake_tree import GIB, MIB, NODES, PC, fake_memory_map, fake_tree, put
 from virt_dmem.errors import PermissionRefused
 from virt_dmem.host import memory_map
 from virt_dmem.host.memory_map import SECTION
 from virt_dmem.host.ranges import Range
-
-PC = [(0, 0x9FC00), (MIB, 3 * GIB - MIB), (4 * GIB, 13 * GIB)]
-NODES = [[(0, 3 * GIB), (4 * GIB, 5 * GIB)], [(9 * GIB, 8 * GIB)]]
 
 
 def two_nodes(root: Path, **more: object) -> Path:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.rig.command_line import run
-from tests.unit.conftest import GOLDEN, canonical
+from tests.rig.golden import GOLDEN, canonical
 from virt_dmem.errors import ExitStatus
 
 

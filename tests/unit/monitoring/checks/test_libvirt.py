@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from tests.rig.checked_machine import install_hook, mounted
+from tests.rig.domain_documents import domain
 from tests.rig.fake_tree import put
-from tests.unit.domain_xml.test_pinning import DISK, domain
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.monitoring.checks import libvirt
 from virt_dmem.monitoring.checks.base import Machine
@@ -29,6 +29,7 @@ def test_a_memory_backing_dir_on_a_disk_matters_while_the_hook_does_not_run(mach
 def test_domains_that_cannot_use_the_memory_of_their_pool_are_found() -> None:
     record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none/dm", {0: NodeShare(GIB)})
     other = PoolRecord("hp", "hugetlbfs", 2 * MIB, "/none/hp", {0: NodeShare(GIB)})
-    memory = read_domain(domain(DISK.format("cache='none'")))
+    disk = "<disk><driver name='qemu' cache='none'/><source file='/x'/><target dev='vda'/></disk>"
+    memory = read_domain(domain(f"<devices>{disk}</devices>"))
     (refusal,) = libvirt._impossible([(memory, record), (memory, other), (read_domain(domain()), record)])
-    assert "'g' cannot work on pool 'dm'" in refusal.message
+    assert "'vm' cannot work on pool 'dm'" in refusal.message

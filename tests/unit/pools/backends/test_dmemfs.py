@@ -3,28 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.rig.fake_tree import BOOT, GIB, MIB, fake_memory_map, fake_tree, put
-from tests.unit.host.test_memory_map import NODES, PC
+from tests.rig.dmemfs_segments import KIND, acquire, check, record
+from tests.rig.fake_tree import GIB, MIB, NODES, PC, fake_memory_map, fake_tree, put
 from virt_dmem.errors import PoolShort, UsageError
 from virt_dmem.host.ranges import Range
 from virt_dmem.pools import manage
 from virt_dmem.pools.backends.base import Backend, Job
-from virt_dmem.pools.backends.checks import Result, Status
-from virt_dmem.pools.backends.dmemfs import Dmemfs, DmemfsRecord, _regions_by_node
+from virt_dmem.pools.backends.checks import Status
+from virt_dmem.pools.backends.dmemfs import _regions_by_node
 from virt_dmem.pools.backends.table import BACKENDS
 from virt_dmem.pools.host_planning import plan_host, read_host
-from virt_dmem.pools.record import NodeShare
 
 RESERVED = [(7 * GIB, 2 * GIB), (15 * GIB, 2 * GIB)]
 CMDLINE = "memmap=2G$7G memmap=2G$15G"
 ALL = {0: [Range(7 * GIB, 2 * GIB)], 1: [Range(15 * GIB, 2 * GIB)]}
-KIND = Dmemfs()
 
 
 @pytest.fixture
@@ -33,21 +30,6 @@ def root(tmp_path: Path) -> Path:
     fake_tree(tmp_path, memory=(6 * GIB, 6 * GIB), struct_pages=(0, 12 * GIB // 64 // 4096))
     put(tmp_path / "lib/modules/6.12.0-test/modules.dep", "updates/dkms/dmemfs.ko.xz:\n")
     return fake_memory_map(tmp_path, ram=PC, nodes=NODES, reserved=RESERVED, cmdline=CMDLINE)
-
-
-def record(nodes: Mapping[int, int], page_size: int = 2 * MIB, name: str = "p", **more: object) -> DmemfsRecord:
-    shares = {node: NodeShare(size) for node, size in nodes.items()}
-    return DmemfsRecord(name, "dmemfs", page_size, f"/none/{name}", shares, boot_id=BOOT, **more)  # type: ignore[arg-type]
-
-
-def acquire(root: Path, wanted: DmemfsRecord, *others: DmemfsRecord) -> DmemfsRecord:
-    KIND.acquire(Job(wanted, others, lambda: None, lambda *_: None, root))
-    return wanted
-
-
-def check(root: Path, *records: DmemfsRecord) -> Result:
-    (found,) = KIND.checks()
-    return found.run(records, root)
 
 
 def test_a_pool_gets_what_was_reserved_on_each_node(root: Path) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig.fake_tree import GIB, MIB, fake_memory_map, fake_tree, put
-from tests.unit.host.test_memory_map import NODES, PC
-from tests.unit.pools.backends.test_dmemfs import KIND, acquire, check, record
+from tests.rig.dmemfs_segments import KIND, acquire, check, record
+from tests.rig.fake_tree import GIB, MIB, NODES, PC, fake_memory_map, fake_tree, put
 from virt_dmem.errors import PoolError, PoolShort
 from virt_dmem.pools.backends import dmemfs_legacy
 from virt_dmem.pools.backends.checks import Status
