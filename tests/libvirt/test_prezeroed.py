@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory made ready ahead: a start takes it, nothing of another guest is in it, and it is never in the way."""
+"""Pre-zeroed memory: a start takes it, it contains nothing of another guest, and it never blocks a reservation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIB = 1 << 20
 PATTERN = b"the guest wrote this "
 POOLS = Path("/run/virt-dmem/pools")
 RECENT = 'ready = "recent"\n'
-"""Nothing is made ready but what a domain has given back."""
+"""Pre-zero only memory that a domain has returned."""
 ALWAYS = "ready_pressure = 100.0\n"
 """Also on a machine that other tests keep busy."""
 
