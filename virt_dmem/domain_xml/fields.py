@@ -21,6 +21,7 @@ __all__ = [
     "read_name",
     "read_uuid_of",
     "DUMPXML",
+    "LONGEST_NAME",
     "MAX_BYTES",
 ]
 
@@ -31,7 +32,7 @@ MAX_BYTES = 2**63 - 1
 """The most memory that libvirt accepts (``virMemoryMaxValue`` in its virutil.c: off_t)."""
 _MAX_NUMBER = 2**64 - 1
 """The largest number that libvirt reads (``virStrToLong_ull``)."""
-_LONGEST_NAME = 251
+LONGEST_NAME = 251
 """In bytes: libvirt has a file ``NAME.xml`` of each domain, and file names end at 255 bytes."""
 _LONGEST_NODESET = 8192
 """libvirt prints any set of 1024 nodes in fewer characters."""
@@ -115,7 +116,7 @@ def read_name(root: etree._Element) -> str:
     :raise DomainXmlInvalid: When there is none, or one that libvirt would reject.
     """
     name = text_of(find_child(root, "name"))
-    if not name.strip() or "/" in name or "\n" in name or len(name.encode()) > _LONGEST_NAME:
+    if not name.strip() or "/" in name or "\n" in name or len(name.encode()) > LONGEST_NAME:
         raise DomainXmlInvalid(f"The domain XML has the invalid name {_shown(name)}.", hint=DUMPXML)
     return name
 

@@ -24,6 +24,7 @@ __all__ = [
     "release",
     "uptime",
     "boot_id",
+    "parse_meminfo",
 ]
 
 ROOT = Path("/")
@@ -41,7 +42,7 @@ class Memory:
 
 def memory(*, root: Path = ROOT) -> Memory:
     """Return the memory of the host, from ``/proc/meminfo``."""
-    found = _meminfo(root / "proc/meminfo")
+    found = parse_meminfo(root / "proc/meminfo")
     return Memory(found["MemTotal"], found["MemFree"], found["MemAvailable"])
 
 
@@ -58,7 +59,8 @@ def pressure(of: str, *, root: Path = ROOT) -> float:
     return float(found[1]) if found else 0.0
 
 
-def _meminfo(path: Path) -> dict[str, int]:
+def parse_meminfo(path: Path) -> dict[str, int]:
+    """Return the sizes in a ``meminfo`` of the host or of a node, in bytes by key."""
     # "MemFree:  1234 kB", and on a node "Node 0 MemFree:  1234 kB"; lines without kB count pages
     lines = re.findall(r"(\S+):\s+(\d+) kB", path.read_text())
     return {key: int(value) * 1024 for key, value in lines}
@@ -66,7 +68,7 @@ def _meminfo(path: Path) -> dict[str, int]:
 
 def cma_bytes(*, root: Path = ROOT) -> int | None:
     """Return the size of the kernel's contiguous memory area; ``None`` without CONFIG_CMA."""
-    return _meminfo(root / "proc/meminfo").get("CmaTotal")
+    return parse_meminfo(root / "proc/meminfo").get("CmaTotal")
 
 
 def struct_page_bytes(*, root: Path = ROOT) -> int | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from virt_dmem.host.kernel import ROOT, Memory, _meminfo, memory
+from virt_dmem.host.kernel import ROOT, Memory, memory, parse_meminfo
 
 __all__ = ["Node", "parse_list", "nodes", "nodes_with_memory", "nodes_without_cpus", "node_memory"]
 
@@ -75,6 +75,6 @@ def node_memory(node: int, *, root: Path = ROOT) -> Memory:
 
     They have no MemAvailable; it is computed as free memory plus page cache and slab that can be reclaimed.
     """
-    found = _meminfo(root / f"sys/devices/system/node/node{node}/meminfo")
+    found = parse_meminfo(root / f"sys/devices/system/node/node{node}/meminfo")
     reclaimable = sum(found.get(key, 0) for key in ("Active(file)", "Inactive(file)", "SReclaimable"))
     return Memory(found["MemTotal"], found["MemFree"], found["MemFree"] + reclaimable)

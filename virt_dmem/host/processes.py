@@ -24,9 +24,11 @@ __all__ = [
     "processes_mapping",
     "processes_using",
     "bytes_by_node",
+    "GONE",
 ]
 
-_GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
+GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""Errors of reading below ``/proc/PID`` when the process is gone, or is a kernel thread."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def process_name(pid: int, *, root: Path = ROOT) -> str:
     """Return the command name of a process, ``""`` when it has ended."""
     try:
         return (root / f"proc/{pid}/comm").read_text("utf-8", "replace").rstrip("\n")
-    except _GONE:
+    except GONE:
         return ""
 
 
@@ -61,7 +63,7 @@ def mappings(pid: int, *, of: Collection[tuple[int, int]] | None = None, root: P
     """
     try:
         lines = (root / f"proc/{pid}/maps").read_bytes().rstrip(b"\n").split(b"\n")
-    except _GONE:
+    except GONE:
         return
     if of is None:
         yield from _parse(filter(None, lines))
@@ -104,7 +106,7 @@ def _opens_on(pid: int, device: int, root: Path) -> bool:
     base = root / f"proc/{pid}"
     try:
         names = [base / "cwd", base / "root", *(base / "fd").iterdir()]
-    except _GONE:
+    except GONE:
         return False
     for name in names:
         try:
@@ -121,7 +123,7 @@ def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> di
     found: dict[int, int] = {}
     try:
         lines = (root / f"proc/{pid}/numa_maps").read_text("utf-8", "replace").splitlines()
-    except _GONE:
+    except GONE:
         return found
     for line in lines:
         page_size = re.search(r" kernelpagesize_kB=(\d+)", line)

@@ -10,15 +10,14 @@ import itertools
 import re
 from pathlib import Path
 
+from virt_dmem.domain_xml.fields import LONGEST_NAME
 from virt_dmem.host.kernel import ROOT
-from virt_dmem.host.processes import _GONE, process_name, processes
+from virt_dmem.host.processes import GONE, process_name, processes
 from virt_dmem.stuck_threads import each
 
 __all__ = ["libvirt_runs", "find_qemu", "qemu_pid", "waits_for_guest", "qemu_domain"]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_LONGEST_NAME = 251
-"""libvirt has a file ``NAME.xml`` for each domain, and file names are limited to 255 bytes."""
 
 
 def libvirt_runs(run_dir: Path, *, root: Path = ROOT) -> bool:
@@ -77,7 +76,7 @@ def _options(pid: int, root: Path) -> dict[bytes, bytes]:
     """
     try:
         arguments = (root / f"proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except _GONE:
+    except GONE:
         return {}
     return dict(reversed([*itertools.pairwise(arguments)]))
 
@@ -86,7 +85,7 @@ def waits_for_guest(pid: int, *, root: Path = ROOT) -> bool:
     """Return whether a QEMU was started for an incoming migration, or to restore a file."""
     try:
         return b"-incoming" in (root / f"proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except _GONE:
+    except GONE:
         return False
 
 
@@ -102,4 +101,4 @@ def qemu_domain(pid: int, *, root: Path = ROOT) -> tuple[str, str] | None:
     if name is None or not _UUID.fullmatch(uuid):
         return None
     found = name[1].replace(",,", ",")
-    return uuid, uuid if "/" in found or "\n" in found else found[:_LONGEST_NAME]
+    return uuid, uuid if "/" in found or "\n" in found else found[:LONGEST_NAME]
