@@ -279,7 +279,7 @@ class Hotplug:
             if device is not None and not await self._operations.remove_if_unmapped(extent):
                 await self._operations.finish_attach(reservation, extent)
                 if device.model == "virtio-mem":
-                    self._virtio_mem.settle(extent, device.current_bytes)
+                    self._virtio_mem.finish_resize(extent, device.current_bytes)
             hint = f"It could not be detached again: {refusal.message} 'virt-dmem show' tells what is attached."
             return HypervisorError(error.message, hint=hint)
         if not await self._operations.remove_if_unmapped(extent):

@@ -104,11 +104,11 @@ class VirtioMem:
                 f" requested; {format_size(charged)} stay charged."
             )
             return describe_change(reservation, shown, "pending", message=message)
-        self.settle(self._operations.current(extent) or extent, now)
+        self.finish_resize(self._operations.current(extent) or extent, now)
         log.info("%s: %s has %s plugged", reservation.name, extent.alias, format_size(now))
         return describe_change(reservation, shown, "resized")
 
-    def settle(self, extent: Extent, plugged_bytes: int) -> None:
+    def finish_resize(self, extent: Extent, plugged_bytes: int) -> None:
         """Finish a resize: charge the memory that the guest has plugged or has not returned."""
         self._charge(extent, min(extent.size_bytes, max(plugged_bytes, _present(extent))))
         if extent.state is ExtentState.RESIZING:
@@ -121,7 +121,7 @@ class VirtioMem:
         words = f"of {reservation.name}, {extent.alias}"
         if extent.state is ExtentState.RESIZING and device.current_bytes == device.requested_bytes:
             if not dry_run:
-                self.settle(extent, device.current_bytes)
+                self.finish_resize(extent, device.current_bytes)
             return [f"charge {format_size(device.current_bytes)} {words}: its guest has completed the resize"]
         can_have = min(extent.size_bytes, max(device.current_bytes, device.requested_bytes, _present(extent)))
         if can_have <= extent.charged_bytes:
@@ -145,7 +145,7 @@ class VirtioMem:
                 await self._extents.prezero.evict(extent.segment)
                 await self._extents.populate(replace(extent, shares=whole), report, gentle=True)
             except BaseException:
-                self.settle(extent, device.current_bytes)
+                self.finish_resize(extent, device.current_bytes)
                 raise
 
     async def _wait_plugged(

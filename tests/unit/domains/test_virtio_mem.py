@@ -56,7 +56,7 @@ async def running(directory: Path, guest: Guest) -> tuple[Parts, VirtioMem]:
     await parts.extents.create_empty(extent)
     parts.ledger.set_state(extent, ExtentState.POPULATED)
     virtio_mem = VirtioMem(parts.operations)
-    virtio_mem.settle(device_of(parts), guest.current_bytes)
+    virtio_mem.finish_resize(device_of(parts), guest.current_bytes)
 
     async def ask(question: Callable[[Guest], object]) -> object:
         return question(guest)

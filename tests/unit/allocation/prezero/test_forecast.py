@@ -18,16 +18,16 @@ def found(
     *domains: DomainMemory, room: dict[str, PoolFree], most: int = 1000, **stock: list[PrezeroedExtent]
 ) -> list[object]:
     return [
-        (wish.uuid, wish.extent.alias, {node: size // PAGE for node, size in wish.extent.shares})
+        (target.uuid, target.extent.alias, {node: size // PAGE for node, size in target.extent.shares})
         for some in forecast(domains, room, stock, {"p": most * PAGE}, "")
-        for wish in some
+        for target in some
     ]
 
 
 def test_as_many_as_have_room_the_likeliest_first() -> None:
     first, second = domain(ONE, 6, 6), domain(TWO, 10)
     both = found(first, second, room=free(12, 12))
-    assert [wish[:2] for wish in both] == [(ONE, "ram-node0"), (ONE, "ram-node1"), (TWO, "ram-node0")]  # type: ignore[index]
+    assert [target[:2] for target in both] == [(ONE, "ram-node0"), (ONE, "ram-node1"), (TWO, "ram-node0")]  # type: ignore[index]
     assert found(first, second, room=free(8, 8)) == found(first, room=free(8, 8))
     assert found(second, first, room=free(10, 1)) == [(TWO, "ram-node0", {0: 10})]
     assert found(first, second, room=free(12, 12), most=11) == [(TWO, "ram-node0", {0: 10})]
