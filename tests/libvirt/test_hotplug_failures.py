@@ -112,7 +112,7 @@ def test_what_qemu_calls_something_else_is_taken_away_again(
     before = has_mib(libvirtd)
     with FakeMonitor(socket_of(uuid), "grower", backend_of("memory-backend-ram", "ua-dmem0", 128 * MIB)):
         said = virt_dmem_fails("attach", "grower", "--size", "128M", status=1)
-        assert "QEMU calls ua-dmem0 a memory-backend-ram" in said
+        assert "QEMU reports ua-dmem0 as a memory-backend-ram" in said
         wait_for("it to be taken away", lambda: list(extents()) == ["ram-node0"])
         assert reserved(roomy_pool) == 192 * MIB
         assert "ua-dmem0" not in libvirtd.virsh("dumpxml", "grower")

@@ -158,7 +158,7 @@ def test_a_pool_that_never_was_cannot_be_destroyed(daemon: Daemon) -> None:
     assert "'nothing'" in virt_dmem_fails("pool", "destroy", "nothing", status=1)
 
 
-@pytest.mark.parametrize("name", ["../etc", "a b", "-x", "", "x" * 33, "ä"])
+@pytest.mark.parametrize("name", ["../etc", "a b", "-x", "", "x" * 65, "ä"])
 def test_a_name_that_could_be_a_trick_is_refused(daemon: Daemon, name: str) -> None:
     virt_dmem_fails("pool", "create", "--size=64M", "--backend=tmpfs", "--", name, status=2)
     assert pools() == []
