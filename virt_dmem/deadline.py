@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -34,6 +35,7 @@ _IDLE = 4
 
 _overdue = StuckThreads(256, 8)
 _idle: list[_Worker] = []
+os.register_at_fork(after_in_child=_idle.clear)  # a child has none of its parent's threads
 
 
 class _Worker:

@@ -153,6 +153,16 @@ def owned() -> Iterator[Path]:
     shutil.rmtree(top)
 
 
+def test_a_fork_does_not_wait_for_threads_of_its_parent() -> None:
+    async def call() -> int:
+        return await within(lambda: 7, "a call")
+
+    assert asyncio.run(call()) == 7
+    if not (child := os.fork()):
+        os._exit(asyncio.run(call()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 @needs_root
 @pytest.mark.parametrize("kind", ["read", "write"])
 def test_a_lease_delays_nobody_and_is_a_use(owned: Path, kind: str) -> None:
