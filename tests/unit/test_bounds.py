@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rig.cpu_time import seconds
+from tests.rig.numbers import DIGITS, NUMBERS
 from virt_dmem.aio import off_loop
 from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.daemon.wiring import Components
@@ -26,22 +27,6 @@ from virt_dmem.units import parse_duration, parse_number, parse_size
 
 NS = "https://virt-dmem.dev/xmlns/domain/1.0"
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
-DIGITS = "9" * 5000
-"""More than Python reads: 4300, whatever leads them."""
-NUMBERS = [
-    DIGITS,
-    f"-{DIGITS}",
-    "0" * 5000 + "1",
-    "-1",
-    "+1",
-    str(2**63),
-    str(2**64),
-    "1e9",
-    "٣",
-    "0x10",
-    "1_0",
-    "",
-]
 
 
 def domain(body: str = "", *, memory: str = "1048576", name: str = "a", attributes: str = "") -> bytes:

@@ -183,7 +183,7 @@ class DeviceOperations:
         return current is None or await self.extents.remove(current)
 
     async def finish_attach(self, reservation: Reservation, extent: Extent) -> None:
-        """Revoke access to an extent that QEMU has mapped, remove its link, and mark it READY.
+        """Revoke access to an extent that QEMU has mapped, remove its link, and mark it POPULATED.
 
         :raise ExtentError: When the domain ended meanwhile.
         """

@@ -71,7 +71,7 @@ class ExtentManager:
     # Make and populate
 
     async def make(self, wanted: Sequence[Extent], report: ReportProgress, *, gentle: bool = False) -> None:
-        """Create extents of one domain and populate them; mark them READY in the ledger when all is done.
+        """Create extents of one domain and populate them; mark them POPULATED in the ledger when all is done.
 
         ``gentle``: see ``prefault``.
 

@@ -5,7 +5,7 @@
 
     attach   reserve, create, prefault                  → PLANNED     rolled back whole
              grant access to QEMU's user, link          → ATTACHING   rolled back whole, once libvirt has refused
-             libvirt attaches; verify, revoke access    → READY
+             libvirt attaches; verify, revoke access    → POPULATED
     detach   ask the guest                              → DETACHING   pending until the guest unplugs the device
              QEMU maps it no more                       → gone
 

@@ -37,7 +37,7 @@ def _plain(value: object) -> str:
     """Return the text of a value that is a kind of ``str``, such as ``SegmentId``: msgspec encodes no other."""
     if isinstance(value, str):
         return str(value)
-    raise NotImplementedError(type(value).__name__)
+    raise TypeError(f"a {type(value).__name__} cannot be sent")
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_plain)

@@ -8,26 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rig.cpu_time import seconds
+from tests.rig.numbers import NUMBERS
 from virt_dmem.domain_xml.fields import read_nodeset, read_size
 from virt_dmem.errors import DomainRefused
-
-DIGITS = "9" * 5000
-"""More than Python reads: 4300, whatever leads them."""
-
-NUMBERS = [
-    DIGITS,
-    f"-{DIGITS}",
-    "0" * 5000 + "1",
-    "-1",
-    "+1",
-    str(2**63),
-    str(2**64),
-    "1e9",
-    "٣",
-    "0x10",
-    "1_0",
-    "",
-]
 
 
 @pytest.mark.parametrize("unit", ["", "b", "KiB", "EB", "EiB"])
