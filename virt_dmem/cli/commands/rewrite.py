@@ -6,6 +6,7 @@ When it rejects its input, stdout stays empty.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from virt_dmem.cli.arguments import add_hotplug_and_monitor
@@ -65,9 +66,11 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.config.schema import load_config
     from virt_dmem.domain_xml import rewrite as rewriting
     from virt_dmem.domains.apply import ApplyOptions, apply_offline
+    from virt_dmem.os_errors import naming
 
     config = load_config(args.config)
-    before = sys.stdin.buffer.read()
+    with naming(os.path.realpath("/proc/self/fd/0")):
+        before = sys.stdin.buffer.read()
     printed = rewriting.reprint(before)
     if args.migratable and not args.undo:
         raise UsageError("--migratable requires --undo.", hint="See 'virt-dmem rewrite --help'.")
