@@ -110,7 +110,7 @@ def test_a_node_that_is_not_there_is_an_error_with_a_sentence(helper: Path, shm:
     assert refused.value.hint
 
 
-def test_a_file_with_any_name_can_be_brought_in(helper: Path, shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_any_name_can_be_populated(helper: Path, shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shm)
     for name in ["--size", "-", "a b\n\"c'", os.fsdecode(b"\xff\xfe")]:
         path = sparse(Path(name), MIB)

@@ -131,7 +131,7 @@ def test_a_size_that_cannot_be_is_refused(tmp_path: Path, sizes: int | Mapping[i
         Fake(tmp_path, {0: {0: GIB}}).changes(sizes)
 
 
-def test_a_pool_that_is_not_as_recorded_is_mended_first(tmp_path: Path) -> None:
+def test_a_pool_that_is_not_as_recorded_is_repaired_first(tmp_path: Path) -> None:
     fake = Fake(tmp_path, {0: {0: GIB}, 1: {0: GIB}})
     (fake.root / "proc/self/mountinfo").write_text("21 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
     with pytest.raises(PoolError, match="not mounted") as caught:
@@ -321,7 +321,7 @@ def test_more_than_the_host_has_leaves_the_pool_as_it_was(config: Config) -> Non
 
 @pytest.mark.needs_hugepages
 @in_own_mount_namespace
-def test_a_segment_that_somebody_sits_in_stays_as_it_is(config: Config) -> None:
+def test_a_segment_that_a_process_uses_stays_as_it_is(config: Config) -> None:
     before = taken()
     made = manage.create(config, "p", sizes=SIZE)
     os.chdir(made.mount)
