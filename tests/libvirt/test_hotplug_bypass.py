@@ -22,7 +22,7 @@ def request(libvirtd: PrivateLibvirt, alias: str, size: str) -> None:
     libvirtd.virsh("update-memory-device", "grower", "--alias", alias, "--requested-size", size)
 
 
-def test_a_device_taken_away_past_us_is_freed(
+def test_a_device_detached_bypassing_virt_dmem_is_freed(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     start(libvirtd, roomy_pool, grower_image)
@@ -35,7 +35,7 @@ def test_a_device_taken_away_past_us_is_freed(
         virt_dmem("detach", "grower", alias)
 
 
-def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
+def test_memory_plugged_bypassing_virt_dmem_is_charged_until_a_resize_to_less(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     start(libvirtd, roomy_pool, grower_image)
@@ -63,7 +63,7 @@ def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
     assert virt_dmem_json("reconcile")["actions"] == []
 
 
-def test_what_is_plugged_past_us_and_past_what_there_is_is_charged_and_told_of(
+def test_memory_plugged_bypassing_virt_dmem_beyond_the_pool_is_charged_and_an_alert(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     """A guest that touches missing memory is killed by SIGBUS: this one does not touch it."""

@@ -62,7 +62,7 @@ def test_show_tells_what_qemu_says_also_after_the_daemon_began_anew(
     assert "custom-argv" in (Path("/var/log/libvirt/qemu/talks.log")).read_text()
 
 
-def test_what_qemu_tells_of_itself_is_heard(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> None:
+def test_events_of_qemu_reach_the_daemon(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> None:
     """Receive real events of a real QEMU, beside those on libvirt's own monitor."""
     start(libvirtd, tmpfs_pool)
     wait_for("QEMU's word", shown)
@@ -73,7 +73,7 @@ def test_what_qemu_tells_of_itself_is_heard(libvirtd: PrivateLibvirt, daemon: Da
     wait_for("it to be given back", lambda: reserved(tmpfs_pool) == 0)
 
 
-def test_a_monitor_that_hangs_up_is_connected_to_again(
+def test_a_monitor_that_disconnects_is_connected_to_again(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
@@ -84,7 +84,7 @@ def test_a_monitor_that_hangs_up_is_connected_to_again(
         wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
 
 
-def test_a_neighbour_that_stands_in_for_a_monitor_is_not_listened_to(
+def test_another_guest_that_poses_as_a_monitor_is_not_listened_to(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     """All QEMUs share a user: any of them may replace another's socket by its own."""
@@ -102,7 +102,7 @@ def test_a_neighbour_that_stands_in_for_a_monitor_is_not_listened_to(
     assert virt_dmem_json("alerts")["alerts"] == []
 
 
-def test_a_qemu_that_says_too_much_is_hung_up_on_and_nobody_waits(
+def test_a_qemu_that_sends_too_much_is_disconnected_and_nothing_waits_for_it(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
@@ -147,7 +147,7 @@ def test_nothing_waits_for_a_qemu_that_does_not_answer(
     wait_for("QEMU's word", shown)
 
 
-def test_memory_that_failed_is_told_of_by_name_and_read_before_it_is_given_away(
+def test_memory_that_failed_is_reported_by_name_and_read_before_another_domain_gets_it(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")

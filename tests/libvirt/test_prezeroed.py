@@ -109,7 +109,7 @@ def some_pool(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue({"tmpfs": "tmpfs_pool", "hugetlbfs": "hugetlbfs_pool"}[request.param]))
 
 
-def test_memory_is_ready_before_the_first_start_which_brings_nothing_in(
+def test_memory_is_pre_zeroed_before_the_first_start_which_populates_nothing(
     libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon
 ) -> None:
     uuid = define(libvirtd, "known", some_pool)
@@ -174,7 +174,7 @@ def test_a_guest_that_starts_before_its_old_memory_is_clean_sees_nothing_of_it(
 
 
 @pytest.mark.needs_hugepages
-def test_memory_that_a_killed_qemu_leaves_pinned_is_missing_in_no_other_guest_and_is_said(
+def test_memory_that_a_killed_qemu_leaves_pinned_is_an_alert_and_missing_in_no_other_guest(
     libvirtd: PrivateLibvirt, hugetlbfs_pool: str, daemon: Daemon
 ) -> None:
     whole = pool(hugetlbfs_pool)["capacity_bytes"]
@@ -195,7 +195,7 @@ def test_memory_that_a_killed_qemu_leaves_pinned_is_missing_in_no_other_guest_an
     wait_for("the end of the alert", lambda: alerts() == [], timeout=30)
 
 
-def test_ready_memory_yields_to_whoever_reserves(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
+def test_pre_zeroed_memory_yields_to_reservations(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
     define(libvirtd, "waits", some_pool)
     wait_until_ready(some_pool, 64)
     whole = pool(some_pool)["capacity_bytes"]
@@ -212,7 +212,7 @@ def test_ready_memory_yields_to_whoever_reserves(libvirtd: PrivateLibvirt, some_
     assert pool(some_pool)["reserved_bytes"] == 64 * MIB
 
 
-def test_a_smaller_one_is_extended(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
+def test_a_smaller_pre_zeroed_file_is_extended(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
     configure(daemon, RECENT)
     define(libvirtd, "smaller", some_pool)
     libvirtd.virsh("start", "--paused", "smaller")
@@ -266,7 +266,7 @@ def test_policy_and_bound_are_kept_to(libvirtd: PrivateLibvirt, tmpfs_pool: str,
     assert "two" not in virt_dmem_fails("show", "one", status=1)
 
 
-def test_it_outlives_the_daemon(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
+def test_pre_zeroed_memory_outlives_the_daemon(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
     define(libvirtd, "known", some_pool)
     wait_until_ready(some_pool, 64)
     (file,) = (POOLS / some_pool / ".ready").iterdir()
@@ -279,7 +279,7 @@ def test_it_outlives_the_daemon(libvirtd: PrivateLibvirt, some_pool: str, daemon
 
 
 @pytest.mark.parametrize("listens", [True, False])
-def test_a_pool_becomes_smaller_and_goes_as_if_nothing_were_ready(
+def test_a_pool_with_pre_zeroed_memory_is_shrunk_and_destroyed_as_any_other(
     libvirtd: PrivateLibvirt, tmpfs_pool: str, daemon: Daemon, *, listens: bool
 ) -> None:
     define(libvirtd, "one", tmpfs_pool)
@@ -300,7 +300,7 @@ def test_a_pool_becomes_smaller_and_goes_as_if_nothing_were_ready(
     create_pool(tmpfs_pool)
 
 
-def test_a_daemon_killed_between_any_two_steps_of_giving_back_leaves_nothing_of_a_guest(
+def test_a_daemon_killed_between_any_two_steps_of_a_release_leaves_nothing_of_a_guest(
     libvirtd: PrivateLibvirt, tmpfs_pool: str, daemon: Daemon, tmp_path: Path
 ) -> None:
     define(libvirtd, "crash", tmpfs_pool)
@@ -328,7 +328,7 @@ def test_a_daemon_killed_between_any_two_steps_of_giving_back_leaves_nothing_of_
     assert any("os.rename" in step for step in steps), steps
 
 
-def test_a_daemon_killed_between_any_two_steps_of_bringing_in_begins_where_it_was(
+def test_a_daemon_killed_between_any_two_steps_of_pre_zeroing_continues_where_it_was(
     libvirtd: PrivateLibvirt, tmpfs_pool: str, daemon: Daemon, tmp_path: Path
 ) -> None:
     libvirtd.define(domain_xml("crash", memory="64MiB"))
@@ -355,7 +355,7 @@ def test_a_daemon_killed_between_any_two_steps_of_bringing_in_begins_where_it_wa
     assert any("os.truncate" in step for step in steps), steps
 
 
-def test_a_host_under_pressure_gets_back_what_is_its_own(
+def test_a_host_under_pressure_gets_its_pre_zeroed_memory_back(
     libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon
 ) -> None:
     """Less than nothing is always exceeded. Huge pages of a pool are nobody else's, so they stay."""

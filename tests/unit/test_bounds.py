@@ -237,7 +237,7 @@ def test_an_element_of_very_many_attributes_is_not_even_parsed() -> None:
     parse_xml(f"<d>{padding}{text}<!-- {text} --></d>".encode())
 
 
-def test_what_a_qemu_says_of_itself_is_kept_only_as_far_as_it_can_be_true_and_shown(parts: Components) -> None:
+def test_the_command_line_of_a_qemu_is_kept_only_as_far_as_it_can_be_true_and_shown(parts: Components) -> None:
     extent = ExtentPlan("dimm0", "p", 4096, 4096, "none", ((-1, 4096),))
     parts.ledger.reserve(Plan(UUID, "a", (extent,)), {"dimm0": Path("/nowhere")}, {("p", -1): 1 << 30})
 

@@ -105,7 +105,7 @@ def test_what_takes_too_long_is_given_up_and_not_asked_again_until_it_came_back(
     asyncio.run(run())
 
 
-def test_who_is_cancelled_waits_for_the_end_of_a_change(held: threading.Event) -> None:
+def test_a_cancelled_caller_waits_for_the_end_of_a_change(held: threading.Event) -> None:
     done = []
 
     def change() -> None:
@@ -196,7 +196,9 @@ def test_what_is_no_file_delays_nobody_and_is_refused(owned: Path) -> None:
 
 
 @needs_root
-def test_a_process_that_cannot_be_read_is_left_out_and_the_loop_turns(owned: Path, tmp_path: Path) -> None:
+def test_a_process_that_cannot_be_read_is_left_out_and_the_event_loop_continues(
+    owned: Path, tmp_path: Path
+) -> None:
     place = owned.with_name("mount")
     place.mkdir()
     command = ["sh", "-c", "echo ready; read -r line", "sh", "-uuid", UUID]

@@ -6,6 +6,6 @@ from __future__ import annotations
 from virt_dmem.text import printable
 
 
-def test_a_name_cannot_drive_the_terminal() -> None:
+def test_a_name_cannot_control_the_terminal() -> None:
     assert printable("plain ünï") == "plain ünï"
     assert printable("\x1b[2J\x9b1m\u202eevil\n") == r"\x1b[2J\x9b1m\u202eevil\n"

@@ -28,7 +28,7 @@ class Room:
         self.now.remove(alone)
 
 
-def test_who_is_alone_has_nobody_beside_it_and_has_its_turn_though_others_never_pause(tmp_path: Path) -> None:
+def test_a_test_alone_has_no_other_beside_it_and_is_run_though_others_never_pause(tmp_path: Path) -> None:
     room, done, inside = Room(), threading.Event(), threading.Barrier(2)
 
     def others() -> None:

@@ -150,7 +150,7 @@ HUGE_PAGES = pytest.mark.needs_hugepages
 
 @BACKENDS
 @in_own_mount_namespace
-def test_who_pinned_a_guests_memory_neither_reads_nor_keeps_what_the_next_guest_has(backend: str) -> None:
+def test_a_process_that_pinned_a_guests_memory_neither_reads_nor_keeps_that_of_the_next(backend: str) -> None:
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE // 2)
         with pinned(extent.path, [0, HUGE]) as pinner:
@@ -240,7 +240,7 @@ def test_what_a_running_guest_gives_back_while_it_is_pinned_is_promised_to_nobod
 
 @HUGE_PAGES
 @in_own_mount_namespace
-def test_memory_that_comes_in_meanwhile_is_not_taken_for_pinned() -> None:
+def test_memory_populated_meanwhile_is_not_taken_for_pinned() -> None:
     async def test(rig: Rig) -> None:
         await rig.ran(ONE, SIZE // 2)
 
@@ -263,7 +263,7 @@ def test_memory_that_comes_in_meanwhile_is_not_taken_for_pinned() -> None:
 
 @BACKENDS
 @in_own_mount_namespace
-def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: str) -> None:
+def test_memory_of_a_file_that_virt_dmem_did_not_create_is_promised_to_nobody(backend: str) -> None:
     async def test(rig: Rig) -> None:
         stray = rig.config.pools_dir / "p" / "stray"
         with stray.open("wb") as file:
@@ -344,7 +344,7 @@ def test_what_is_pinned_of_a_file_of_no_row_is_withheld_in_the_same_round() -> N
 
 @BACKENDS
 @in_own_mount_namespace
-def test_a_file_that_was_enlarged_when_its_guest_ends_is_said_and_all_of_it_comes_back(backend: str) -> None:
+def test_a_file_that_was_enlarged_when_its_guest_ends_is_logged_and_all_of_it_is_freed(backend: str) -> None:
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE // 2)
         os.truncate(extent.path, SIZE // 2 + HUGE)

@@ -110,7 +110,7 @@ def test_what_is_taken_for_parsed_is_what_the_parser_makes_of_it(args: list[str]
     [["rewrite"], ["rewrite", "--print-diff"], ["rewrite", "--json"], ["explain", HOSTILE], [f"--{HOSTILE}"]],
     ids=["xml", "diff", "json", "error", "usage"],
 )
-def test_nothing_that_others_chose_is_obeyed_by_the_terminal(args: list[str]) -> None:
+def test_nothing_that_others_chose_controls_the_terminal(args: list[str]) -> None:
     xml = (GOLDEN / "compact-in.xml").read_text()
     named = xml.replace("<name>", f"<name>{''.join(c for c in HOSTILE if c not in chr(0x1B))}", 1)
     said = on_a_terminal(*args, stdin=named.encode()).decode()

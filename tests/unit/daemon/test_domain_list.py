@@ -75,7 +75,7 @@ def test_it_is_what_the_ledger_holds_after_whatever_was_written(
     ledger.close()
 
 
-def test_what_was_rolled_back_is_not_shown_and_a_change_asks_for_one_domain(tmp_path: Path) -> None:
+def test_a_domain_that_was_rolled_back_is_not_shown_and_a_change_asks_for_one_domain(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite", "boot-1")
     for number in range(3 * AT_ONCE):
         reserve(ledger, number)
@@ -92,7 +92,7 @@ def test_what_was_rolled_back_is_not_shown_and_a_change_asks_for_one_domain(tmp_
     ledger.close()
 
 
-def test_who_makes_all_of_it_lets_others_have_their_turn(tmp_path: Path) -> None:
+def test_making_the_whole_list_leaves_the_event_loop_to_others(tmp_path: Path) -> None:
     """What the event loop does is counted, in turns."""
     ledger = Ledger(tmp_path / "ledger.sqlite", "boot-1")
     for number in range(5 * AT_ONCE):

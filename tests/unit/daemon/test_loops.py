@@ -12,7 +12,7 @@ from virt_dmem.daemon import loops
 from virt_dmem.daemon.loops import restart_on_error
 
 
-def test_work_that_ends_by_a_fault_of_ours_is_begun_again(
+def test_work_that_ends_by_a_bug_is_restarted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loops, "RESTART_SECONDS", 0.01)

@@ -11,7 +11,7 @@ from virt_dmem.aio import cancel_and_wait
 from virt_dmem.daemon.main import shut_down
 
 
-def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
+def test_tasks_are_cancelled_and_one_that_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         rolled_back, let_go = asyncio.Event(), asyncio.Event()
 

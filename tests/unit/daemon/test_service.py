@@ -82,6 +82,6 @@ def test_a_number_that_comes_over_the_socket_and_cannot_be_is_refused(parts: Com
 
 
 @pytest.mark.parametrize("began", [math.nan, math.inf, -math.inf, -1.0, 1e300])
-def test_a_hook_that_says_nonsense_of_its_beginning_is_served(parts: Components, began: float) -> None:
+def test_a_hook_with_an_impossible_time_of_its_beginning_is_served(parts: Components, began: float) -> None:
     asyncio.run(parts.service.hook("release", domain(), lambda _: None, began))
     assert [step.step for step in parts.ledger.steps(UUID)] == ["release"]

@@ -131,7 +131,7 @@ def test_what_copies_is_not_refused(devices: str) -> None:
         ("file=/images/no-vfio-here.img,if=none", False),
     ],
 )
-def test_devices_that_are_given_to_qemu_past_libvirt_count_too(argument: str, *, refused: bool) -> None:
+def test_devices_that_are_given_to_qemu_bypassing_libvirt_count_too(argument: str, *, refused: bool) -> None:
     commandline = (
         "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-device'/>"
         f"<qemu:arg value='{escape(argument)}'/></qemu:commandline></domain>"

@@ -112,7 +112,7 @@ def test_no_link_is_followed_below_a_directory_of_others(outside: Path, domain: 
 
 
 @pytest.mark.parametrize(("mode", "follows"), [(0o755, True), (0o775, False), (0o777, False), (0o1777, False)])
-def test_who_may_write_to_a_directory_of_roots_is_not_followed(
+def test_links_in_a_directory_of_roots_that_others_may_write_to_are_not_followed(
     top: Path, outside: Path, mode: int, follows: bool
 ) -> None:
     (top / "roots").mkdir()
@@ -246,7 +246,7 @@ def test_the_sweep_of_dangling_links_removes_nothing_elsewhere(
     os.close(there)
 
 
-def test_the_socket_of_somebody_else_stays_somebody_elses(outside: Path, domain: Path) -> None:
+def test_the_socket_of_another_user_stays_that_users(outside: Path, domain: Path) -> None:
     evil = domain.with_name("evil")
     evil.symlink_to(outside)
     name = f"libvirt-{UUID}.qmp"
@@ -355,7 +355,7 @@ def test_a_link_is_not_made_where_something_else_stands(domain: Path, extent: Pa
         assert (domain / name).resolve() == extent
 
 
-def test_more_names_than_libvirt_makes_are_not_all_looked_at_and_that_is_said_once(
+def test_more_names_than_libvirt_makes_are_not_all_looked_at_and_that_is_logged_once(
     top: Path, domain: Path, config: LibvirtConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(5000):

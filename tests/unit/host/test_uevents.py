@@ -23,7 +23,7 @@ async def until(calls: list[None], count: int) -> None:
 
 
 @pytest.mark.alone
-def test_a_change_is_told_once_however_many_words_there_are_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_is_reported_once_however_many_events_there_are_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.access(PROCESSOR, os.W_OK):
         pytest.skip(f"needs root and {PROCESSOR}")
     monkeypatch.setattr(uevents, "SETTLE_SECONDS", 0.05)

@@ -54,7 +54,7 @@ def test_a_name_that_libvirt_would_not_take_leads_to_no_pid_file(tmp_path: Path,
     )
 
 
-def test_what_a_process_says_of_itself_is_cut_to_what_a_domain_can_be_called(tmp_path: Path) -> None:
+def test_the_name_on_a_command_line_is_cut_to_the_longest_name_of_a_domain(tmp_path: Path) -> None:
     fake_process(tmp_path, 70, cmdline=["qemu", "-uuid", UUID, "-name", "guest=a,,b,debug-threads=on"])
     fake_process(tmp_path, 71, cmdline=["qemu", "-uuid", UUID, "-name", "guest=" + "n" * 100_000])
     fake_process(tmp_path, 72, cmdline=["qemu", "-uuid", "9" * 5000, "-name", "guest=a"])

@@ -92,7 +92,7 @@ async def say_nothing(reader: asyncio.StreamReader, _writer: Writer) -> None:
     await reader.read()
 
 
-def test_giving_up_a_silent_monitor_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_giving_up_a_silent_monitor_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """A daemon that ends gives them up: no error, nor its trace."""
 
     async def story() -> None:
@@ -130,7 +130,7 @@ def test_a_flood_is_cut_off_passed_on_in_parts_and_logged_once(caplog: pytest.Lo
     assert f"monitor of domain {UUID} disconnected: more than 300 events at once" in said[0]
 
 
-def test_others_have_their_turn_while_one_floods() -> None:
+def test_other_tasks_run_while_one_monitor_floods() -> None:
     """Counted in turns of the event loop: one message each."""
 
     async def story() -> None:

@@ -187,7 +187,7 @@ def test_a_user_with_many_connections_gets_no_more_turns_than_one_with_a_single_
     play(story)
 
 
-def test_who_does_not_read_a_long_answer_is_hung_up_on_and_the_others_are_served(
+def test_a_caller_that_does_not_read_a_long_answer_is_disconnected_and_the_others_are_served(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "SEND_SECONDS", 1)
@@ -206,7 +206,7 @@ def test_who_does_not_read_a_long_answer_is_hung_up_on_and_the_others_are_served
     play(story)
 
 
-def test_who_does_not_read_short_answers_keeps_nobody_waiting(play: Callable[..., None]) -> None:
+def test_a_caller_that_does_not_read_short_answers_keeps_nobody_waiting(play: Callable[..., None]) -> None:
     async def story(rig: Rig) -> None:
         bad = await rig.connect(1000)
         bad.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -222,7 +222,7 @@ def test_who_does_not_read_short_answers_keeps_nobody_waiting(play: Callable[...
     play(story)
 
 
-def test_a_qemu_that_does_not_answer_keeps_no_turn(play: Callable[..., None]) -> None:
+def test_a_qemu_that_does_not_answer_delays_no_other_caller(play: Callable[..., None]) -> None:
     async def story(rig: Rig) -> None:
         for _ in range(3):
             await rig.ask(await rig.connect(1000), "ShowBackends", domain="stuck")
@@ -234,7 +234,7 @@ def test_a_qemu_that_does_not_answer_keeps_no_turn(play: Callable[..., None]) ->
     play(story)
 
 
-def test_all_seats_are_not_one_users(play: Callable[..., None]) -> None:
+def test_one_user_cannot_take_all_connections(play: Callable[..., None]) -> None:
     async def story(rig: Rig) -> None:
         crowd = [await rig.connect(1000) for _ in range(readers.CONNECTIONS)]
         await rig.ask(crowd[-1], "ListPools")
@@ -295,7 +295,7 @@ def test_members_may_read_and_nothing_else_and_strangers_nothing(play: Callable[
     ],
     ids=["deep list", "deep object", "long number", "no UTF-8", "no object", "nothing", "too long", "too many"],
 )
-def test_what_is_no_call_is_hung_up_on(play: Callable[..., None], data: bytes) -> None:
+def test_a_connection_that_sends_no_call_is_closed(play: Callable[..., None], data: bytes) -> None:
     async def story(rig: Rig) -> None:
         bad = await rig.connect(1000)
         with suppress(OSError):

@@ -355,7 +355,7 @@ NONSENSE = [
 
 @pytest.mark.parametrize("answer", NONSENSE, ids=range(len(NONSENSE)))
 @pytest.mark.parametrize("operation", ["start", "migrate"])
-def test_a_daemon_that_answers_nonsense_fails_the_start_in_one_line(
+def test_an_invalid_answer_fails_the_start_in_one_line(
     hook: Hook, stand_in: StandIn, operation: str, answer: bytes
 ) -> None:
     assert_fails_in_one_line(hook(operation, MANAGED, stand_in([answer])))
@@ -414,7 +414,7 @@ def test_progress_goes_on_until_the_last_reply_however_it_is_cut_up(
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_what_comes_behind_the_last_reply_is_nothing_to_us(hook: Hook, stand_in: StandIn) -> None:
+def test_data_after_the_last_reply_is_ignored(hook: Hook, stand_in: StandIn) -> None:
     assert hook("prepare", MANAGED, stand_in([message() + b"nonsense\0"])).returncode == 0
 
 
@@ -447,7 +447,7 @@ def test_a_daemon_that_never_takes_the_call_fails_the_start(hasty: Hook, tmp_pat
     assert "timed out after 1 s" in done.stderr
 
 
-def test_a_daemon_that_goes_on_telling_is_waited_for(hasty: Hook, stand_in: StandIn) -> None:
+def test_a_daemon_that_keeps_reporting_progress_is_waited_for(hasty: Hook, stand_in: StandIn) -> None:
     answers = [message(continues=True)] * 4 + [message()]
     assert hasty("start", MANAGED, stand_in(answers, pause=0.4)).returncode == 0
 
@@ -538,7 +538,7 @@ def is_sensible(answers: bytes) -> bool:
 
 @settings(max_examples=100)
 @given(st.lists(MESSAGES | st.binary(max_size=30), max_size=3))
-def test_no_answer_crashes_it_and_no_nonsense_starts_a_domain(hook: Hook, answers: list[bytes]) -> None:
+def test_no_answer_crashes_it_and_no_invalid_one_starts_a_domain(hook: Hook, answers: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         stand_in = StandIn(Path(directory))
         done = hook.ask("start", MANAGED, stand_in(answers))

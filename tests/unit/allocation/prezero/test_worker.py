@@ -20,7 +20,7 @@ P = SegmentId("p")
 
 
 @in_own_mount_namespace
-def test_in_a_pool_that_is_to_be_destroyed_nothing_is_begun_that_was_wished_before(tmp_path: Path) -> None:
+def test_in_a_pool_that_is_to_be_destroyed_no_earlier_target_is_begun(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
 
     async def story() -> None:
