@@ -126,7 +126,7 @@ def test_a_detach_without_an_answer_is_pending_and_freed_when_unplugged_also_by_
     assert virt_dmem_json("detach", "grower", second, "--wait", "1s")["change"]["state"] == "pending"
     daemon.stop()
     libvirtd.virsh("resume", "grower")
-    wait_for("the guest to let go", lambda: second not in libvirtd.virsh("dumpxml", "grower"))
+    wait_for("the guest to unplug it", lambda: second not in libvirtd.virsh("dumpxml", "grower"))
     daemon.start()
     assert reserved(roomy_pool) == 192 * MIB
 
@@ -226,5 +226,5 @@ def test_a_resize_that_was_pending_is_settled_when_the_guest_has_done_it(
     assert extents()[alias]["state"] == "resizing"
     daemon.restart()
     libvirtd.virsh("resume", "grower")
-    wait_for("the rest to be given back", lambda: reserved(roomy_pool) == 256 * MIB)
+    wait_for("the rest to be freed", lambda: reserved(roomy_pool) == 256 * MIB)
     assert extents()[alias]["state"] == "ready"

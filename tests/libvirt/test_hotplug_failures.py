@@ -24,7 +24,7 @@ from virt_dmem.domain_xml.monitor import socket_of
 
 VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
 TAKES_A_MINUTE = "for _ in $(seq 300); do sleep 0.2; done"
-"""Nobody waits for it; and nothing of it is there for long once it was ended."""
+"""No test waits for its end; no part of it remains for long once it is killed."""
 
 
 def test_what_libvirt_refuses_is_rolled_back_whole(
@@ -53,7 +53,7 @@ def test_an_attach_interrupted_while_memory_is_populated_is_undone(
         time.sleep(0.3)
         attaching.send_signal(signal.SIGINT)
         assert attaching.wait(60) == 130
-    wait_for("it to be given back", lambda: reserved(roomy_pool) == 192 * MIB)
+    wait_for("it to be freed", lambda: reserved(roomy_pool) == 192 * MIB)
     assert list(extents()) == ["ram-node0"]
 
 
@@ -69,7 +69,7 @@ def test_a_domain_that_ends_while_memory_is_populated_leaves_nothing(
         libvirtd.virsh("destroy", "grower")
         ended.touch()
         assert attaching.wait(60) == 1
-    wait_for("it to be given back", lambda: reserved(roomy_pool) == 0)
+    wait_for("it to be freed", lambda: reserved(roomy_pool) == 0)
     assert virt_dmem_json("reconcile")["actions"] == []
     assert list(Path(f"/run/virt-dmem/pools/{roomy_pool}").glob("libvirt-*/*")) == []
 

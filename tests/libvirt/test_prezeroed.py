@@ -149,7 +149,7 @@ def test_what_a_guest_wrote_is_not_in_what_the_next_one_gets(
     wait_until_ready(some_pool, 64)
     (made,) = (POOLS / some_pool / ".ready").iterdir()
     inode = made.stat().st_ino
-    assert inode != was, "what a guest had went back to the kernel"
+    assert inode != was, "memory of a guest was returned to the kernel"
     assert PATTERN not in made.read_bytes()
     libvirtd.virsh("start", "--paused", "second")
     assert inode_of("second") == inode
@@ -159,7 +159,7 @@ def test_what_a_guest_wrote_is_not_in_what_the_next_one_gets(
 def test_a_guest_that_starts_before_its_old_memory_is_clean_sees_nothing_of_it(
     libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon, tmp_path: Path
 ) -> None:
-    """The helper that works in the background never comes to its end here."""
+    """The background helper never finishes here."""
     define(libvirtd, "again", some_pool)
     wait_until_ready(some_pool, 64)
     slow_helper(daemon, tmp_path, '[ "${*#*--background}" != "$*" ]')
@@ -185,8 +185,8 @@ def test_memory_that_a_killed_qemu_leaves_pinned_is_an_alert_and_missing_in_no_o
     (extent,) = extents("killed")
     with pinned(Path(extent["path"]), [0, 8 * MIB]):
         os.kill(libvirtd.qemu_pids()["killed"], signal.SIGKILL)
-        wait_for("its end", lambda: pool(hugetlbfs_pool)["reserved_bytes"] == 0)
-        wait_for("what is surely there", lambda: pool(hugetlbfs_pool)["free_bytes"] == whole - 4 * MIB)
+        wait_for("its release", lambda: pool(hugetlbfs_pool)["reserved_bytes"] == 0)
+        wait_for("memory that is not pinned", lambda: pool(hugetlbfs_pool)["free_bytes"] == whole - 4 * MIB)
         wait_for("the alert", lambda: "memory-pinned" in [one["code"] for one in alerts()], timeout=30)
         assert "4 MiB" in alerts()[0]["message"]
         libvirtd.virsh("start", "--paused", "next")
@@ -205,10 +205,10 @@ def test_pre_zeroed_memory_yields_to_reservations(libvirtd: PrivateLibvirt, some
     assert (shown["reserved_bytes"], shown["ready_bytes"], shown["free_bytes"]) == (whole, 0, 0)
     assert is_clean("large")
     libvirtd.virsh("destroy", "large")
-    # who ran last is the likeliest to run again; for the other one there is no room beside it
+    # the domain that ran last is the likeliest to run again; there is no room for the other one beside it
     wait_until_ready(some_pool, whole // MIB)
     libvirtd.virsh("start", "--paused", "waits")
-    assert not any(step.startswith("prefault") for step in steps("waits")), "a larger one was cut"
+    assert not any(step.startswith("prefault") for step in steps("waits")), "a larger file was truncated"
     assert pool(some_pool)["reserved_bytes"] == 64 * MIB
 
 
@@ -273,7 +273,7 @@ def test_pre_zeroed_memory_outlives_the_daemon(libvirtd: PrivateLibvirt, some_po
     inode = file.stat().st_ino
     daemon.kill()
     daemon.start()
-    assert pool(some_pool)["ready_bytes"] == 64 * MIB, "it is found, not made again"
+    assert pool(some_pool)["ready_bytes"] == 64 * MIB, "it is found, not zeroed again"
     libvirtd.virsh("start", "--paused", "known")
     assert inode_of("known") == inode
 
@@ -358,7 +358,7 @@ def test_a_daemon_killed_between_any_two_steps_of_pre_zeroing_continues_where_it
 def test_a_host_under_pressure_gets_its_pre_zeroed_memory_back(
     libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon
 ) -> None:
-    """Less than nothing is always exceeded. Huge pages of a pool are nobody else's, so they stay."""
+    """A negative limit is always exceeded. The host cannot use huge pages of a pool, so they stay."""
     define(libvirtd, "one", some_pool)
     wait_until_ready(some_pool, 64)
     daemon.config = "[prefault]\nready_pressure = -1.0\n"

@@ -48,7 +48,7 @@ MAP_HUGETLB, MAP_NORESERVE, MADV_POPULATE_WRITE = 0x40000, 0x4000, 23
 
 
 class NoDaemon:
-    """Stands for a daemon that does not run, and so allocates nothing."""
+    """A fake daemon that does not run, and so allocates nothing."""
 
     def retire(self, segment: str) -> None: ...
 
@@ -334,7 +334,7 @@ def test_memory_that_a_domain_freed_is_held_again() -> None:
 
 
 def test_freed_memory_is_held_on_its_node_again_and_is_clean_for_the_next_domain() -> None:
-    """It is the kernel's in between: a process that binds to the node just then may take it."""
+    """The kernel has it in between: a process that binds to the node just then may take it."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(READY)
         cells = (cell(0, 5, 0), cell(1, 6, 0, 1, policy="interleave"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One bad file, row or record harms itself only: the others are reconciled, it is said, and it is tried again."""
+"""One bad file, row or record harms itself only: the others are reconciled, it is an alert, and is retried."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_damaged_record_of_one_pool_harms_no_other_and_is_an_alert_until_it_is
     parts = build(config)
     reconciled(parts)
     assert [pool.name for pool in parts.service.list_pools()] == ["q"]
-    assert alerts(parts) == {str(record): RECONCILE_FAILED}, "nobody says that the pool is short"
+    assert alerts(parts) == {str(record): RECONCILE_FAILED}, "no alert that the pool is short"
     record.write_bytes(whole)
     reconciled(parts)
     assert [(pool.name, pool.reserved_bytes) for pool in parts.service.list_pools()] == [("p", 4 * MIB), ("q", 0)]
@@ -204,7 +204,7 @@ def test_a_ledger_with_one_wrong_value_is_set_aside_and_a_new_one_is_created(con
     reconciled(parts)
     (aside,) = (path for path in config.ledger_path.parent.glob("*damaged*") if "-wal" not in path.name)
     assert alerts(parts) == {str(aside): LEDGER_DAMAGED}
-    assert parts.service.list_pools()[0].state == "draining", "what the administrator said is kept"
+    assert parts.service.list_pools()[0].state == "draining", "the administrator's setting is kept"
     for path in config.ledger_path.parent.glob("*damaged*"):
         path.unlink()
     assert alerts(parts) == {}

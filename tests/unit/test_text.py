@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Text that others chose, made fit to be shown."""
+"""Text that others chose is made safe to show."""
 
 from __future__ import annotations
 

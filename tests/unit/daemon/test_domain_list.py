@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kept list of domains is that of the ledger, whatever was written, and asks it for what changed alone."""
+"""The cached list of domains is that of the ledger, whatever was written, and queries only what changed."""
 
 from __future__ import annotations
 
@@ -93,18 +93,18 @@ def test_a_domain_that_was_rolled_back_is_not_shown_and_a_change_asks_for_one_do
 
 
 def test_making_the_whole_list_leaves_the_event_loop_to_others(tmp_path: Path) -> None:
-    """What the event loop does is counted, in turns."""
+    """The passes of the event loop are counted."""
     ledger = Ledger(tmp_path / "ledger.sqlite", "boot-1")
     for number in range(5 * AT_ONCE):
         reserve(ledger, number)
 
     async def story() -> int:
-        turns = 0
+        passes = 0
         making = asyncio.create_task(DomainList(ledger, domain_json).json())
         while not making.done():
             await asyncio.sleep(0)
-            turns += 1
-        return turns
+            passes += 1
+        return passes
 
     assert asyncio.run(story()) >= 5
     ledger.close()

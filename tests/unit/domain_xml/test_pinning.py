@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of a domain cannot work on memory without struct pages, and who says so."""
+"""The parts of a domain that cannot work on memory without struct pages, and where they are refused."""
 
 from __future__ import annotations
 

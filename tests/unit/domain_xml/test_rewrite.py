@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""apply rewrites what it has to and nothing else; unapply gives back what was there."""
+"""apply rewrites what it has to and nothing else; unapply restores the original."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def golden(name: str) -> bytes:
 
 
 def edited(xml: bytes, pattern: str, replacement: str) -> bytes:
-    """As somebody would edit it; the pattern has to be there once."""
+    """Return the document as a user would edit it; the pattern has to be there once."""
     text, count = re.subn(pattern, replacement, xml.decode())
     assert count == 1
     return text.encode()
@@ -90,7 +90,7 @@ def test_there_are_files_from_libvirt() -> None:
     assert len(FROM_LIBVIRT) >= 14
 
 
-# Invented domains
+# Random domains
 
 
 @many

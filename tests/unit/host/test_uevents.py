@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host's processors and memory come and go: the kernel announces them, as it does whenever it is asked to."""
+"""Events of the host's processors and memory, as the kernel sends them, and repeats them on request."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_change_is_reported_once_however_many_events_there_are_of_it(monkeypat
             monkeypatch.setattr(uevents, "SETTLE_SECONDS", 600)
             PROCESSOR.write_text("change")
             await asyncio.sleep(0.05)
-        PROCESSOR.write_text("change")  # nobody is there to hear of this one, nor of the one before
+        PROCESSOR.write_text("change")  # this one is not received, nor the one before
         await asyncio.sleep(1)
         assert len(calls) == 2
 

@@ -17,7 +17,7 @@ from virt_dmem.ipc.client import Client
 
 def test_other_users_are_connected_to_the_read_only_socket() -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root: to become somebody else")
+        pytest.skip("needs root: to become another user")
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         os.chmod(directory, 0o711)  # noqa: PTH101
         for name, mode in (("sock", 0o600), ("sock-ro", 0o666)):
@@ -40,7 +40,7 @@ def test_other_users_are_connected_to_the_read_only_socket() -> None:
 
 def test_a_user_who_may_not_connect_is_told_who_may_and_nothing_of_starting_the_daemon() -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root: to become somebody else")
+        pytest.skip("needs root: to become another user")
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         os.chmod(directory, 0o711)  # noqa: PTH101
         for name in ("sock", "sock-ro"):

@@ -190,7 +190,7 @@ def test_file_descriptors_that_are_passed_are_closed(daemon: Daemon) -> None:
         with daemon.connect() as caller:
             socket.send_fds(caller, [data], [0] * 200)
     daemon.require_answer()
-    for _ in range(300):  # the last callers are let go of after the answer to another
+    for _ in range(300):  # the last connections are closed after the answer to another
         if daemon.open_files() <= before + 2:
             return
         time.sleep(0.1)

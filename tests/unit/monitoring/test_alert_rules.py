@@ -13,7 +13,7 @@ from virt_dmem.domain_xml.live import Guest, MemoryDevice, read_guest
 from virt_dmem.monitoring.alert_rules import Facts, due
 
 NOW = 1000.0
-"""Of the clock that nobody sets."""
+"""Of the monotonic clock, in seconds."""
 MIB = 1 << 20
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
 

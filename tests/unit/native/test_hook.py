@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The hook does no harm: to domains that are not ours, to running guests, to libvirtd that waits for it.
+"""The hook does no harm: to domains without pool memory, to running guests, to libvirtd that waits for it.
 
 The daemon here is a stand-in that plays the other end of the socket badly; with the real one the hook is
 tested in tests/libvirt.
@@ -51,7 +51,7 @@ OPERATIONS = [
     "new",
 ]
 OF_A_START = ["prepare", "start", "started", "migrate", "restore"]
-"""A start, and coming here: what fails closed."""
+"""A start, and an incoming domain: these fail closed."""
 
 
 class StandIn:
@@ -130,7 +130,7 @@ def hook(request: pytest.FixtureRequest) -> Iterator[Hook]:
 
 @pytest.fixture(params=["missing", "not executable", "no program", "failing", "crashing"])
 def broken(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The hook, and what it runs is broken."""
+    """A hook whose program is broken."""
     client = tmp_path / "client"
     if request.param != "missing":
         client.write_text({"failing": "#!/bin/sh\nexit 3\n", "crashing": "#!/bin/sh\nkill -SEGV $$\n"}.get(
@@ -202,7 +202,7 @@ def test_operations_of_a_start_and_of_coming_here_fail_closed(hook: Hook, operat
 
 
 def test_as_it_is_in_the_sources_it_fails_a_start_and_says_so() -> None:
-    """Who copies it by hand instead of installing it is told, and no domain starts without its memory."""
+    """A hook that was copied instead of installed says so, and no domain starts without its memory."""
     done = run([HOOK, "guest", "start", "begin", "-"], MANAGED, "/nonexistent")
     assert done.returncode != 0
     assert "virt-dmem-hook" in done.stderr
@@ -426,7 +426,7 @@ def plain() -> Iterator[Hook]:
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Hook]:
-    """One that waits for a second, not for ten."""
+    """A hook that waits for a second, not for ten."""
     with tempfile.TemporaryDirectory(prefix="virt-dmem-test-") as directory:
         yield Hook(Path(directory), ["-DANSWER_SECONDS=1"])
 

@@ -135,7 +135,7 @@ def mounted(fstype: str, options: str) -> Iterator[Path]:
 
 @contextmanager
 def huge_pages(count: int) -> Iterator[None]:
-    """``count`` more huge pages of 2 MiB than there were; given back at the end, whatever others took meanwhile."""
+    """``count`` more huge pages of 2 MiB than there were; freed at the end, whatever others took meanwhile."""
     knob = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
     if os.geteuid() != 0 or not knob.exists():
         pytest.skip("needs root and huge pages of 2 MiB")
@@ -645,7 +645,7 @@ def priorities(pid: int) -> set[int]:
 
 
 def autogroup(pid: int | str) -> int | None:
-    """A session's priority; None without such groups, and for who never was in a session of its own."""
+    """A session's priority; None without such groups, and for a process that never had a session of its own."""
     path = Path(f"/proc/{pid}/autogroup")
     words = path.read_text().split() if path.exists() else []
     return int(words[-1]) if words else None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools on this machine's own kernel: 32 MiB of huge pages with HVO, taken, lost, found again, given back.
+"""Pools on this machine's own kernel: 32 MiB of huge pages with HVO, taken, lost, found again, freed.
 
-Each test is alone with its mounts, in turn with the host's huge pages, and leaves no page and no switch behind.
+Each test has its own mounts and, by a lock, the host's huge pages, and leaves pages and settings as they were.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def test_more_than_the_host_has_is_refused_and_nothing_has_changed(config: Confi
 
 @in_own_mount_namespace
 def test_a_pool_that_the_kernel_gives_less_for_is_rolled_back_whole(config: Config) -> None:
-    """The kernel is real; it is only never asked for more than 7 pages, as if it had no more of them."""
+    """The kernel is real, and never asked for more than 7 pages, as if it had no more."""
     before, real = taken(), huge_pages.set_persistent
 
     def stingy(page_size: int, node: int, pages: int, *, root: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_pool_whose_pages_another_takes_is_rolled_back_whole(config: Config, t
     with pytest.raises(PoolShort, match="only 22 MiB of them are still free") as caught:
         manage.create(config, "p", sizes=SIZE, report=steal)
     assert "10 MiB of 32 MiB could not be given back" in caught.value.hint
-    assert taken() == before + 5  # the thief's, which are ours all the same
+    assert taken() == before + 5  # those of the other process, recorded for the pool all the same
     assert not (config.pools_dir / "p").exists()
     with pytest.raises(PoolError, match="10 MiB of 10 MiB could not be given back"):
         manage.destroy(config, "p")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools become larger and smaller: planned on trees that stand for larger hosts, done on this one's kernel."""
+"""Pools grow and shrink: planned on fake trees of larger hosts, done on this machine's kernel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from virt_dmem.pools.savings import savings
 
 
 class NoDaemon:
-    """Stands for a daemon that does not run, and so allocates nothing."""
+    """A fake daemon that does not run, and so allocates nothing."""
 
     def retire(self, segment: str) -> None: ...
 
@@ -35,7 +35,7 @@ class NoDaemon:
 
 
 class Holds(NoDaemon):
-    """A daemon whose domains hold so many bytes, and which hears what it is told."""
+    """A fake daemon whose domains hold so many bytes, and which notes the requests."""
 
     def __init__(self, held_bytes: int) -> None:
         self.held_bytes = held_bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The worker: never in the way of a start or of a pool's end."""
+"""The worker never delays a start or the destruction of a pool."""
 
 from __future__ import annotations
 

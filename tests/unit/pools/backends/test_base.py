@@ -97,7 +97,7 @@ def test_the_capacity_is_what_was_taken_as_far_as_it_is_mounted(tmp_path: Path) 
         assert kind.capacity(record) == {0: 3 * MIB, 1: MIB}
     with mounted(Kind(f"size={4 * MIB}"), record_at(tmp_path / "p")):
         record.nodes[1].got_bytes = 2 * MIB
-        assert sum(kind.capacity(record).values()) == 4 * MIB, "somebody made it smaller"
+        assert sum(kind.capacity(record).values()) == 4 * MIB, "it was shrunk"
 
 
 @in_own_mount_namespace
