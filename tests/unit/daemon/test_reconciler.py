@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.rig.daemon_parts import hold_memory, parts_with_pools
+from tests.rig.domain_documents import UUID
 from tests.rig.mount_namespace import in_own_mount_namespace
-from tests.unit.daemon.conftest import UUID, hold_memory, parts_with_pools
 from virt_dmem.allocation.models import Phase
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.errors import HypervisorError
@@ -19,10 +20,10 @@ from virt_dmem.pools import manage
 from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import MIB
 
-NOBODY_ANSWERS = "qemu+unix:///system?socket=/nonexistent"
+UNREACHABLE = "qemu+unix:///system?socket=/nonexistent"
 
 
-def file_of_nobody(parts: Components) -> Path:
+def unknown_file(parts: Components) -> Path:
     """Create a file in a pool that no domain has."""
     path = parts.config.pools_dir / "p/libvirt-other/pc.ram"
     path.parent.mkdir()
@@ -42,7 +43,7 @@ def test_a_dry_run_names_what_a_run_then_does_in_both_stages_and_is_not_counted(
 
     async def story() -> None:
         await hold_memory(parts, Phase.RUNNING)
-        unknown = file_of_nobody(parts)
+        unknown = unknown_file(parts)
         actions = await parts.reconciler.run(dry_run=True)
         assert actions == [
             f"remove {unknown}: no reservation has it",
@@ -63,11 +64,11 @@ def test_a_dry_run_names_what_a_run_then_does_in_both_stages_and_is_not_counted(
 
 @in_own_mount_namespace
 def test_without_libvirt_the_first_stage_is_done_and_running_domains_are_kept(tmp_path: Path) -> None:
-    parts = parts_with_pools(tmp_path, uri=NOBODY_ANSWERS)
+    parts = parts_with_pools(tmp_path, uri=UNREACHABLE)
 
     async def story() -> None:
         await hold_memory(parts, Phase.RUNNING)
-        unknown = file_of_nobody(parts)
+        unknown = unknown_file(parts)
         with pytest.raises(HypervisorError):
             await parts.reconciler.run(dry_run=False)
         assert not unknown.exists()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.rig.daemon_parts import hold_memory, parts_with_pools
+from tests.rig.domain_documents import UUID
 from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.rig.plans import PAGE, make_plan, paths_of
-from tests.unit.daemon.conftest import UUID, hold_memory, parts_with_pools
 from virt_dmem.aio import cancel_and_wait
 from virt_dmem.allocation.models import Phase
 from virt_dmem.daemon.wiring import Components

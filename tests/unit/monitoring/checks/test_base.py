@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.rig.checked_machine import pool
+from tests.rig.checked_machine import bare_machine, pool
 from tests.rig.fake_tree import put
 from virt_dmem.monitoring.checks.base import Machine
 
@@ -40,19 +41,22 @@ def test_the_records_are_those_of_the_machine_and_unreadable_ones_are_left_out(m
     assert machine.own_config().daemon.run_dir == machine.config.daemon.run_dir
 
 
-def test_records_that_are_hidden_from_this_user_are_not_reported_as_none(machine: Machine) -> None:
-    pool(machine)
-    hidden = machine.root / "var/lib/virt-dmem/pools"
-    hidden.chmod(0)
+def test_records_that_are_hidden_from_this_user_are_not_reported_as_none() -> None:
     user = os.geteuid()
-    try:
-        if user == 0:
-            os.seteuid(65534)
-        with pytest.raises(PermissionError):
-            machine.records()
-    finally:
-        os.seteuid(user)
-        hidden.chmod(0o700)
+    with tempfile.TemporaryDirectory() as directory:  # pytest's own directory is hidden as a whole
+        Path(directory).chmod(0o755)
+        machine = bare_machine(Path(directory))
+        pool(machine)
+        hidden = machine.root / "var/lib/virt-dmem/pools"
+        hidden.chmod(0)
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            with pytest.raises(PermissionError):
+                machine.records()
+        finally:
+            os.seteuid(user)
+            hidden.chmod(0o700)
 
 
 def test_an_absolute_path_leads_below_the_root(tmp_path: Path, machine: Machine) -> None:

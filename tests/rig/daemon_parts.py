@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parts of the daemon with pools of tmpfs and a domain, on libvirt's test driver."""
+"""Build the parts of the daemon with pools of tmpfs and a domain, on libvirt's test driver."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.unit.domains.conftest import MIB, UUID, memory
+from tests.rig.domain_documents import UUID
 from virt_dmem.allocation.models import Phase
 from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
 from virt_dmem.daemon.wiring import Components, build
+from virt_dmem.domain_xml.memory_backends import Cell
+from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.pools import manage
+from virt_dmem.units import MIB
 
-__all__ = ["UUID", "hold_memory", "parts_with_pools"]
+__all__ = ["hold_memory", "parts_with_pools"]
 
 
 def parts_with_pools(directory: Path, *, uri: str = "test:///default") -> Components:
@@ -34,7 +37,9 @@ def parts_with_pools(directory: Path, *, uri: str = "test:///default") -> Compon
 
 async def hold_memory(parts: Components, phase: Phase) -> Path:
     """Let the domain ``vm`` hold 1 MiB of pool ``p``, in that phase of its start; return the file."""
-    await parts.hooks.prepare(memory(MIB), lambda _: None)
+    cells = (Cell("ram-node0", 0, MIB, (), ""),)
+    memory = DomainMemory(UUID, "vm", "p", cells, True, True, None, None, None, None)
+    await parts.hooks.prepare(memory, lambda _: None)
     parts.ledger.set_phase(UUID, phase)
     (extent,) = parts.ledger.extents_of(UUID)
     return extent.path
