@@ -18,16 +18,16 @@ from virt_dmem.domains.extents import StepProgress
 from virt_dmem.errors import NotEnoughMemory, PoolDraining
 from virt_dmem.pools.segment_id import SegmentId
 
-OTHER = "11111111-edaf-9455-926a-d65c16db1809"
+OTHER, SMALL = (f"{number}1111111-edaf-9455-926a-d65c16db1809" for number in (1, 2))
 
 
 def ignore(_progress: StepProgress) -> None:
     """Report nothing."""
 
 
-def another(size_bytes: int) -> DomainMemory:
+def another(size_bytes: int, uuid: str = OTHER) -> DomainMemory:
     """Return a domain beside the one of ``memory``."""
-    return replace(memory(size_bytes), uuid=OTHER, name="other")
+    return replace(memory(size_bytes), uuid=uuid, name="other")
 
 
 @in_own_mount_namespace
@@ -36,6 +36,7 @@ def test_a_refusal_names_the_largest_domain_and_memory_that_is_not_free_until_it
     parts = Parts(tmp_path)
 
     async def story() -> None:
+        await parts.admission.reserve(another(MIB, SMALL))
         await parts.admission.reserve(memory(20 * MIB))
         with (parts.config.pools_dir / "p" / "unlinked").open("w+b") as file:
             file.write(b"x" * 30 * MIB)

@@ -329,3 +329,20 @@ def test_a_detach_that_libvirt_refuses_changes_nothing_unless_the_device_is_gone
         assert rig.is_as_before()
 
     run(rig, story)
+
+
+@in_own_mount_namespace
+def test_a_guest_that_refused_is_asked_again_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, monkeypatch)
+
+    async def story() -> None:
+        await rig.hotplug.attach("vm", SIZE, ignore)
+        rig.guest = ["refuses", "ignores"]
+        assert (await rig.hotplug.detach("vm", ALIAS, ignore, wait_seconds=60)).state == "pending"
+        asyncio.get_running_loop().call_later(0.2, rig.unplug, ALIAS)
+        assert (await rig.hotplug.detach("vm", ALIAS, ignore, wait_seconds=60)).state == "detached"
+        assert rig.is_as_before()
+
+    run(rig, story)

@@ -169,7 +169,7 @@ def test_root_is_served_before_a_crowd_that_was_there_first(play: Callable[..., 
     play(story)
 
 
-def test_a_user_with_many_connections_gets_no_more_turns_than_one_with_a_single_one(
+def test_a_user_with_many_connections_is_served_no_more_often_than_one_with_a_single_one(
     play: Callable[..., None],
 ) -> None:
     async def story(rig: Rig) -> None:
