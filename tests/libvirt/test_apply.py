@@ -132,7 +132,7 @@ def test_a_password_survives_and_is_neither_logged_nor_shown(
     assert b"passwd='hunter2'" in persistent_xml(libvirtd, "vnc")
 
 
-def test_a_tool_that_keeps_undoing_us_is_left_to_win_and_an_alarm_is_raised(
+def test_a_tool_that_keeps_reverting_the_rewrite_wins_and_an_alert_is_raised(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))

@@ -258,7 +258,7 @@ def test_a_move_that_is_cancelled_leaves_the_guest_here_and_nothing_there(
         libvirtd.virsh("domjobabort", "mover")
         assert moving.wait(300) != 0
     goes_on(libvirtd, before)
-    wait_for("it to be given back there", lambda: there(second) == {})
+    wait_for("it to be freed there", lambda: there(second) == {})
     assert here() == {"mover": 192}
     assert files_of("big", second.root) == []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of a domain cannot work on memory without struct pages, and who says so."""
+"""The parts of a domain that cannot work on memory without struct pages, and where they are refused."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_what_copies_is_not_refused(devices: str) -> None:
         ("file=/images/no-vfio-here.img,if=none", False),
     ],
 )
-def test_devices_that_are_given_to_qemu_past_libvirt_count_too(argument: str, *, refused: bool) -> None:
+def test_devices_that_are_given_to_qemu_bypassing_libvirt_count_too(argument: str, *, refused: bool) -> None:
     commandline = (
         "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-device'/>"
         f"<qemu:arg value='{escape(argument)}'/></qemu:commandline></domain>"

@@ -113,7 +113,7 @@ def test_a_step_that_was_cut_short_is_counted_by_what_the_node_has(
     assert saved
 
 
-def test_a_page_that_the_kernel_cannot_free_stays_ours_to_try_again(
+def test_a_page_that_the_kernel_cannot_free_stays_recorded_and_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fake kernel: it cannot get back the struct pages of 3 pages at first, and makes them surplus pages."""
