@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -475,7 +476,7 @@ def test_a_link_is_followed_and_compared_by_device_and_inode(hook: Hook, stand_i
         ({"inode": 1}, "resolves to another file"),
         ({"device": 1}, "resolves to another file"),
         ({"inode": (1 << 64) - 1}, "resolves to another file"),
-        ({"inode": 1 << 80}, "resolves to another file"),
+        ({"inode": 1 << 80}, "resolves to another file|not a JSON object"),  # json-c 0.18 accepts no such number
         ({"path": "/nonexistent/pc.ram"}, "does not resolve to the pool"),
         ({"path": ""}, "does not resolve to the pool"),
     ],
@@ -488,7 +489,7 @@ def test_a_link_that_leads_elsewhere_or_nowhere_fails_the_start(
     right = {"path": str(tmp_path / "extent"), "device": found.st_dev, "inode": found.st_ino}
     done = hook("start", MANAGED, stand_in([message(links=[right, right | wrong])]))
     assert_fails_in_one_line(done)
-    assert complaint in done.stderr
+    assert re.search(complaint, done.stderr)
 
 
 # any answer at all
