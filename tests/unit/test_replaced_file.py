@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A file is replaced as a whole, or stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rig.full_disk import mount_full
+from tests.rig.mount_namespace import in_own_mount_namespace
+from virt_dmem.replaced_file import replace_file
+
+
+def test_a_file_is_replaced_with_its_mode(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    for content, mode in ((b"one", 0o600), (b"two", 0o644)):
+        replace_file(file, content, mode=mode)
+        assert (file.read_bytes(), file.stat().st_mode & 0o777) == (content, mode)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@in_own_mount_namespace
+def test_on_a_full_disk_the_old_one_stays_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    replace_file(file, b"one")
+    filler = mount_full(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(file, b"two")
+    assert set(tmp_path.iterdir()) == {file, filler}
+    assert file.read_bytes() == b"one"
