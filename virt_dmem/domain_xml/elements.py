@@ -6,9 +6,10 @@ from __future__ import annotations
 from lxml import etree
 
 from virt_dmem.domain_xml.fields import DUMPXML, find_child
-from virt_dmem.domain_xml.memory_backends import PLACED_MODELS, refuse_too_many
+from virt_dmem.domain_xml.memory_backends import PLACED_MODELS, default_ram_id, refuse_too_many
 from virt_dmem.domain_xml.monitor import is_another_domains
 from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
+from virt_dmem.domain_xml.qemu.guest_ram import brought_along
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
 from virt_dmem.pool_name import POOL_NAME
 from virt_dmem.text import clipped
@@ -126,6 +127,12 @@ def refuse_unsupported(root: etree._Element) -> None:
                 "the memory of a pool is a shared file.",
                 hint="Remove memAccess='private' from that cell, or leave this domain as it is.",
             )
+    if brought := brought_along(root, default_ram_id(root)):
+        raise DomainRefused(
+            f"The guest's memory would not be that of a pool, but its own: {'; '.join(brought)}.",
+            hint="Remove that from <qemu:commandline> and <qemu:override>, and describe memory by libvirt's own"
+            " elements; or leave this domain as it is.",
+        )
     requested_pool(root)
 
 

@@ -16,6 +16,7 @@ from lxml import etree
 
 from virt_dmem.domain_xml.edit import insert, lay_out, remove
 from virt_dmem.domain_xml.fields import find_child, read_uuid_of
+from virt_dmem.domain_xml.qemu.arguments import QEMU_NAMESPACE
 from virt_dmem.errors import DomainXmlInvalid
 from virt_dmem.host import dirfd
 
@@ -29,8 +30,7 @@ __all__ = [
     "sockets",
 ]
 
-_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-_COMMANDLINE, _ARG = f"{{{_QEMU}}}commandline", f"{{{_QEMU}}}arg"
+_COMMANDLINE, _ARG = f"{{{QEMU_NAMESPACE}}}commandline", f"{{{QEMU_NAMESPACE}}}arg"
 _DIRECTORY = "/var/lib/libvirt/qemu"
 _MOST_NAMES = 50_000
 _CHARDEV = "socket,id=virt-dmem,path={},server=on,wait=off"
@@ -73,7 +73,7 @@ def add_monitor(root: etree._Element, added: list[str]) -> bool:
         return False
     commandline = find_child(root, _COMMANDLINE)
     if commandline is None:
-        commandline = etree.Element(_COMMANDLINE, nsmap={"qemu": _QEMU})
+        commandline = etree.Element(_COMMANDLINE, nsmap={"qemu": QEMU_NAMESPACE})
         insert(root, commandline, root[-1])
         added.append("commandline")
     last = next(reversed(commandline.findall(_ARG)), None)

@@ -28,6 +28,7 @@ from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
 from virt_dmem.domain_xml.monitor import socket_of
 from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.domains import guest_ram
 from virt_dmem.domains.admission import Admission
 from virt_dmem.domains.extents import ExtentManager, ReportProgress
 from virt_dmem.domains.step_times import StepTimes
@@ -120,9 +121,9 @@ class HookOperations:
                 return await within(link_all, f"links in {directory}")
 
     async def started(self, domain: DomainMemory, *, began: float | None = None) -> None:
-        """Verify that QEMU maps the whole of every extent, shared; then remove every path to them.
+        """Verify that every extent is mapped, and the guest's RAM; then remove every path to them.
 
-        :raise NotMapped: When it does not, or no QEMU is found; libvirt then ends the domain.
+        :raise NotMapped: When one is not, it has other RAM, or no QEMU is found; libvirt then ends the domain.
         """
         async with self._serving(domain.uuid, "started", began):
             reservation = self._require(domain, Phase.LINKED)
@@ -135,8 +136,7 @@ class HookOperations:
                     hint="Look into libvirt's log of the domain for the reason why it ended.",
                 )
             with self._times.step(domain.uuid, "started: verify"):
-                wanted = [(item.alias, item.path, item.size_bytes) for item in reservation.extents]
-                await within(partial(extent_files.check_mapped, pid, wanted), f"QEMU {pid} of {domain.name}")
+                await within(partial(guest_ram.verify, reservation, pid), f"QEMU {pid} of {domain.name}")
 
             def close() -> None:
                 for extent in reservation.extents:

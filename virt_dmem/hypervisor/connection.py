@@ -206,6 +206,14 @@ class Hypervisor:
         except libvirt.libvirtError as error:
             raise self._failed(domain, error) from error
 
+    def definition(self, domain: str) -> bytes:
+        """Return a domain's persistent XML, of a transient domain its live XML, both without passwords."""
+        found = self._domain(domain)
+        try:
+            return str(found.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if found.isPersistent() else 0)).encode()
+        except libvirt.libvirtError as error:
+            raise self._failed(domain, error) from error
+
     def is_active(self, domain: str) -> bool:
         """Return whether a domain is running or paused."""
         found = self._domain(domain)

@@ -11,12 +11,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
-    from typing import Annotated
+    from typing import Annotated, Any
 
     from virt_dmem.cli.json_schema import Uuid, says
     from virt_dmem.cli.output import Output
     from virt_dmem.config.schema import Config
-    from virt_dmem.domain_xml.reader import DomainMemory
     from virt_dmem.domains.apply import XmlChange
 
 __all__ = ["COMMANDS"]
@@ -102,8 +101,12 @@ def unapply(args: argparse.Namespace, out: Output) -> ExitStatus:
 def _change(
     args: argparse.Namespace, out: Output, config: Config, transform: Callable[[bytes], bytes]
 ) -> ExitStatus:
-    from virt_dmem.domain_xml.reader import read_domain
+    from contextlib import suppress
+
+    from virt_dmem.domain_xml.fields import read_name
+    from virt_dmem.domain_xml.reader import DomainDocument, read_domain
     from virt_dmem.domains.apply import XmlChange
+    from virt_dmem.errors import DomainRefused
     from virt_dmem.hypervisor.connection import Hypervisor
 
     with Hypervisor(args.connect or config.libvirt.uri) as hypervisor:
@@ -114,19 +117,22 @@ def _change(
         else:
             change = XmlChange(*hypervisor.redefine(uuid, transform))
         active = hypervisor.is_active(uuid)
-    _report(args, out, read_domain(change.after), change, active=active)
+    applied = False
+    with suppress(DomainRefused):  # unapplied, it may be one that pools cannot serve
+        applied = read_domain(change.after).applied
+    name = read_name(DomainDocument(change.after).root)
+    domain = {"uuid": uuid, "name": name, "active": active, "applied": applied}
+    _report(args, out, domain, change)
     return ExitStatus.DONE
 
 
-def _report(
-    args: argparse.Namespace, out: Output, domain: DomainMemory, change: XmlChange, *, active: bool
-) -> None:
+def _report(args: argparse.Namespace, out: Output, domain: dict[str, Any], change: XmlChange) -> None:
     from virt_dmem.cli.output import masked, unified_diff
     from virt_dmem.domain_xml import rewrite
 
     difference = unified_diff(rewrite.reprint(change.before), change.after) if change.is_any else ""
     out.result(
-        domain={"uuid": domain.uuid, "name": domain.name, "active": active, "applied": domain.applied},
+        domain=domain,
         changed=change.is_any and not args.dry_run,
         diff=difference,
     )
@@ -134,14 +140,15 @@ def _report(
         out.text(difference)
     if args.print_xml:
         out.text(masked(change.after))
+    name = domain["name"]
     if not change.is_any:
-        out.note(f"The XML of {domain.name} needs no change.")
+        out.note(f"The XML of {name} needs no change.")
     elif args.dry_run:
-        out.note(f"The XML of {domain.name} was not changed (--dry-run).")
+        out.note(f"The XML of {name} was not changed (--dry-run).")
     else:
-        what = "is rewritten: its memory comes from a pool" if domain.applied else "is restored"
-        when = "; this takes effect at its next start, as it is running now" if active else ""
-        out.note(f"The XML of {domain.name} {what}{when}.")
+        what = "is rewritten: its memory comes from a pool" if domain["applied"] else "is restored"
+        when = "; this takes effect at its next start, as it is running now" if domain["active"] else ""
+        out.note(f"The XML of {name} {what}{when}.")
         if change.adds_monitor:
             out.note("QEMU gets a second monitor, so libvirt will call the domain tainted (--no-monitor: without).")
 
