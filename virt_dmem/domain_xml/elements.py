@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from lxml import etree
 
+from virt_dmem.domain_xml.edit import insert, last_of, lay_out
 from virt_dmem.domain_xml.fields import DUMPXML, find_child
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS, default_ram_id, refuse_too_many
 from virt_dmem.domain_xml.monitor import is_another_domains
@@ -15,9 +16,13 @@ from virt_dmem.pool_name import POOL_NAME
 from virt_dmem.text import clipped
 
 __all__ = [
+    "BEFORE_METADATA",
+    "MEMORY",
     "NAMESPACE",
     "parse_domain",
     "find_request",
+    "ensure_request",
+    "is_backed_by_files",
     "requested_pool",
     "is_rewritten",
     "is_locked",
@@ -26,6 +31,10 @@ __all__ = [
 ]
 
 NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
+MEMORY = f"{{{NAMESPACE}}}memory"
+"""The name of a request."""
+BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
+"""The elements behind the last of which libvirt prints ``<metadata>``."""
 
 
 def parse_domain(xml: bytes) -> etree._Element:
@@ -44,7 +53,24 @@ def parse_domain(xml: bytes) -> etree._Element:
 
 def find_request(root: etree._Element) -> etree._Element | None:
     """Return ``<dmem:memory>`` of the domain's metadata, the request for memory from a pool."""
-    return find_child(root, "metadata", f"{{{NAMESPACE}}}memory")
+    return find_child(root, "metadata", MEMORY)
+
+
+def ensure_request(root: etree._Element, added: list[str]) -> etree._Element:
+    """Return the request, inserted where there is none; what of it was missing is noted in ``added``."""
+    metadata = find_child(root, "metadata")
+    if metadata is None:
+        metadata = etree.Element("metadata")
+        insert(root, metadata, last_of(root, *BEFORE_METADATA))
+        added.append("metadata")
+    request = find_child(metadata, MEMORY)
+    if request is None:
+        request = etree.Element(MEMORY, nsmap={"dmem": NAMESPACE})
+        insert(metadata, request, metadata[-1] if len(metadata) else None)
+        added.append("memory")
+    if "metadata" in added:
+        lay_out(metadata)
+    return request
 
 
 def requested_pool(root: etree._Element) -> str:
@@ -62,8 +88,8 @@ def requested_pool(root: etree._Element) -> str:
     return pool
 
 
-def is_rewritten(root: etree._Element) -> bool:
-    """Return whether libvirt would back all memory by shared files, without prefaulting, on named host nodes."""
+def is_backed_by_files(root: etree._Element) -> bool:
+    """Return whether ``<memoryBacking>`` is as ``apply`` writes it: shared files, without prefaulting."""
     backing = find_child(root, "memoryBacking")
 
     def value(element: str, attribute: str) -> str | None:
@@ -75,6 +101,13 @@ def is_rewritten(root: etree._Element) -> bool:
         and value("source", "type") == "file"
         and value("access", "mode") == "shared"
         and value("allocation", "mode") == "ondemand"
+    )
+
+
+def is_rewritten(root: etree._Element) -> bool:
+    """Return whether libvirt would back all memory by shared files, without prefaulting, on named host nodes."""
+    return (
+        is_backed_by_files(root)
         and not any(_is_private(cell, "memAccess") for cell in root.iterfind("cpu/numa/cell"))
         and not any(
             _is_private(device, "access") or device.find("source/pagesize") is not None

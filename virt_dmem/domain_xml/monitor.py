@@ -24,6 +24,7 @@ __all__ = [
     "add_monitor",
     "has_monitor",
     "is_another_domains",
+    "is_monitored",
     "remove_monitor",
     "socket_name",
     "socket_of",
@@ -63,6 +64,11 @@ def sockets() -> set[str]:
 def has_monitor(xml: bytes) -> bool:
     """Return whether a domain XML has the arguments; only a scan of its bytes, enough for a message."""
     return b"socket,id=virt-dmem,path=" in xml
+
+
+def is_monitored(root: etree._Element) -> bool:
+    """Return whether a domain has the arguments, whichever domain's socket they name."""
+    return any(_found(root))
 
 
 def add_monitor(root: etree._Element, added: list[str]) -> bool:

@@ -26,7 +26,7 @@ from virt_dmem.domain_xml.memory_backends import Cell, machine_without_name, mem
 from virt_dmem.domain_xml.pinning import Obstacle, obstacles
 from virt_dmem.errors import DomainXmlInvalid
 
-__all__ = ["DomainDocument", "DomainMemory", "read_domain", "is_managed"]
+__all__ = ["DomainDocument", "DomainMemory", "read_domain", "is_managed", "name_of"]
 
 T = TypeVar("T")
 _MOST_OBSTACLES = 32
@@ -149,6 +149,14 @@ class DomainDocument:
 def read_domain(xml: bytes) -> DomainMemory:
     """Return the memory of the domain in ``xml``; see ``DomainDocument.memory``."""
     return DomainDocument(xml).memory()
+
+
+def name_of(xml: bytes) -> str:
+    """Return the name of the domain in ``xml``.
+
+    :raise DomainXmlInvalid: When it is no domain XML, or has no valid name.
+    """
+    return read_name(parse_domain(xml))
 
 
 def is_managed(xml: bytes) -> bool:

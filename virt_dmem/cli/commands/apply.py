@@ -86,16 +86,17 @@ def apply(args: argparse.Namespace, out: Output) -> ExitStatus:
 
     config = load_config(args.config)
     options = applying.ApplyOptions(args.pool, args.hotplug_max, args.no_monitor)
-    return _change(args, out, config, lambda xml: applying.apply(config, xml, options))
+    return _change(args, out, config, lambda xml: applying.apply(config, applying.recovered(config, xml), options))
 
 
 def unapply(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Restore a domain's original persistent XML; remove its request too, or virt-dmemd would apply it again."""
     from virt_dmem.config.schema import load_config
     from virt_dmem.domain_xml import rewrite
+    from virt_dmem.domains.apply import recovered
 
     config = load_config(args.config)
-    return _change(args, out, config, lambda xml: rewrite.unapply(xml, keep_request=False))
+    return _change(args, out, config, lambda xml: rewrite.unapply(recovered(config, xml), keep_request=False))
 
 
 def _change(
@@ -103,8 +104,7 @@ def _change(
 ) -> ExitStatus:
     from contextlib import suppress
 
-    from virt_dmem.domain_xml.fields import read_name
-    from virt_dmem.domain_xml.reader import DomainDocument, read_domain
+    from virt_dmem.domain_xml.reader import name_of, read_domain
     from virt_dmem.domains.apply import XmlChange
     from virt_dmem.errors import DomainRefused
     from virt_dmem.hypervisor.connection import Hypervisor
@@ -120,8 +120,7 @@ def _change(
     applied = False
     with suppress(DomainRefused):  # unapplied, it may be one that pools cannot serve
         applied = read_domain(change.after).applied
-    name = read_name(DomainDocument(change.after).root)
-    domain = {"uuid": uuid, "name": name, "active": active, "applied": applied}
+    domain = {"uuid": uuid, "name": name_of(change.after), "active": active, "applied": applied}
     _report(args, out, domain, change)
     return ExitStatus.DONE
 

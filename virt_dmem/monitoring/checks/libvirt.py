@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.requirements import require_possible
-from virt_dmem.domains.apply import apply_if_requested
+from virt_dmem.domain_xml.traces import Trace
+from virt_dmem.domains.apply import apply_if_requested, is_lost, request_lost
 from virt_dmem.errors import DmemError
 from virt_dmem.host import mounts
 from virt_dmem.hypervisor.connection import Hypervisor
@@ -36,10 +38,13 @@ def connection(machine: Machine) -> Result:
 def domains(machine: Machine) -> Result:
     """Check that each domain that asks for pool memory will get it."""
     config = machine.own_config()
+    remembered = Remembered(config.daemon.state_dir)
     refused: list[tuple[str, DmemError]] = []
     waiting, count = [], 0
     with Hypervisor(machine.uri) as hypervisor:
         for domain in hypervisor.domains():
+            if domain.trace is not Trace.NONE and is_lost(domain.trace, remembered.find(domain.uuid)):
+                refused.append((domain.name, request_lost(domain.uuid, domain.name)))
             if not domain.managed:
                 continue
             count += 1
@@ -49,7 +54,10 @@ def domains(machine: Machine) -> Result:
             except DmemError as refusal:
                 refused.append((domain.name, refusal))
     if refused:
-        named = [f"{name}: {refusal.message}" for name, refusal in refused[:_MOST_NAMED]]
+        some = refused[:_MOST_NAMED]
+        named = [
+            refusal.message if name in refusal.message else f"{name}: {refusal.message}" for name, refusal in some
+        ]
         return failed(" ".join([*named, *_more(refused)]), refused[0][1].hint)
     if waiting:
         names = ", ".join([*(domain.name for domain in waiting[:_MOST_NAMED]), *_more(waiting)])
