@@ -8,7 +8,7 @@ from lxml import etree
 from virt_dmem.domain_xml.edit import insert, last_of, lay_out
 from virt_dmem.domain_xml.fields import DUMPXML, find_child
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS, default_ram_id, refuse_too_many
-from virt_dmem.domain_xml.monitor import is_another_domains
+from virt_dmem.domain_xml.monitor import another_domains
 from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
 from virt_dmem.domain_xml.qemu.guest_ram import brought_along
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
@@ -25,6 +25,7 @@ __all__ = [
     "is_backed_by_files",
     "requested_pool",
     "is_rewritten",
+    "what_it_lacks",
     "is_locked",
     "follows_numad",
     "refuse_unsupported",
@@ -106,17 +107,26 @@ def is_backed_by_files(root: etree._Element) -> bool:
 
 def is_rewritten(root: etree._Element) -> bool:
     """Return whether libvirt would back all memory by shared files, without prefaulting, on named host nodes."""
-    return (
-        is_backed_by_files(root)
-        and not any(_is_private(cell, "memAccess") for cell in root.iterfind("cpu/numa/cell"))
-        and not any(
-            _is_private(device, "access") or device.find("source/pagesize") is not None
-            for device in root.iterfind("devices/memory")
-            if device.get("model") in PLACED_MODELS
-        )
-        and not follows_numad(root)
-        and not is_another_domains(root)
-    )
+    return not what_it_lacks(root)
+
+
+def what_it_lacks(root: etree._Element) -> str:
+    """Return why a domain is not rewritten, to continue a sentence about its XML; empty: it is."""
+    if (other := another_domains(root)) is not None:
+        return f"was rewritten for another domain ({other}), from which it was copied"
+    if not is_backed_by_files(root):
+        if find_child(find_request(root), f"{{{NAMESPACE}}}replaced") is None:
+            return "is not rewritten"
+        return "has another <memoryBacking> now than it was rewritten with"
+    if any(_is_private(cell, "memAccess") for cell in root.iterfind("cpu/numa/cell")):
+        return "has a guest NUMA cell with private memory"
+    if any(
+        _is_private(device, "access") or device.find("source/pagesize") is not None
+        for device in root.iterfind("devices/memory")
+        if device.get("model") in PLACED_MODELS
+    ):
+        return "has a memory device with private memory, or with a page size of its own"
+    return "leaves the choice of host nodes to numad" if follows_numad(root) else ""
 
 
 def is_locked(root: etree._Element) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lxml import etree
@@ -23,7 +24,7 @@ from virt_dmem.host import dirfd
 __all__ = [
     "add_monitor",
     "has_monitor",
-    "is_another_domains",
+    "another_domains",
     "is_monitored",
     "remove_monitor",
     "socket_name",
@@ -101,10 +102,15 @@ def remove_monitor(root: etree._Element, added: list[str]) -> None:
             remove(commandline)
 
 
-def is_another_domains(root: etree._Element) -> bool:
-    """Return whether the arguments name the socket of another domain, from which this one was copied."""
+def another_domains(root: etree._Element) -> str | None:
+    """Return the UUID of another domain whose socket the arguments name, from which this one was copied."""
     paths = {path for _, _, path in _found(root)}
-    return bool(paths) and paths != {str(socket_of(read_uuid_of(root)))}
+    if not paths:
+        return None
+    with suppress(DomainXmlInvalid):  # a template may have no UUID any more
+        paths.discard(str(socket_of(read_uuid_of(root))))
+    others = sorted(paths)
+    return Path(others[0]).stem.removeprefix("libvirt-") if others else None
 
 
 def _found(root: etree._Element) -> Iterator[tuple[etree._Element, list[etree._Element], str]]:

@@ -20,6 +20,7 @@ from virt_dmem.domain_xml.elements import (
     parse_domain,
     refuse_unsupported,
     requested_pool,
+    what_it_lacks,
 )
 from virt_dmem.domain_xml.fields import DUMPXML, read_name, read_number, read_uuid_of
 from virt_dmem.domain_xml.memory_backends import Cell, machine_without_name, memory_backends
@@ -59,6 +60,8 @@ class DomainMemory:
     """The profile that QEMU is to run under; only in the XML of a running or starting domain."""
     obstacles: tuple[Obstacle, ...] = ()
     """The parts of it that cannot work on memory without struct pages."""
+    lacks: str = ""
+    """What is so with its XML where it asks for pool memory and is not applied; continues a sentence."""
 
     @property
     def total_bytes(self) -> int:
@@ -132,6 +135,7 @@ class DomainDocument:
             cells=cells,
             managed=is_managed,
             applied=is_managed and is_rewritten(root),
+            lacks=what_it_lacks(root) if is_managed else "",
             dac_user=dac_user,
             dac_group=dac_group,
             selinux_imagelabel=_label(root, "selinux", "imagelabel"),

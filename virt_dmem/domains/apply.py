@@ -17,7 +17,8 @@ from virt_dmem.domain_xml import rewrite
 from virt_dmem.domain_xml.monitor import has_monitor
 from virt_dmem.domain_xml.reader import DomainDocument
 from virt_dmem.domain_xml.traces import Trace, find_trace, put_back, remove_traces
-from virt_dmem.errors import DomainRefused, DomainXmlInvalid, PoolNotFound
+from virt_dmem.errors import DomainRefused, DomainXmlInvalid, PoolError
+from virt_dmem.hypervisor.remedies import is_transient
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
@@ -101,7 +102,7 @@ def apply_offline(config: Config, xml: bytes, options: ApplyOptions) -> tuple[by
     """
     try:
         record = registry.choose(config, options.pool or rewrite.request_of(xml))
-    except (PoolNotFound, OSError):
+    except (PoolError, OSError):  # also a record that cannot be read
         record = None
     rewritten = _rewrite_for(config, xml, record, options, check_sizes=False)
     return rewritten, "" if record else rewrite.doubtful(xml)
@@ -130,8 +131,12 @@ def request_lost(uuid: str, name: str) -> DomainRefused:
     return DomainRefused(
         f"Domain {name} was rewritten for memory from a pool, and its request for that was removed from its XML:"
         " its memory would be a file in libvirt's memory_backing_dir.",
-        hint=f"Run 'virt-dmem apply {uuid}' if it is to have pool memory, else 'virt-dmem unapply {uuid}'"
-        " (XML that is not defined: pipe it through 'virt-dmem rewrite', or 'virt-dmem rewrite --undo').",
+        hint=(
+            "It is transient: pipe the XML from which it is created through 'virt-dmem rewrite' if it is to have"
+            " pool memory, else through 'virt-dmem rewrite --undo'."
+            if is_transient(name)
+            else f"Run 'virt-dmem apply {uuid}' if it is to have pool memory, else 'virt-dmem unapply {uuid}'."
+        ),
     )
 
 

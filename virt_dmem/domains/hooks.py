@@ -36,6 +36,7 @@ from virt_dmem.errors import ExtentError, NotMapped, NotPermitted, NotRewritten
 from virt_dmem.host import apparmor
 from virt_dmem.hypervisor.processes import find_qemu
 from virt_dmem.hypervisor.qemu_user import placed
+from virt_dmem.hypervisor.remedies import how_to_apply
 from virt_dmem.pools import extent_files
 from virt_dmem.units import format_size
 
@@ -74,8 +75,8 @@ class HookOperations:
         """
         if not domain.applied:
             raise NotRewritten(
-                f"Domain {domain.name} asks for pool memory, and its XML is not rewritten.",
-                hint=f"Run: virt-dmem apply {domain.uuid}",
+                f"Domain {domain.name} asks for pool memory, and its XML {domain.lacks or 'is not rewritten'}.",
+                hint=how_to_apply(domain.uuid, domain.name),
             )
         async with self._serving(domain.uuid, "prepare", began):
             left_over = self._ledger.find(domain.uuid)

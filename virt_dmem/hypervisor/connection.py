@@ -25,13 +25,12 @@ from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domain_xml.traces import Trace, find_trace, request_in
 from virt_dmem.errors import DmemError, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
+from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
 
 __all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 
 log = logging.getLogger(__name__)
 
-DEFINITIONS_DIR = Path("/etc/libvirt/qemu")
-"""Where libvirt stores the definitions of qemu:///system."""
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 _ID = re.compile(r"[0-9]{1,9}")

@@ -16,6 +16,7 @@ from virt_dmem.errors import DmemError
 from virt_dmem.host import mounts
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.hypervisor.paths import DEFAULT_MEMORY_BACKING_DIR
+from virt_dmem.hypervisor.remedies import how_to_apply
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.monitoring.checks.hooks import hook, hook_in_force
 from virt_dmem.pools import registry
@@ -63,7 +64,8 @@ def domains(machine: Machine) -> Result:
         names = ", ".join([*(domain.name for domain in waiting[:_MOST_NAMED]), *_more(waiting)])
         return warned(
             f"{len(waiting)} of {count} domains that ask for pool memory are not rewritten: {names}.",
-            f"virt-dmemd does that where auto_apply is set; else run: virt-dmem apply {waiting[0].uuid}",
+            "virt-dmemd does that where auto_apply is set. Otherwise, for the first:"
+            f" {how_to_apply(waiting[0].uuid, waiting[0].name)}",
         )
     return passed(f"{count} domains ask for pool memory, and can use it.")
 
