@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,9 @@ from virt_dmem.domains import guest_ram
 from virt_dmem.domains.admission import Admission
 from virt_dmem.domains.extents import ExtentManager, ReportProgress
 from virt_dmem.domains.step_times import StepTimes
-from virt_dmem.errors import ExtentError, NotMapped, NotPermitted, NotRewritten
+from virt_dmem.errors import Delayed, ExtentError, NotMapped, NotPermitted, NotRewritten
 from virt_dmem.host import apparmor
+from virt_dmem.hypervisor import dead_monitors
 from virt_dmem.hypervisor.processes import find_qemu
 from virt_dmem.hypervisor.qemu_user import placed
 from virt_dmem.hypervisor.remedies import how_to_apply
@@ -158,12 +159,14 @@ class HookOperations:
                 self._ledger.set_phase(uuid, Phase.STOPPED)
 
     async def release(self, uuid: str) -> None:
-        """Free the domain's memory; quarantine each extent that some process still maps."""
+        """Free the domain's memory; quarantine each extent that some process still maps. Its monitor is gone."""
         async with self._serving(uuid, "release"):
             reservation = self._ledger.find(uuid)
             if reservation:
                 await self._extents.release(reservation)
                 log.info("%s: released", reservation.name)
+            with suppress(Delayed):  # reconcile removes it then
+                await within(partial(dead_monitors.remove, uuid), f"the monitor of {uuid}", of=uuid)
 
     @asynccontextmanager
     async def _serving(self, uuid: str, operation: str, began: float | None = None) -> AsyncIterator[None]:

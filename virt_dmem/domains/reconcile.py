@@ -29,6 +29,7 @@ from virt_dmem.domains.extents import ExtentManager
 from virt_dmem.errors import Delayed
 from virt_dmem.host import processes
 from virt_dmem.host.dirfd import shown
+from virt_dmem.hypervisor import dead_monitors
 from virt_dmem.hypervisor import processes as qemu_processes
 from virt_dmem.hypervisor.paths import dangling_links, remove_dangling
 from virt_dmem.pools import extent_files, segment_files
@@ -80,6 +81,8 @@ async def from_host(context: ReconcileContext) -> list[str]:
     context.extents.reclaim.forget_enlarged(held)
     with context.attempts.trying("links in libvirt's directories"):
         actions += await _remove_dangling_links(context)
+    with context.attempts.trying("monitors of domains that have ended"):
+        actions += await _remove_dead_monitors(context)
     if not context.dry_run:
         with context.attempts.trying("quarantined extents"):
             actions += [
@@ -122,6 +125,18 @@ async def _remove_dangling_links(context: ReconcileContext) -> list[str]:
     links = await within(sweep, "the links in memory_backing_dir", seconds=_SWEEP_SECONDS)
     more = [f"remove {len(links) - _MOST_NAMED} links more that dangle"] if links[_MOST_NAMED:] else []
     return [f"remove the link {shown(link)}: its target is gone" for link in links[:_MOST_NAMED]] + more
+
+
+async def _remove_dead_monitors(context: ReconcileContext) -> list[str]:
+    """Remove the monitors' sockets that no QEMU listens on, of domains that hold no memory."""
+    found = await within(dead_monitors.found, "the directory of monitors", seconds=_SWEEP_SECONDS)
+    left = found - context.ledger.phases().keys()
+    if not left:
+        return []
+    remove = partial(dead_monitors.remove_unbound, left, dry_run=context.dry_run)
+    gone = await within(remove, "the sockets of monitors", seconds=_SWEEP_SECONDS)
+    more = [f"remove {len(gone) - _MOST_NAMED} monitors more"] if gone[_MOST_NAMED:] else []
+    return [f"remove the monitor of domain {uuid}: its QEMU is gone" for uuid in gone[:_MOST_NAMED]] + more
 
 
 async def from_libvirt(context: ReconcileContext, active: Collection[str], listed_at: int) -> list[str]:
