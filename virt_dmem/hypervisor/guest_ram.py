@@ -20,12 +20,13 @@ from typing import Any
 import msgspec
 
 from virt_dmem.domain_xml.monitor import socket_of
+from virt_dmem.domain_xml.qemu.arguments import options
 from virt_dmem.domain_xml.qemu.guest_ram import BOOT, RamUse, ram_uses
 from virt_dmem.host.kernel import ROOT
 from virt_dmem.host.processes import GONE
 from virt_dmem.hypervisor import unix_socket
 
-__all__ = ["GuestRam", "read_guest_ram"]
+__all__ = ["GuestRam", "memory_directory", "read_guest_ram"]
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,13 @@ def read_guest_ram(uuid: str, pid: int, *, root: Path = ROOT) -> GuestRam:
     except (LookupError, TypeError, ValueError, AttributeError):
         log.warning("monitor of domain %s: an answer has not the expected content", uuid)
         return GuestRam(tuple(told), None)
+
+
+def memory_directory(pid: int, *, root: Path = ROOT) -> Path | None:
+    """Return the directory in which a QEMU was told to open its boot memory; ``None``: it was not. As above."""
+    given = options(_arguments(pid, root))
+    path = next((path for option in given if option.name == "object" and (path := option.get("mem-path"))), "")
+    return Path(path).parent if path else None
 
 
 def _of_devices(devices: Any) -> Iterator[RamUse]:  # noqa: ANN401 -- what a QEMU sent

@@ -126,3 +126,10 @@ def test_a_stand_in_for_a_monitor_and_a_missing_one_are_asked_nothing(tmp_path: 
     assert heard in ([], [b""])
     monitor.socket_of(UUID).unlink()
     assert read(tmp_path).uses == (BOOT,)
+
+
+def test_the_directory_of_boot_memory_is_that_of_its_file(tmp_path: Path) -> None:
+    read(tmp_path, ("qemu", "-object", "secret,id=s", "-object", '{"id":"pc.ram","mem-path":"/a/7-x/pc.ram"}'))
+    assert guest_ram.memory_directory(os.getpid(), root=tmp_path) == Path("/a/7-x")
+    read(tmp_path)
+    assert guest_ram.memory_directory(os.getpid(), root=tmp_path) is None
