@@ -29,7 +29,8 @@ class Room:
 
 
 def test_who_is_alone_has_nobody_beside_it_and_has_its_turn_though_others_never_pause(tmp_path: Path) -> None:
-    room, done, inside = Room(), threading.Event(), threading.Barrier(2)
+    room, done, shared = Room(), threading.Event(), threading.Event()
+    inside = threading.Barrier(2, action=shared.set)
 
     def others() -> None:
         turns = Turns(tmp_path)
@@ -41,6 +42,7 @@ def test_who_is_alone_has_nobody_beside_it_and_has_its_turn_though_others_never_
 
     def alone() -> None:
         try:
+            assert shared.wait(60)  # before that it could wait for one that waits for the other
             for _ in range(20):
                 with Turns(tmp_path).turn(alone=True), room.entered(alone=True):
                     pass
