@@ -209,7 +209,7 @@ def test_the_socket_that_nobody_was_there_to_remove_is_removed_later(
     libvirtd.virsh("undefine", "talks")
     daemon.start()
     virt_dmem("reconcile")
-    assert not os.path.lexists(socket_of(uuid))
+    wait_for("its monitor to be gone", lambda: not os.path.lexists(socket_of(uuid)))
 
 
 def test_a_start_that_is_rolled_back_leaves_no_socket(

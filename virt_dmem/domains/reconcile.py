@@ -160,6 +160,8 @@ async def from_libvirt(context: ReconcileContext, active: Collection[str], liste
             actions.append(
                 f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain is not running"
             )
+    with context.attempts.trying("monitors of domains that do not run"):
+        actions += await _remove_dead_monitors(context)
     return actions
 
 
