@@ -26,6 +26,7 @@ __all__ = [
     "requested_pool",
     "is_rewritten",
     "what_it_lacks",
+    "is_file_backed",
     "is_locked",
     "follows_numad",
     "refuse_unsupported",
@@ -91,30 +92,27 @@ def requested_pool(root: etree._Element) -> str:
 
 def is_backed_by_files(root: etree._Element) -> bool:
     """Return whether ``<memoryBacking>`` is as ``apply`` writes it: shared files, without prefaulting."""
-    backing = find_child(root, "memoryBacking")
-
-    def value(element: str, attribute: str) -> str | None:
-        found = find_child(backing, element)
-        return None if found is None else found.get(attribute)
-
-    return (
-        find_child(backing, "hugepages") is None
-        and value("source", "type") == "file"
-        and value("access", "mode") == "shared"
-        and value("allocation", "mode") == "ondemand"
-    )
+    return _is_of_shared_files(root) and _backing_value(root, "allocation", "mode") == "ondemand"
 
 
 def is_rewritten(root: etree._Element) -> bool:
     """Return whether libvirt would back all memory by shared files, without prefaulting, on named host nodes."""
+    return is_file_backed(root) and is_backed_by_files(root)
+
+
+def is_file_backed(root: etree._Element) -> bool:
+    """Return whether libvirt would back all memory by shared files on named host nodes.
+
+    QEMU can be started so, whoever wrote it: with ``immediate`` allocation it finds nothing to populate.
+    """
     return not what_it_lacks(root)
 
 
 def what_it_lacks(root: etree._Element) -> str:
-    """Return why a domain is not rewritten, to continue a sentence about its XML; empty: it is."""
+    """Return why a domain cannot start on shared files, to continue a sentence about its XML; empty: it can."""
     if (other := another_domains(root)) is not None:
         return f"was rewritten for another domain ({other}), from which it was copied"
-    if not is_backed_by_files(root):
+    if not _is_of_shared_files(root):
         if find_child(find_request(root), f"{{{NAMESPACE}}}replaced") is None:
             return "is not rewritten"
         return "has another <memoryBacking> now than it was rewritten with"
@@ -127,6 +125,19 @@ def what_it_lacks(root: etree._Element) -> str:
     ):
         return "has a memory device with private memory, or with a page size of its own"
     return "leaves the choice of host nodes to numad" if follows_numad(root) else ""
+
+
+def _is_of_shared_files(root: etree._Element) -> bool:
+    return (
+        find_child(root, "memoryBacking", "hugepages") is None
+        and _backing_value(root, "source", "type") == "file"
+        and _backing_value(root, "access", "mode") == "shared"
+    )
+
+
+def _backing_value(root: etree._Element, element: str, attribute: str) -> str | None:
+    found = find_child(root, "memoryBacking", element)
+    return None if found is None else found.get(attribute)
 
 
 def is_locked(root: etree._Element) -> bool:

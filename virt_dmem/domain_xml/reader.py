@@ -15,6 +15,7 @@ from lxml import etree
 from virt_dmem.domain_xml.elements import (
     NAMESPACE,
     find_request,
+    is_file_backed,
     is_locked,
     is_rewritten,
     parse_domain,
@@ -47,7 +48,7 @@ class DomainMemory:
     managed: bool
     """The domain asks for pool memory: its metadata have ``<dmem:memory>``."""
     applied: bool
-    """Its memory backends are shared files without prefaulting, and not ``<hugepages>``."""
+    """Its XML is rewritten: its memory backends are shared files without prefaulting, and not ``<hugepages>``."""
     dac_user: str | None
     """Of the dac label as libvirt wrote it: ``+64055`` is a number, anything else may be a name."""
     dac_group: str | None
@@ -61,7 +62,9 @@ class DomainMemory:
     obstacles: tuple[Obstacle, ...] = ()
     """The parts of it that cannot work on memory without struct pages."""
     lacks: str = ""
-    """What is so with its XML where it asks for pool memory and is not applied; continues a sentence."""
+    """Why it cannot be started on pool memory though it asks for it; continues a sentence about its XML."""
+    file_backed: bool = False
+    """Its memory backends are shared files, whoever wrote that: it can be started on pool memory as it is."""
 
     @property
     def total_bytes(self) -> int:
@@ -143,6 +146,7 @@ class DomainDocument:
             locked=is_locked(root),
             apparmor_label=_label(root, "apparmor", "label"),
             obstacles=obstacles(root)[:_MOST_OBSTACLES],
+            file_backed=is_file_backed(root),
         )
 
     def _free_tree(self, answer: T) -> T:

@@ -15,9 +15,11 @@ from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml import rewrite
 from virt_dmem.domain_xml.monitor import has_monitor
+from virt_dmem.domain_xml.pinning import may_run_guests
 from virt_dmem.domain_xml.reader import DomainDocument
 from virt_dmem.domain_xml.traces import Trace, find_trace, put_back, remove_traces
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid, PoolError
+from virt_dmem.host import kernel
 from virt_dmem.hypervisor.remedies import is_transient
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
@@ -30,6 +32,7 @@ __all__ = [
     "apply_if_requested",
     "apply_incoming",
     "apply_offline",
+    "doubt",
     "is_lost",
     "name_pool",
     "recovered",
@@ -157,6 +160,21 @@ def recovered(config: Config, xml: bytes) -> bytes:
     if not is_lost(trace, request):
         return xml
     return put_back(xml, request) if request else remove_traces(xml)
+
+
+def doubt(config: Config, xml: bytes) -> str:
+    """Return what may not work for the domain of rewritten ``xml`` on its pool; empty if nothing is known.
+
+    :raise PoolNotFound: When there is no such pool.
+    """
+    document = DomainDocument(xml)
+    unlikely = not may_run_guests(document.root) or not kernel.nested_guests_need_struct_pages()
+    if unlikely or backend(registry.choose(config, document.memory().pool).backend).has_struct_pages:
+        return ""
+    return (
+        "Its guest may run guests of its own, and on a pool without struct pages that fails here. If it shall, set"
+        " the parameter kvm.allow_unsafe_mappings=1 (module kvm; it can be set when the module is loaded)."
+    )
 
 
 def name_pool(config: Config, xml: bytes, pool: str) -> bytes:

@@ -65,7 +65,7 @@ def test_only_shared_files_without_prefaulting_count_as_applied(old: str, new: s
     [
         ("", "", ""),
         (APPLIED, "", "is not rewritten"),
-        ("'ondemand'", "'immediate'", "has another <memoryBacking> now than it was rewritten with"),
+        ("'shared'", "'private'", "has another <memoryBacking> now than it was rewritten with"),
         (f"libvirt-{UUID}", "libvirt-00000000-1111-2222-3333-444444444444",
          "was rewritten for another domain (00000000-1111-2222-3333-444444444444), from which it was copied"),
         ("<vcpu>2</vcpu>", "<vcpu placement='auto'>2</vcpu>", "leaves the choice of host nodes to numad"),

@@ -15,8 +15,17 @@ from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml import rewrite
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.traces import request_in
-from virt_dmem.domains.apply import ApplyOptions, XmlChange, apply, apply_if_requested, apply_offline, recovered
+from virt_dmem.domains.apply import (
+    ApplyOptions,
+    XmlChange,
+    apply,
+    apply_if_requested,
+    apply_offline,
+    doubt,
+    recovered,
+)
 from virt_dmem.errors import DomainRefused, PoolNotFound
+from virt_dmem.host import kernel
 
 LOCKED = "<memoryBacking><locked/></memoryBacking>"
 DIRECT_DISK = (
@@ -102,3 +111,16 @@ def test_what_another_tool_removed_is_put_back_as_far_as_it_is_remembered(config
     assert b"<hugepages" in rewrite.unapply(
         recovered(config, monitored[:start] + monitored[end:]), keep_request=False
     )
+
+
+def test_a_doubt_about_guests_in_guests_is_said_where_the_pool_and_the_host_give_reason(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nested, plain = domain("<cpu mode='host-passthrough'/>"), domain()
+    on = {pool: apply(config, nested, ApplyOptions(pool=pool)) for pool in ("dm", "hp")}
+    monkeypatch.setattr(kernel, "nested_guests_need_struct_pages", lambda: True)
+    assert "kvm.allow_unsafe_mappings=1" in doubt(config, on["dm"])
+    assert doubt(config, on["hp"]) == ""
+    assert doubt(config, apply(config, plain, ApplyOptions(pool="dm"))) == ""
+    monkeypatch.setattr(kernel, "nested_guests_need_struct_pages", lambda: False)
+    assert doubt(config, on["dm"]) == ""

@@ -105,7 +105,7 @@ def _change(
     from contextlib import suppress
 
     from virt_dmem.domain_xml.reader import name_of, read_domain
-    from virt_dmem.domains.apply import XmlChange
+    from virt_dmem.domains import apply as applying
     from virt_dmem.errors import DomainRefused
     from virt_dmem.hypervisor.connection import Hypervisor
 
@@ -113,15 +113,17 @@ def _change(
         uuid = hypervisor.find(args.domain)
         if args.dry_run:
             before = hypervisor.inactive_xml(uuid, secure=False)
-            change = XmlChange(before, transform(before))
+            change = applying.XmlChange(before, transform(before))
         else:
-            change = XmlChange(*hypervisor.redefine(uuid, transform))
+            change = applying.XmlChange(*hypervisor.redefine(uuid, transform))
         active = hypervisor.is_active(uuid)
     applied = False
     with suppress(DomainRefused):  # unapplied, it may be one that pools cannot serve
         applied = read_domain(change.after).applied
     domain = {"uuid": uuid, "name": name_of(change.after), "active": active, "applied": applied}
     _report(args, out, domain, change)
+    if applied and (doubt := applying.doubt(config, change.after)):
+        out.note(doubt)
     return ExitStatus.DONE
 
 

@@ -71,7 +71,7 @@ def domains(machine: Machine) -> Result:
 
 
 def _is_fulfilled(config: Config, xml: bytes) -> bool:
-    """Return whether a domain that asks for pool memory is rewritten, and not only can be.
+    """Return whether a domain that asks for pool memory can be started on it, and not only after a rewrite.
 
     :raise DmemError: When it cannot have it.
     """
@@ -79,7 +79,7 @@ def _is_fulfilled(config: Config, xml: bytes) -> bool:
     record = registry.choose(config, memory.pool)
     kind = backend(record.backend)
     require_possible(memory, record.pool, may_lock=kind.lockable, may_pin=kind.has_struct_pages)
-    return apply_if_requested(config, xml) == xml
+    return apply_if_requested(config, xml) == xml or memory.file_backed
 
 
 def _more(found: Sequence[object]) -> list[str]:

@@ -14,7 +14,7 @@ from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.pools.backends.checks import Status
 
 
-def test_no_pool_is_worth_a_word(machine: Machine) -> None:
+def test_no_pool_is_a_warning(machine: Machine) -> None:
     assert "virt-dmem pool create NAME" in memory.pools_mounted(machine).hint
     named = replace(machine, config=msgspec.structs.replace(machine.config, default_pool="guests"))
     assert "virt-dmem pool create guests --size" in memory.pools_mounted(named).hint
