@@ -31,6 +31,8 @@ HOUSEKEEPING_SHARE = 0.02
 HOUSEKEEPING_MOST_SECONDS = 10.0
 SETTLE_SECONDS = 0.1
 """Delay before a change is acted on: domains that start and stop in a row come first."""
+RETRY_REQUESTS_SECONDS = 60.0
+"""A template or libvirt may be the reason; changes of domains and pools are acted on at once."""
 RESTART_SECONDS = 1.0
 """Delay before a loop that ended by an unexpected error is restarted."""
 
@@ -47,6 +49,7 @@ def all_loops(parts: Components) -> list[Loop]:
         prezero_loop,
         settle_loop,
         alerts_loop,
+        retry_requests_loop,
     )
     loops: list[Loop] = [*(partial(loop, parts) for loop in of_parts), watchdog_loop, parts.libvirt_events.run]
     if parts.config.metrics.textfile:
@@ -141,6 +144,13 @@ async def domain_list_loop(parts: Components) -> None:
             log.debug("list of domains: %s", error)  # reported to the caller of ListDomains
             more = False
         await asyncio.sleep(SETTLE_SECONDS / 10 if more else HOUSEKEEPING_SECONDS)
+
+
+async def retry_requests_loop(parts: Components) -> None:
+    """Consider domains again whose requests for pool memory could not be fulfilled."""
+    while True:
+        await asyncio.sleep(RETRY_REQUESTS_SECONDS)
+        parts.libvirt_events.retry_waiting()
 
 
 async def monitors_loop(parts: Components) -> None:

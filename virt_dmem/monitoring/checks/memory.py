@@ -34,7 +34,8 @@ def pools_mounted(machine: Machine) -> Result:
     for failure in damaged.values():
         return failed(failure.message, failure.hint)
     if not recorded:
-        return warned("There is no pool yet.", "Create one: virt-dmem pool create NAME --size SIZE")
+        name = machine.config.default_pool or "NAME"
+        return warned("There is no pool yet.", f"Create one: virt-dmem pool create {name} --size SIZE")
     wrong, commands = [], dict[str, None]()
     for pool in recorded:
         has = sum(registry.capacity(pool, root=machine.root).values())
