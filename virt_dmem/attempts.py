@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from virt_dmem.errors import DmemError
+from virt_dmem.os_errors import explained, remedy
 
 __all__ = ["Round", "Attempts"]
 
@@ -60,7 +61,8 @@ class Round:
         try:
             yield
         except Exception as error:  # a bug of ours as well: it must not stop the others
-            words = str(error) or type(error).__name__
+            shown = explained(error) if isinstance(error, OSError) and remedy(error) else error
+            words = str(shown) or type(error).__name__
             self.failed[item] = words
             if self._before.get(item) != words:
                 unforeseen = not isinstance(error, DmemError | OSError)

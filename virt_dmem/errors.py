@@ -132,7 +132,8 @@ class DaemonUnreachable(DmemError):
     explanation = (
         "virt-dmemd did not answer on its control socket, or the caller is neither root nor a member of its group; "
         "see the message. Running guests are not affected. While virt-dmemd is down, guests whose memory comes "
-        "from a pool cannot be started."
+        "from a pool cannot be started. A request that was under way when the connection broke may have been "
+        "carried out."
     )
 
 
@@ -140,7 +141,10 @@ class HypervisorError(DmemError):
     """Report that a libvirt call failed, or that libvirt cannot be reached."""
 
     code = "hypervisor"
-    explanation = "A libvirt call failed; the message contains libvirt's own error message."
+    explanation = (
+        "A libvirt call failed; the message contains libvirt's own error message. If the connection broke during "
+        "the call, the change may have been made."
+    )
 
 
 class DomainRefused(DmemError):
@@ -205,7 +209,10 @@ class PoolBusy(PoolError):
     """Report a pool that is in use."""
 
     code = "pool-busy"
-    explanation = "Domains hold memory of this pool, so it was not changed; 'virt-dmem list' lists them."
+    explanation = (
+        "Domains hold memory of this pool, or processes use it, so the change was not made; 'virt-dmem list' lists "
+        "the domains. Earlier steps, such as the removal of other segments, stay: 'virt-dmem pool show' shows them."
+    )
 
 
 class PoolDraining(PoolError):
@@ -224,7 +231,8 @@ class PoolShort(PoolError):
     code = "pool-short"
     exit_status = ExitStatus.NOT_ENOUGH_MEMORY
     explanation = (
-        "The kernel did not find enough free contiguous memory for the pool; what was allocated was freed again. "
+        "The kernel did not find enough free contiguous memory for the pool; what was allocated was freed again, "
+        "unless the message says otherwise. "
         "Huge pages are best allocated soon after boot."
     )
 

@@ -19,6 +19,7 @@ import pytest
 from tests.rig.command import reserved, virt_dmem, virt_dmem_json
 from tests.rig.daemon import STATE, Daemon
 from tests.rig.domains import domain_xml
+from tests.rig.full_disk import fill
 from tests.rig.killed_daemon import left_in
 from tests.rig.private_libvirt import HOOK, PrivateLibvirt, write_hook
 from tests.rig.processes import RigError, wait_for
@@ -52,20 +53,9 @@ def small_disk(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[None]:
     subprocess.run(["umount", STATE], check=True)
 
 
-def fill() -> None:
-    """Fill the disk to its last byte."""
-    with FILLER.open("ab", buffering=0) as file:
-        for size in (65536, 4096, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError:
-                pass
-
-
 @contextmanager
 def full_disk() -> Iterator[None]:
-    fill()
+    fill(FILLER)
     yield
     FILLER.unlink()
 

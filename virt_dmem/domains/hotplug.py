@@ -46,6 +46,7 @@ from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.hypervisor.processes import find_qemu
 from virt_dmem.hypervisor.qemu_user import placed_running
 from virt_dmem.hypervisor.qmp import Monitors
+from virt_dmem.os_errors import explained
 from virt_dmem.pools import extent_files
 from virt_dmem.units import MIB, format_size
 
@@ -197,9 +198,11 @@ class Hotplug:
             except DmemError as error:
                 raise await self._undo_attach(reservation, extent, error, persistent=persistent) from error
             except OSError as error:
-                failed = ExtentError(
-                    f"{extent.alias} could not be attached: {error.strerror or error}.",
-                    hint="Look in virt-dmemd's log, and try again.",
+                failed = explained(
+                    error,
+                    kind=ExtentError,
+                    doing=f"{extent.alias} could not be attached",
+                    otherwise="Look in virt-dmemd's log, and try again.",
                 )
                 raise await self._undo_attach(reservation, extent, failed, persistent=persistent) from error
             await self._operations.finish_attach(reservation, extent)

@@ -192,11 +192,31 @@ class Hypervisor:
             f"libvirt at {self._uri} has no domain {domain!r}.", hint="'virsh list --all' lists the domains."
         )
 
-    def _failed(self, what: str, error: libvirt.libvirtError) -> HypervisorError:
-        return HypervisorError(
-            f"libvirt failed for {what}: {error.get_error_message()}.",
-            hint="Nothing was changed. Fix what libvirt reports, and try again.",
-        )
+    def _failed(
+        self, what: str, error: libvirt.libvirtError, *, otherwise: str = "", shown_by: str = ""
+    ) -> HypervisorError:
+        """Return the error for a call that failed.
+
+        :param otherwise: Of a call that changes something: what is so if libvirt reported the failure itself.
+        :param shown_by: The command that shows whether it did, if the connection broke before libvirt answered.
+        """
+        said = error.get_error_message()
+        if shown_by and self._is_broken(error):
+            return HypervisorError(
+                f"The connection to libvirt broke during a change of {what}: {said}.",
+                hint=f"It cannot be known whether the change was made: {shown_by} shows it. Then try again.",
+            )
+        hint = f"{otherwise} Fix what libvirt reports, and try again.".lstrip()
+        return HypervisorError(f"libvirt failed for {what}: {said}.", hint=hint)
+
+    def _is_broken(self, error: libvirt.libvirtError) -> bool:
+        """Return whether a call failed on its way, so that it may have been carried out."""
+        if error.get_error_domain() == libvirt.VIR_FROM_RPC or error.get_error_code() == libvirt.VIR_ERR_RPC:
+            return True
+        try:
+            return not self._connection.isAlive()
+        except libvirt.libvirtError:
+            return True
 
     def inactive_xml(self, domain: str, *, secure: bool = True) -> bytes:
         """Return a domain's persistent XML, with its passwords if ``secure``."""
@@ -260,7 +280,12 @@ class Hypervisor:
                     try:
                         self._connection.defineXML(after.decode())
                     except libvirt.libvirtError as error:
-                        raise self._failed(domain, error) from error
+                        raise self._failed(
+                            domain,
+                            error,
+                            otherwise="Its definition was not changed.",
+                            shown_by=f"'virsh dumpxml --inactive {domain}'",
+                        ) from error
             if now != current:
                 before = current = now
                 continue
@@ -392,7 +417,7 @@ class Hypervisor:
         try:
             found.attachDeviceFlags(device, flags)
         except libvirt.libvirtError as error:
-            raise self._failed(domain, error) from error
+            raise self._failed(domain, error, shown_by=f"'virt-dmem show {domain}'") from error
 
     def detach(self, domain: str, alias: str, *, persistent: bool) -> None:
         """Ask the guest to hot-unplug a device; ``Event.DEVICE_REMOVED`` follows when it has."""
@@ -401,7 +426,7 @@ class Hypervisor:
         try:
             found.detachDeviceAlias(alias, flags)
         except libvirt.libvirtError as error:
-            raise self._failed(domain, error) from error
+            raise self._failed(domain, error, shown_by=f"'virt-dmem show {domain}'") from error
 
     def update(self, domain: str, device: str) -> None:
         """Change a device (XML) of a running domain, such as the requested size of virtio-mem."""
@@ -409,7 +434,7 @@ class Hypervisor:
         try:
             found.updateDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            raise self._failed(domain, error) from error
+            raise self._failed(domain, error, shown_by=f"'virt-dmem show {domain}'") from error
 
     def subscribe(self, on_event: Callable[[str, Event, str], None], on_closed: Callable[[], None]) -> None:
         """Call back from the event thread: with UUID, event, device alias or ""; when the connection is closed."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from virt_dmem.config.schema import LibvirtConfig
 from virt_dmem.errors import ExtentError
 from virt_dmem.host import dirfd
+from virt_dmem.os_errors import remedy
 
 __all__ = ["dangling_links", "domain_directory", "memory_backing_dir", "owner_of", "remove_dangling"]
 
@@ -87,7 +88,7 @@ def owner_of(directory: Path) -> tuple[int, int]:
     except OSError as error:
         raise ExtentError(
             f"libvirt's directory {dirfd.shown(directory)} cannot be opened: {error.strerror}.",
-            hint="Start the domain again, and check who changes memory_backing_dir.",
+            hint=remedy(error, directory) or "Start the domain again, and check who changes memory_backing_dir.",
         ) from error
     return found.st_uid, found.st_gid
 

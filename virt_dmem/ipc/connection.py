@@ -22,6 +22,7 @@ from asyncvarlink.types import FileDescriptorArray, JSONObject
 
 from virt_dmem.errors import DmemError, UsageError
 from virt_dmem.ipc.version import INTERFACE
+from virt_dmem.os_errors import explained
 
 __all__ = ["CALLS_WAITING", "Caller", "Connection", "Failed", "caller", "failed"]
 
@@ -58,7 +59,7 @@ class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
 
 
 class Caller(VarlinkInterfaceServerProtocol):
-    """Send replies that msgspec encodes, and a ``DmemError`` as ``Failed``."""
+    """Send replies that msgspec encodes, and a ``DmemError`` or ``OSError`` as ``Failed``."""
 
     def send_message(
         self, obj: JSONObject, fds: list[int] | None = None, autoclose: bool = True
@@ -69,12 +70,15 @@ class Caller(VarlinkInterfaceServerProtocol):
         return self._transport.send_message(cast("bytes", memoryview(encoded(obj))), fds)
 
     def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
-        """Send a ``DmemError`` as ``Failed``.
+        """Send a ``DmemError`` or ``OSError`` as ``Failed``.
 
         :raise Failed: The reply to send.
         """
         if isinstance(exc, DmemError):
             raise failed(exc)
+        if isinstance(exc, OSError):
+            log.warning("a call failed: %s", exc)
+            raise failed(explained(exc))
         if isinstance(exc, UnicodeEncodeError):
             raise failed(UsageError("The call contains invalid Unicode.", hint="Fix the program that sent it."))
         super().handle_call_exception(exc, oneway)

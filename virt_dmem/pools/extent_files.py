@@ -27,6 +27,7 @@ from pathlib import Path
 from virt_dmem.errors import ExtentError, NotMapped
 from virt_dmem.host import dirfd
 from virt_dmem.host.processes import mappings
+from virt_dmem.os_errors import remedy
 from virt_dmem.units import format_size
 
 __all__ = [
@@ -225,7 +226,8 @@ def link(target: Path, name: Path, *, users: Collection[int] | None = None) -> N
     except OSError as error:
         raise ExtentError(
             f"The link {dirfd.shown(name)} could not be created: {error.strerror}.",
-            hint="libvirt creates that directory before it calls the hook; check memory_backing_dir in qemu.conf.",
+            hint=remedy(error, name)
+            or "libvirt creates that directory before it calls the hook; check memory_backing_dir in qemu.conf.",
         ) from error
 
 
@@ -287,7 +289,7 @@ def remove(path: Path) -> None:
         if error.errno != errno.ENOTEMPTY:
             raise ExtentError(
                 f"The extent {path} could not be removed: {os.strerror(error.errno or 0)}.",
-                hint="Run 'virt-dmem reconcile' once the pool is writable again.",
+                hint=remedy(error, path) or "It is tried again until the pool is writable; see 'virt-dmem alerts'.",
             ) from error
 
 

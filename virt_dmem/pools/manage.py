@@ -28,6 +28,7 @@ from virt_dmem.errors import (
     UsageError,
 )
 from virt_dmem.host import dirfd, kernel, mounts, processes
+from virt_dmem.os_errors import explained
 from virt_dmem.pool_name import POOL_NAME, POOL_NAME_HINT
 from virt_dmem.pools import ballast, prezeroed_files, record_files
 from virt_dmem.pools.backends import table
@@ -112,7 +113,8 @@ def add(config: Config, kind: Backend[Any], job: Job[Any]) -> None:
             take_down(config, kind, dataclasses.replace(job, report=_silent))
         except PoolError as left:
             if isinstance(error, DmemError):
-                error.hint = f"{error.hint} {left}"
+                again = f"Then run 'virt-dmem pool destroy {job.record.pool}'."
+                error.hint = f"{error.hint} {left}{'' if 'pool destroy' in left.hint else f' {again}'}"
         raise
 
 
@@ -256,9 +258,9 @@ def _require_roots(directory: Path) -> None:
     try:
         dirfd.require_roots(directory)
     except OSError as error:
-        raise PoolError(
-            f"Pools cannot be kept in {directory}: {error.strerror}.",
-            hint="All directories of the path have to belong to root, and be writable by root only.",
+        hint = "All directories of the path have to belong to root, and be writable by root only."
+        raise explained(
+            error, directory, kind=PoolError, doing=f"Pools cannot be kept in {directory}", otherwise=hint
         ) from error
 
 
@@ -396,8 +398,12 @@ def locked(config: Config) -> Iterator[None]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise PoolError(
-            f"Pools cannot be changed: {directory}: {os.strerror(error.errno or 0)}.", hint="Run this as root."
+        raise explained(
+            error,
+            directory / ".lock",
+            kind=PoolError,
+            doing="Pools cannot be changed",
+            otherwise="Run this as root.",
         ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

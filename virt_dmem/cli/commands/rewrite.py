@@ -6,6 +6,7 @@ When it rejects its input, stdout stays empty.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from virt_dmem.cli.arguments import add_hotplug_and_monitor
@@ -66,9 +67,11 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.config.schema import load_config
     from virt_dmem.domain_xml import rewrite as rewriting
     from virt_dmem.domains.apply import ApplyOptions, apply_offline, recovered
+    from virt_dmem.os_errors import naming
 
     config = load_config(args.config)
-    given = sys.stdin.buffer.read()
+    with naming(os.path.realpath("/proc/self/fd/0")):
+        given = sys.stdin.buffer.read()
     printed = rewriting.reprint(given)
     if args.migratable and not args.undo:
         raise UsageError("--migratable requires --undo.", hint="See 'virt-dmem rewrite --help'.")

@@ -8,7 +8,6 @@ so does a page whose struct pages cannot be reallocated for lack of memory.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +16,7 @@ import msgspec
 
 from virt_dmem.errors import PoolError, PoolShort
 from virt_dmem.host import huge_pages, hvo_bug, kernel, numa
+from virt_dmem.os_errors import explained
 from virt_dmem.pools.backends.base import Backend, Job
 from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed, warned
 from virt_dmem.pools.backends.host_options import (
@@ -350,11 +350,9 @@ def _set(job: Job[HugetlbfsRecord], node: int, pages: int) -> None:
     try:
         huge_pages.set_persistent(job.record.page_size, node, pages, root=job.root)
     except OSError as error:
-        raise PoolError(
-            f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}:"
-            f" {os.strerror(error.errno or 0)}.",
-            hint="Pools have to be created by root, outside of containers; dmesg may say more.",
-        ) from error
+        doing = f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}"
+        hint = "Pools have to be created by root, outside of containers; dmesg may say more."
+        raise explained(error, kind=PoolError, doing=doing, otherwise=hint) from error
 
 
 def _finish_step(job: Job[HugetlbfsRecord]) -> None:
@@ -413,10 +411,9 @@ def _set_hvo(job: Job[HugetlbfsRecord], *, on: bool) -> None:
     try:
         huge_pages.set_hvo(on, root=job.root)
     except OSError as error:
-        raise PoolError(
-            f"HVO could not be switched {'on' if on else 'off'}: {os.strerror(error.errno or 0)}.",
-            hint="Set vm.hugetlb_optimize_vmemmap yourself, or create the pool with --no-hvo.",
-        ) from error
+        doing = f"HVO could not be switched {'on' if on else 'off'}"
+        hint = "Set vm.hugetlb_optimize_vmemmap yourself, or create the pool with --no-hvo."
+        raise explained(error, kind=PoolError, doing=doing, otherwise=hint) from error
 
 
 def _short(record: HugetlbfsRecord) -> PoolShort:
