@@ -277,6 +277,8 @@ class Delayed(DmemError):
 class LedgerError(DmemError):
     """Report a ledger that cannot be read or written."""
 
+    is_unavailable: bool = False
+    """Nothing can be written now: the disk is full or fails, or another program has the file locked."""
     code = "ledger"
     explanation = "The database of reservations under /var/lib/virt-dmem could not be read or written."
 

@@ -101,7 +101,7 @@ class Pool(Struct):
     backend: Annotated[str, says("kind of memory")]
     page_size: PageSize
     mount: Annotated[str, says("mount point")]
-    state: Annotated[str, says("creating, mounting, ready, draining or destroying")]
+    state: Annotated[str, says("creating, mounting, ready, resizing, draining or destroying")]
     capacity_bytes: Annotated[int, says("current size")]
     reserved_bytes: Annotated[int | None, says("memory held by domains; null: virt-dmemd does not answer")]
     free_bytes: Annotated[int | None, says("capacity less reserved, never negative; null likewise")]

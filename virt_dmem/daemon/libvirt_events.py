@@ -66,6 +66,7 @@ class LibvirtEvents:
     :param on_listed: Awaited with all domains, and the result of ``sequence``, each time they were listed.
     :param on_defined: Called with UUID and definition of an applied domain; ``None``: it is not applied, or gone.
     :param on_device: Awaited with UUID, event and alias for each event of a device.
+    :param on_stopped: Called when a domain stopped, after its hooks.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class LibvirtEvents:
         on_listed: Callable[[list[DomainInfo], int], Awaitable[None]],
         on_defined: Callable[[str, DomainMemory | None], None],
         on_device: Callable[[str, Event, str], Awaitable[None]],
+        on_stopped: Callable[[], None],
     ) -> None:
         self._config = config
         self._auto_apply = auto_apply
@@ -88,6 +90,7 @@ class LibvirtEvents:
         self._on_listed = on_listed
         self._on_defined = on_defined
         self._on_device = on_device
+        self._on_stopped = on_stopped
         self._queue = _Queue()
 
     def relist(self) -> None:
@@ -173,6 +176,7 @@ class LibvirtEvents:
             self._on_defined(uuid, None)
         elif event is Event.STOPPED:
             self._alerts.remove_domain(uuid)
+            self._on_stopped()
         else:
             if guest := await self._read(hypervisor, uuid):
                 self._alerts.update_domain(guest)

@@ -42,7 +42,13 @@ Loop = Callable[[], Coroutine[Any, Any, None]]
 def all_loops(parts: Components) -> list[Loop]:
     """Return the loops of a daemon."""
     of_parts = (
-        *(housekeeping_loop, domain_list_loop, monitors_loop, prezero_loop, settle_loop, alerts_loop),
+        housekeeping_loop,
+        doubtful_loop,
+        domain_list_loop,
+        monitors_loop,
+        prezero_loop,
+        settle_loop,
+        alerts_loop,
         retry_requests_loop,
     )
     loops: list[Loop] = [*(partial(loop, parts) for loop in of_parts), watchdog_loop, parts.libvirt_events.run]
@@ -90,6 +96,24 @@ async def reconcile_host(parts: Components) -> None:
             log.warning("reconcile: %s", action)
     except Exception as error:  # the daemon must not end: hooks would fail
         log.warning("reconcile: %s", error, exc_info=None if isinstance(error, DmemError | OSError) else error)
+
+
+async def doubtful_loop(parts: Components) -> None:
+    """Finish what the hooks of ended domains could not do, soon after libvirt reports their end."""
+    while True:
+        actions: list[str] = []
+        try:
+            parts.guest_events.record_failures()
+            actions = await parts.reconciler.doubtful_stage()
+        except (DmemError, OSError) as error:
+            log.warning("domains that ended cannot be looked for: %s", error)
+        for action in actions:
+            log.warning("reconcile: %s", action)
+        if not actions:  # else there may be more
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HOUSEKEEPING_SECONDS):
+                    await parts.reconciler.woken.wait()
+        await asyncio.sleep(SETTLE_SECONDS)
 
 
 async def settle_loop(parts: Components) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from virt_dmem.aio import off_loop
@@ -26,7 +26,7 @@ from virt_dmem.domains.extents import ReportProgress
 from virt_dmem.domains.hooks import HookOperations, Link
 from virt_dmem.domains.hotplug import Hotplug
 from virt_dmem.domains.virtio_mem import VirtioMem
-from virt_dmem.errors import DomainRefused, UsageError
+from virt_dmem.errors import DmemError, DomainRefused, UsageError
 from virt_dmem.hypervisor.qmp import Monitors, QemuMemoryBackend
 from virt_dmem.monitoring.alert_tracker import APPLY, AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
@@ -201,9 +201,9 @@ class Service:
         """Return every pool, by name."""
         return self.prezero.pool_statuses()
 
-    async def refresh_pools(self, name: str = "") -> None:
-        """Read the records of the pools again, after a change of pool ``name`` (empty: of any) ended or failed."""
-        self.inventory.refresh(name)
+    async def refresh_pools(self) -> None:
+        """Read the records of the pools again, after a change of one ended or failed."""
+        self.inventory.read_records()
         await self.prezero.reload()
         self.on_resume()
 
@@ -214,14 +214,35 @@ class Service:
         self.prezero.invalidate()
         self.alerts.changed.set()
 
-    async def retire_pool(self, name: str) -> None:
+    async def retire_pool(self, name: str, holder: Hashable) -> None:
         """Stop allocating from a pool (``POOL``) or one of its segments (``POOL+N``), and background work in it.
 
+        :param holder: Who is about to remove it; see ``let_go``.
         :raise PoolBusy: When domains hold memory of it.
         """
         self.inventory.read_records()
-        self.inventory.retire(name)
+        self.inventory.retire(name, holder)
         await self.prezero.quiesce()
+
+    async def limit_pool(self, name: str, size_bytes: int, holder: Hashable) -> int:
+        """Allocate no more than ``size_bytes`` of a pool that is about to shrink to that.
+
+        :param holder: Who is about to shrink it; see ``let_go``.
+        :return: The bytes reserved; if that is more, nothing is limited.
+        """
+        _require("size in bytes", size_bytes, 0, MAX_BYTES)
+        self.inventory.read_records()
+        reserved = self.inventory.limit(name, size_bytes, holder)
+        await self.prezero.reload()
+        return reserved
+
+    async def let_go(self, holder: Hashable) -> None:
+        """Allocate from pools again whose change ended, or whose changer did; read their records."""
+        self.inventory.let_go(holder)
+        try:
+            await self.refresh_pools()
+        except (DmemError, OSError) as error:
+            log.warning("pools cannot be read again: %s", error)
 
     def drain_pool(self, name: str, *, undo: bool) -> None:
         """Stop allocating from a pool, or resume; persists until changed again.

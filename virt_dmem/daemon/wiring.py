@@ -115,7 +115,7 @@ def build(config: Config) -> Components:
         held = ledger.find(uuid)
         return qemu_pid(Path(config.libvirt.run_dir), held.name) if held and held.uuid == uuid else None
 
-    guest_events = GuestEvents(ledger, device_operations, device_reconciler, alerts.changed)
+    guest_events = GuestEvents(ledger, device_operations, device_reconciler, alerts.changed, reconciler.doubt)
     monitors = Monitors(guest_events.qemu_event, qemu_of)
     hotplug = Hotplug(device_operations, virtio_mem, monitors)
 
@@ -133,6 +133,7 @@ def build(config: Config) -> Components:
         on_listed=domains_listed,
         on_defined=prezero.update_domain,
         on_device=guest_events.device_event,
+        on_stopped=reconciler.woken.set,
     )
     service = Service(
         config=config,

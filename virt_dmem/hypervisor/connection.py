@@ -228,6 +228,16 @@ class Hypervisor:
         except libvirt.libvirtError as error:
             raise self._failed(domain, error) from error
 
+    def may_run(self, domain: str) -> bool:
+        """Return whether a domain (UUID) is active; false if it does not exist."""
+        found = self._looked_up(domain, lambda: self._connection.lookupByUUIDString(domain))
+        try:
+            return found is not None and bool(found.isActive())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            raise self._failed(domain, error) from error
+
     def redefine(self, domain: str, transform: Callable[[bytes], bytes], tries: int = 3) -> tuple[bytes, bytes]:
         """Replace a domain's persistent XML by ``transform`` of it.
 

@@ -47,6 +47,10 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
         self._socket.close()
 
     def _unreachable_by(self, error: OSError) -> DaemonUnreachable:
@@ -111,4 +115,9 @@ class Client:
     def _error(self, name: str, parameters: dict[str, Any]) -> Exception:
         if name == f"{INTERFACE}.Failed":
             return error_from_code(parameters["code"], parameters["message"], parameters["hint"])
+        if name == "org.varlink.service.MethodNotFound":
+            return self._unreachable(
+                f"it is of another version, without {parameters.get('method')}",
+                "Restart it with 'systemctl restart virt-dmemd.service'; running guests are not affected.",
+            )
         return self._unreachable(f"it replied {name} {parameters}")

@@ -88,6 +88,8 @@ class Connection(Caller):
     ) -> None:
         super().__init__(registry)
         self._on_end = on_end
+        self._when_closed: list[Callable[[], object]] | None = []
+        """``None``: it is closed."""
         self._parts: list[bytes] = []
         self._size = 0
         self._waiting = 0
@@ -109,6 +111,13 @@ class Connection(Caller):
                 act()
 
         loop.add_reader(self._watched, look)
+
+    def when_closed(self, act: Callable[[], object]) -> None:
+        """Call ``act`` once the connection is closed, however that happens; at once if it is."""
+        if self._when_closed is None:
+            act()
+        else:
+            self._when_closed.append(act)
 
     def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
         """Process received data: whole calls, or parts of them."""
@@ -174,6 +183,9 @@ class Connection(Caller):
         asyncio.get_running_loop().remove_reader(self._watched)
         self._watched.close()
         self._on_end()
+        acts, self._when_closed = self._when_closed or [], None
+        for act in acts:
+            act()
         super().connection_lost(exc)
 
     def call_received(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,6 +106,10 @@ class AlertTracker:
     def apply_is_paused(self) -> bool:
         """Return whether automatic apply is paused."""
         return (self._ledger.pause_left(APPLY) or 0) > 0
+
+    def running(self) -> Set[str]:
+        """Return the UUIDs of the guests that run, as far as libvirt reported it."""
+        return self._guests.keys()
 
     # Alerts
 

@@ -122,8 +122,8 @@ def mount(
     """Provide a recorded pool again: for the boot unit, and after an interruption.
 
     Segments of an earlier boot get their memory and their mount again; those that are mounted are left alone.
-    One that was never finished, or whose destruction was interrupted, is undone. Returns the record of the first
-    segment, ``None`` when none is left.
+    One that was never finished, or whose destruction was interrupted, is undone; an interrupted change in place is
+    finished or undone. Returns the record of the first segment, ``None`` when none is left.
 
     :raise PoolNotFound: When there is no such pool.
     :raise PoolShort: When the host has not enough memory; what was taken is given back, the record is kept.
@@ -134,7 +134,7 @@ def mount(
     with locked(config):
         for record in segments(config, name):
             try:
-                mounted.append(_mount_segment(config, record, report, root))
+                mounted.append(settle(config, record, report, root))
             except DmemError as failure:  # the others may still be mounted
                 failures.append(failure)
     if failures:
@@ -142,15 +142,20 @@ def mount(
     return next(filter(None, mounted), None)
 
 
-def _mount_segment(
-    config: Config, record: PoolRecord, report: ProgressCallback | None, root: Path
-) -> PoolRecord | None:
+def settle(config: Config, record: PoolRecord, report: ProgressCallback | None, root: Path) -> PoolRecord | None:
+    """Provide a segment as recorded; return its record, or ``None`` when it was to go, or never came to be.
+
+    :raise DmemError: As ``mount``.
+    """
     kind = table.backend(record.backend)
     job = job_of(config, record, report, root)
     if record.state in ("creating", "destroying"):
         take_down(config, kind, job)
         return None
+    interrupted = conclude_resize(kind, record, root)
     if record.state == "ready" and kind.mounted(record, root=root):
+        if interrupted:
+            job.save()
         return record
     record.state = "mounting"
     job.save()
@@ -164,6 +169,17 @@ def _mount_segment(
             kind.release(dataclasses.replace(job, report=_silent))
         raise
     return record
+
+
+def conclude_resize(kind: Backend[Any], record: PoolRecord, root: Path) -> dict[int, int]:
+    """Take an interrupted change in place as done if the mount has its size, else as not begun.
+
+    :return: The bytes by node that it was to lead to; empty: there was none. The record is not saved.
+    """
+    interrupted, record.resizing = record.resizing, {}
+    if interrupted and kind.mounted_bytes(record, root=root) == sum(interrupted.values()):
+        record.nodes = {node: NodeShare(size, size) for node, size in interrupted.items()}
+    return interrupted
 
 
 def destroy(config: Config, name: str, *, report: ProgressCallback | None = None, root: Path = kernel.ROOT) -> None:

@@ -80,7 +80,8 @@ def remove(config: Config, segment: str) -> None:
 def _flat(record: PoolRecord) -> dict[str, Any]:
     """Return a record's fields, and those of all other backends' records at their defaults.
 
-    Records were always written so; earlier versions read them too.
+    Records were always written so; earlier versions read them too. They ignore ``resizing``, which is there only
+    while it says something.
     """
     found: dict[str, Any] = msgspec.structs.asdict(record)
     for kind in BACKENDS.values():
@@ -88,6 +89,8 @@ def _flat(record: PoolRecord) -> dict[str, Any]:
             if field.name not in found:
                 factory = field.default_factory
                 found[field.name] = field.default if factory is msgspec.NODEFAULT else factory()
+    if not record.resizing:
+        del found["resizing"]
     return found
 
 
@@ -116,10 +119,13 @@ def _fault(record: PoolRecord, stem: str) -> str:
         return f"it is the record of {record.name!r}"
     if page <= 0 or page & (page - 1):
         return f"{page} bytes is not a page size"
-    if not record.nodes or any(
-        not 0 <= size < _SIZE_LIMIT
-        for share in record.nodes.values()
-        for size in (share.wanted_bytes, share.got_bytes)
+    sizes = [size for share in record.nodes.values() for size in (share.wanted_bytes, share.got_bytes)]
+    sizes += record.resizing.values()
+    if (
+        not record.resizing.keys() <= record.nodes.keys()
+        or not sizes
+        or min(sizes) < 0
+        or max(sizes) >= _SIZE_LIMIT
     ):
         return "its sizes are impossible"
     mount = Path(record.mount)

@@ -85,13 +85,17 @@ def test_a_program_is_replaced_only_by_a_complete_one(tmp_path: Path, environmen
     assert list(output.parent.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("no cc"), subprocess.CalledProcessError(1, "cc")], ids=type)
 def test_a_program_that_cannot_be_built_is_named(
-    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    environment.setenv("CC", "/nonexistent/cc")
+    def fail(_program: str) -> None:
+        raise error
+
+    environment.setattr(module, "build", fail)
     environment.setattr("sys.argv", ["build", "virt-dmem-hook"])
     assert main() == 1
-    assert capsys.readouterr().err.startswith("virt-dmem-hook was not built: ")
+    assert capsys.readouterr().err.startswith(f"virt-dmem-hook was not built: {error}")
 
 
 def test_all_programs_are_built_unless_some_are_named(environment: pytest.MonkeyPatch) -> None:

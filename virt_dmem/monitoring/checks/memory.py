@@ -39,9 +39,9 @@ def pools_mounted(machine: Machine) -> Result:
     wrong, commands = [], dict[str, None]()
     for pool in recorded:
         has = sum(registry.capacity(pool, root=machine.root).values())
-        if pool.state != "ready" or has < pool.wanted_bytes:
+        if pool.shown_state != "ready" or has < pool.wanted_bytes:
             has_of = f"{format_size(has)} of {format_size(pool.wanted_bytes)}"
-            wrong.append(f"{pool.name} is {pool.state} and has {has_of}")
+            wrong.append(f"{pool.name} is {pool.shown_state} and has {has_of}")
             verb = "destroy" if pool.state == "destroying" else "mount"
             commands[f"'virt-dmem pool {verb} {pool.pool}'"] = None
     if wrong:
