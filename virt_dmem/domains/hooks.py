@@ -45,6 +45,11 @@ __all__ = ["HookOperations", "Link"]
 
 log = logging.getLogger(__name__)
 
+_OR_AS_IT_IS = (
+    ". Or start it from XML that needs no rewrite: with <source type='file'/> and <access mode='shared'/> in its"
+    " <memoryBacking>."
+)
+
 
 @dataclass(frozen=True)
 class Link:
@@ -77,7 +82,7 @@ class HookOperations:
         if not (domain.applied or domain.file_backed):
             raise NotRewritten(
                 f"Domain {domain.name} asks for pool memory, and its XML {domain.lacks or 'is not rewritten'}.",
-                hint=how_to_apply(domain.uuid, domain.name),
+                hint=how_to_apply(domain.uuid, domain.name) + ("" if domain.lacks else _OR_AS_IT_IS),
             )
         async with self._serving(domain.uuid, "prepare", began):
             left_over = self._ledger.find(domain.uuid)
