@@ -29,6 +29,7 @@ HOUSEKEEPING_SECONDS = 5.0
 HOUSEKEEPING_SHARE = 0.02
 """Limit of the share of time spent in housekeeping, unless a round takes more than 0.2 s: some only wait."""
 HOUSEKEEPING_MOST_SECONDS = 10.0
+WATCH_SECONDS = 1.0
 SETTLE_SECONDS = 0.1
 """Delay before a change is acted on: domains that start and stop in a row come first."""
 RESTART_SECONDS = 1.0
@@ -39,7 +40,9 @@ Loop = Callable[[], Coroutine[Any, Any, None]]
 
 def all_loops(parts: Components) -> list[Loop]:
     """Return the loops of a daemon."""
-    of_parts = (housekeeping_loop, domain_list_loop, monitors_loop, prezero_loop, settle_loop, alerts_loop)
+    of_parts = (
+        host_watch_loop, housekeeping_loop, domain_list_loop, monitors_loop, prezero_loop, settle_loop, alerts_loop,
+    )  # fmt: skip
     loops: list[Loop] = [*(partial(loop, parts) for loop in of_parts), watchdog_loop, parts.libvirt_events.run]
     if parts.config.metrics.textfile:
         loops.append(partial(textfile_loop, parts))
@@ -58,6 +61,13 @@ async def restart_on_error(loop: Loop) -> None:
 
 def _traceback(error: Exception) -> str:
     return "".join(traceback.format_exception(error))
+
+
+async def host_watch_loop(parts: Components) -> None:
+    """Compare the host with its records every second: others can change it at any time."""
+    while True:
+        await parts.host_watch.look()
+        await asyncio.sleep(WATCH_SECONDS)
 
 
 async def housekeeping_loop(parts: Components) -> None:

@@ -35,6 +35,7 @@ from virt_dmem.hypervisor.processes import qemu_pid
 from virt_dmem.hypervisor.qmp import Monitors
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
+from virt_dmem.monitoring.watch.host_watch import HostWatch
 
 __all__ = ["Components", "build"]
 
@@ -56,6 +57,7 @@ class Components:
     device_reconciler: DeviceReconciler
     alerts: AlertTracker
     metrics: Metrics
+    host_watch: HostWatch
     reconciler: Reconciler
     guest_events: GuestEvents
     monitors: Monitors
@@ -96,6 +98,13 @@ def build(config: Config) -> Components:
     attempts = Attempts()
     alerts = AlertTracker(config, ledger, inventory, extents.reclaim, attempts)
     metrics = Metrics(config, ledger, prezero, alerts)
+    host_watch = HostWatch(
+        config,
+        inventory,
+        attempts,
+        on_alerts=alerts.set_deviations,
+        on_repair=lambda code: metrics.put_right.labels(code).inc(),
+    )
     reconciler = Reconciler(
         config=config,
         ledger=ledger,
@@ -156,6 +165,7 @@ def build(config: Config) -> Components:
         device_reconciler=device_reconciler,
         alerts=alerts,
         metrics=metrics,
+        host_watch=host_watch,
         reconciler=reconciler,
         guest_events=guest_events,
         monitors=monitors,

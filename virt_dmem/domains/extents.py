@@ -25,6 +25,7 @@ from virt_dmem.deadline import within
 from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import Delayed, DmemError, ExtentError, PrefaultFailed
 from virt_dmem.pools import extent_files
+from virt_dmem.pools.backends.page_counts import describe_gone
 from virt_dmem.pools.prefault import Mode, Progress, prefault
 from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
@@ -129,10 +130,15 @@ class ExtentManager:
             done_bytes += prezeroed_bytes
             report(StepProgress(f"prefaulting {extent.alias}", done_bytes, total_bytes))
             for part in extent.parts(prezeroed_bytes):
-                async with self._run_prefault(extent, mode, part, gentle=gentle) as progress:
-                    async for step in progress:
-                        done = done_bytes + step.done_bytes
-                        report(StepProgress(f"prefaulting {extent.alias}", done, total_bytes))
+                try:
+                    async with self._run_prefault(extent, mode, part, gentle=gentle) as progress:
+                        async for step in progress:
+                            done = done_bytes + step.done_bytes
+                            report(StepProgress(f"prefaulting {extent.alias}", done, total_bytes))
+                except PrefaultFailed as failure:
+                    if gone := describe_gone(self._inventory.look_for_gone()):
+                        raise PrefaultFailed(failure.message, hint=gone.strip()) from failure
+                    raise
                 done_bytes += part.size_bytes
 
     def _require_mounted(self, segment: SegmentId) -> None:

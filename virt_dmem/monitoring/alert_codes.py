@@ -12,6 +12,7 @@ __all__ = [
     "MEMORY_PINNED",
     "MEMORY_FAILED",
     "POOL_SHORT",
+    "HUGE_PAGES_LOWERED",
     "LEDGER_DAMAGED",
     "RECONCILE_FAILED",
     "APPLY_FIGHT",
@@ -27,6 +28,7 @@ EXTENT_ENLARGED = "extent-enlarged"
 MEMORY_PINNED = "memory-pinned"
 MEMORY_FAILED = "memory-failed"
 POOL_SHORT = "pool-short-of-reservations"
+HUGE_PAGES_LOWERED = "huge-pages-lowered"
 LEDGER_DAMAGED = "ledger-damaged"
 RECONCILE_FAILED = "reconcile-failed"
 APPLY_FIGHT = "apply-fight"
@@ -73,6 +75,14 @@ EXPLANATIONS = {
     POOL_SHORT: (
         "A pool has less memory than domains hold of it: it was unmounted or shrunk, bypassing virt-dmem. "
         "Running guests keep their memory; nothing is allocated from the pool until it is complete again."
+    ),
+    HUGE_PAGES_LOWERED: (
+        "A node has fewer huge pages than pools took there: somebody lowered vm.nr_hugepages (a file in sysctl.d, "
+        "tuned, a hook of another tool). Those in use are surplus pages now, which the kernel takes as soon as "
+        "they are freed, and a running guest that gave such a page back, as by free-page reporting, is killed "
+        "when it needs it again. virt-dmemd raises the number again at once: to the pages that are in use, and "
+        "those that pools lost. After 5 times within 10 minutes it leaves the number alone until it is right "
+        "again. 'virt-dmem pool mount NAME' takes the pages again."
     ),
     LEDGER_DAMAGED: (
         "The ledger could not be read when virt-dmemd started, so it was set aside and a new one was created. "

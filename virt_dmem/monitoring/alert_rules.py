@@ -80,6 +80,8 @@ class Facts:
     """Extents with failed memory."""
     fights: Mapping[str, str] = field(default_factory=dict)
     """Messages by UUID of domains whose XML another tool keeps reverting."""
+    deviations: Iterable[Alert] = ()
+    """Alerts of what others changed on the host."""
     paused_until: float | None = None
     """End of the pause of automatic apply, in seconds since the epoch; ``None``: it is not paused."""
     is_alive: Callable[[Guest], bool] = lambda _: True
@@ -95,6 +97,7 @@ def due(facts: Facts) -> list[Alert]:
         *_enlarged(facts),
         *_failed(facts),
         *_pools(facts),
+        *facts.deviations,
         *_pinned(facts),
         *_reconcile(facts),
         *_apply(facts),

@@ -62,6 +62,7 @@ class AlertTracker:
         self._guests: dict[str, Guest] = {}
         self._active: dict[tuple[str, str], ActiveAlert] = {}
         self._fights: dict[str, str] = {}
+        self._deviations: list[alert_rules.Alert] = []
         self._alive: set[str] = set()
         """Guests that seem to run outside of any pool, and whose QEMU was found."""
         self._looking: dict[str, asyncio.Task[None]] = {}
@@ -96,6 +97,12 @@ class AlertTracker:
         else:
             self._fights.pop(uuid, None)
         self.changed.set()
+
+    def set_deviations(self, alerts: list[alert_rules.Alert]) -> None:
+        """Replace the alerts of what others changed on the host."""
+        if alerts != self._deviations:
+            self._deviations = alerts
+            self.changed.set()
 
     def apply_is_paused(self) -> bool:
         """Return whether automatic apply is paused."""
@@ -133,6 +140,7 @@ class AlertTracker:
             damaged_ledger=self._ledger.damaged_file(),
             failures=self._ledger.failures(),
             fights=self._fights,
+            deviations=self._deviations,
             paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,
             is_alive=self._is_alive,
         )

@@ -67,6 +67,12 @@ class Metrics:
             ["outcome"],
             registry=self._registry,
         )
+        self.put_right = Counter(
+            "virt_dmem_host_repairs",
+            "Changes of the host by others that were put right, or tried to, by the code of their alert.",
+            ["code"],
+            registry=self._registry,
+        )
         for stage in ("host", "libvirt"):
             self.reconciled.labels(stage)
         for outcome in ("applied", "failed", "fight"):

@@ -10,17 +10,18 @@ asking for the same size again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from virt_dmem.config.schema import Config
-from virt_dmem.errors import DmemError, PoolBusy, PoolError
+from virt_dmem.errors import DmemError, PoolBusy, PoolError, PoolShort
 from virt_dmem.host import kernel
 from virt_dmem.pools import manage, registry
 from virt_dmem.pools.backends.base import Backend, Job, ProgressCallback
 from virt_dmem.pools.backends.table import backend as backend_named
+from virt_dmem.pools.lock import locked
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
@@ -80,7 +81,7 @@ def resize(
     :raise PoolShort: When the host has not enough memory to grow it.
     :raise PoolError: When the pool is not as recorded, or the kernel rejects it.
     """
-    with manage.locked(config):
+    with locked(config):
         there = {record.name: record for record in registry.segments(config, name)}
         for record in there.values():
             mounted = backend_named(record.backend).mounted(record, root=root)
@@ -94,6 +95,7 @@ def resize(
         if dry_run:
             return changes
         work = _Work(config, backend_named(first.backend), daemon, report, root)
+        work.restore(there, changes)
         for change in changes:
             if work.kind.resizes_in_place:
                 work.resize_in_place(first, change)
@@ -187,6 +189,24 @@ class _Work:
     def job(self, record: PoolRecord) -> Job[Any]:
         """Return the job of changing a segment."""
         return manage.job_of(self.config, record, self.report, self.root)
+
+    def restore(self, there: Mapping[str, PoolRecord], changes: Sequence[SegmentChange]) -> None:
+        """Take again what the host has of the pool; if that fails, the pool can only shrink, to what is left.
+
+        :raise PoolShort: When it would be more; nothing was changed.
+        """
+        after = {change.segment: change.after for change in changes}
+        for name, record in there.items():
+            job = self.job(record)
+            try:
+                self.kind.restore(job)
+            except PoolShort:
+                gone = self.kind.gone(job)
+                has = {node: share.got_bytes - gone.get(node, 0) for node, share in record.nodes.items()}
+                if after.keys() - there.keys() or any(
+                    size > has[node] for node, size in after.get(name, {}).items()
+                ):
+                    raise
 
     def shrink(self, record: PoolRecord, change: SegmentChange) -> None:
         """Remove an empty segment, or give it less."""

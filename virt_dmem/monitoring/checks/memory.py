@@ -36,8 +36,9 @@ def pools_mounted(machine: Machine) -> Result:
     if not recorded:
         return warned("There is no pool yet.", "Create one: virt-dmem pool create NAME --size SIZE")
     wrong, commands = [], dict[str, None]()
-    for pool in recorded:
-        has = sum(registry.capacity(pool, root=machine.root).values())
+    capacities = registry.capacities(recorded, root=machine.root)
+    for pool, by_node in zip(recorded, capacities, strict=True):
+        has = sum(by_node.values())
         if pool.state != "ready" or has < pool.wanted_bytes:
             has_of = f"{format_size(has)} of {format_size(pool.wanted_bytes)}"
             wrong.append(f"{pool.name} is {pool.state} and has {has_of}")

@@ -173,6 +173,23 @@ class Backend(ABC, Generic[Record]):
         :raise PoolShort: When the host provides less; the caller then calls ``release``.
         """
 
+    def gone(self, job: Job[Record]) -> dict[int, int]:
+        """Return the bytes by node that were taken for this pool and that the host does not have any more."""
+        return {}
+
+    def keep(self, job: Job[Record]) -> None:
+        """Keep the host from taking more of a mounted pool, as far as that needs no memory.
+
+        :raise PoolError: When the kernel rejects it.
+        """
+
+    def restore(self, job: Job[Record]) -> None:
+        """Take from the host again what a mounted pool has lost there; its record stays as it is.
+
+        :raise PoolShort: When the host provides less.
+        :raise PoolError: When the kernel rejects it.
+        """
+
     @abstractmethod
     def release(self, job: Job[Record], *, keep_wanted: bool = False) -> int:
         """Give back to the host what was taken for this pool, never more; return the bytes that could not be.

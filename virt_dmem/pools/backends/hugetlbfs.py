@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import msgspec
-
 from virt_dmem.errors import PoolError, PoolShort
 from virt_dmem.host import huge_pages, kernel, numa
+from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.base import Backend, Job
 from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed, warned
 from virt_dmem.pools.backends.host_options import (
@@ -30,8 +29,9 @@ from virt_dmem.pools.backends.host_options import (
     per_node,
     shares,
 )
+from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord, PageCountChange
 from virt_dmem.pools.backends.struct_pages import BASE_PAGE, struct_pages_of
-from virt_dmem.pools.record import NodeShare, PoolRecord
+from virt_dmem.pools.record import NodeShare
 from virt_dmem.units import GIB, MIB, format_size, round_up
 
 if TYPE_CHECKING:
@@ -43,31 +43,6 @@ _HOST_KEEPS = 256 * MIB  # asked for more, the kernel would reclaim from every p
 
 _LOSES_OPTIMIZED_PAGES = re.compile(r"6\.12\.117\b")
 """Kernels known to free optimized huge pages wrongly (docs/guide/operations.md); others show it by their taint."""
-
-
-class PageCountChange(msgspec.Struct, frozen=True):
-    """A change of a node's huge pages in progress: its persistent count goes from one to the other."""
-
-    node: int
-    from_pages: int
-    to_pages: int
-
-
-class HugetlbfsRecord(PoolRecord):
-    """The record of a segment of huge pages."""
-
-    hvo: bool = True
-    """Switch HVO on before memory is taken."""
-    switched_hvo: bool = False
-    """HVO was off before this pool, or before another one that switched it on and still exists."""
-    optimized: bool = False
-    """HVO was on when the memory was taken."""
-    step: PageCountChange | None = None
-
-    def forget_boot(self, boot_id: str) -> None:
-        """Forget what was taken and switched under an earlier boot."""
-        super().forget_boot(boot_id)
-        self.step, self.switched_hvo = None, False
 
 
 class Hugetlbfs(Backend[HugetlbfsRecord]):
@@ -194,12 +169,16 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
     def acquire(self, job: Job[HugetlbfsRecord]) -> None:
         """Switch HVO on, then raise each node's huge pages until the pool has its size.
 
+        Pages that the host took back meanwhile are allocated again.
+
         :raise PoolShort: When a node provides less; the message gives both figures of each.
         :raise PoolError: When the kernel rejects it.
         """
         _finish_step(job)
         _switch_hvo_on(job)
         record = job.record
+        _restore(job)
+        self._forget_gone(job)
         for node, share in sorted(record.nodes.items()):
             while share.got_bytes < share.wanted_bytes:
                 job.report(f"Allocating huge pages of node {node}", record.got_bytes, record.wanted_bytes)
@@ -208,13 +187,45 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
                     raise _short(record)
         job.report("Allocated huge pages", record.got_bytes, record.wanted_bytes)
 
+    def gone(self, job: Job[HugetlbfsRecord]) -> dict[int, int]:
+        """Return the bytes by node of pages that the kernel took: somebody lowered their number."""
+        return page_counts.gone_by_segment((job.record, *job.others), root=job.root).get(job.record.segment, {})
+
+    def keep(self, job: Job[HugetlbfsRecord]) -> None:
+        """Make surplus pages persistent: the kernel would take them when the pool is unmounted."""
+        _finish_step(job)
+        _restore(job, anew=False)
+
+    def restore(self, job: Job[HugetlbfsRecord]) -> None:
+        """Raise each node's huge pages to what the pools took there, where somebody lowered them.
+
+        :raise PoolShort: When the kernel does not provide them again.
+        """
+        _finish_step(job)
+        _restore(job)
+        if gone := self.gone(job):
+            has, took = job.record.got_bytes - sum(gone.values()), job.record.got_bytes
+            raise PoolShort(
+                f"Pool {job.record.name} has only {format_size(has)} of its {format_size(took)}: somebody lowered"
+                " the number of huge pages (vm.nr_hugepages), and the kernel cannot provide again what it took.",
+                hint=f"Free memory on the host, then run 'virt-dmem pool mount {job.record.pool}'; or shrink the"
+                f" pool to {format_size(has)}.",
+            )
+
+    def _forget_gone(self, job: Job[HugetlbfsRecord]) -> None:
+        """Count what is gone as gone: it cannot be given back, and may be taken again."""
+        if gone := self.gone(job):
+            job.record.forget(gone)
+            job.save()
+
     def release(self, job: Job[HugetlbfsRecord], *, keep_wanted: bool = False) -> int:
         """Lower each node's huge pages by those of this pool; restore HVO once no pool needs it.
 
         Others may have changed the counts meanwhile, so they are lowered from their current value, and only by
-        free pages that are not reserved.
+        free pages that are not reserved. What the host took back already is gone.
         """
         _finish_step(job)
+        self._forget_gone(job)
         record = job.record
         before = record.got_bytes
         kept = record.wanted_bytes if keep_wanted else 0
@@ -288,6 +299,18 @@ def _saved_at_best(record: HugetlbfsRecord, size_bytes: int) -> int:
     return struct_pages_of(size_bytes) - _metadata_left(size_bytes, record.page_size) if record.optimized else 0
 
 
+def _restore(job: Job[HugetlbfsRecord], *, anew: bool = True) -> None:
+    """Make the pages of this pool and of all complete ones persistent again, in its size and on its nodes."""
+    complete = (other for other in job.others if other.state == "ready")
+    for count in page_counts.compare((job.record, *complete), root=job.root):
+        if count.page_size == job.record.page_size and count.node in job.record.nodes and count.lacking > 0:
+            job.report(f"Restoring huge pages of node {count.node}", job.record.got_bytes, job.record.wanted_bytes)
+            try:
+                page_counts.restore(count, anew=anew, root=job.root)
+            except OSError as error:
+                raise _rejected(job, count.node, count.wanted, error) from error
+
+
 def _raise(job: Job[HugetlbfsRecord], node: int, share: NodeShare, pages: int) -> bool:
     """Raise a node's huge pages; return ``False`` when it provides fewer."""
     record = job.record
@@ -336,11 +359,15 @@ def _set(job: Job[HugetlbfsRecord], node: int, pages: int) -> None:
     try:
         huge_pages.set_persistent(job.record.page_size, node, pages, root=job.root)
     except OSError as error:
-        raise PoolError(
-            f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}:"
-            f" {os.strerror(error.errno or 0)}.",
-            hint="Pools have to be created by root, outside of containers; dmesg may say more.",
-        ) from error
+        raise _rejected(job, node, pages, error) from error
+
+
+def _rejected(job: Job[HugetlbfsRecord], node: int, pages: int, error: OSError) -> PoolError:
+    return PoolError(
+        f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}:"
+        f" {os.strerror(error.errno or 0)}.",
+        hint="Pools have to be created by root, outside of containers; dmesg may say more.",
+    )
 
 
 def _finish_step(job: Job[HugetlbfsRecord]) -> None:
