@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from tests.rig.command import checked, virt_dmem, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage, guest_image
-from tests.rig.private_libvirt import PrivateLibvirt
+from tests.rig.private_libvirt import HOOK, PrivateLibvirt
 from tests.rig.processes import RigError, tail, wait_for
-from tests.rig.real_pools import HUGE, lose, lower
+from tests.rig.real_pools import HUGE, HVO, lose, lower
 from virt_dmem.host import huge_pages, numa
 from virt_dmem.pools.record import PoolRecord
 
@@ -89,6 +91,65 @@ def test_the_number_of_huge_pages_is_raised_again_at_once_and_a_guest_that_gave_
     assert "huge-pages-lowered" in check["message"]
     libvirtd.remove()
     virt_dmem("pool", "destroy", "huge")
+
+
+def test_a_pool_that_is_covered_gives_no_memory_and_the_command_is_told(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    mount = f"/run/virt-dmem/pools/{tmpfs_pool}"
+    libvirtd.define(domain_xml("small", memory="32MiB"))
+    virt_dmem("apply", "small", "--pool", tmpfs_pool)
+    subprocess.run(["mount", "-t", "tmpfs", "somebody", mount], check=True)
+    (alert,) = wait_for("the alert", lambda: alerts("pool-mount-changed"))
+    assert f"is covered by somebody (tmpfs) at {mount}" in alert["message"]
+    assert alert["hint"] == f"Run 'umount {mount}'."
+    assert checked()["host-unchanged"]["status"] == "FAIL"
+    with pytest.raises(RigError, match="is covered by somebody"):
+        libvirtd.virsh("start", "--paused", "small")
+    subprocess.run(["umount", mount], check=True)
+    Path(mount).chmod(0o700)
+    wait_for("the mode to be restored", lambda: Path(mount).stat().st_mode & 0o7777 == 0o711)
+    libvirtd.virsh("start", "--paused", "small")
+
+
+def test_a_changed_qemu_conf_is_told_of_until_libvirtd_is_restarted(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    path = Path("/etc/libvirt/qemu.conf")
+    before = path.read_text()
+    try:
+        time.sleep(2.5)  # libvirtd's start is known to two seconds
+        path.write_text(f'{before}memory_backing_dir = "/run/elsewhere"\n')
+        (alert,) = wait_for("the alert", lambda: alerts("libvirt-settings-changed"))
+        assert "memory_backing_dir = its default" in alert["message"] or "was changed after" in alert["message"]
+    finally:
+        path.write_text(before)
+    libvirtd.restart()
+    wait_for("the end of the alert", lambda: not alerts("libvirt-settings-changed"))
+
+
+def test_a_hook_that_is_removed_is_told_of_until_it_is_back(libvirtd: PrivateLibvirt, daemon: Daemon) -> None:
+    wait_for("the daemon to have looked", lambda: "connected to libvirt" in tail(daemon.log))
+    libvirtd.remove_hook()
+    try:
+        (alert,) = wait_for("the alert", lambda: alerts("installation-changed"))
+        assert alert["subject"] == "/etc/libvirt/hooks/qemu.d/50-virt-dmem"
+        assert "domains that start get no memory from pools" in alert["message"]
+    finally:
+        libvirtd.install_hook(HOOK)
+    wait_for("the end of the alert", lambda: not alerts("installation-changed"))
+
+
+@pytest.mark.needs_hugepages
+def test_hvo_that_was_switched_off_is_switched_on_again(
+    libvirtd: PrivateLibvirt, daemon: Daemon, hugetlbfs_pool: str
+) -> None:
+    if HVO.read_text() != "1\n":
+        pytest.skip("this kernel has no HVO")
+    HVO.write_text("0\n")
+    wait_for("HVO to be on", lambda: HVO.read_text() == "1\n")
+    (alert,) = alerts("hvo-switched-off")
+    assert "virt-dmemd put that right" in alert["message"]
 
 
 @pytest.mark.needs_hugepages

@@ -71,6 +71,11 @@ class Components:
         phases = self.ledger.phases().items()
         self.monitors.follow({uuid for uuid, change in phases if change.phase is Phase.RUNNING})
 
+    def note_hotplug(self) -> None:
+        """Look again at the host's processors and memory, which came or went."""
+        self.service.reread_nodes()
+        self.host_watch.note_hotplug()
+
     async def close(self) -> None:
         """Cancel changes of devices that are in progress, and close the ledger."""
         await self.device_operations.close()
@@ -102,6 +107,7 @@ def build(config: Config) -> Components:
         config,
         inventory,
         attempts,
+        in_use=lambda: bool(ledger.phases()),
         on_alerts=alerts.set_deviations,
         on_repair=lambda code: metrics.put_right.labels(code).inc(),
     )

@@ -24,7 +24,7 @@ from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
 from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import Delayed, DmemError, ExtentError, PrefaultFailed
-from virt_dmem.pools import extent_files
+from virt_dmem.pools import extent_files, mount_state
 from virt_dmem.pools.backends.page_counts import describe_gone
 from virt_dmem.pools.prefault import Mode, Progress, prefault
 from virt_dmem.pools.segment_id import SegmentId
@@ -143,11 +143,11 @@ class ExtentManager:
 
     def _require_mounted(self, segment: SegmentId) -> None:
         """Refuse to create files on whatever file system is below a pool."""
-        mount = self._inventory.mount(segment)
-        if not mount.is_mount():
+        record = self._inventory.record(segment)
+        if fault := mount_state.obstacle(record):
             raise ExtentError(
-                f"Pool {segment} is not mounted at {mount} any more.",
-                hint=f"Mount it with 'virt-dmem pool mount {segment.pool}'.",
+                f"Pool {segment}, mounted by virt-dmem at {record.mount}, {fault.what}.",
+                hint=f"To fix it: {fault.fix}.",
             )
 
     def _run_prefault(

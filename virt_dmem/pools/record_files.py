@@ -21,6 +21,7 @@ from virt_dmem.pools.segment_id import SegmentId
 __all__ = ["path_of", "paths", "read", "remove", "write"]
 
 _SIZE_LIMIT = 1 << 63
+_LATER = ("existing", "of_host")
 _SEGMENT_NAME = re.compile(rf"{POOL_NAME.pattern}(\+[0-9]{{1,6}})?", re.ASCII)
 
 
@@ -80,7 +81,8 @@ def remove(config: Config, segment: str) -> None:
 def _flat(record: PoolRecord) -> dict[str, Any]:
     """Return a record's fields, and those of all other backends' records at their defaults.
 
-    Records were always written so; earlier versions read them too.
+    Records were always written so; earlier versions read them too. Fields that came later are left out at their
+    defaults.
     """
     found: dict[str, Any] = msgspec.structs.asdict(record)
     for kind in BACKENDS.values():
@@ -88,7 +90,7 @@ def _flat(record: PoolRecord) -> dict[str, Any]:
             if field.name not in found:
                 factory = field.default_factory
                 found[field.name] = field.default if factory is msgspec.NODEFAULT else factory()
-    return found
+    return {name: value for name, value in found.items() if value or name not in _LATER}
 
 
 def _sync(directory: Path) -> None:

@@ -15,12 +15,17 @@ from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 
-__all__ = ["records", "readable", "segments", "find", "choose", "capacity", "capacities"]
+__all__ = ["records", "readable", "segments", "find", "choose", "complete", "capacity", "capacities"]
 
 
 def records(config: Config) -> list[PoolRecord]:
     """Return the records of all segments, by pool and number, leaving out those that cannot be read."""
     return readable(config)[0]
+
+
+def complete(config: Config) -> list[PoolRecord]:
+    """Return the records of the segments that are set up."""
+    return [record for record in records(config) if record.state == "ready"]
 
 
 def readable(config: Config) -> tuple[list[PoolRecord], dict[str, PoolError]]:

@@ -11,16 +11,21 @@ from virt_dmem.config.schema import Config
 from virt_dmem.host import kernel
 from virt_dmem.pools.record import PoolRecord
 
-__all__ = ["Deviation", "Sight", "Watch"]
+__all__ = ["Deviation", "Look", "Sight", "Watch"]
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a watch compares: the host, and the records of complete segments."""
+    """What a watch compares: the host, and what is recorded of it."""
 
     config: Config
     records: Sequence[PoolRecord]
+    """Of complete segments."""
     root: Path = kernel.ROOT
+    in_use: bool = False
+    """Domains hold memory."""
+    hotplugs: int = 0
+    """Grows each time when processors or memory of the host came or went."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,20 @@ class Deviation:
     """Puts it right, in a worker thread, unless it is right by then. ``None``: only the operator can."""
 
 
+Look = Callable[[Sight], Iterable[Deviation]]
+"""Compares one kind of thing, every second: reads a few small files at most, and no process can delay it."""
+
+
 @dataclass(frozen=True)
 class Watch:
     """One kind of thing that others can change."""
 
     subject: str
-    """In the plural, for messages."""
-    deviations: Callable[[Sight], Iterable[Deviation]]
-    """Reads a few small files at most: it is called every second."""
+    """For messages."""
+    new: Callable[[], Look]
+    """Returns a ``Look`` that has seen nothing yet."""
+
+    @classmethod
+    def of(cls, subject: str, look: Look) -> Watch:
+        """Return a watch that needs nothing but the records."""
+        return cls(subject, lambda: look)

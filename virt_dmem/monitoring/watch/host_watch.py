@@ -32,6 +32,7 @@ LINGER_SECONDS = 60.0
 class HostWatch:
     """Watch everything in the table.
 
+    :param in_use: Returns whether domains hold memory.
     :param on_alerts: Called with the alerts that are due, each time after it looked.
     :param on_repair: Called with the code of each repair.
     """
@@ -42,6 +43,7 @@ class HostWatch:
         inventory: Inventory,
         attempts: Attempts,
         *,
+        in_use: Callable[[], bool],
         on_alerts: Callable[[list[Alert]], None],
         on_repair: Callable[[str], None],
         watches: Iterable[Watch] = WATCHES,
@@ -49,20 +51,26 @@ class HostWatch:
         self._config = config
         self._inventory = inventory
         self._attempts = attempts
+        self._in_use = in_use
         self._on_alerts = on_alerts
         self._on_repair = on_repair
-        self._watches = tuple(watches)
+        self._looks = [(watch.subject, watch.new()) for watch in watches]
+        self._hotplugs = 0
         self._limits: dict[tuple[str, str], RepairLimit] = defaultdict(RepairLimit)
         self._repaired: dict[tuple[str, str], tuple[Alert, float]] = {}
         """Alerts of what was put right, with the time of the last repair."""
+
+    def note_hotplug(self) -> None:
+        """Note that processors or memory of the host came or went."""
+        self._hotplugs += 1
 
     async def look(self) -> None:
         """Compare everything, unless a pool is being changed: then its record and the host do not match."""
         found = self._compare()
         if found is None:
             return
-        if await self._repair(found):
-            found = self._compare() or found
+        if await self._repair(found) and (after := self._compare()) is not None:
+            found = after
         right = self._limits.keys() - {(one.code, one.subject) for one in found}
         for key in right:
             self._limits[key].note_right()
@@ -73,13 +81,13 @@ class HostWatch:
         with unless_locked(self._config) as mine:
             if not mine:
                 return None
-            complete = [record for record in registry.records(self._config) if record.state == "ready"]
-            sight = Sight(self._config, complete)
+            complete = registry.complete(self._config)
+            sight = Sight(self._config, complete, in_use=self._in_use(), hotplugs=self._hotplugs)
             found: list[Deviation] = []
             with self._attempts.round("watch") as attempts:
-                for watch in self._watches:
-                    with attempts.trying(f"the watch of {watch.subject}"):
-                        found += watch.deviations(sight)
+                for subject, look in self._looks:
+                    with attempts.trying(f"the watch of {subject}"):
+                        found += look(sight)
                 with attempts.trying("the size of pools"):
                     self._inventory.set_gone(page_counts.gone_by_segment(complete))
             return found
@@ -110,7 +118,7 @@ class HostWatch:
         limit = self._limits.get((one.code, one.subject))
         if limit is None or not limit.recent:
             return _alert(one)
-        often = f"virt-dmemd put it right {limit.recent} times within {PERIOD_SECONDS / 60:g} minutes"
+        often = f"virt-dmemd tried to put it right {limit.recent} times within {PERIOD_SECONDS / 60:g} minutes"
         return _alert(one, f"{often}, and leaves it to you now." if limit.given_up else f"{often}.")
 
     def _lingering(self, right: Iterable[tuple[str, str]]) -> Iterable[Alert]:

@@ -71,7 +71,6 @@ def _repair(config: Config, page_size: int, node: int, root: Path) -> None:
     with unless_locked(config) as mine:
         if not mine:
             return
-        complete = [record for record in registry.records(config) if record.state == "ready"]
-        for count in page_counts.compare(complete, root=root):
+        for count in page_counts.compare(registry.complete(config), root=root):
             if (count.page_size, count.node) == (page_size, node):
                 page_counts.restore(count, root=root)

@@ -3,9 +3,20 @@
 
 from __future__ import annotations
 
-from virt_dmem.monitoring.watch import huge_pages
+from virt_dmem.monitoring.watch import huge_pages, hvo, mounts, nodes
 from virt_dmem.monitoring.watch.base import Watch
+from virt_dmem.monitoring.watch.installed import InstalledFiles
+from virt_dmem.monitoring.watch.libvirt_settings import LibvirtSettings
+from virt_dmem.monitoring.watch.nodes import MemoryBlocks
 
 __all__ = ["WATCHES"]
 
-WATCHES = (Watch("huge pages", huge_pages.deviations),)
+WATCHES = (
+    Watch.of("HVO", hvo.deviations),  # first: huge pages may have to be allocated again
+    Watch.of("huge pages", huge_pages.deviations),
+    Watch.of("mounts of pools", mounts.deviations),
+    Watch.of("nodes", nodes.deviations),
+    Watch("memory blocks", MemoryBlocks),
+    Watch("installed files", InstalledFiles),
+    Watch("settings of libvirt", LibvirtSettings),
+)

@@ -222,10 +222,14 @@ class Backend(ABC, Generic[Record]):
         refusal = ""
         for options in self.mount_options(record):
             every = f"{how},{options}"
-            refusal = run_program("mount", "-t", self.fstype, "-o", every, f"virt-dmem-{record.name}", record.mount)
+            refusal = run_program("mount", "-t", self.fstype, "-o", every, self.source(record), record.mount)
             if not refusal:
                 return
         raise self.mount_refused(job, f"Pool {record.name} could not be mounted at {record.mount}: {refusal}")
+
+    def source(self, record: PoolRecord) -> str:
+        """Return the name under which a segment is mounted."""
+        return f"virt-dmem-{record.name}"
 
     def mount_refused(self, job: Job[Record], message: str) -> PoolError:
         """Return the error for a mount that the kernel rejected."""

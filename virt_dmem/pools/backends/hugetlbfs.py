@@ -14,23 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from virt_dmem.errors import PoolError, PoolShort
+from virt_dmem.errors import PoolError, PoolShort, UsageError
 from virt_dmem.host import huge_pages, kernel, numa
-from virt_dmem.pools.backends import page_counts
+from virt_dmem.pools.backends import existing_pages, hugetlbfs_plan, page_counts
 from virt_dmem.pools.backends.base import Backend, Job
 from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed, warned
-from virt_dmem.pools.backends.host_options import (
-    HostFacts,
-    HostOption,
-    Probe,
-    by_node_options,
-    exact_size,
-    host_option,
-    per_node,
-    shares,
-)
+from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord, PageCountChange
-from virt_dmem.pools.backends.struct_pages import BASE_PAGE, struct_pages_of
+from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.record import NodeShare
 from virt_dmem.units import GIB, MIB, format_size, round_up
 
@@ -73,19 +64,32 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
 
     def metadata_left(self, size_bytes: int, page_size: int) -> int:
         """Return one base page for each huge page: what HVO keeps (``mm/hugetlb_vmemmap.c``)."""
-        return _metadata_left(size_bytes, page_size)
+        return hugetlbfs_plan.metadata_left(size_bytes, page_size)
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add ``--no-hvo``."""
+        """Add ``--no-hvo`` and ``--existing-pages``."""
         parser.add_argument("--no-hvo", action="store_true", help="do not switch HVO on: keep all struct pages")
+        parser.add_argument(
+            "--existing-pages",
+            action="store_true",
+            help="first take huge pages that the host has and that are free: set aside at boot (hugepages=), or by"
+            " vm.nr_hugepages; the host keeps them when the pool is destroyed",
+        )
 
     def settings(self, args: argparse.Namespace, *, sized: bool) -> dict[str, Any]:
-        """Return whether HVO is to be switched on."""
-        return {"hvo": not args.no_hvo}
+        """Return whether HVO is to be switched on, and existing pages are to be taken."""
+        return {"hvo": not args.no_hvo, "existing": args.existing_pages}
+
+    def reject_options(self, args: argparse.Namespace, backend: str) -> None:
+        """Reject ``--existing-pages`` for another backend."""
+        if args.existing_pages:
+            raise UsageError(
+                "--existing-pages is about huge pages.", hint=f"A {backend} pool takes none: leave it out."
+            )
 
     def inherited_settings(self, record: HugetlbfsRecord) -> dict[str, Any]:
-        """Return whether HVO is to be switched on."""
-        return {"hvo": record.hvo}
+        """Return whether HVO is to be switched on, and existing pages are to be taken."""
+        return {"hvo": record.hvo, "existing": record.existing}
 
     def checks(self) -> tuple[BackendCheck, ...]:
         """Return the checks of huge pages and HVO."""
@@ -101,47 +105,7 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
 
     def host_options(self, size_bytes: int, facts: HostFacts) -> list[HostOption]:
         """Return an option for each huge page size."""
-        return [self._host_option(round_up(size_bytes, page), page, facts) for page in facts.page_sizes]
-
-    def _host_option(self, size: int, page_size: int, facts: HostFacts) -> HostOption:
-        by_node = shares(size, page_size, facts)
-        line, notes = [], []
-        if facts.hvo is None:
-            notes.append("This kernel has no HVO (CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP): all struct pages remain.")
-        else:
-            line.append("hugetlb_free_vmemmap=on")
-            notes.append(
-                "'pool create' also switches HVO on by itself (vm.hugetlb_optimize_vmemmap); on the command line it"
-                " applies to huge pages of others, too."
-            )
-        if page_size >= GIB:
-            notes.append(f"Each memory backend of a domain must be a multiple of {format_size(page_size)}.")
-            per_size = per_node(by_node, lambda share: share // page_size)
-            if facts.cma_bytes is None:
-                notes.append(
-                    "This kernel has no CMA (CONFIG_CMA): such pages can be allocated only while memory is not"
-                    f" fragmented, soon after boot. Do not add 'hugepagesz={exact_size(page_size)}"
-                    f" hugepages={per_size}': it would reserve them for certain, but 'pool create' allocates new"
-                    " pages and uses none that were reserved at boot."
-                )
-            else:
-                line.append(f"hugetlb_cma={per_node(by_node, exact_size)}")
-                notes.append(
-                    "hugetlb_cma keeps memory from which such pages can be allocated at any time. It makes the"
-                    " kernel ignore hugepages= for them; 'pool create' allocates new pages anyway."
-                )
-        left = struct_pages_of(size) if facts.hvo is None else self.metadata_left(size, page_size)
-        return host_option(
-            self.name,
-            size,
-            page_size,
-            left=left,
-            line=" ".join(line),
-            pool_create=(
-                f"virt-dmem pool create NAME --page-size {exact_size(page_size)} {by_node_options(by_node)}"
-            ),
-            notes=notes,
-        )
+        return [hugetlbfs_plan.option(round_up(size_bytes, page), page, facts) for page in facts.page_sizes]
 
     def check(self, job: Job[HugetlbfsRecord]) -> None:
         """Reject a size that a node or the host does not have available.
@@ -151,25 +115,31 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         record = job.record
         available = {node.node: node.memory.available_bytes for node in numa.nodes(root=job.root)}
         missing = {node: share.wanted_bytes - share.got_bytes for node, share in record.nodes.items()}
+        if record.existing:
+            missing = {
+                node: max(0, size - existing_pages.spare_bytes(job, node)) if size > 0 else size
+                for node, size in missing.items()
+            }
         for node, wanted in missing.items():
             if wanted > available.get(node, 0):
                 raise PoolShort(
                     f"Pool {record.name} needs {format_size(wanted)} of node {node}, but only"
                     f" {format_size(available.get(node, 0))} are available there.",
-                    hint="Choose a smaller size, or spread it over other nodes.",
+                    hint=f"{_existing_hint(job)}Choose a smaller size, or spread it over other nodes.",
                 )
         of_host = kernel.memory(root=job.root).available_bytes
         if sum(missing.values()) > of_host - _HOST_KEEPS:
             raise PoolShort(
                 f"Pool {record.name} needs {format_size(sum(missing.values()))}, but the host has"
                 f" {format_size(of_host)} available, of which it must keep {format_size(_HOST_KEEPS)}.",
-                hint="Choose a smaller size, or free memory on the host first.",
+                hint=f"{_existing_hint(job)}Choose a smaller size, or free memory on the host first.",
             )
 
     def acquire(self, job: Job[HugetlbfsRecord]) -> None:
         """Switch HVO on, then raise each node's huge pages until the pool has its size.
 
-        Pages that the host took back meanwhile are allocated again.
+        Free pages of the host come first, where the pool is to take them. Pages that the host took back meanwhile
+        are allocated again.
 
         :raise PoolShort: When a node provides less; the message gives both figures of each.
         :raise PoolError: When the kernel rejects it.
@@ -179,12 +149,14 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         record = job.record
         _restore(job)
         self._forget_gone(job)
+        if record.existing:
+            _take_existing(job)
         for node, share in sorted(record.nodes.items()):
             while share.got_bytes < share.wanted_bytes:
                 job.report(f"Allocating huge pages of node {node}", record.got_bytes, record.wanted_bytes)
                 pages = min(share.wanted_bytes - share.got_bytes, max(self.step_bytes, record.page_size))
                 if not _raise(job, node, share, pages // record.page_size):
-                    raise _short(record)
+                    raise _short(job)
         job.report("Allocated huge pages", record.got_bytes, record.wanted_bytes)
 
     def gone(self, job: Job[HugetlbfsRecord]) -> dict[int, int]:
@@ -232,14 +204,18 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         left = 0
         for node, share in sorted(record.nodes.items()):
             least = share.wanted_bytes if keep_wanted else 0
-            while share.got_bytes > least:
+            while share.got_bytes > max(least, record.of_host.get(node, 0)):
                 job.report(f"Freeing huge pages of node {node}", before - record.got_bytes, before - kept)
-                pages = min(share.got_bytes - least, max(self.step_bytes, record.page_size)) // record.page_size
-                if not _lower(job, node, share, pages):
+                ours = share.got_bytes - max(least, record.of_host.get(node, 0))
+                if not _lower(
+                    job, node, share, min(ours, max(self.step_bytes, record.page_size)) // record.page_size
+                ):
                     break
+            existing_pages.give_back(record, node, share.got_bytes - least)
             left += max(0, share.got_bytes - least)
         if not record.got_bytes:
             _switch_hvo_back(job)
+        job.save()
         if before:
             record.saved_bytes = record.saved_bytes * record.got_bytes // before
         job.report("Freed huge pages", before - record.got_bytes, before - kept)
@@ -291,12 +267,12 @@ def _check_hvo(records: Sequence[HugetlbfsRecord], root: Path) -> Result:
     return passed(f"HVO is {'on' if on else 'available; creating a pool switches it on'}.")
 
 
-def _metadata_left(size_bytes: int, page_size: int) -> int:
-    return size_bytes // page_size * min(BASE_PAGE, struct_pages_of(page_size))
-
-
 def _saved_at_best(record: HugetlbfsRecord, size_bytes: int) -> int:
-    return struct_pages_of(size_bytes) - _metadata_left(size_bytes, record.page_size) if record.optimized else 0
+    return (
+        struct_pages_of(size_bytes) - hugetlbfs_plan.metadata_left(size_bytes, record.page_size)
+        if record.optimized
+        else 0
+    )
 
 
 def _restore(job: Job[HugetlbfsRecord], *, anew: bool = True) -> None:
@@ -432,11 +408,32 @@ def _set_hvo(job: Job[HugetlbfsRecord], *, on: bool) -> None:
         ) from error
 
 
-def _short(record: HugetlbfsRecord) -> PoolShort:
+def _take_existing(job: Job[HugetlbfsRecord]) -> None:
+    """Take free pages of the host; estimate what they save, as nobody counted when they were allocated."""
+    record = job.record
+    if taken := existing_pages.take(job):
+        record.optimized = existing_pages.optimized_at_boot(root=job.root)
+        record.saved_bytes += _saved_at_best(record, taken)
+        record.measured = False
+        job.save()
+
+
+def _existing_hint(job: Job[HugetlbfsRecord]) -> str:
+    """Return that the host has free huge pages which the pool is not to take."""
+    spare = {node: existing_pages.spare_bytes(job, node) for node in job.record.nodes}
+    if job.record.existing or not any(spare.values()):
+        return ""
+    there = ", ".join(f"{format_size(size)} of node {node}" for node, size in spare.items() if size)
+    return f"The host has free huge pages of this size already ({there}): take them with --existing-pages. "
+
+
+def _short(job: Job[HugetlbfsRecord]) -> PoolShort:
+    record = job.record
     shares = sorted(record.nodes.items())
     wanted = ", ".join(f"{format_size(share.wanted_bytes)} of node {node}" for node, share in shares)
     got = ", ".join(f"{format_size(share.got_bytes)} of node {node}" for node, share in shares)
     return PoolShort(
         f"Pool {record.name} needs {wanted} in pages of {format_size(record.page_size)}, but got {got}.",
-        hint="Create pools soon after boot, run 'echo 1 > /proc/sys/vm/compact_memory' first, or ask for less.",
+        hint=f"{_existing_hint(job)}Create pools soon after boot, run 'echo 1 > /proc/sys/vm/compact_memory' first,"
+        " or ask for less.",
     )
