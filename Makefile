@@ -3,6 +3,7 @@
 PREFIX ?= /usr
 DESTDIR ?=
 BENCH_OUT ?= build/bench
+DEBIAN ?= bookworm trixie trixie-backports
 
 python := .venv/bin/python
 pytest := $(python) -m pytest --timeout=900 --durations=10
@@ -14,7 +15,7 @@ programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh packaging/install.sh packaging/uninstall.sh packaging/module.sh .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa lab lab-shell lint docs install uninstall clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large lab-shell lint docs install uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
@@ -48,8 +49,16 @@ test-libvirt: setup ## Run the tests with a libvirtd of their own
 test-numa: setup ## Run the tests on a machine with three NUMA nodes, which QEMU emulates
 	$(pytest) tests/numa
 
+test-releases: setup ## Run all tests but the lab's in a root of each Debian release (DEBIAN=trixie: of one)
+	@for release in $(DEBIAN); do \
+		echo "== Debian $$release"; $(python) -m tests.lab.in_root $$release || failed="$$failed $$release"; \
+	done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
+
 lab: setup ## Run the tests on a whole Debian host, booted in QEMU (LAB_SUITE=bookworm: on Debian 12)
 	$(lab)
+
+lab-large: setup ## Measure there what 320 GiB of guest memory cost a host
+	$(pytest) tests/lab/large_host.py
 
 lab-shell: setup ## Boot that host with its console on this terminal
 	@$(python) -m tests.lab.machine

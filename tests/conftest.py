@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a test needs, and what happens where it is not there."""
+"""Skip tests whose requirements are missing, and distribute the others to workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab.image import missing_for_lab
 from tests.rig import missing_for_rig
-from tests.rig.workers import ByGroup, Turns, write_groups
+from tests.rig.workers import ByGroup, HostLock, write_groups
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -29,12 +29,12 @@ _HERE = Path(__file__).parent
 _NEEDS = {"needs_libvirt": missing_for_rig, "needs_hugepages": _missing_for_hugepages, "needs_lab": missing_for_lab}
 
 
-hypothesis.settings.register_profile(  # how long an example takes is no matter
+hypothesis.settings.register_profile(  # the duration of an example does not matter
     "virt-dmem", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("virt-dmem")
 
-_turns: pytest.StashKey[Turns] = pytest.StashKey()
+_host_lock: pytest.StashKey[HostLock] = pytest.StashKey()
 
 
 def pytest_configure() -> None:
@@ -57,9 +57,9 @@ def _directory_of(item: pytest.Item) -> str:
 
 
 def _group_of(item: pytest.Item) -> str:
-    """Say which tests stay together on one worker; the others go where there is room.
+    """Define which tests stay together on one worker; the others are distributed freely.
 
-    Those of a file may share a fixture that is dear. Those that take huge pages, of which a host has one stock,
+    Those of a file may share an expensive fixture. Those that take huge pages, of which a host has one stock,
     would wait for each other.
     """
     directory = _directory_of(item)
@@ -86,27 +86,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByGroup |
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Meet the other workers of this run, if it has some."""
+    """Share the lock with the other workers of this run, if there are any."""
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         directory = _of_this_run(session.config)
         write_groups(
             directory, worker, {item.nodeid: group for item in session.items if (group := _group_of(item))}
         )
-        session.config.stash[_turns] = Turns(directory)
+        session.config.stash[_host_lock] = HostLock(directory)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Give each test its turn, and one that is ``alone`` the host; what it waits for that is not its own time."""
-    turns = item.config.stash.get(_turns, None)
-    if turns is None:
+    """Hold the host's lock during each test, exclusively if it is ``alone``; the test's time begins afterwards."""
+    host = item.config.stash.get(_host_lock, None)
+    if host is None:
         return (yield)
-    with turns.turn(alone=item.get_closest_marker("alone") is not None):
+    with host.held(alone=item.get_closest_marker("alone") is not None):
         return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what cannot run here, with the reason; fail it where all is said to be there, as in CI."""
+    """Skip what cannot run here, with the reason; fail it where everything has to be there, as in CI."""
     for marker, missing in _NEEDS.items():
         if item.get_closest_marker(marker) and (reason := missing()):
             if os.environ.get("VIRT_DMEM_TEST_ALL") == "1":

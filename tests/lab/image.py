@@ -31,7 +31,7 @@ from pathlib import Path
 from tests.rig.processes import RigError
 from virt_dmem.native.build import PROGRAMS
 
-__all__ = ["PROJECT", "Image", "NoPackages", "missing_for_lab", "suite", "the_image"]
+__all__ = ["PROJECT", "Image", "NoPackages", "missing_for_lab", "pack_tree", "suite", "the_image", "the_root"]
 
 _REPOSITORY = Path(__file__).parents[2]
 _CACHE = _REPOSITORY / ".cache/lab"
@@ -119,7 +119,7 @@ class Image:
 
 
 def suite() -> str:
-    """The Debian release of the lab: LAB_SUITE, by default trixie (13)."""
+    """The Debian release of the lab: LAB_SUITE, by default trixie (13); "trixie-backports" is 13 with backports."""
     return os.environ.get("LAB_SUITE", "trixie")
 
 
@@ -145,7 +145,7 @@ def the_image(release: str = "") -> Image:
     with _only_one_at_a_time(), tempfile.TemporaryDirectory(dir=_CACHE, prefix="making-") as name:
         making = Path(name)
         emulator, base = _base(_EMULATOR, making), _base(release, making)
-        _pack_tree(making / "tree.tar")
+        pack_tree(making / "tree.tar")
         installed = base / f"installed-{_digest([making / 'tree.tar'])}"
         if not installed.exists():
             _remove(base.glob("installed-*"))
@@ -154,12 +154,22 @@ def the_image(release: str = "") -> Image:
     return Image(release, installed, base / "kernel", base / "initrd", base / "root", emulator / "root")
 
 
+def the_root(release: str) -> Path:
+    """Return the root of Debian ``release`` with what ``make setup`` installs, from the cache or newly built.
+
+    :raise NoPackages: When the cache is empty, and the mirror does not answer.
+    :raise RigError: When it cannot be built; with the last lines of output.
+    """
+    with _only_one_at_a_time(), tempfile.TemporaryDirectory(dir=_CACHE, prefix="making-") as name:
+        return _base(release, Path(name)) / "root"
+
+
 def _base(release: str, making: Path) -> Path:
     """Return the common base of a release's disks, built if needed: its root, kernel and initramfs."""
     base = _CACHE / f"{release}-{_key(release)}"
     if not base.exists():
         _require_packages(release)
-        _remove(_CACHE.glob(f"{release}-*"))
+        _remove(_CACHE.glob(f"{release}-{'[0-9a-f]' * 16}"))
         _timed(f"the root of {release}", lambda: _make_base(release, making / release))
         (making / release).rename(base)
     return base
@@ -221,7 +231,7 @@ def _make_disk(base: Path, making: Path) -> None:
     _run("mke2fs", "-q", "-t", "ext4", "-E", options, "-d", root, making / "disk", _DISK_SIZE)
 
 
-def _pack_tree(target: Path) -> None:
+def pack_tree(target: Path) -> None:
     """Pack the project's current files, reproducibly."""
     listed = subprocess.run(
         ["git", "-C", _REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -246,11 +256,15 @@ def _debootstrap(release: str, root: Path) -> None:
         "--essential-hook=mkdir -p $1/etc/initramfs-tools",
         "--essential-hook=echo update_initramfs=no >$1/etc/initramfs-tools/update-initramfs.conf",
     ]
-    _run(*command, release, root, *_mirror())
+    stable, _, backports = release.partition("-")
+    lines = [f"deb {_mirror()} {suite} main" for suite in dict.fromkeys((stable, release))]
+    if backports:  # all that is there, not only what is asked for
+        command.append(f'--aptopt=APT::Default-Release "{release}"')
+    _run(*command, stable, root, *lines)
 
 
 def _require_packages(release: str) -> None:
-    url = f"{(_mirror() or ['http://deb.debian.org/debian'])[0]}/dists/{release}/InRelease"
+    url = f"{_mirror()}/dists/{release}/InRelease"
     try:
         with urllib.request.urlopen(url, timeout=60):
             pass
@@ -258,11 +272,11 @@ def _require_packages(release: str) -> None:
         raise NoPackages(f"The packages of {release} are out of reach: {url}: {error}") from error
 
 
-def _mirror() -> list[str]:
-    """Return this host's Debian mirror; empty if it is not clear, for the default."""
+def _mirror() -> str:
+    """Return this host's Debian mirror, or Debian's own where it is not clear."""
     lists = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     found = [uri for file in lists if file.is_file() for uri in _OF_DEBIAN.findall(file.read_text("utf-8"))]
-    return found[:1]
+    return found[0] if found else "http://deb.debian.org/debian"
 
 
 def _set_up(root: Path) -> None:

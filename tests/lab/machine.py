@@ -236,7 +236,7 @@ class Machine:
         command += ["-append", f"{_CMDLINE} {self.cmdline}".strip()]
         command += ["-m", f"{sum(self.node_gib)}G", "-smp", str(len(self.node_gib))]
         for node, size in enumerate(self.node_gib):
-            command += ["-object", f"memory-backend-ram,id=m{node},size={size}G"]
+            command += ["-object", f"memory-backend-ram,id=m{node},size={size}G,reserve=off"]
             command += ["-numa", f"node,nodeid={node},memdev=m{node},cpus={node}"]
         command += ["-drive", f"if=virtio,format=qcow2,cache=unsafe,file={self.disk}"]
         command += ["-device", "virtio-serial", "-chardev", f"socket,id=agent,path={agent},server=on,wait=off"]

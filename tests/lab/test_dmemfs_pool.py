@@ -163,7 +163,7 @@ def test_the_guest_is_confined_and_nothing_was_denied(host: Machine, uuid: str) 
     assert host.run(f"stat -c '%U %a' {extent}").stdout.split() == ["root", "600"]
 
 
-def test_a_device_that_cannot_work_there_is_told_of_when_it_comes(host: Machine, uuid: str) -> None:
+def test_a_device_that_cannot_work_there_is_an_alert_when_it_is_attached(host: Machine, uuid: str) -> None:
     """A disk, with which the guest continues; a host device is found in the same XML."""
     disk = "/var/lib/libvirt/images/d"
     host.run(f"mkdir -p /var/lib/libvirt/images && truncate -s 64M {disk}")

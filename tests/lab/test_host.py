@@ -103,7 +103,7 @@ def test_the_guest_is_confined_and_nothing_was_denied(host: Machine, uuid: str) 
     assert denied(host) == ""
 
 
-def test_qemu_was_let_make_its_monitor_and_nobody_else_gets_at_it(host: Machine, uuid: str) -> None:
+def test_qemu_may_create_its_monitor_and_no_other_user_may_connect(host: Machine, uuid: str) -> None:
     host.wait_for("virt-dmem show two-cells --json | grep -q memory-backend-file", timeout=60)
     backends = host.json("virt-dmem show two-cells --json")["domain"]["backends"]
     assert [backend["shared"] for backend in backends] == [True, True]
@@ -135,7 +135,7 @@ def test_a_destroyed_guest_leaves_the_pool_whole(host: Machine, uuid: str) -> No
     assert set(host.run("ls -A /run/virt-dmem/pools/guests").stdout.split()) <= {".ballast", ".ready", "libvirt"}
 
 
-def test_a_page_that_outlives_its_guest_in_somebodys_hands_goes_to_no_other(host: Machine, uuid: str) -> None:
+def test_a_page_that_outlives_its_guest_pinned_goes_to_no_other(host: Machine, uuid: str) -> None:
     host.run("virsh -q start two-cells --paused")
     extent = f"/run/virt-dmem/pools/guests/libvirt-{uuid}/ram-node0"
     pin = f"cd {PROJECT} && exec .venv/bin/python -m tests.rig.pinner {extent} 0 {8 * MIB} >/run/pinned"
@@ -223,7 +223,7 @@ def test_a_pool_that_cannot_be_mounted_delays_no_boot(host: Machine) -> None:
     assert "64 GiB" in failed or "32 GiB" in failed, failed
 
 
-def test_pages_are_the_hosts_again_when_the_pool_is_destroyed(host: Machine) -> None:
+def test_pages_return_to_the_host_when_the_pool_is_destroyed(host: Machine) -> None:
     host.run("virsh -q destroy two-cells && virt-dmem pool destroy guests")
     assert host.run("cat /proc/sys/vm/nr_hugepages").stdout.strip() == "0"
 

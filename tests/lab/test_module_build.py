@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.lab.overlay_root import OverlayRoot
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,38 +24,14 @@ if TYPE_CHECKING:
 
 MODULE = "/usr/lib/virt-dmem/module"
 _REPOSITORY = Path(__file__).parents[2]
-_SET_UP = """
-set -e
-mount -t tmpfs -o size=2g layer "$1"
-mkdir "$1/upper" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=$0,upperdir=$1/upper,workdir=$1/work" root "$1/root"
-mount --rbind /dev "$1/root/dev"
-mount -t proc proc "$1/root/proc"
-cp /etc/resolv.conf /etc/hosts "$1/root/etc/"
-cp -r /etc/apt/apt.conf.d/. "$1/root/etc/apt/apt.conf.d/"
-echo up
-exec sleep infinity
-"""
 
 
-class Root:
+class Root(OverlayRoot):
     """An installed Debian root with virt-dmem, without booting it."""
 
-    def __init__(self, holder: int, directory: Path) -> None:
-        self._enter = ["nsenter", f"--mount=/proc/{holder}/ns/mnt", "--wd=/", "chroot", str(directory)]
-        self.directory = Path(f"/proc/{holder}/root{directory}")
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
         (self.kernel,) = [path.name for path in (self.directory / "lib/modules").iterdir()]
-
-    def run(self, command: str) -> str:
-        """Run a shell command, and return its output."""
-        alone = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-        alone |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
-        done = subprocess.run(
-            [*self._enter, "sh", "-ec", f"exec 2>&1; {command}"],
-            env=alone, stdout=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout
-        return done.stdout
 
     def modules(self) -> list[str]:
         """Return the paths of the built modules."""
@@ -67,23 +45,14 @@ class Root:
 
 
 @pytest.fixture(scope="module")
-def root(lab_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
-    directory = tmp_path_factory.mktemp("root")
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SET_UP, lab_image.root, directory]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "up\n"
-            root = Root(holder.pid, directory / "root")
-            install = ["packaging/install.sh"]
-            env = {**os.environ, "DESTDIR": str(root.directory), "PREFIX": "/usr"}
-            subprocess.run(install, cwd=_REPOSITORY, env=env, stdout=subprocess.DEVNULL, check=True)
-            uname = root.directory / "usr/local/bin/uname"
-            uname.write_text(f'#!/bin/sh\n[ "$*" = -r ] && exec echo {root.kernel}\nexec /usr/bin/uname "$@"\n')
-            uname.chmod(0o755)
-            yield root
-        finally:
-            holder.kill()
+def root(lab_image: Image) -> Iterator[Root]:
+    with Root(lab_image.root) as root:
+        env = {**os.environ, "DESTDIR": str(root.directory), "PREFIX": "/usr"}
+        subprocess.run(["packaging/install.sh"], cwd=_REPOSITORY, env=env, stdout=subprocess.DEVNULL, check=True)
+        uname = root.directory / "usr/local/bin/uname"
+        uname.write_text(f'#!/bin/sh\n[ "$*" = -r ] && exec echo {root.kernel}\nexec /usr/bin/uname "$@"\n')
+        uname.chmod(0o755)
+        yield root
 
 
 def test_the_first_boot_of_a_kernel_builds_it_for_a_pool_that_needs_it(root: Root) -> None:

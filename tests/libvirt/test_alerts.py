@@ -61,7 +61,7 @@ def test_a_host_in_order_has_no_alert(libvirtd: PrivateLibvirt, daemon: Daemon, 
     assert "alert" not in daemon.log.read_text()
 
 
-def test_a_guest_that_started_past_the_hook_is_told_of_until_it_ends(
+def test_a_guest_that_started_without_the_hook_is_an_alert_until_it_ends(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     follows(daemon)
@@ -97,7 +97,7 @@ def test_a_guest_that_runs_when_it_is_applied_is_no_alert(
     assert alerts() == {}
 
 
-def test_memory_attached_past_us_is_told_of_until_it_is_gone(
+def test_memory_attached_bypassing_virt_dmem_is_an_alert_until_it_is_gone(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     follows(daemon)
@@ -115,7 +115,7 @@ def test_memory_attached_past_us_is_told_of_until_it_is_gone(
     wait_for_the_end_of("memory-outside-pool")
 
 
-def test_an_extent_that_outlives_its_domain_is_told_of_until_it_is_free(
+def test_an_extent_that_outlives_its_domain_is_an_alert_until_it_is_free(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     libvirtd.define(domain_xml("peer"))
@@ -134,7 +134,7 @@ def test_an_extent_that_outlives_its_domain_is_told_of_until_it_is_free(
 
 
 @pytest.mark.needs_tmpfs
-def test_a_pool_that_somebody_made_smaller_is_told_of_and_gives_nothing(
+def test_a_pool_that_was_shrunk_is_an_alert_and_gives_no_memory(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     for name in ("first", "second"):
@@ -157,9 +157,7 @@ def test_a_pool_that_somebody_made_smaller_is_told_of_and_gives_nothing(
     wait_for_the_end_of("pool-short-of-reservations")
 
 
-def test_a_pool_that_somebody_unmounted_is_told_of(
-    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
-) -> None:
+def test_a_pool_that_was_unmounted_is_an_alert(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> None:
     libvirtd.define(domain_xml("lost"))
     virt_dmem("apply", "lost", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "lost")
@@ -168,7 +166,7 @@ def test_a_pool_that_somebody_unmounted_is_told_of(
     assert libvirtd.state("lost") == "paused"
 
 
-def test_a_tool_that_keeps_undoing_us_is_an_alert_until_the_domain_is_applied(
+def test_a_tool_that_keeps_reverting_the_rewrite_is_an_alert_until_the_domain_is_applied(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     follows(daemon)
@@ -252,7 +250,7 @@ def test_a_draining_pool_gives_nothing_and_takes_nothing_away(
     assert "no pool 'nowhere'" in virt_dmem_fails("pool", "drain", "nowhere", status=1)
 
 
-def test_a_pool_made_anew_under_the_name_of_a_drained_one_gives_memory(
+def test_a_pool_created_under_the_name_of_a_drained_one_gives_memory(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     virt_dmem("pool", "drain", tmpfs_pool)

@@ -20,6 +20,7 @@ from tests.rig.processes import tail, wait_for
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.rewrite import apply
 from virt_dmem.hypervisor.connection import Hypervisor
+from virt_dmem.units import MIB
 
 REQUEST = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='small'/>"
 SHAPES = {
@@ -89,6 +90,25 @@ def test_a_domain_defined_with_our_metadata_is_applied_by_itself(
     assert virt_dmem_json("show", "auto")["domain"]["phase"] == "running"
 
 
+FILE_BACKED = "<source type='file'/><access mode='shared'/>"
+
+
+@pytest.mark.parametrize("more", ["", "<allocation mode='immediate'/>", "<allocation mode='immediate'/><discard/>"])
+def test_a_tool_that_defines_and_starts_in_one_breath_gets_pool_memory(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, tmp_path: Path, more: str
+) -> None:
+    """Faster than any rewrite, or with no definition to rewrite: its own XML says shared files."""
+    wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))
+    for round_ in range(4):
+        made = tmp_path / f"{round_}.xml"
+        made.write_text(domain_xml("breath", metadata=REQUEST, memory_backing=FILE_BACKED + more))
+        libvirtd.virsh(f"create {made} --paused" if round_ == 0 else f"define {made}; start breath --paused")
+        domain = virt_dmem_json("show", "breath")["domain"]
+        assert (domain["phase"], domain["reserved_bytes"]) == ("running", 64 * MIB)
+        libvirtd.remove("breath")
+        wait_for("its memory", lambda: not virt_dmem_json("list")["domains"])
+
+
 def test_a_domain_defined_while_the_daemon_was_away_is_applied_when_it_is_back(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
@@ -112,7 +132,7 @@ def test_a_password_survives_and_is_neither_logged_nor_shown(
     assert b"passwd='hunter2'" in persistent_xml(libvirtd, "vnc")
 
 
-def test_a_tool_that_keeps_undoing_us_is_left_to_win_and_an_alarm_is_raised(
+def test_a_tool_that_keeps_reverting_the_rewrite_wins_and_an_alert_is_raised(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     wait_for("the daemon to follow libvirt", lambda: "connected to libvirt" in tail(daemon.log))

@@ -64,11 +64,8 @@ def test_an_error_comes_back_as_what_it_was(rawdaemon: Daemon) -> None:
 
 @pytest.mark.alone
 def test_it_hears_that_the_hosts_processors_changed(rawdaemon: Daemon) -> None:
-    def heard() -> bool:
-        Path("/sys/devices/system/cpu/cpu0/uevent").write_text("change")  # reported by the kernel, too
-        return "the host's processors or memory changed" in rawdaemon.log.read_text()
-
-    wait_for("its word", heard)  # it answers a little before it listens to the kernel
+    Path("/sys/devices/system/cpu/cpu0/uevent").write_text("change")  # reported by the kernel, too
+    wait_for("its word", lambda: "the host's processors or memory changed" in rawdaemon.log.read_text())
     assert "Traceback" not in rawdaemon.log.read_text()
 
 

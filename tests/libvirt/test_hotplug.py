@@ -23,7 +23,7 @@ _VERSION = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=Tr
 QEMU_UNPLUGS_VIRTIO_MEM = [int(part) for part in re.findall(r"version (\d+)\.(\d+)", _VERSION)[0]] >= [8, 2]
 
 
-def test_a_guest_is_given_a_dimm_and_lets_go_of_it(
+def test_a_dimm_is_attached_to_a_guest_and_detached(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     start(libvirtd, roomy_pool, grower_image)
@@ -106,7 +106,7 @@ def test_a_guest_plugs_and_unplugs_virtio_mem(
     assert reserved(roomy_pool) == 192 * MIB
 
 
-def test_a_guest_that_does_not_answer_is_pending_and_freed_when_it_lets_go_also_by_another_daemon(
+def test_a_detach_without_an_answer_is_pending_and_freed_when_unplugged_also_by_another_daemon(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     start(libvirtd, roomy_pool, grower_image)
@@ -126,12 +126,12 @@ def test_a_guest_that_does_not_answer_is_pending_and_freed_when_it_lets_go_also_
     assert virt_dmem_json("detach", "grower", second, "--wait", "1s")["change"]["state"] == "pending"
     daemon.stop()
     libvirtd.virsh("resume", "grower")
-    wait_for("the guest to let go", lambda: second not in libvirtd.virsh("dumpxml", "grower"))
+    wait_for("the guest to unplug it", lambda: second not in libvirtd.virsh("dumpxml", "grower"))
     daemon.start()
     assert reserved(roomy_pool) == 192 * MIB
 
 
-def test_a_guest_that_refuses_keeps_its_memory_and_is_told_of(
+def test_a_guest_that_refuses_keeps_its_memory_and_is_reported(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     start(libvirtd, roomy_pool, grower_image, hotplugged="online_kernel")
@@ -226,5 +226,5 @@ def test_a_resize_that_was_pending_is_settled_when_the_guest_has_done_it(
     assert extents()[alias]["state"] == "resizing"
     daemon.restart()
     libvirtd.virsh("resume", "grower")
-    wait_for("the rest to be given back", lambda: reserved(roomy_pool) == 256 * MIB)
+    wait_for("the rest to be freed", lambda: reserved(roomy_pool) == 256 * MIB)
     assert extents()[alias]["state"] == "ready"

@@ -22,7 +22,7 @@ def request(libvirtd: PrivateLibvirt, alias: str, size: str) -> None:
     libvirtd.virsh("update-memory-device", "grower", "--alias", alias, "--requested-size", size)
 
 
-def test_a_device_taken_away_past_us_is_freed(
+def test_a_device_detached_bypassing_virt_dmem_is_freed(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     start(libvirtd, roomy_pool, grower_image)
@@ -30,12 +30,12 @@ def test_a_device_taken_away_past_us_is_freed(
     alias = virt_dmem_json("attach", "grower", "--size", "128M")["change"]["alias"]
     wait_for_memory(libvirtd, before + 110, before + 130)
     libvirtd.virsh("detach-device-alias", "grower", alias)
-    wait_for("it to be given back", lambda: reserved(roomy_pool) == 192 * MIB)
+    wait_for("it to be freed", lambda: reserved(roomy_pool) == 192 * MIB)
     with pytest.raises(RigError):
         virt_dmem("detach", "grower", alias)
 
 
-def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
+def test_memory_plugged_bypassing_virt_dmem_is_charged_until_a_resize_to_less(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     start(libvirtd, roomy_pool, grower_image)
@@ -53,7 +53,7 @@ def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
     assert reserved(roomy_pool) == 448 * MIB
     assert virt_dmem_json("resize", "grower", alias, "--size", "128M")["change"]["state"] == "resized"
     assert reserved(roomy_pool) == 320 * MIB
-    daemon.stop()  # and nobody checks
+    daemon.stop()  # and nothing checks it
     request(libvirtd, alias, "384MiB")
     wait_for_memory(libvirtd, before + 350, before + 390)
     daemon.start()
@@ -63,7 +63,7 @@ def test_what_is_plugged_past_us_is_charged_until_a_resize_to_less(
     assert virt_dmem_json("reconcile")["actions"] == []
 
 
-def test_what_is_plugged_past_us_and_past_what_there_is_is_charged_and_told_of(
+def test_memory_plugged_bypassing_virt_dmem_beyond_the_pool_is_charged_and_an_alert(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     """A guest that touches missing memory is killed by SIGBUS: this one does not touch it."""
@@ -95,7 +95,7 @@ def test_memory_of_a_pool_that_virsh_attached_is_adopted_and_can_be_detached(
     device = """<memory model='dimm'><target><size unit='MiB'>128</size><node>0</node></target>
                 <alias name='ua-byhand'/></memory>"""
     (directory,) = Path("/var/lib/libvirt/qemu/ram").glob("*-grower")
-    making = file.parent.with_name("byhand")  # nobody looks at it there, and charges half of it
+    making = file.parent.with_name("byhand")  # housekeeping does not look there, and would charge half of it
     with making.open("wb") as extent:  # open, so that it is not removed as unused before QEMU has it
         extent.write(bytes(128 * MIB))
         shutil.chown(making, "libvirt-qemu")

@@ -24,7 +24,7 @@ from virt_dmem.domain_xml.monitor import socket_of
 
 VIRT_DMEM = str(Path(sys.executable).with_name("virt-dmem"))
 TAKES_A_MINUTE = "for _ in $(seq 300); do sleep 0.2; done"
-"""Nobody waits for it; and nothing of it is there for long once it was ended."""
+"""No test waits for its end; no part of it remains for long once it is killed."""
 
 
 def test_what_libvirt_refuses_is_rolled_back_whole(
@@ -42,7 +42,7 @@ def test_what_libvirt_refuses_is_rolled_back_whole(
     assert virt_dmem_json("attach", "grower", "--size", "64M")["change"]["state"] == "attached"
 
 
-def test_who_interrupts_an_attach_while_memory_is_brought_in_undoes_it(
+def test_an_attach_interrupted_while_memory_is_populated_is_undone(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, tmp_path: Path
 ) -> None:
     start(libvirtd, roomy_pool, None)
@@ -53,11 +53,11 @@ def test_who_interrupts_an_attach_while_memory_is_brought_in_undoes_it(
         time.sleep(0.3)
         attaching.send_signal(signal.SIGINT)
         assert attaching.wait(60) == 130
-    wait_for("it to be given back", lambda: reserved(roomy_pool) == 192 * MIB)
+    wait_for("it to be freed", lambda: reserved(roomy_pool) == 192 * MIB)
     assert list(extents()) == ["ram-node0"]
 
 
-def test_a_domain_that_ends_while_memory_is_brought_in_leaves_nothing(
+def test_a_domain_that_ends_while_memory_is_populated_leaves_nothing(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, tmp_path: Path
 ) -> None:
     start(libvirtd, roomy_pool, None)
@@ -69,12 +69,12 @@ def test_a_domain_that_ends_while_memory_is_brought_in_leaves_nothing(
         libvirtd.virsh("destroy", "grower")
         ended.touch()
         assert attaching.wait(60) == 1
-    wait_for("it to be given back", lambda: reserved(roomy_pool) == 0)
+    wait_for("it to be freed", lambda: reserved(roomy_pool) == 0)
     assert virt_dmem_json("reconcile")["actions"] == []
     assert list(Path(f"/run/virt-dmem/pools/{roomy_pool}").glob("libvirt-*/*")) == []
 
 
-def test_who_interrupts_an_attach_that_libvirt_was_asked_for_finds_it_done(
+def test_an_attach_interrupted_after_libvirt_was_asked_is_completed(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str
 ) -> None:
     start(libvirtd, roomy_pool, None)
@@ -104,7 +104,7 @@ def backend_of(kind: str, alias: str, size: int) -> dict[str, Any]:
     return {"query-memdev": [shown], "qom-get": lambda asked: kind if asked["property"] == "type" else ""}
 
 
-def test_what_qemu_calls_something_else_is_taken_away_again(
+def test_memory_that_qemu_reports_as_something_else_is_detached_again(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage
 ) -> None:
     """Let a fake monitor report it: the real QEMU is correct."""
@@ -135,7 +135,7 @@ def test_what_qemu_calls_something_else_is_taken_away_again(
     assert links() == []
 
 
-def test_virtio_mem_whose_memory_cannot_be_brought_in_leaves_nothing_that_is_plugged(
+def test_virtio_mem_whose_memory_cannot_be_populated_leaves_nothing_plugged(
     libvirtd: PrivateLibvirt, daemon: Daemon, roomy_pool: str, grower_image: GuestImage, tmp_path: Path
 ) -> None:
     """QEMU before 8.2 cannot unplug the device: then it remains, empty, and can be resized."""

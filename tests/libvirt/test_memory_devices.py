@@ -52,7 +52,7 @@ def test_dimms_and_virtio_mem_are_prepared_linked_and_given_back(
         "virtiomem1": 8,
     }
     libvirtd.virsh("destroy", "devices")
-    wait_for("everything to be given back", lambda: not virt_dmem_json("list")["domains"])
+    wait_for("everything to be freed", lambda: not virt_dmem_json("list")["domains"])
 
 
 @pytest.mark.needs_tmpfs

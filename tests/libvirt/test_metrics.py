@@ -67,7 +67,7 @@ def test_what_a_pool_saves_is_what_savings_says(
     assert (saved, left) == (shown["net_bytes"], shown["metadata_left_bytes"])
 
 
-def test_the_textfile_is_kept_up_to_date_and_a_missing_directory_is_told_of_once(
+def test_the_textfile_is_kept_up_to_date_and_a_missing_directory_is_logged_once(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmp_path: Path
 ) -> None:
     directory = tmp_path / "exporter"

@@ -51,40 +51,40 @@ def test_show_tells_what_qemu_says_also_after_the_daemon_began_anew(
 ) -> None:
     uuid = start(libvirtd, tmpfs_pool)
     for _ in range(2):
-        (backend,) = wait_for("QEMU's word", shown)
+        (backend,) = wait_for("QEMU's answer", shown)
         assert (backend["id"], backend["kind"]) == ("pc.ram", "memory-backend-file")
         assert backend["path"].endswith("/pc.ram")
         assert (backend["size_bytes"], backend["shared"], backend["preallocated"]) == (64 * MIB, True, False)
         assert backend["policy"] == "default"
         assert "memory-backend-file" in virt_dmem("show", "talks")
         daemon.restart()
-    assert socket_of(uuid).stat().st_uid == 0, "no other QEMU gets at it"
+    assert socket_of(uuid).stat().st_uid == 0, "no other QEMU may connect to it"
     assert "custom-argv" in (Path("/var/log/libvirt/qemu/talks.log")).read_text()
 
 
-def test_what_qemu_tells_of_itself_is_heard(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> None:
+def test_events_of_qemu_reach_the_daemon(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> None:
     """Receive real events of a real QEMU, beside those on libvirt's own monitor."""
     start(libvirtd, tmpfs_pool)
-    wait_for("QEMU's word", shown)
+    wait_for("QEMU's answer", shown)
     libvirtd.virsh("resume", "talks")
     wait_for("RESUME", lambda: "QEMU event RESUME" in daemon.log.read_text())
     libvirtd.virsh("qemu-monitor-command", "talks", '{"execute": "quit"}', check=False)  # may go before it answers
     wait_for("SHUTDOWN", lambda: "QEMU event SHUTDOWN" in daemon.log.read_text())
-    wait_for("it to be given back", lambda: reserved(tmpfs_pool) == 0)
+    wait_for("it to be freed", lambda: reserved(tmpfs_pool) == 0)
 
 
-def test_a_monitor_that_hangs_up_is_connected_to_again(
+def test_a_monitor_that_disconnects_is_connected_to_again(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
     with FakeMonitor(socket_of(uuid), "talks") as monitor:
-        monitor.hang_up()
+        monitor.disconnect()
         wait_for("another connection", lambda: monitor.connections == 2)
         monitor.send(FAILURE)
         wait_for("the alert", lambda: virt_dmem_json("alerts")["alerts"])
 
 
-def test_a_neighbour_that_stands_in_for_a_monitor_is_not_listened_to(
+def test_another_guest_that_poses_as_a_monitor_is_not_listened_to(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     """All QEMUs share a user: any of them may replace another's socket by its own."""
@@ -92,7 +92,7 @@ def test_a_neighbour_that_stands_in_for_a_monitor_is_not_listened_to(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_of(uuid)))
         listener.listen()
-        wait_for("word of it", lambda: "its QEMU is process" in daemon.log.read_text())
+        wait_for("its rejection", lambda: "its QEMU is process" in daemon.log.read_text())
         listener.settimeout(60)
         peer, _ = listener.accept()
         with peer:
@@ -102,7 +102,7 @@ def test_a_neighbour_that_stands_in_for_a_monitor_is_not_listened_to(
     assert virt_dmem_json("alerts")["alerts"] == []
 
 
-def test_a_qemu_that_says_too_much_is_hung_up_on_and_nobody_waits(
+def test_a_qemu_that_sends_too_much_is_disconnected_and_nothing_waits_for_it(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")
@@ -130,7 +130,7 @@ def test_nothing_waits_for_a_qemu_that_does_not_answer(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     start(libvirtd, tmpfs_pool)
-    wait_for("QEMU's word", shown)
+    wait_for("QEMU's answer", shown)
     pid = libvirtd.qemu_pids()["talks"]
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -144,10 +144,10 @@ def test_nothing_waits_for_a_qemu_that_does_not_answer(
         assert reserved(tmpfs_pool) == 128 * MIB
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_for("QEMU's word", shown)
+    wait_for("QEMU's answer", shown)
 
 
-def test_memory_that_failed_is_told_of_by_name_and_read_before_it_is_given_away(
+def test_memory_that_failed_is_reported_by_name_and_read_before_another_domain_gets_it(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:
     uuid = start(libvirtd, tmpfs_pool, "--no-monitor")

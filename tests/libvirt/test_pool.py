@@ -132,7 +132,7 @@ def test_a_pool_of_huge_pages_is_resized_while_a_domain_runs_in_it(
     daemon.restart()
     libvirtd.virsh("destroy", "second")
     virt_dmem("pool", "resize", hugetlbfs_pool, "--size", "128M")
-    assert huge_pages.counters(PAGE).pages == before, "what is given back is the host's again"
+    assert huge_pages.counters(PAGE).pages == before, "freed pages return to the host"
     assert libvirtd.state("first") == "paused"
     assert virt_dmem_json("show", "first")["domain"]["reserved_bytes"] == 96 * MIB
     with pytest.raises(RigError, match="32 MiB is free"):

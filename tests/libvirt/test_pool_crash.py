@@ -2,7 +2,7 @@
 """A SIGKILL of a pool command and of the daemon, between any two steps: no page leaks, no guest is harmed.
 
 The steps are not sampled: the command is killed before its first step, before its second, and so on, until it
-comes to its end. ``tests/rig/killing_command.py`` says what a step is.
+comes to its end. ``tests/rig/killing_command.py`` defines a step.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Host:
             ending: Ending = command_killed_before(number, *args, beside=self.daemon.pid)
             if not ending.step:
                 assert ending.status == 0, ending.said
-                assert number >= 10, "what is killed so seldom is not looked at"
+                assert number >= 10, "the loop does not end"
                 print(f"{' '.join(args)}: {number} steps")
                 return
             self.revive()

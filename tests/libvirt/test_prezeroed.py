@@ -109,7 +109,7 @@ def some_pool(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue({"tmpfs": "tmpfs_pool", "hugetlbfs": "hugetlbfs_pool"}[request.param]))
 
 
-def test_memory_is_ready_before_the_first_start_which_brings_nothing_in(
+def test_memory_is_pre_zeroed_before_the_first_start_which_populates_nothing(
     libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon
 ) -> None:
     uuid = define(libvirtd, "known", some_pool)
@@ -149,7 +149,7 @@ def test_what_a_guest_wrote_is_not_in_what_the_next_one_gets(
     wait_until_ready(some_pool, 64)
     (made,) = (POOLS / some_pool / ".ready").iterdir()
     inode = made.stat().st_ino
-    assert inode != was, "what a guest had went back to the kernel"
+    assert inode != was, "memory of a guest was returned to the kernel"
     assert PATTERN not in made.read_bytes()
     libvirtd.virsh("start", "--paused", "second")
     assert inode_of("second") == inode
@@ -159,7 +159,7 @@ def test_what_a_guest_wrote_is_not_in_what_the_next_one_gets(
 def test_a_guest_that_starts_before_its_old_memory_is_clean_sees_nothing_of_it(
     libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon, tmp_path: Path
 ) -> None:
-    """The helper that works in the background never comes to its end here."""
+    """The background helper never finishes here."""
     define(libvirtd, "again", some_pool)
     wait_until_ready(some_pool, 64)
     slow_helper(daemon, tmp_path, '[ "${*#*--background}" != "$*" ]')
@@ -174,7 +174,7 @@ def test_a_guest_that_starts_before_its_old_memory_is_clean_sees_nothing_of_it(
 
 
 @pytest.mark.needs_hugepages
-def test_memory_that_a_killed_qemu_leaves_pinned_is_missing_in_no_other_guest_and_is_said(
+def test_memory_that_a_killed_qemu_leaves_pinned_is_an_alert_and_missing_in_no_other_guest(
     libvirtd: PrivateLibvirt, hugetlbfs_pool: str, daemon: Daemon
 ) -> None:
     whole = pool(hugetlbfs_pool)["capacity_bytes"]
@@ -185,8 +185,8 @@ def test_memory_that_a_killed_qemu_leaves_pinned_is_missing_in_no_other_guest_an
     (extent,) = extents("killed")
     with pinned(Path(extent["path"]), [0, 8 * MIB]):
         os.kill(libvirtd.qemu_pids()["killed"], signal.SIGKILL)
-        wait_for("its end", lambda: pool(hugetlbfs_pool)["reserved_bytes"] == 0)
-        wait_for("what is surely there", lambda: pool(hugetlbfs_pool)["free_bytes"] == whole - 4 * MIB)
+        wait_for("its release", lambda: pool(hugetlbfs_pool)["reserved_bytes"] == 0)
+        wait_for("memory that is not pinned", lambda: pool(hugetlbfs_pool)["free_bytes"] == whole - 4 * MIB)
         wait_for("the alert", lambda: "memory-pinned" in [one["code"] for one in alerts()], timeout=30)
         assert "4 MiB" in alerts()[0]["message"]
         libvirtd.virsh("start", "--paused", "next")
@@ -195,7 +195,7 @@ def test_memory_that_a_killed_qemu_leaves_pinned_is_missing_in_no_other_guest_an
     wait_for("the end of the alert", lambda: alerts() == [], timeout=30)
 
 
-def test_ready_memory_yields_to_whoever_reserves(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
+def test_pre_zeroed_memory_yields_to_reservations(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
     define(libvirtd, "waits", some_pool)
     wait_until_ready(some_pool, 64)
     whole = pool(some_pool)["capacity_bytes"]
@@ -205,14 +205,14 @@ def test_ready_memory_yields_to_whoever_reserves(libvirtd: PrivateLibvirt, some_
     assert (shown["reserved_bytes"], shown["ready_bytes"], shown["free_bytes"]) == (whole, 0, 0)
     assert is_clean("large")
     libvirtd.virsh("destroy", "large")
-    # who ran last is the likeliest to run again; for the other one there is no room beside it
+    # the domain that ran last is the likeliest to run again; there is no room for the other one beside it
     wait_until_ready(some_pool, whole // MIB)
     libvirtd.virsh("start", "--paused", "waits")
-    assert not any(step.startswith("prefault") for step in steps("waits")), "a larger one was cut"
+    assert not any(step.startswith("prefault") for step in steps("waits")), "a larger file was truncated"
     assert pool(some_pool)["reserved_bytes"] == 64 * MIB
 
 
-def test_a_smaller_one_is_extended(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
+def test_a_smaller_pre_zeroed_file_is_extended(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
     configure(daemon, RECENT)
     define(libvirtd, "smaller", some_pool)
     libvirtd.virsh("start", "--paused", "smaller")
@@ -266,20 +266,20 @@ def test_policy_and_bound_are_kept_to(libvirtd: PrivateLibvirt, tmpfs_pool: str,
     assert "two" not in virt_dmem_fails("show", "one", status=1)
 
 
-def test_it_outlives_the_daemon(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
+def test_pre_zeroed_memory_outlives_the_daemon(libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon) -> None:
     define(libvirtd, "known", some_pool)
     wait_until_ready(some_pool, 64)
     (file,) = (POOLS / some_pool / ".ready").iterdir()
     inode = file.stat().st_ino
     daemon.kill()
     daemon.start()
-    assert pool(some_pool)["ready_bytes"] == 64 * MIB, "it is found, not made again"
+    assert pool(some_pool)["ready_bytes"] == 64 * MIB, "it is found, not zeroed again"
     libvirtd.virsh("start", "--paused", "known")
     assert inode_of("known") == inode
 
 
 @pytest.mark.parametrize("listens", [True, False])
-def test_a_pool_becomes_smaller_and_goes_as_if_nothing_were_ready(
+def test_a_pool_with_pre_zeroed_memory_is_shrunk_and_destroyed_as_any_other(
     libvirtd: PrivateLibvirt, tmpfs_pool: str, daemon: Daemon, *, listens: bool
 ) -> None:
     define(libvirtd, "one", tmpfs_pool)
@@ -300,7 +300,7 @@ def test_a_pool_becomes_smaller_and_goes_as_if_nothing_were_ready(
     create_pool(tmpfs_pool)
 
 
-def test_a_daemon_killed_between_any_two_steps_of_giving_back_leaves_nothing_of_a_guest(
+def test_a_daemon_killed_between_any_two_steps_of_a_release_leaves_nothing_of_a_guest(
     libvirtd: PrivateLibvirt, tmpfs_pool: str, daemon: Daemon, tmp_path: Path
 ) -> None:
     define(libvirtd, "crash", tmpfs_pool)
@@ -328,7 +328,7 @@ def test_a_daemon_killed_between_any_two_steps_of_giving_back_leaves_nothing_of_
     assert any("os.rename" in step for step in steps), steps
 
 
-def test_a_daemon_killed_between_any_two_steps_of_bringing_in_begins_where_it_was(
+def test_a_daemon_killed_between_any_two_steps_of_pre_zeroing_continues_where_it_was(
     libvirtd: PrivateLibvirt, tmpfs_pool: str, daemon: Daemon, tmp_path: Path
 ) -> None:
     libvirtd.define(domain_xml("crash", memory="64MiB"))
@@ -355,10 +355,10 @@ def test_a_daemon_killed_between_any_two_steps_of_bringing_in_begins_where_it_wa
     assert any("os.truncate" in step for step in steps), steps
 
 
-def test_a_host_under_pressure_gets_back_what_is_its_own(
+def test_a_host_under_pressure_gets_its_pre_zeroed_memory_back(
     libvirtd: PrivateLibvirt, some_pool: str, daemon: Daemon
 ) -> None:
-    """Less than nothing is always exceeded. Huge pages of a pool are nobody else's, so they stay."""
+    """A negative limit is always exceeded. The host cannot use huge pages of a pool, so they stay."""
     define(libvirtd, "one", some_pool)
     wait_until_ready(some_pool, 64)
     daemon.config = "[prefault]\nready_pressure = -1.0\n"

@@ -9,9 +9,7 @@ import stat
 import tarfile
 from pathlib import Path
 
-import pytest
-
-from tests.rig.command import virt_dmem, virt_dmem_fails
+from tests.rig.command import virt_dmem
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import PrivateLibvirt
@@ -104,11 +102,3 @@ def test_a_report_without_a_daemon_and_without_libvirt_says_why_something_is_mis
     assert b"virt-dmemd does not answer" in found["daemon/missing.txt"]
     assert b"libvirt does not answer" in found["domains/missing.txt"]
     assert "reservation" in json.loads(found["ledger.json"])
-
-
-@pytest.mark.parametrize("name", ["there.tar.gz", "odd.zip"])
-def test_a_report_overwrites_nothing_and_is_no_other_archive(rig: None, tmp_path: Path, name: str) -> None:
-    (tmp_path / "there.tar.gz").write_text("mine")
-    virt_dmem_fails("report", "-o", tmp_path / name, status=2)
-    assert (tmp_path / "there.tar.gz").read_text() == "mine"
-    assert not (tmp_path / "odd.zip").exists()

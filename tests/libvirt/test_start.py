@@ -63,7 +63,7 @@ def test_a_guest_gets_its_memory_from_the_pool_and_gives_it_back(
     found = path.stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o600)
     assert found.st_size == 64 * MIB
-    assert found.st_blocks * 512 == 64 * MIB, "every page was brought in before the start"
+    assert found.st_blocks * 512 == 64 * MIB, "every page was populated before the start"
     assert " rw-s " in smaps_of(libvirtd.qemu_pids()["alpha"], path)
     assert not list(Path("/var/lib/libvirt/qemu/ram").rglob("pc.ram")), "no path leads to it any more"
     assert only_pool()["reserved_bytes"] == 64 * MIB
@@ -246,7 +246,7 @@ def test_memory_that_another_process_still_maps_is_kept_until_it_does_not(
     (extent,) = virt_dmem_json("show", "peer")["domain"]["extents"]
     with a_process_that_maps(extent["path"]):
         libvirtd.virsh("destroy", "peer")
-        assert only_pool()["reserved_bytes"] == 64 * MIB, "charged as long as somebody maps it"
+        assert only_pool()["reserved_bytes"] == 64 * MIB, "charged as long as a process maps it"
         assert files_in(tmpfs_pool) == [Path(extent["path"])]
         libvirtd.virsh("start", "--paused", "peer")  # beside it
         assert only_pool()["reserved_bytes"] == 128 * MIB

@@ -48,7 +48,7 @@ MAP_HUGETLB, MAP_NORESERVE, MADV_POPULATE_WRITE = 0x40000, 0x4000, 23
 
 
 class NoDaemon:
-    """Stands for a daemon that does not run, and so allocates nothing."""
+    """A fake daemon that does not run, and so allocates nothing."""
 
     def retire(self, segment: str) -> None: ...
 
@@ -205,7 +205,7 @@ def test_a_node_that_cannot_give_so_much_is_refused_and_nothing_is_left() -> Non
     assert (counts(), registry.records(CONFIG)) == (before, [])
 
 
-def test_who_binds_to_a_node_gets_nothing_of_the_pool() -> None:
+def test_a_process_bound_to_a_node_gets_nothing_of_the_pool() -> None:
     with spare_pages(1, 16), pool(8, 8, 8):
         assert counts("free_hugepages") == [0, 16, 0]
         for node, got in ((0, 0), (1, 16), (2, 0)):
@@ -213,7 +213,7 @@ def test_who_binds_to_a_node_gets_nothing_of_the_pool() -> None:
                 assert taken == got, (node, taken)
 
 
-def test_without_ballast_he_would() -> None:
+def test_without_ballast_it_would() -> None:
     """The kernel's reservation of a mount is for the whole host, not by node: hence the ballast."""
     with spare_pages(1, 16), pool(8, 8):
         (record,) = registry.records(CONFIG)
@@ -319,7 +319,7 @@ def test_qemus_own_mbind_takes_pages_that_lie_elsewhere() -> None:
         daemon.release()
 
 
-def test_what_a_domain_gives_back_is_held_again() -> None:
+def test_memory_that_a_domain_freed_is_held_again() -> None:
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(CONFIG)
         daemon.prepare(cell(0, 6, 0))
@@ -333,8 +333,8 @@ def test_what_a_domain_gives_back_is_held_again() -> None:
             assert taken == 0, taken
 
 
-def test_memory_given_back_is_held_on_its_node_again_and_is_clean_for_the_next() -> None:
-    """It is the kernel's in between: a process that binds to the node just then may take it."""
+def test_freed_memory_is_held_on_its_node_again_and_is_clean_for_the_next_domain() -> None:
+    """The kernel has it in between: a process that binds to the node just then may take it."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(READY)
         cells = (cell(0, 5, 0), cell(1, 6, 0, 1, policy="interleave"))
@@ -381,7 +381,7 @@ def test_interleaved_memory_zeroed_in_chunks_lies_as_the_kernel_would_have_it() 
         worker._CHUNK = chunk
 
 
-def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
+def test_a_process_quicker_than_the_helper_only_fails_the_start() -> None:
     """The critical moment: the domain's ballast is released, and its pages are not faulted yet."""
     with spare_pages(1, 8), pool(8, 8):
         daemon = Daemon(CONFIG)
@@ -407,7 +407,7 @@ def test_who_is_quicker_than_the_helper_only_makes_the_start_fail() -> None:
         assert counts("free_hugepages") == [0, 8, 0]
 
 
-def test_a_ballast_that_was_cut_short_is_mended() -> None:
+def test_a_ballast_that_was_truncated_is_repaired() -> None:
     with pool(8, 8):
         (record,) = registry.records(CONFIG)
         file = Path(record.mount, ballast.DIRECTORY, "node0")

@@ -24,7 +24,7 @@ __all__ = ["HOSTILE", "Command", "error_codes", "on_a_terminal", "run"]
 
 
 HOSTILE = "\x9b2J\u202egnp\u2066\u200f\u061c\u2028\u200b\x7f\x1b]0;"
-"""Controls in one byte and in two, overrides of direction, separators of lines, what has no width."""
+"""Controls in one byte and in two, overrides of direction, separators of lines, characters of no width."""
 
 
 def run(*args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -52,7 +52,7 @@ class FakeMonitor:
         if self._pid_file.exists():
             self._pid_file.write_text(self._qemu)
         self._path.unlink()
-        self.hang_up()
+        self.disconnect()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -70,7 +70,7 @@ class FakeMonitor:
             while True:
                 peer.sendall(line)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection, and accept the next one."""
         if self._peer is not None:
             with contextlib.suppress(OSError):

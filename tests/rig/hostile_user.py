@@ -162,7 +162,7 @@ def a_swapper(one: Path, other: Path, *, user: int = USER) -> Iterator[None]:
     with _running(_SWAP, one, other, user=user) as process:
         _wait(process)
         yield
-        assert process.poll() is None, "it had to give up"
+        assert process.poll() is None, "it failed"
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who starts the programs of a private namespace, and is the parent of all that they leave behind.
+"""Start the programs of a private namespace, in a process that is the parent of all that they leave behind.
 
 A process of its own, one for each namespace. It is there because
 
-* a QEMU belongs to whoever adopts it once libvirt has let it go, and libvirt waits for its end, zombie included:
-  not everywhere does process 1 take those away at once;
+* a QEMU is adopted by another process when libvirt exits, and libvirt waits for its end, zombie included:
+  process 1 does not reap it at once everywhere;
 * a Python that has the project imported already, and forks, is another daemon or command ten times sooner than one
   that begins with nothing: tests start thousands;
-* somebody has to end what is left when a run of tests was killed.
+* it ends what is left when a run of tests was killed.
 
-``main()`` is it, and serves the other end of the socket whose number is its argument.
+``main()`` serves the other end of the socket whose number is its argument.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Keeper:
             stdin=subprocess.DEVNULL,
             pass_fds=[its.fileno()],
             start_new_session=True,
-        ).returncode = 0  # nobody waits for it
+        ).returncode = 0  # its exit status is not needed
         its.close()
         self._socket = ours
         self._lock = threading.Lock()
@@ -210,7 +210,7 @@ class _Server:
             self._say({"error": str(error)})
         else:
             self._ours.add(pid)
-            pidfd = os.pidfd_open(pid)  # it is a zombie at least: nobody else reaps
+            pidfd = os.pidfd_open(pid)  # it is a zombie at least: no other process reaps it
             self._say({"pid": pid}, [pidfd])
             os.close(pidfd)
         finally:
@@ -265,7 +265,7 @@ def _import(module: str) -> None:
 
 
 def _become(question: Mapping[str, Any], fds: Sequence[int], argv: list[str]) -> None:
-    """Have the forked process begin as one that was just executed does."""
+    """Reset the forked process to the state of one that was just executed."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -287,8 +287,8 @@ def _left_behind() -> Iterator[int]:
 
 
 def main() -> None:
-    """Be the keeper, and end what is left when nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
+    """Run the keeper, and end the remaining processes when its connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started the keeper ends it
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         _Server(socket.socket(fileno=int(sys.argv[1]))).serve()

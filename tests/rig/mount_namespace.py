@@ -3,24 +3,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import functools
 import os
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import ParamSpec
 
 import pytest
+
+from tests.rig.private_mounts import leave_mount_namespace
 
 __all__ = ["in_own_mount_namespace"]
 
 P = ParamSpec("P")
 HANGS_SECONDS = 600
 """Timeout after which the child dumps its stack: below pytest's, which would only show the waiting parent."""
-_CLONE_NEWNS = 0x00020000  # linux/sched.h
-_MS_REC_PRIVATE = 0x4000 | 1 << 18  # linux/mount.h
 
 
 def in_own_mount_namespace(test: Callable[P, None]) -> Callable[P, None]:
@@ -37,7 +35,7 @@ def in_own_mount_namespace(test: Callable[P, None]) -> Callable[P, None]:
             try:
                 os.close(reading)
                 faulthandler.dump_traceback_later(HANGS_SECONDS, exit=True, file=writing)
-                _leave_mount_namespace()
+                leave_mount_namespace()
                 test(*args, **kwargs)
                 status = 0
             except BaseException:  # noqa: BLE001 - recorded as the test's failure
@@ -52,11 +50,3 @@ def in_own_mount_namespace(test: Callable[P, None]) -> Callable[P, None]:
             pytest.fail(complaint or f"the child ended with wait status {status}", pytrace=False)
 
     return run
-
-
-def _leave_mount_namespace() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = Path("/proc/self/ns/mnt").readlink()
-    if libc.unshare(_CLONE_NEWNS) or libc.mount(None, b"/", None, _MS_REC_PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "no mount namespace of our own")
-    assert Path("/proc/self/ns/mnt").readlink() != before

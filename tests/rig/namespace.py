@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import stat
@@ -12,13 +11,13 @@ import tempfile
 from pathlib import Path
 
 from tests.rig.keeper import start_keeper
+from tests.rig.private_mounts import leave_mount_namespace
 from tests.rig.processes import PID_DIR, RigError
 
 __all__ = ["KVM", "enter_private_namespace", "missing_for_rig", "mount_points_below", "require_private_namespace"]
 
 KVM = "VIRT_DMEM_TEST_KVM" in os.environ
 """If set, guests run under KVM, which this machine must have; else under TCG, on every machine alike."""
-_CLONE_NEWNS = 0x00020000
 _PROGRAMS = ("libvirtd", "virtlogd", "virsh", "qemu-system-x86_64")
 _PRIVATE = {
     "/etc/libvirt": "0755",
@@ -94,11 +93,11 @@ def enter_private_namespace(*, kvm: bool = KVM) -> None:
     global _entered  # noqa: PLW0603 - a process is in one namespace
     if _entered:
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS):
-        raise RigError(f"No mount namespace of our own: {os.strerror(ctypes.get_errno())}.")
+    try:
+        leave_mount_namespace()
+    except OSError as error:
+        raise RigError(f"No mount namespace of our own: {error.strerror}.") from error
     _entered = True
-    _mount("--make-rprivate", "/")
     scratch = Path(tempfile.mkdtemp(prefix="virt-dmem-rig-"))
     _mount("-t", "tmpfs", "-o", "mode=0700", "virt-dmem-rig", scratch)
     for name, mode in _PRIVATE.items():

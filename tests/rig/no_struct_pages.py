@@ -13,7 +13,7 @@ from virt_dmem.pools.backends.tmpfs import Tmpfs
 
 
 def main() -> int:
-    """Be it."""
+    """Run that daemon."""
     Tmpfs.has_struct_pages = False
     return daemon.main()
 

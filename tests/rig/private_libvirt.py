@@ -56,7 +56,7 @@ def _environment() -> dict[str, str]:
 
 
 def _migration_ports() -> str:
-    """Ports of our own, below those that Linux gives away: two who look for a free one may find the same."""
+    """Return ports for this process alone, below the ephemeral ones: two that look for any may find the same."""
     first = 20_000 + os.getpid() % 400 * 30
     return f"migration_port_min = {first}\nmigration_port_max = {first + 29}\n"
 

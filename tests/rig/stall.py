@@ -20,7 +20,7 @@ __all__ = ["StallWatch"]
 class StallWatch:
     """Poll a QEMU on a separate monitor (a unix socket), and record its slowest answer.
 
-    ``pid``: of a QEMU that is not to be blamed for the time in which it, or who asks, wanted a CPU and had none.
+    ``pid``: of the QEMU; time in which it or this process waited for a CPU is not counted.
     """
 
     def __init__(self, monitor: Path, pid: int = 0) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The workers of one run of tests (pytest-xdist): who gets which test, and when a test has the host to itself."""
+"""Distribute one run of tests to workers (pytest-xdist), and let a test have the host to itself."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
-__all__ = ["ByGroup", "Turns", "write_groups"]
+__all__ = ["ByGroup", "HostLock", "write_groups"]
 
 _GROUPS = "groups.json"
 
 
 class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives tests away in the order in which they were collected: those of a group together, others one by one.
+    """Distributes tests in the order in which they were collected: those of a group together, others one by one.
 
     Not xdist's ``loadgroup``: it writes the group into the node id, which pytest 9.2 does not take. Here the
     workers write down in ``directory`` what the groups are, before they say that they have collected.
@@ -43,11 +43,11 @@ def write_groups(directory: Path, worker: str, groups: Mapping[str, str]) -> Non
     new.rename(directory / _GROUPS)
 
 
-class Turns:
-    """Two lock files in ``directory``, which all workers of a run have; each worker has a ``Turns`` of its own.
+class HostLock:
+    """A lock on the host, shared or exclusive, by two files in ``directory``; each worker has its own object.
 
-    Who waits to be alone holds the door: nobody else comes in meanwhile, so that it does not wait for ever. No
-    child of the worker's has the locks after an exec, and who takes one gives it back itself.
+    A test that waits for the exclusive lock holds the door meanwhile: no other enters, so that it does not wait for
+    ever. No child of a worker has the locks after an exec, and only the process that took one releases it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -55,8 +55,8 @@ class Turns:
         self._room = (directory / "room.lock").open("w")
 
     @contextmanager
-    def turn(self, *, alone: bool) -> Iterator[None]:
-        """Wait until the test may run, and let it."""
+    def held(self, *, alone: bool) -> Iterator[None]:
+        """Hold the lock in this context, exclusively for a test that is ``alone``."""
         fcntl.flock(self._door, fcntl.LOCK_EX)
         try:
             fcntl.flock(self._room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)

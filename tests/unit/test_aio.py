@@ -10,7 +10,7 @@ import pytest
 from virt_dmem.aio import uninterrupted
 
 
-def test_work_on_files_is_not_left_half_done_by_who_is_cancelled() -> None:
+def test_work_on_files_is_not_left_half_done_by_a_cancelled_caller() -> None:
     steps = []
 
     async def work() -> None:

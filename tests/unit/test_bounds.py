@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Numbers and sizes that somebody chose to do harm: refused in a sentence, and in no time that anybody notices."""
+"""Hostile numbers and sizes: refused in a sentence, and at once."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_as_many_as_qemu_knows_are_read_at_once() -> None:
 
 
 def test_undoing_takes_as_long_as_there_is_to_undo() -> None:
-    """Whoever wrote the record chose how much it is, and nobody is refused his own XML."""
+    """The author of the record chose its size, and XML that virt-dmem wrote is never refused."""
     kept = "".join(
         f"<dmem:device model='dimm' size='2097152' node='0' index='{n}' access='private'/>" for n in range(10_000)
     )
@@ -237,7 +237,7 @@ def test_an_element_of_very_many_attributes_is_not_even_parsed() -> None:
     parse_xml(f"<d>{padding}{text}<!-- {text} --></d>".encode())
 
 
-def test_what_a_qemu_says_of_itself_is_kept_only_as_far_as_it_can_be_true_and_shown(parts: Components) -> None:
+def test_the_command_line_of_a_qemu_is_kept_only_as_far_as_it_can_be_true_and_shown(parts: Components) -> None:
     extent = ExtentPlan("dimm0", "p", 4096, 4096, "none", ((-1, 4096),))
     parts.ledger.reserve(Plan(UUID, "a", (extent,)), {"dimm0": Path("/nowhere")}, {("p", -1): 1 << 30})
 

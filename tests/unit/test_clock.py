@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The wall clock may be set at any time: what came before what, and how long ago, does not hang on it."""
+"""The wall clock may be set at any time: neither orders nor durations depend on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 class Clock:
-    """A stand-in for the wall clock, that somebody sets."""
+    """A fake wall clock that can be set."""
 
     def __init__(self) -> None:
         self.ahead = 0.0

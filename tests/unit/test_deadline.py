@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What others can delay: the event loop goes on turning, and there is an end to waiting."""
+"""Calls that others can delay: the event loop continues, and waiting has a limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from virt_dmem.stuck_threads import each
 
 T = TypeVar("T")
 UUID = str(uuid.uuid4())
-"""Nobody else's: all processes of this host are searched."""
+"""A UUID of no other process: all of this host are searched."""
 GAP_SECONDS = 20.0
 """The kernel breaks a lease after 45 s (``/proc/sys/fs/lease-break-time``)."""
 
@@ -60,7 +60,7 @@ def turning(call: Callable[[], T]) -> T:
 
 @pytest.fixture
 def held() -> Iterator[threading.Event]:
-    """What keeps a call from its end."""
+    """Blocks a call until it is released."""
     event = threading.Event()
     yield event
     event.set()
@@ -105,7 +105,7 @@ def test_what_takes_too_long_is_given_up_and_not_asked_again_until_it_came_back(
     asyncio.run(run())
 
 
-def test_who_is_cancelled_waits_for_the_end_of_a_change(held: threading.Event) -> None:
+def test_a_cancelled_caller_waits_for_the_end_of_a_change(held: threading.Event) -> None:
     done = []
 
     def change() -> None:
@@ -135,7 +135,7 @@ def test_of_many_those_that_take_too_long_are_left_out(held: threading.Event) ->
     wanted = {item: item * item for item in range(40) if item % 10 != 3}
     assert dict(each(answer, range(40), seconds=0.2)) == wanted
     began = time.monotonic()
-    assert dict(each(answer, range(40), seconds=30)) == wanted, "nobody waits for them twice"
+    assert dict(each(answer, range(40), seconds=30)) == wanted, "they are not waited for twice"
     assert time.monotonic() < began + 30
     with pytest.raises(ZeroDivisionError):
         dict(each(lambda item: 1 // item, range(1)))
@@ -171,7 +171,7 @@ def test_a_lease_delays_nobody_and_is_a_use(owned: Path, kind: str) -> None:
         extent_files.grant_access(owned, USER, USER)
         extent_files.revoke_access(owned)
         assert owned.stat().st_uid == 0
-        assert extent_files.in_use(owned), "a lease stays, whoever owns the file"
+        assert extent_files.in_use(owned), "a lease survives a change of the file's owner"
         with pytest.raises(BlockingIOError):
             extent_files.truncate(owned, 0)
         assert extent_files.in_use(owned)
@@ -196,7 +196,9 @@ def test_what_is_no_file_delays_nobody_and_is_refused(owned: Path) -> None:
 
 
 @needs_root
-def test_a_process_that_cannot_be_read_is_left_out_and_the_loop_turns(owned: Path, tmp_path: Path) -> None:
+def test_a_process_that_cannot_be_read_is_left_out_and_the_event_loop_continues(
+    owned: Path, tmp_path: Path
+) -> None:
     place = owned.with_name("mount")
     place.mkdir()
     command = ["sh", "-c", "echo ready; read -r line", "sh", "-uuid", UUID]

@@ -149,7 +149,7 @@ def test_there_is_a_manual_page_for_the_command_each_group_the_daemon_and_the_co
 
 
 @pytest.mark.parametrize("page", MANUAL_PAGES, ids=lambda page: page.name)
-def test_man_has_nothing_to_say_about_a_page(page: Path) -> None:
+def test_man_finds_no_fault_with_a_page(page: Path) -> None:
     env = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "100"}
     done = subprocess.run(
         ["man", "--warnings", "-l", str(page)], capture_output=True, env=env, text=True, check=True

@@ -41,6 +41,31 @@ beside them. Modules beside them import only each other."""
 MOST_MODULES = 15
 """In one package, its ``__init__`` and its subpackages not counted; the commands are all of one kind."""
 
+WITHOUT_TESTS = {
+    "cli.command": "declares a command; the tests of registry and parser go through all of them",
+    "ipc.version": "two constants, which the tests of messages and of the JSON schema compare",
+    "native.programs": "two paths, which every test of the programs runs",
+    "pools.backends.checks": "declares the result of a check; the tests of each check look at its fields",
+}
+"""Modules of declarations, which have no behaviour to test, and where their content is tested."""
+
+WITHOUT_MODULE = {
+    "allocation.ledger_scale": "the cost of ledger and inventory with thousands of domains",
+    "bench": "bench/, which is not part of virt_dmem",
+    "bounds": "hostile numbers and sizes, in every module that reads some",
+    "clock": "a clock that is set, in every module that reads one",
+    "docs": "docs/",
+    "domain_xml.namespace_schema": "docs/reference/dmem-1.0.rng",
+    "domain_xml.rewrite_schema": "rewrite, with random domains and libvirt's schema",
+    "install": "packaging/",
+    "lint": "all source code",
+    "one_bad_item": "one item that fails, in every part of the daemon that handles several",
+    "pools.manage_real": "manage, on this machine's huge pages",
+    "vdsm_hook": "hooks/vdsm",
+    "workers": "tests/rig",
+}
+"""Files of tests that are about something else than the module of their name, and what that is."""
+
 ONLY_IN = {"libvirt": "hypervisor.connection", "qemu": "hypervisor.qmp", "pyudev": "host.uevents"}
 
 
@@ -69,7 +94,7 @@ def run(*command: str) -> None:
         pytest.fail(f"{' '.join(command)}\n{done.stdout}{done.stderr}", pytrace=False)
 
 
-def test_ruff_has_nothing_to_say() -> None:
+def test_ruff_finds_nothing() -> None:
     run(sys.executable, "-m", "ruff", "check", *PYTHON_CODE)
 
 
@@ -81,7 +106,7 @@ def test_the_types_fit() -> None:
     run(sys.executable, "-m", "mypy")
 
 
-def test_shellcheck_has_nothing_to_say() -> None:
+def test_shellcheck_finds_nothing() -> None:
     scripts = sorted(chain.from_iterable(REPOSITORY.glob(pattern) for pattern in SHELL_CODE))
     assert scripts
     run("shellcheck", *(str(path.relative_to(REPOSITORY)) for path in scripts if path.is_file()))
@@ -114,7 +139,7 @@ def test_imports_go_from_package_to_package_downwards_only(name: str) -> None:
         assert same or rank(other) < rank(name), f"{name} imports {other}, which is not below it"
 
 
-def test_no_imports_go_in_a_circle() -> None:
+def test_imports_form_no_cycle() -> None:
     graphlib.TopologicalSorter({name: own_imports(path) for name, path in MODULES.items()}).prepare()
 
 
@@ -127,7 +152,23 @@ def test_a_package_holds_no_code_and_no_more_modules_than_one_can_survey() -> No
             assert len([*directory.glob("[!_]*.py")]) <= MOST_MODULES, directory
 
 
-def test_the_daemon_neither_makes_nor_resizes_pools() -> None:
+def test_the_tests_mirror_the_modules() -> None:
+    programs = {f"native.{path.stem}" for path in (REPOSITORY / "virt_dmem/native").glob("*.c")}
+    tested = programs | {name for name, path in MODULES.items() if path.name != "__init__.py"}
+    tests = REPOSITORY / "tests/unit"
+    found = {
+        ".".join([*path.relative_to(tests).parent.parts, path.stem.removeprefix("test_")])
+        for path in tests.rglob("test_*.py")
+    }
+    assert tested - found == WITHOUT_TESTS.keys(), (
+        "each module has its file of tests, or stands there with the reason"
+    )
+    assert found - tested == WITHOUT_MODULE.keys(), (
+        "each file of tests has its module, or stands there with the reason"
+    )
+
+
+def test_the_daemon_neither_creates_nor_resizes_pools() -> None:
     seen: set[str] = set()
     left = ["daemon.main"]
     while left:

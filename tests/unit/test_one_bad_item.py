@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One bad file, row or record harms itself only: the others are reconciled, it is said, and it is tried again."""
+"""One bad file, row or record harms itself only: the others are reconciled, it is an alert, and is retried."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_stopped_domain_whose_file_cannot_be_opened_is_kept_aside_and_the_othe
 
 
 @in_own_mount_namespace
-def test_a_fault_that_nobody_foresaw_harms_no_other_item(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_error_harms_no_other_item(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     some_domains(config, Phase.STOPPED)
     parts = build(config)
     release_abandoned = parts.extents.release_abandoned
@@ -146,7 +146,7 @@ def test_two_files_of_one_backend_in_use_are_both_charged_when_the_ledger_is_los
 
 
 @in_own_mount_namespace
-def test_a_damaged_record_of_one_pool_harms_no_other_and_is_said_until_it_is_put_right(config: Config) -> None:
+def test_a_damaged_record_of_one_pool_harms_no_other_and_is_an_alert_until_it_is_repaired(config: Config) -> None:
     some_domains(config, Phase.RUNNING)
     manage.create(config, "q", sizes=4 * MIB, backend="tmpfs")
     record = config.pool_records_dir / "p.json"
@@ -155,7 +155,7 @@ def test_a_damaged_record_of_one_pool_harms_no_other_and_is_said_until_it_is_put
     parts = build(config)
     reconciled(parts)
     assert [pool.name for pool in parts.service.list_pools()] == ["q"]
-    assert alerts(parts) == {str(record): RECONCILE_FAILED}, "nobody says that the pool is short"
+    assert alerts(parts) == {str(record): RECONCILE_FAILED}, "no alert that the pool is short"
     record.write_bytes(whole)
     reconciled(parts)
     assert [(pool.name, pool.reserved_bytes) for pool in parts.service.list_pools()] == [("p", 4 * MIB), ("q", 0)]
@@ -193,7 +193,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @in_own_mount_namespace
-def test_a_ledger_with_one_wrong_word_is_set_aside_and_a_new_one_is_begun(config: Config, change: str) -> None:
+def test_a_ledger_with_one_wrong_value_is_set_aside_and_a_new_one_is_created(config: Config, change: str) -> None:
     some_domains(config, Phase.RUNNING)
     with closing(sqlite3.connect(config.ledger_path, isolation_level=None)) as database:
         database.execute("PRAGMA foreign_keys = OFF")
@@ -204,7 +204,7 @@ def test_a_ledger_with_one_wrong_word_is_set_aside_and_a_new_one_is_begun(config
     reconciled(parts)
     (aside,) = (path for path in config.ledger_path.parent.glob("*damaged*") if "-wal" not in path.name)
     assert alerts(parts) == {str(aside): LEDGER_DAMAGED}
-    assert parts.service.list_pools()[0].state == "draining", "what the administrator said is kept"
+    assert parts.service.list_pools()[0].state == "draining", "the administrator's setting is kept"
     for path in config.ledger_path.parent.glob("*damaged*"):
         path.unlink()
     assert alerts(parts) == {}
@@ -232,7 +232,7 @@ def test_whatever_bytes_of_the_ledger_are_wrong_the_daemon_starts(config: Config
 
 @pytest.mark.parametrize("beyond_the_end", [False, True])
 @in_own_mount_namespace
-def test_a_file_that_a_guest_made_larger_is_cut_and_that_is_said(config: Config, *, beyond_the_end: bool) -> None:
+def test_a_file_that_a_guest_enlarged_is_truncated_and_an_alert(config: Config, *, beyond_the_end: bool) -> None:
     path = some_domains(config, Phase.RUNNING)[0]
     if beyond_the_end:
         fallocate(path, 2 * MIB)

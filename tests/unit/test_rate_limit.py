@@ -10,7 +10,7 @@ import pytest
 from virt_dmem.rate_limit import BURST, PERIOD_SECONDS, RateLimitedLog
 
 
-def test_what_others_cause_is_logged_seldom_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_that_others_cause_are_logged_seldom_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     say = RateLimitedLog(logging.getLogger("test"), clock=lambda: now)
     for _ in range(1000):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The turns of workers that share a run of tests."""
+"""Tests of a run are distributed to workers, and one at a time may have the host to itself."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.rig.workers import Turns
+from tests.rig.workers import HostLock
 
 
 class Room:
-    """Who is in it at the same time."""
+    """The tests that run at the same time."""
 
     def __init__(self) -> None:
         self.now: list[bool] = []
@@ -28,21 +28,23 @@ class Room:
         self.now.remove(alone)
 
 
-def test_who_is_alone_has_nobody_beside_it_and_has_its_turn_though_others_never_pause(tmp_path: Path) -> None:
-    room, done, inside = Room(), threading.Event(), threading.Barrier(2)
+def test_a_test_alone_has_no_other_beside_it_and_is_run_though_others_never_pause(tmp_path: Path) -> None:
+    room, done, shared = Room(), threading.Event(), threading.Event()
+    inside = threading.Barrier(2, action=shared.set)
 
     def others() -> None:
-        turns = Turns(tmp_path)
-        with turns.turn(alone=False), room.entered(alone=False):
-            inside.wait(60)  # both, or nobody shares
+        host = HostLock(tmp_path)
+        with host.held(alone=False), room.entered(alone=False):
+            inside.wait(60)  # both are in it, or none shares
         while not done.is_set():
-            with turns.turn(alone=False), room.entered(alone=False):
+            with host.held(alone=False), room.entered(alone=False):
                 pass
 
     def alone() -> None:
         try:
+            assert shared.wait(60)  # before that it could wait for one that waits for the other
             for _ in range(20):
-                with Turns(tmp_path).turn(alone=True), room.entered(alone=True):
+                with HostLock(tmp_path).held(alone=True), room.entered(alone=True):
                     pass
         finally:
             done.set()

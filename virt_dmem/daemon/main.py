@@ -108,13 +108,19 @@ def _take_lock(config: Config) -> None:
         ) from error
 
 
-async def serve(config: Config, listener: socket.socket, readers: socket.socket) -> None:
-    """Serve root on one socket and readers on another, until SIGTERM or SIGINT; neither affects guests."""
+async def serve(config: Config) -> None:
+    """Serve root on one socket and readers on another, until SIGTERM or SIGINT; neither affects guests.
+
+    From the first connection on, nothing that the kernel reports is missed.
+
+    :raise ConfigError: When a socket cannot be created.
+    """
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
     parts = build(config)
     with uevents.watched(parts.note_hotplug):
+        listener, readers = _listener(config), _readers_listener(config)
         await _serve_until(end, parts, ControlServer(listener, readers, parts.interface, config.daemon.group))
 
 
@@ -167,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(arguments.config)
         _take_lock(config)
-        asyncio.Runner().run(serve(config, _listener(config), _readers_listener(config)))
+        asyncio.Runner().run(serve(config))
     except DmemError as error:
         log.error("%s %s", error.message, error.hint)  # noqa: TRY400 -- no traceback for a user's error
         return error.exit_status

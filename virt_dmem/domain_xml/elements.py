@@ -19,6 +19,7 @@ __all__ = [
     "find_request",
     "requested_pool",
     "is_rewritten",
+    "is_file_backed",
     "is_locked",
     "follows_numad",
     "refuse_unsupported",
@@ -63,17 +64,18 @@ def requested_pool(root: etree._Element) -> str:
 
 def is_rewritten(root: etree._Element) -> bool:
     """Return whether libvirt would back all memory by shared files, without prefaulting, on named host nodes."""
-    backing = find_child(root, "memoryBacking")
+    return is_file_backed(root) and _backing_value(root, "allocation", "mode") == "ondemand"
 
-    def value(element: str, attribute: str) -> str | None:
-        found = find_child(backing, element)
-        return None if found is None else found.get(attribute)
 
+def is_file_backed(root: etree._Element) -> bool:
+    """Return whether libvirt would back all memory by shared files on named host nodes.
+
+    QEMU can be started so, whoever wrote it: with ``immediate`` allocation it finds nothing to populate.
+    """
     return (
-        find_child(backing, "hugepages") is None
-        and value("source", "type") == "file"
-        and value("access", "mode") == "shared"
-        and value("allocation", "mode") == "ondemand"
+        find_child(root, "memoryBacking", "hugepages") is None
+        and _backing_value(root, "source", "type") == "file"
+        and _backing_value(root, "access", "mode") == "shared"
         and not any(_is_private(cell, "memAccess") for cell in root.iterfind("cpu/numa/cell"))
         and not any(
             _is_private(device, "access") or device.find("source/pagesize") is not None
@@ -83,6 +85,11 @@ def is_rewritten(root: etree._Element) -> bool:
         and not follows_numad(root)
         and not is_another_domains(root)
     )
+
+
+def _backing_value(root: etree._Element, element: str, attribute: str) -> str | None:
+    found = find_child(root, "memoryBacking", element)
+    return None if found is None else found.get(attribute)
 
 
 def is_locked(root: etree._Element) -> bool:

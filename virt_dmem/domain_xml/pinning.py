@@ -18,7 +18,7 @@ from lxml import etree
 from virt_dmem.domain_xml.fields import find_child
 from virt_dmem.errors import DomainRefused
 
-__all__ = ["Obstacle", "cannot_pin", "obstacles"]
+__all__ = ["Obstacle", "cannot_pin", "may_run_guests", "obstacles"]
 
 _COPYING_HOSTDEVS = ("usb", "scsi")
 """For these QEMU or the kernel copies (libusb, SG_IO); scsi_host is vhost-scsi, all others are VFIO."""
@@ -59,6 +59,9 @@ def obstacles(root: etree._Element) -> tuple[Obstacle, ...]:
             )
         elif io == "native":
             found.append(Obstacle(f"{name} has io='native', which is direct I/O", f"set io='threads' on {name}"))
+    iommufd = find_child(root, "iommufd")
+    if iommufd is not None and iommufd.get("enabled") != "no":
+        found.append(Obstacle("<iommufd> is enabled, which pins all guest memory", "remove <iommufd>"))
     found.extend(_of_interfaces(root))
     found.extend(_of_host_devices(root))
     found.extend(_of_arguments(root))
@@ -70,6 +73,24 @@ def obstacles(root: etree._Element) -> tuple[Obstacle, ...]:
                 )
             )
     return tuple(found)
+
+
+def may_run_guests(root: etree._Element) -> bool:
+    """Return whether the XML may give the guest the processor's virtualization: VMX or SVM.
+
+    Models of libvirt's ``host-*`` modes have it where the host offers it, named models have it by a feature.
+    """
+    cpu = find_child(root, "cpu")
+    if cpu is None:
+        return False
+    policies = {
+        feature.get("name", ""): feature.get("policy", "require")
+        for feature in cpu.iterfind("feature")
+        if feature.get("name") in ("vmx", "svm")
+    }
+    if policies:
+        return any(policy in ("require", "force", "optional") for policy in policies.values())
+    return cpu.get("mode") in ("host-passthrough", "host-model", "maximum")
 
 
 def _of_images(disk: etree._Element, name: str) -> Obstacle | None:

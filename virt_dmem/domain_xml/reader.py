@@ -15,6 +15,7 @@ from lxml import etree
 from virt_dmem.domain_xml.elements import (
     NAMESPACE,
     find_request,
+    is_file_backed,
     is_locked,
     is_rewritten,
     parse_domain,
@@ -46,7 +47,7 @@ class DomainMemory:
     managed: bool
     """The domain asks for pool memory: its metadata have ``<dmem:memory>``."""
     applied: bool
-    """Its memory backends are shared files without prefaulting, and not ``<hugepages>``."""
+    """Its XML is rewritten: its memory backends are shared files without prefaulting, and not ``<hugepages>``."""
     dac_user: str | None
     """Of the dac label as libvirt wrote it: ``+64055`` is a number, anything else may be a name."""
     dac_group: str | None
@@ -59,6 +60,8 @@ class DomainMemory:
     """The profile that QEMU is to run under; only in the XML of a running or starting domain."""
     obstacles: tuple[Obstacle, ...] = ()
     """The parts of it that cannot work on memory without struct pages."""
+    file_backed: bool = False
+    """Its memory backends are shared files, whoever wrote that: it can be started on pool memory as it is."""
 
     @property
     def total_bytes(self) -> int:
@@ -139,6 +142,7 @@ class DomainDocument:
             locked=is_locked(root),
             apparmor_label=_label(root, "apparmor", "label"),
             obstacles=obstacles(root)[:_MOST_OBSTACLES],
+            file_backed=is_file_backed(root),
         )
 
     def _free_tree(self, answer: T) -> T:

@@ -13,8 +13,10 @@ from pathlib import Path
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml import rewrite
 from virt_dmem.domain_xml.monitor import has_monitor
+from virt_dmem.domain_xml.pinning import may_run_guests
 from virt_dmem.domain_xml.reader import DomainDocument
 from virt_dmem.errors import PoolNotFound
+from virt_dmem.host import kernel
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
@@ -26,6 +28,7 @@ __all__ = [
     "apply_if_requested",
     "apply_incoming",
     "apply_offline",
+    "doubt",
     "name_pool",
 ]
 
@@ -109,6 +112,21 @@ def apply_incoming(config: Config, xml: bytes, record: PoolRecord, pool: str) ->
     :raise DomainRefused: When the domain's memory cannot come from that pool.
     """
     return _rewrite(config, xml, record, pool=pool)
+
+
+def doubt(config: Config, xml: bytes) -> str:
+    """Return what may not work for the domain of rewritten ``xml`` on its pool; empty if nothing is known.
+
+    :raise PoolNotFound: When there is no such pool.
+    """
+    document = DomainDocument(xml)
+    unlikely = not may_run_guests(document.root) or not kernel.nested_guests_need_struct_pages()
+    if unlikely or backend(registry.choose(config, document.memory().pool).backend).has_struct_pages:
+        return ""
+    return (
+        "Its guest may run guests of its own, and on a pool without struct pages that fails here. If it shall, set"
+        " the parameter kvm.allow_unsafe_mappings=1 (module kvm; it can be set when the module is loaded)."
+    )
 
 
 def name_pool(config: Config, xml: bytes, pool: str) -> bytes:

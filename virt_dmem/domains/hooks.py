@@ -71,7 +71,7 @@ class HookOperations:
         :raise NotEnoughMemory: When it does not fit; names the free bytes and the largest reservation.
         :raise PrefaultFailed: When the memory could not be populated.
         """
-        if not domain.applied:
+        if not (domain.applied or domain.file_backed):
             raise NotRewritten(
                 f"Domain {domain.name} asks for pool memory, and its XML is not rewritten.",
                 hint=f"Run: virt-dmem apply {domain.uuid}",

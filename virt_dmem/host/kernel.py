@@ -21,6 +21,7 @@ __all__ = [
     "cma_bytes",
     "struct_page_bytes",
     "bad_pages_met",
+    "nested_guests_need_struct_pages",
     "release",
     "uptime",
     "boot_id",
@@ -87,6 +88,21 @@ def bad_pages_met(*, root: Path = ROOT) -> bool:
     try:
         return bool(int((root / "proc/sys/kernel/tainted").read_text()) & _TAINT_BAD_PAGE)
     except FileNotFoundError:
+        return False
+
+
+def nested_guests_need_struct_pages(*, root: Path = ROOT) -> bool:
+    """Return whether a guest on memory without struct pages fails when it runs guests of its own.
+
+    KVM pins the pages that describe these (``__kvm_vcpu_map``, since Linux 6.13) unless its parameter
+    ``allow_unsafe_mappings`` allows others; kernels without the parameter map them without pinning.
+    """
+    allowed = root / "sys/module/kvm/parameters/allow_unsafe_mappings"
+    nested = [root / f"sys/module/{module}/parameters/nested" for module in ("kvm_intel", "kvm_amd")]
+    try:
+        offered = any(path.read_text().strip() in ("Y", "1") for path in nested if path.exists())
+        return offered and allowed.read_text().strip() in ("N", "0")
+    except OSError:
         return False
 
 

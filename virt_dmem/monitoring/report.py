@@ -170,7 +170,7 @@ def collect(source: Source) -> Iterator[tuple[str, bytes]]:
             for file, content in part(source).items():
                 yield f"{name}{file}", printable(content, keep="\n\t").encode()
         except (DmemError, OSError, sqlite3.Error, subprocess.SubprocessError) as error:
-            yield f"{name}{'' if '.' in name else '/'}missing.txt", f"{printable(str(error))}\n".encode()
+            yield f"{name}{'.' if '.' in name else '/'}missing.txt", f"{printable(str(error))}\n".encode()
 
 
 def reduced(xml: bytes) -> str:

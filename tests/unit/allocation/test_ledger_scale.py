@@ -91,7 +91,7 @@ def test_the_sums_of_charges_are_those_of_the_rows(ledger: Ledger) -> None:
     assert ledger.reserved() == {("fast", 0): MANY * PAGE, ("fast", 1): (MANY * 2 - 1) * PAGE}
 
 
-def test_sums_that_somebody_broke_are_made_anew_when_the_ledger_is_opened(ledger: Ledger, tmp_path: Path) -> None:
+def test_wrong_sums_are_computed_anew_when_the_ledger_is_opened(ledger: Ledger, tmp_path: Path) -> None:
     ledger.close()
     with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
         database.execute("UPDATE charged SET bytes = 0")

@@ -93,7 +93,7 @@ def test_a_greedy_choice_would_leave_no_room_for_the_last() -> None:
     assert found.shares == [{1: 4}, {2: 4}, {0: 4}]
 
 
-def test_what_has_choice_leaves_a_preferred_node_to_who_prefers_it() -> None:
+def test_a_backend_with_a_choice_leaves_a_preferred_node_to_one_that_prefers_it() -> None:
     found = place([demand(4, [0, 1]), demand(4, [0], [1, 2])], {0: 4, 1: 4, 2: 4})
     assert found is not None
     assert found.shares == [{1: 4}, {0: 4}]

@@ -150,7 +150,7 @@ HUGE_PAGES = pytest.mark.needs_hugepages
 
 @BACKENDS
 @in_own_mount_namespace
-def test_who_pinned_a_guests_memory_neither_reads_nor_keeps_what_the_next_guest_has(backend: str) -> None:
+def test_a_process_that_pinned_a_guests_memory_neither_reads_nor_keeps_that_of_the_next(backend: str) -> None:
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE // 2)
         with pinned(extent.path, [0, HUGE]) as pinner:
@@ -158,7 +158,7 @@ def test_who_pinned_a_guests_memory_neither_reads_nor_keeps_what_the_next_guest_
             await rig.worker.run()
             after = await rig.ran(TWO, SIZE // 2)
             write(after.path, b"the second guest's secret")
-            assert pinner.read() == (SECRET.ljust(4096, b"\0")) * 2, "it has still what was its own"
+            assert pinner.read() == (SECRET.ljust(4096, b"\0")) * 2, "it still has its own page"
             assert SECRET not in read(after.path)
 
     story(backend, test)
@@ -181,7 +181,7 @@ def test_a_pool_is_smaller_by_what_is_pinned_and_whole_again_afterwards() -> Non
             after = await rig.prepared(TWO, SIZE - 2 * HUGE)
             assert not read(after.path).strip(b"\0")
             await rig.hooks.release(TWO)
-        assert await rig.prepared(TWO, SIZE), "asked again, the kernel has them back"
+        assert await rig.prepared(TWO, SIZE), "they were returned to the kernel"
         assert rig.inventory.withheld() == {}
 
     story("hugetlbfs", test)
@@ -195,7 +195,7 @@ def test_at_once_after_a_release_nobody_is_promised_what_may_be_pinned() -> None
         with pinned(extent.path, [HUGE]):
             await rig.hooks.release(ONE)
             assert rig.free() <= SIZE - HUGE
-            assert await rig.prepared(TWO, SIZE - HUGE), "what is surely there can be had at once"
+            assert await rig.prepared(TWO, SIZE - HUGE), "memory that cannot be pinned is allocatable at once"
 
     story("hugetlbfs", test)
 
@@ -240,7 +240,7 @@ def test_what_a_running_guest_gives_back_while_it_is_pinned_is_promised_to_nobod
 
 @HUGE_PAGES
 @in_own_mount_namespace
-def test_memory_that_comes_in_meanwhile_is_not_taken_for_pinned() -> None:
+def test_memory_populated_meanwhile_is_not_taken_for_pinned() -> None:
     async def test(rig: Rig) -> None:
         await rig.ran(ONE, SIZE // 2)
 
@@ -263,7 +263,7 @@ def test_memory_that_comes_in_meanwhile_is_not_taken_for_pinned() -> None:
 
 @BACKENDS
 @in_own_mount_namespace
-def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: str) -> None:
+def test_memory_of_a_file_that_virt_dmem_did_not_create_is_promised_to_nobody(backend: str) -> None:
     async def test(rig: Rig) -> None:
         stray = rig.config.pools_dir / "p" / "stray"
         with stray.open("wb") as file:
@@ -273,7 +273,7 @@ def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: st
         with stray.open("rb"):
             stray.unlink()
             await rig.extents.reclaim.audit("p")
-            assert rig.free() == SIZE - 4 * HUGE, "somebody has it open"
+            assert rig.free() == SIZE - 4 * HUGE, "a process has it open"
         assert await rig.prepared(ONE, SIZE)
 
     story(backend, test)
@@ -282,7 +282,7 @@ def test_memory_of_a_file_that_is_none_of_ours_is_promised_to_nobody(backend: st
 @BACKENDS
 @in_own_mount_namespace
 def test_what_qemu_takes_of_a_device_beyond_its_charge_is_charged_and_promised_to_nobody(backend: str) -> None:
-    """A file of virtio-mem has the size that the device can have, and is charged for what it has."""
+    """A file of virtio-mem has the device's largest size, and is charged for the memory in it."""
 
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE // 2)
@@ -344,7 +344,7 @@ def test_what_is_pinned_of_a_file_of_no_row_is_withheld_in_the_same_round() -> N
 
 @BACKENDS
 @in_own_mount_namespace
-def test_a_file_that_was_enlarged_when_its_guest_ends_is_said_and_all_of_it_comes_back(backend: str) -> None:
+def test_a_file_that_was_enlarged_when_its_guest_ends_is_logged_and_all_of_it_is_freed(backend: str) -> None:
     async def test(rig: Rig) -> None:
         extent = await rig.ran(ONE, SIZE // 2)
         os.truncate(extent.path, SIZE // 2 + HUGE)

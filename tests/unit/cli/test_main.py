@@ -25,7 +25,7 @@ def test_a_failure_is_what_happened_and_below_it_what_to_do(capsys: pytest.Captu
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("virt-dmem: There is no code 'nonsense'.\n  The codes are: ")
-    assert "memory-pinned" in said.err, "those of alerts as well"
+    assert "memory-pinned" in said.err, "the codes of alerts as well"
 
 
 @pytest.mark.parametrize("args", [["--json", "explain", "nonsense"], ["explain", "nonsense", "--json"]])
@@ -86,7 +86,7 @@ print(sorted({absent!r} & set(sys.modules)), file=sys.stderr)
 
 
 def test_list_as_monitoring_asks_it_needs_next_to_nothing() -> None:
-    """The whole list of what it imports beyond a bare interpreter is short, and of the standard library alone."""
+    """It imports few modules beyond those of a bare interpreter, and only of the standard library."""
     script = f"""
 import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
@@ -110,7 +110,7 @@ def test_what_is_taken_for_parsed_is_what_the_parser_makes_of_it(args: list[str]
     [["rewrite"], ["rewrite", "--print-diff"], ["rewrite", "--json"], ["explain", HOSTILE], [f"--{HOSTILE}"]],
     ids=["xml", "diff", "json", "error", "usage"],
 )
-def test_nothing_that_others_chose_is_obeyed_by_the_terminal(args: list[str]) -> None:
+def test_nothing_that_others_chose_controls_the_terminal(args: list[str]) -> None:
     xml = (GOLDEN / "compact-in.xml").read_text()
     named = xml.replace("<name>", f"<name>{''.join(c for c in HOSTILE if c not in chr(0x1B))}", 1)
     said = on_a_terminal(*args, stdin=named.encode()).decode()

@@ -9,7 +9,7 @@ from virt_dmem.cli.privilege import require_root
 from virt_dmem.errors import PermissionRefused
 
 
-def test_who_is_not_root_is_told_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_other_than_root_is_told_what_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(PermissionRefused, match="Creating a pool needs root"):
         require_root("Creating a pool")

@@ -10,7 +10,7 @@ from virt_dmem.cli.output import Output
 from virt_dmem.cli.progress import progress
 
 
-def test_progress_cannot_drive_the_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_cannot_control_the_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setattr("rich.progress.Progress.update", lambda *_, description, **__: shown.append(description))

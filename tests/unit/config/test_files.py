@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Configuration files are read in order, by whoever needs only one key of them as by the whole schema."""
+"""Configuration files are read in order, for a single key as for the whole schema."""
 
 from __future__ import annotations
 

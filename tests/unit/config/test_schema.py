@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The configuration: files, drop-ins, keys that are not known, and which file is to blame."""
+"""The configuration: files, drop-ins, unknown keys, and which file an error names."""
 
 from __future__ import annotations
 

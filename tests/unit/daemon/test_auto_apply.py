@@ -59,7 +59,7 @@ def consider(auto_apply: AutoApply, libvirt: Libvirt, times: int = 1) -> None:
         asyncio.run(auto_apply.consider(cast("Hypervisor", libvirt), UUID))
 
 
-def test_one_that_another_tool_reverts_is_left_alone_and_said(
+def test_a_domain_that_another_tool_reverts_is_left_alone_and_reported(
     parts: Components, auto_apply: AutoApply, outcomes: Counter[str]
 ) -> None:
     libvirt = Libvirt(ASKS)

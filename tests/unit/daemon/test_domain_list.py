@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kept list of domains is that of the ledger, whatever was written, and asks it for what changed alone."""
+"""The cached list of domains is that of the ledger, whatever was written, and queries only what changed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_it_is_what_the_ledger_holds_after_whatever_was_written(
     ledger.close()
 
 
-def test_what_was_rolled_back_is_not_shown_and_a_change_asks_for_one_domain(tmp_path: Path) -> None:
+def test_a_domain_that_was_rolled_back_is_not_shown_and_a_change_asks_for_one_domain(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite", "boot-1")
     for number in range(3 * AT_ONCE):
         reserve(ledger, number)
@@ -92,19 +92,19 @@ def test_what_was_rolled_back_is_not_shown_and_a_change_asks_for_one_domain(tmp_
     ledger.close()
 
 
-def test_who_makes_all_of_it_lets_others_have_their_turn(tmp_path: Path) -> None:
-    """What the event loop does is counted, in turns."""
+def test_making_the_whole_list_leaves_the_event_loop_to_others(tmp_path: Path) -> None:
+    """The passes of the event loop are counted."""
     ledger = Ledger(tmp_path / "ledger.sqlite", "boot-1")
     for number in range(5 * AT_ONCE):
         reserve(ledger, number)
 
     async def story() -> int:
-        turns = 0
+        passes = 0
         making = asyncio.create_task(DomainList(ledger, domain_json).json())
         while not making.done():
             await asyncio.sleep(0)
-            turns += 1
-        return turns
+            passes += 1
+        return passes
 
     assert asyncio.run(story()) >= 5
     ledger.close()

@@ -32,7 +32,7 @@ def uuid_of(parts: Components) -> str:
     return uuid
 
 
-def test_memory_that_fails_again_is_written_down_once(parts: Components, caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_that_fails_again_is_recorded_once(parts: Components, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         for number in range(1000):
             data = {"recipient": ["guest", "\x1b[2J", 7][number % 3], "action": "inject"}
@@ -45,7 +45,7 @@ def test_memory_that_fails_again_is_written_down_once(parts: Components, caplog:
     assert [record.getMessage() for record in caplog.records] == ["memory of domain guest1 failed: guest inject"]
 
 
-def test_an_unheard_of_word_is_not_repeated(parts: Components) -> None:
+def test_an_unknown_word_is_not_repeated(parts: Components) -> None:
     data = {"recipient": "\x1b[2J", "action": "x" * 10_000}
     asyncio.run(parts.guest_events.qemu_event(uuid_of(parts), "MEMORY_FAILURE", data))
     assert {failure.what for failure in parts.ledger.failures()} == {"unknown unknown"}

@@ -13,7 +13,7 @@ from tests.rig.repository import REPOSITORY
 
 
 @pytest.mark.parametrize("journal", [False, True], ids=["terminal", "journal"])
-def test_a_name_cannot_drive_who_reads_the_log_nor_write_lines_of_its_own(journal: bool) -> None:
+def test_a_name_controls_no_terminal_that_shows_the_log_and_writes_no_lines_of_its_own(journal: bool) -> None:
     program = f"""
         import logging, os, sys
         os.environ.pop("JOURNAL_STREAM", None)

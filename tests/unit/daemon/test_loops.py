@@ -12,7 +12,7 @@ from virt_dmem.daemon import loops
 from virt_dmem.daemon.loops import restart_on_error
 
 
-def test_work_that_ends_by_a_fault_of_ours_is_begun_again(
+def test_work_that_ends_by_a_bug_is_restarted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loops, "RESTART_SECONDS", 0.01)
@@ -25,7 +25,7 @@ def test_work_that_ends_by_a_fault_of_ours_is_begun_again(
             nonlocal begun
             begun += 1
             if begun < 3:
-                raise ValueError("nobody foresaw this")
+                raise ValueError("unforeseen")
             all_well.set()
             await asyncio.sleep(3600)
 
@@ -36,4 +36,4 @@ def test_work_that_ends_by_a_fault_of_ours_is_begun_again(
 
     asyncio.run(story())
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
-    assert "nobody foresaw this" in caplog.text
+    assert "unforeseen" in caplog.text

@@ -11,9 +11,9 @@ from virt_dmem.aio import cancel_and_wait
 from virt_dmem.daemon.main import shut_down
 
 
-def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
+def test_tasks_are_cancelled_and_one_that_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
-        rolled_back, let_go = asyncio.Event(), asyncio.Event()
+        rolled_back, released = asyncio.Event(), asyncio.Event()
 
         async def interrupted() -> None:
             try:
@@ -23,9 +23,9 @@ def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: p
                 rolled_back.set()
 
         async def stubborn() -> None:
-            while not let_go.is_set():
+            while not released.is_set():
                 try:
-                    await let_go.wait()
+                    await released.wait()
                 except asyncio.CancelledError:
                     continue
 
@@ -35,7 +35,7 @@ def test_what_goes_on_is_ended_and_what_does_not_end_is_named_and_left(caplog: p
             await shut_down(cancel_and_wait(begun[:1]), cancel_and_wait(begun[1:]), asyncio.sleep(0), seconds=0.5)
         assert rolled_back.is_set()
         assert [task.done() for task in begun] == [True, False]
-        let_go.set()
+        released.set()
         await begun[1]
 
     asyncio.run(story())

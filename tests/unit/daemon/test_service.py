@@ -30,12 +30,12 @@ def domain(body: str = "", *, memory: str = "1048576", name: str = "a", attribut
 @pytest.mark.parametrize("operation", ["prepare", "start", "started", "stopped", "release", "migrate"])
 def test_while_a_hook_s_large_document_is_read_others_are_served(parts: Components, operation: str) -> None:
     xml = domain("<devices>" + "<disk type='file'/>" * 100_000 + "</devices>")
-    turns = 0
+    passes = 0
 
     async def others() -> None:
-        nonlocal turns
+        nonlocal passes
         while True:
-            turns += 1
+            passes += 1
             await asyncio.sleep(0)
 
     async def story() -> None:
@@ -48,7 +48,7 @@ def test_while_a_hook_s_large_document_is_read_others_are_served(parts: Componen
         beside.cancel()
 
     asyncio.run(story())
-    assert turns > 3
+    assert passes > 3
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0, 1e300, 10**5000], ids=range(6))
@@ -58,7 +58,7 @@ def test_a_number_that_comes_over_the_socket_and_cannot_be_is_refused(parts: Com
         return asyncio.run(parts.service.attach("x", model="dimm", persistent=False, report=tell, **wanted))
 
     def tell(_: object) -> None:
-        """Nobody listens."""
+        """Report nothing."""
 
     asks: list[Callable[[], object]] = [
         lambda: parts.service.pause_apply(number),
@@ -82,6 +82,6 @@ def test_a_number_that_comes_over_the_socket_and_cannot_be_is_refused(parts: Com
 
 
 @pytest.mark.parametrize("began", [math.nan, math.inf, -math.inf, -1.0, 1e300])
-def test_a_hook_that_says_nonsense_of_its_beginning_is_served(parts: Components, began: float) -> None:
+def test_a_hook_with_an_impossible_time_of_its_beginning_is_served(parts: Components, began: float) -> None:
     asyncio.run(parts.service.hook("release", domain(), lambda _: None, began))
     assert [step.step for step in parts.ledger.steps(UUID)] == ["release"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""apply prepares a domain for memory that comes later, and for our monitor; unapply takes both back."""
+"""apply prepares a domain for memory hotplug, and adds the second monitor; unapply undoes both."""
 
 from __future__ import annotations
 

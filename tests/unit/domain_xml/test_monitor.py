@@ -32,10 +32,10 @@ def test_a_copy_of_a_domain_is_given_a_monitor_of_its_own() -> None:
     other = b"00000000-1111-2222-3333-444444444444"
     copy = rewritten.replace(b"<uuid>" + uuid, b"<uuid>" + other)
     assert not read_domain(copy).applied
-    mended = apply(copy)
-    assert read_domain(mended).applied
-    assert uuid not in mended
-    assert mended == rewritten.replace(uuid, other)
+    again = apply(copy)
+    assert read_domain(again).applied
+    assert uuid not in again
+    assert again == rewritten.replace(uuid, other)
 
 
 def test_that_no_monitor_is_wanted_is_remembered_until_unapply() -> None:

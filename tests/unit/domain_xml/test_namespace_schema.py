@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What we write into metadata is what docs/reference/dmem-1.0.rng says, also after libvirt printed it anew."""
+"""The metadata that apply writes is valid by docs/reference/dmem-1.0.rng, also as libvirt prints it."""
 
 from __future__ import annotations
 

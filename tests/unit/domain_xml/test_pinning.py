@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of a domain cannot work on memory without struct pages, and who says so."""
+"""The parts of a domain that cannot work on memory without struct pages, and where they are refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from tests.rig.fake_tree import GIB, MIB
 from virt_dmem.allocation.plan import PoolFree, plan_domain
 from virt_dmem.domain_xml.devices import Device, memory_of
+from virt_dmem.domain_xml.pinning import may_run_guests
 from virt_dmem.domain_xml.reader import DomainDocument, read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.errors import DomainRefused
@@ -131,7 +132,7 @@ def test_what_copies_is_not_refused(devices: str) -> None:
         ("file=/images/no-vfio-here.img,if=none", False),
     ],
 )
-def test_devices_that_are_given_to_qemu_past_libvirt_count_too(argument: str, *, refused: bool) -> None:
+def test_devices_that_are_given_to_qemu_bypassing_libvirt_count_too(argument: str, *, refused: bool) -> None:
     commandline = (
         "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-device'/>"
         f"<qemu:arg value='{escape(argument)}'/></qemu:commandline></domain>"
@@ -166,3 +167,33 @@ def test_a_domain_that_was_changed_after_apply_is_refused_when_it_starts() -> No
     with pytest.raises(DomainRefused, match="cache='none'"):
         plan_domain(read_domain(apply(xml, pool="dm")), free, "")
     assert plan_domain(read_domain(apply(domain(DISK.format("")), pool="dm")), free, "").total_bytes == 64 * MIB
+
+
+@pytest.mark.parametrize(
+    ("element", "pins"),
+    [
+        ("<iommufd enabled='yes'/>", True),
+        ("<iommufd enabled='yes' fdgroup='a'/>", True),
+        ("<iommufd enabled='no'/>", False),
+    ],
+)
+def test_iommufd_for_the_whole_domain_pins_its_memory(element: str, pins: bool) -> None:
+    found = [obstacle.what for obstacle in read_domain(domain(backing=element)).obstacles]
+    assert ("<iommufd> is enabled, which pins all guest memory" in found) is pins
+
+
+@pytest.mark.parametrize(
+    ("cpu", "may"),
+    [
+        ("", False),
+        ("<cpu mode='host-passthrough'/>", True),
+        ("<cpu mode='host-model'/>", True),
+        ("<cpu mode='maximum'/>", True),
+        ("<cpu mode='host-model'><feature policy='disable' name='vmx'/></cpu>", False),
+        ("<cpu mode='custom'><model>Skylake-Server</model></cpu>", False),
+        ("<cpu><model>EPYC</model><feature policy='require' name='svm'/></cpu>", True),
+        ("<cpu><model>EPYC</model><feature name='svm'/></cpu>", True),
+    ],
+)
+def test_a_domain_may_run_guests_of_its_own_if_its_cpu_can(cpu: str, may: bool) -> None:
+    assert may_run_guests(DomainDocument(domain(backing=cpu)).root) is may

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""apply rewrites what it has to and nothing else; unapply gives back what was there."""
+"""apply rewrites what it has to and nothing else; unapply restores the original."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def golden(name: str) -> bytes:
 
 
 def edited(xml: bytes, pattern: str, replacement: str) -> bytes:
-    """As somebody would edit it; the pattern has to be there once."""
+    """Return the document as a user would edit it; the pattern has to be there once."""
     text, count = re.subn(pattern, replacement, xml.decode())
     assert count == 1
     return text.encode()
@@ -90,7 +90,7 @@ def test_there_are_files_from_libvirt() -> None:
     assert len(FROM_LIBVIRT) >= 14
 
 
-# Invented domains
+# Random domains
 
 
 @many
@@ -202,7 +202,7 @@ def test_metadata_added_after_apply_stays_at_unapply() -> None:
     assert [child.tag for child in root.find("metadata")] == ["{http://example.com/x}y"]
 
 
-def test_a_record_that_somebody_garbled_does_no_harm() -> None:
+def test_a_garbled_record_does_no_harm() -> None:
     rewritten = edited(apply(golden("numa-in.xml")), "<dmem:replaced(.*)/>", r"<dmem:replaced\1></dmem:replaced>")
     garbled = edited(rewritten, r' elements="[^"]*"', ' elements="devices"')
     garbled = edited(garbled, "</dmem:replaced>", '<dmem:device index="one"/><dmem:device/></dmem:replaced>')
@@ -359,7 +359,7 @@ def test_a_device_that_went_or_came_since_does_not_get_what_another_had() -> Non
     ]
 
 
-def test_a_dimm_that_somebody_gave_pages_of_its_own_is_rewritten_again() -> None:
+def test_a_dimm_that_was_given_pages_of_its_own_since_is_rewritten_again() -> None:
     rewritten = golden("memory-devices-out.xml")
     drifted = edited(rewritten, r"(?s)<source/>(.*<alias)", r"<source><pagesize>4</pagesize></source>\1")
     assert not read_domain(drifted).applied
@@ -371,7 +371,7 @@ def test_a_dimm_that_somebody_gave_pages_of_its_own_is_rewritten_again() -> None
 # numad
 
 
-def test_nodes_that_somebody_named_since_are_kept_at_unapply() -> None:
+def test_nodes_that_were_named_since_are_kept_at_unapply() -> None:
     named = edited(
         golden("numad-out.xml"), "<!-- where it fits -->\n  </numatune", "<memory nodeset='1'/></numatune"
     )
@@ -380,7 +380,7 @@ def test_nodes_that_somebody_named_since_are_kept_at_unapply() -> None:
     assert dict(after.find("numatune/memory").attrib) == {"nodeset": "1"}
 
 
-def test_a_cpuset_that_libvirt_ignores_beside_auto_is_not_let_loose(require_valid: Check) -> None:
+def test_a_cpuset_that_libvirt_ignores_beside_auto_does_not_take_effect(require_valid: Check) -> None:
     xml = edited(golden("numad-vcpu-in.xml"), "<vcpu", "<vcpu cpuset='0-1'")
     rewritten = apply(xml)
     require_valid(rewritten)
@@ -388,7 +388,7 @@ def test_a_cpuset_that_libvirt_ignores_beside_auto_is_not_let_loose(require_vali
     assert unapply(rewritten) == reprint(xml)
 
 
-def test_vcpus_that_somebody_pinned_since_stay_pinned_at_unapply() -> None:
+def test_vcpus_that_were_pinned_since_stay_pinned_at_unapply() -> None:
     pinned = edited(golden("numad-vcpu-out.xml"), 'placement="static"', 'placement="static" cpuset="7"')
     vcpu = etree.fromstring(unapply(pinned)).find("vcpu")
     assert dict(vcpu.attrib) == {"placement": "static", "cpuset": "7", "current": "2"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""rewrite holds for whatever libvirt's own schema allows, not only for the samples we thought of."""
+"""rewrite holds for whatever libvirt's own schema allows, not only for samples."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_memory_backing_is_put_where_libxml2_still_validates_it(schema: etree.Re
 
 
 def test_a_relative_namespace_does_no_harm(schema: etree.RelaxNG) -> None:
-    """It has no canonical form, so nothing here may be compared in that form."""
+    """Such a document has no canonical form to compare."""
     backing = "<memoryBacking><nosharepages/><hugepages/></memoryBacking>"
     xml = f"<domain type='kvm' xmlns:r='a/b'><name>a</name>{backing}<os><type>hvm</type></os></domain>"
     assert examine(xml.encode(), schema) == "rewritten"

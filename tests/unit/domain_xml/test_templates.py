@@ -11,6 +11,8 @@ import pytest
 from lxml import etree
 
 from tests.rig.golden import GOLDEN, canonical
+from tests.rig.repository import REPOSITORY
+from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.errors import ConfigError
 
@@ -62,3 +64,27 @@ def test_an_empty_template_directory_changes_nothing(tmp_path: Path) -> None:
 def test_a_broken_template_is_refused_by_its_name(tmp_path: Path, broken: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "memory-backing.xml"))):
         apply(golden("plain-in.xml"), templates_dir=template(tmp_path, broken))
+
+
+def stylesheet() -> etree.XSLT:
+    return etree.XSLT(etree.parse(REPOSITORY / "xml-templates/request.xsl"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "hugepages", "memfd-shared", "opt-in", "foreign-metadata", "numa", "numa-hugepages"],
+)
+def test_the_stylesheet_makes_a_domain_that_starts_as_it_is(name: str, require_valid: Check) -> None:
+    made = etree.tostring(stylesheet()(etree.fromstring(golden(f"{name}-in.xml"))))
+    require_valid(made)
+    before, domain = read_domain(golden(f"{name}-in.xml")), read_domain(made)
+    assert domain.applied
+    assert domain.file_backed
+    assert domain.total_bytes == before.total_bytes
+    assert len(etree.fromstring(made).findall("metadata")) == 1
+
+
+def test_the_stylesheet_names_the_pool_that_it_is_told() -> None:
+    plain = etree.fromstring(golden("plain-in.xml"))
+    assert read_domain(etree.tostring(stylesheet()(plain, pool=etree.XSLT.strparam("guests")))).pool == "guests"
+    assert read_domain(etree.tostring(stylesheet()(plain))).pool == ""

@@ -11,8 +11,9 @@ from tests.rig.domain_documents import APPLIED, domain, metadata
 from tests.unit.domains.conftest import GIB, config_in, write_record
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import read_domain
-from virt_dmem.domains.apply import ApplyOptions, XmlChange, apply, apply_if_requested, apply_offline
+from virt_dmem.domains.apply import ApplyOptions, XmlChange, apply, apply_if_requested, apply_offline, doubt
 from virt_dmem.errors import DomainRefused, PoolNotFound
+from virt_dmem.host import kernel
 
 LOCKED = "<memoryBacking><locked/></memoryBacking>"
 DIRECT_DISK = (
@@ -72,3 +73,16 @@ def test_the_filter_checks_the_pools_whose_records_it_can_read(config: Config) -
     rewritten, unchecked = apply_offline(config, xml, ApplyOptions(pool="elsewhere"))
     assert read_domain(rewritten).pool == "elsewhere"
     assert unchecked.startswith("its memory is locked; disk vda has cache='none'")
+
+
+def test_a_doubt_about_guests_in_guests_is_said_where_the_pool_and_the_host_give_reason(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nested, plain = domain("<cpu mode='host-passthrough'/>"), domain()
+    on = {pool: apply(config, nested, ApplyOptions(pool=pool)) for pool in ("dm", "hp")}
+    monkeypatch.setattr(kernel, "nested_guests_need_struct_pages", lambda: True)
+    assert "kvm.allow_unsafe_mappings=1" in doubt(config, on["dm"])
+    assert doubt(config, on["hp"]) == ""
+    assert doubt(config, apply(config, plain, ApplyOptions(pool="dm"))) == ""
+    monkeypatch.setattr(kernel, "nested_guests_need_struct_pages", lambda: False)
+    assert doubt(config, on["dm"]) == ""

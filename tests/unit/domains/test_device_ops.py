@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Operations on memory devices: which are in work, which guests refused, and what cancelling does."""
+"""Operations on memory devices: those in progress, those that guests refused, and cancellation."""
 
 from __future__ import annotations
 

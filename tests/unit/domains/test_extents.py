@@ -39,18 +39,6 @@ def test_an_extent_that_a_process_maps_is_quarantined_until_it_does_no_more(tmp_
 
 
 @in_own_mount_namespace
-def test_another_extent_gets_a_path_that_no_quarantined_one_has(tmp_path: Path) -> None:
-    parts = Parts(tmp_path)
-    asyncio.run(parts.hooks.prepare(memory(MIB), ignore))
-    (mapped,) = parts.held().extents
-    with mapped.path.open("r+b") as file, mmap.mmap(file.fileno(), 0):
-        asyncio.run(parts.hooks.release(UUID))
-        asyncio.run(parts.hooks.prepare(memory(MIB), ignore))
-        (extent,) = parts.held().extents
-        assert extent.path == mapped.path.with_name("ram-node0+1")
-
-
-@in_own_mount_namespace
 def test_an_abandoned_domain_is_released_unless_it_changed_or_is_served(tmp_path: Path) -> None:
     parts = Parts(tmp_path)
 

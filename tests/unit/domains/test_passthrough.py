@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Devices that need struct pages, in domains that hold memory without: at start, and while they run."""
+"""Devices that need struct pages, in domains on memory without them: at start, and while they run."""
 
 from __future__ import annotations
 

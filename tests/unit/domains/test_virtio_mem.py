@@ -24,7 +24,7 @@ BLOCK = 2 * MIB
 
 
 class Guest:
-    """A guest that plugs at once; what it is asked goes through libvirt."""
+    """A fake libvirt, with a guest that plugs at once."""
 
     def __init__(self, current_bytes: int) -> None:
         self.current_bytes = current_bytes
@@ -80,7 +80,7 @@ def test_all_of_a_device_is_populated_before_its_guest_plugs_more(tmp_path: Path
         assert (change.state, change.size_bytes, guest.updates) == ("resized", 4 * MIB, 1)
         extent = device_of(parts)
         assert (extent.charged_bytes, extent.state) == (8 * MIB, ExtentState.POPULATED)
-        assert extent.path.stat().st_blocks * 512 == 8 * MIB, "QEMU gives back what it discards, and nothing else"
+        assert extent.path.stat().st_blocks * 512 == 8 * MIB, "QEMU frees what it discards, and nothing else"
 
     asyncio.run(story())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Directories that others own: what is trusted, and what an owner gets who changes names while we work there."""
+"""Directories that others own: what is trusted, and what their owner gains by changing names meanwhile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from virt_dmem.pools import extent_files, manage
 UUID = "b31b41e6-66e0-4abb-873d-d1c0bfc91fb4"
 OTHER_USER = USER + 1
 ROUNDS = 30
-"""So often is each outcome of a race to be seen."""
+"""How often each outcome of a race has to be seen."""
 DEADLINE_SECONDS = 60
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of several users")
@@ -54,7 +54,7 @@ def domain(backing: Path) -> Path:
 
 @pytest.fixture
 def outside(top: Path) -> Path:
-    """A directory of root's that has nothing to do with us."""
+    """A directory of root's that virt-dmem does not use."""
     path = top / "outside"
     path.mkdir()
     return path
@@ -112,7 +112,7 @@ def test_no_link_is_followed_below_a_directory_of_others(outside: Path, domain: 
 
 
 @pytest.mark.parametrize(("mode", "follows"), [(0o755, True), (0o775, False), (0o777, False), (0o1777, False)])
-def test_who_may_write_to_a_directory_of_roots_is_not_followed(
+def test_links_in_a_directory_of_roots_that_others_may_write_to_are_not_followed(
     top: Path, outside: Path, mode: int, follows: bool
 ) -> None:
     (top / "roots").mkdir()
@@ -206,7 +206,7 @@ def test_removing_a_link_removes_nothing_elsewhere(outside: Path, domain: Path, 
     evil = domain.with_name("evil")
     evil.symlink_to(outside)
     victim = outside / "pc.ram"
-    victim.symlink_to(extent)  # even one that looks like ours
+    victim.symlink_to(extent)  # even one that looks like a link of virt-dmem
     there = os.open(domain, os.O_RDONLY)
 
     def remove() -> bool:
@@ -246,7 +246,7 @@ def test_the_sweep_of_dangling_links_removes_nothing_elsewhere(
     os.close(there)
 
 
-def test_the_socket_of_somebody_else_stays_somebody_elses(outside: Path, domain: Path) -> None:
+def test_the_socket_of_another_user_stays_that_users(outside: Path, domain: Path) -> None:
     evil = domain.with_name("evil")
     evil.symlink_to(outside)
     name = f"libvirt-{UUID}.qmp"
@@ -285,7 +285,7 @@ def test_the_owner_of_a_directory_is_never_that_of_another_one(outside: Path, do
         raced(ask, lambda: None)
 
 
-# What may stand where ours was
+# Files that replaced a link of virt-dmem
 
 
 def test_a_socket_under_another_name_or_a_third_users_is_left_alone(domain: Path, outside: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_link_is_not_removed_for_what_stands_in_its_place(
     extent_files.unlink(domain / "missing" / "missing", extent)
     (domain / "loop").unlink()
     extent_files.unlink(domain / "self" / "x", extent)
-    assert len(caplog.messages) == 1, "of what could not be looked at"
+    assert len(caplog.messages) == 1, "of an entry that could not be inspected"
 
 
 def test_a_link_is_not_made_where_something_else_stands(domain: Path, extent: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_link_is_not_made_where_something_else_stands(domain: Path, extent: Pa
         assert (domain / name).resolve() == extent
 
 
-def test_more_names_than_libvirt_makes_are_not_all_looked_at_and_that_is_said_once(
+def test_more_names_than_libvirt_makes_are_not_all_looked_at_and_that_is_logged_once(
     top: Path, domain: Path, config: LibvirtConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(5000):
@@ -365,7 +365,7 @@ def test_more_names_than_libvirt_makes_are_not_all_looked_at_and_that_is_said_on
     assert {len(links) for links in found} == {4096}
     assert len(caplog.messages) == 1
     assert "not all are scanned" in caplog.text
-    while links := paths.dangling_links(config, top / "pools"):  # they go all the same, one lot after another
+    while links := paths.dangling_links(config, top / "pools"):  # they are removed all the same, in several batches
         assert paths.remove_dangling(links, top / "pools") == links
     assert not [*domain.iterdir()]
 

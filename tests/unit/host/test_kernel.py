@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.rig.fake_tree import BOOT, fake_tree, put
 from virt_dmem.host import kernel
 
@@ -29,3 +31,24 @@ def test_pressure_is_the_share_of_time_that_tasks_waited_and_nothing_where_the_k
 def test_the_boot_id_is_a_uuid(tmp_path: Path) -> None:
     assert kernel.boot_id(root=fake_tree(tmp_path)) == BOOT
     assert len(kernel.boot_id()) == 36
+
+
+@pytest.mark.parametrize(
+    ("nested", "allowed", "need"),
+    [
+        ("Y", "N", True),
+        ("1", "0", True),
+        ("Y", "Y", False),
+        ("N", "N", False),
+        ("Y", None, False),
+        (None, "N", False),
+    ],
+)
+def test_guests_in_guests_need_struct_pages_where_kvm_pins_them(
+    tmp_path: Path, nested: str | None, allowed: str | None, need: bool
+) -> None:
+    if nested is not None:
+        put(tmp_path / "sys/module/kvm_amd/parameters/nested", f"{nested}\n")
+    if allowed is not None:
+        put(tmp_path / "sys/module/kvm/parameters/allow_unsafe_mappings", f"{allowed}\n")
+    assert kernel.nested_guests_need_struct_pages(root=tmp_path) is need

@@ -29,7 +29,7 @@ def test_a_range_over_two_nodes_is_divided(tmp_path: Path) -> None:
     assert memory_map.reserved(root=root) == {0: (Range(8 * GIB, GIB),), 1: (Range(9 * GIB, GIB),)}
 
 
-def test_what_somebody_claimed_is_not_free_any_more(tmp_path: Path) -> None:
+def test_claimed_memory_is_not_free_any_more(tmp_path: Path) -> None:
     root = two_nodes(tmp_path, reserved=[(7 * GIB, GIB)], claimed=[(7 * GIB, 512 * MIB)])
     assert memory_map.reserved(root=root) == {0: (Range(7 * GIB + 512 * MIB, 512 * MIB),)}
 
@@ -49,7 +49,7 @@ def test_without_a_table_the_memory_blocks_tell_the_nodes(tmp_path: Path) -> Non
     assert memory_map.reserved(root=root) == {0: (Range(6 * GIB, GIB),), 1: (Range(12 * GIB, GIB),)}
 
 
-def test_who_may_not_see_addresses_is_told(tmp_path: Path) -> None:
+def test_a_user_who_may_not_see_addresses_is_told(tmp_path: Path) -> None:
     root = two_nodes(tmp_path)
     put(root / "proc/iomem", "00000000-00000000 : System RAM\n00000000-00000000 : Reserved\n")
     with pytest.raises(PermissionRefused, match="root only"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host's processors and memory come and go: the kernel announces them, as it does whenever it is asked to."""
+"""Events of the host's processors and memory, as the kernel sends them, and repeats them on request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def until(calls: list[None], count: int) -> None:
 
 
 @pytest.mark.alone
-def test_a_change_is_told_once_however_many_words_there_are_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_is_reported_once_however_many_events_there_are_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.access(PROCESSOR, os.W_OK):
         pytest.skip(f"needs root and {PROCESSOR}")
     monkeypatch.setattr(uevents, "SETTLE_SECONDS", 0.05)
@@ -43,7 +43,7 @@ def test_a_change_is_told_once_however_many_words_there_are_of_it(monkeypatch: p
             monkeypatch.setattr(uevents, "SETTLE_SECONDS", 600)
             PROCESSOR.write_text("change")
             await asyncio.sleep(0.05)
-        PROCESSOR.write_text("change")  # nobody is there to hear of this one, nor of the one before
+        PROCESSOR.write_text("change")  # this one is not received, nor the one before
         await asyncio.sleep(1)
         assert len(calls) == 2
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which definitions are gathered while a file is replaced, and what of them was another tool's."""
+"""Definitions are gathered while a file is replaced, and those of another tool are found among them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def xml(title: str) -> bytes:
 
 
 def replace(directory: Path, content: bytes) -> None:
-    """As libvirt does: virFileRewrite()."""
+    """Replace a file as libvirt's virFileRewrite() does."""
     fresh = directory / "a.xml.new"
     fresh.write_bytes(content)
     fresh.rename(directory / "a.xml")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU processes are found by PID file and command line, whatever a process says of itself."""
+"""QEMU processes are found by PID file and command line, which any process may choose."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_another_s_uuid_among_what_a_domain_adds_to_its_command_line_does_not_co
 def test_a_name_that_libvirt_would_not_take_leads_to_no_pid_file(tmp_path: Path, name: str) -> None:
     fake_process(tmp_path, 70, cmdline=["qemu", "-uuid", UUID])
     (tmp_path / "run").mkdir()
-    os.mkfifo(tmp_path / "run/pipe.pid")  # whoever opened it would wait for ever
+    os.mkfifo(tmp_path / "run/pipe.pid")  # opening it would block for ever
     assert (
         qemu_processes.find_qemu(tmp_path / "run", name.replace("/run", f"{tmp_path}/run"), UUID, root=tmp_path)
         == 70
     )
 
 
-def test_what_a_process_says_of_itself_is_cut_to_what_a_domain_can_be_called(tmp_path: Path) -> None:
+def test_the_name_on_a_command_line_is_cut_to_the_longest_name_of_a_domain(tmp_path: Path) -> None:
     fake_process(tmp_path, 70, cmdline=["qemu", "-uuid", UUID, "-name", "guest=a,,b,debug-threads=on"])
     fake_process(tmp_path, 71, cmdline=["qemu", "-uuid", UUID, "-name", "guest=" + "n" * 100_000])
     fake_process(tmp_path, 72, cmdline=["qemu", "-uuid", "9" * 5000, "-name", "guest=a"])
@@ -77,7 +77,7 @@ def test_a_qemu_that_waits_for_a_guest_is_told_from_one_that_does_not(tmp_path: 
 
 
 def test_a_real_process_is_found_by_the_uuid_on_its_command_line(tmp_path: Path) -> None:
-    uuid = str(uuid4())  # nobody else's: all processes of this host are searched
+    uuid = str(uuid4())  # a UUID of no other process: all of this host are searched
     command = ["sh", "-c", "echo ready; read -r line", "sh", "-uuid", uuid]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

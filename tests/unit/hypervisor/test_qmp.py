@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The second monitor, and a process at its other end that says what no QEMU would. The connection is real."""
+"""The second monitor, with a peer that sends what no QEMU would. The connection is real."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def event(name: str, **data: object) -> bytes:
 
 
 class Rig:
-    """Somebody who listens, and what was passed on of what he says."""
+    """A fake monitor, and the events of it that were passed on."""
 
     def __init__(self, speak: Callable[[asyncio.StreamReader, Writer], Awaitable[None]], pid: int) -> None:
         self.heard: list[tuple[str, Mapping[str, Any]]] = []
@@ -92,8 +92,8 @@ async def say_nothing(reader: asyncio.StreamReader, _writer: Writer) -> None:
     await reader.read()
 
 
-def test_giving_up_a_silent_monitor_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """A daemon that ends gives them up: no error, nor its trace."""
+def test_giving_up_a_silent_monitor_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A daemon that shuts down cancels the connection: no error is logged."""
 
     async def story() -> None:
         async with listening(say_nothing) as rig:
@@ -130,8 +130,8 @@ def test_a_flood_is_cut_off_passed_on_in_parts_and_logged_once(caplog: pytest.Lo
     assert f"monitor of domain {UUID} disconnected: more than 300 events at once" in said[0]
 
 
-def test_others_have_their_turn_while_one_floods() -> None:
-    """Counted in turns of the event loop: one message each."""
+def test_other_tasks_run_while_one_monitor_floods() -> None:
+    """Passes of the event loop are counted: one message each."""
 
     async def story() -> None:
         reader = asyncio.StreamReader(limit=qmp.LINE_BYTES)
@@ -140,19 +140,19 @@ def test_others_have_their_turn_while_one_floods() -> None:
         taken: list[str] = []
         client = qmp._Client(UUID, lambda name, _data: taken.append(name))
         client._reader = reader
-        turns = 0
+        passes = 0
 
         async def others() -> None:
-            nonlocal turns
+            nonlocal passes
             while len(taken) < 100:
                 await asyncio.sleep(0)
-                turns += 1
+                passes += 1
 
         other = asyncio.create_task(others())
         for _ in range(100):
             await client._on_message(await client._do_recv())
         await other
-        assert turns >= 100
+        assert passes >= 100
         assert not client.events.history, "the library keeps none of it"
 
     asyncio.run(story())

@@ -46,7 +46,7 @@ def test_a_link_to_a_socket_is_not_followed() -> None:
         unix_socket.connect(Path("sock")).close()
 
 
-def test_who_listens_is_known_until_it_is_gone() -> None:
+def test_the_listener_is_known_until_it_is_gone() -> None:
     with subprocess.Popen([sys.executable, "-c", _LEAVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         assert first.stdin is not None

@@ -40,7 +40,7 @@ class Daemon:
         return caller
 
     def require_answer(self) -> None:
-        """It is there, and answers somebody new: at once, or a little later on a busy machine."""
+        """Verify that it answers a new client: at once, or a little later on a busy machine."""
         began = time.monotonic()
         with Client(self.path) as client:
             assert client.call("ListPools") == {"pools": []}
@@ -57,7 +57,7 @@ class Daemon:
 @contextmanager
 def running(directory: Path, open_files: int | None = None) -> Iterator[Daemon]:
     if os.geteuid() != 0:
-        pytest.skip("needs root: nobody else may ask virt-dmemd")
+        pytest.skip("needs root: no other user may call virt-dmemd")
     config = directory / "virt-dmem.toml"
     config.write_text(
         f'[daemon]\nrun_dir = "{directory}/run"\nstate_dir = "{directory}/state"\n[libvirt]\nuri = "test:///default"\n'
@@ -83,14 +83,14 @@ def running(directory: Path, open_files: int | None = None) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One for all: what one test does to it, the next one would notice."""
+    """One daemon for all tests of a module: damage done by one is noticed by the next."""
     with running(tmp_path_factory.mktemp("daemon")) as daemon:
         yield daemon
         assert "Traceback" not in daemon.log.read_text(), daemon.log.read_text()
 
 
 def send(daemon: Daemon, data: bytes, *, half_close: bool) -> bytes:
-    """Send, as far as it is taken; return what comes until the daemon has nothing more to say."""
+    """Send as much as the daemon reads; return all that it answers."""
     with daemon.connect() as caller:
         try:
             caller.sendall(data)

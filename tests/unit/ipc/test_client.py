@@ -15,9 +15,9 @@ from virt_dmem.errors import DaemonUnreachable
 from virt_dmem.ipc.client import Client
 
 
-def test_who_is_not_root_is_led_to_the_socket_for_reading() -> None:
+def test_other_users_are_connected_to_the_read_only_socket() -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root: to become somebody else")
+        pytest.skip("needs root: to become another user")
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         os.chmod(directory, 0o711)  # noqa: PTH101
         for name, mode in (("sock", 0o600), ("sock-ro", 0o666)):
@@ -38,9 +38,9 @@ def test_who_is_not_root_is_led_to_the_socket_for_reading() -> None:
             assert os.waitpid(child, 0)[1] == 0
 
 
-def test_who_may_not_connect_is_told_who_may_and_nothing_of_starting_the_daemon() -> None:
+def test_a_user_who_may_not_connect_is_told_who_may_and_nothing_of_starting_the_daemon() -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root: to become somebody else")
+        pytest.skip("needs root: to become another user")
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         os.chmod(directory, 0o711)  # noqa: PTH101
         for name in ("sock", "sock-ro"):

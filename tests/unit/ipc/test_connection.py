@@ -88,7 +88,7 @@ def test_bytes_that_mean_nothing(daemon: Daemon, data: bytes) -> None:
 
 @quickly
 @given(call=calls)
-def test_calls_of_any_shape_are_answered_or_hung_up_on(daemon: Daemon, call: dict[str, Any]) -> None:
+def test_calls_of_any_shape_are_answered_or_disconnected(daemon: Daemon, call: dict[str, Any]) -> None:
     heard = send(daemon, json.dumps(call).encode() + b"\0", half_close=True)
     for answer in heard.split(b"\0")[:-1]:
         assert isinstance(json.loads(answer), dict)
@@ -114,7 +114,7 @@ def test_what_trips_a_json_parser(daemon: Daemon, data: bytes) -> None:
     daemon.require_answer()
 
 
-def test_a_call_without_end_is_cut_off_and_its_memory_given_back(daemon: Daemon) -> None:
+def test_a_call_without_end_is_cut_off_and_its_memory_freed(daemon: Daemon) -> None:
     before = daemon.rss_bytes()
     with daemon.connect() as caller, pytest.raises((BrokenPipeError, ConnectionResetError)):
         for _ in range(ROOT_MESSAGE_BYTES // MIB + 2):
@@ -142,7 +142,7 @@ def test_several_calls_at_once_are_all_answered(daemon: Daemon) -> None:
     assert send(daemon, LIST * CALLS_WAITING, half_close=True).count(b"\0") == CALLS_WAITING
 
 
-def test_who_does_not_read_the_answers_gets_no_more_of_them(daemon: Daemon) -> None:
+def test_a_caller_that_does_not_read_its_answers_gets_no_more_of_them(daemon: Daemon) -> None:
     before = daemon.rss_bytes()
     with daemon.connect() as caller:
         caller.settimeout(0.3)
@@ -174,7 +174,7 @@ def test_a_slow_caller_holds_nobody_up_and_is_served(daemon: Daemon) -> None:
     assert [json.loads(answer.rstrip(b"\0")) for answer in heard] == [{"parameters": {"pools": []}}] * 20
 
 
-def test_who_leaves_in_the_middle_of_a_call_or_before_its_answer(daemon: Daemon) -> None:
+def test_a_caller_may_disconnect_in_the_middle_of_a_call_or_before_its_answer(daemon: Daemon) -> None:
     for _ in range(50):
         with daemon.connect() as caller:
             caller.sendall(LIST[:10])
@@ -190,7 +190,7 @@ def test_file_descriptors_that_are_passed_are_closed(daemon: Daemon) -> None:
         with daemon.connect() as caller:
             socket.send_fds(caller, [data], [0] * 200)
     daemon.require_answer()
-    for _ in range(300):  # the last callers are let go of after the answer to another
+    for _ in range(300):  # the last connections are closed after the answer to another
         if daemon.open_files() <= before + 2:
             return
         time.sleep(0.1)

@@ -8,12 +8,12 @@ import asyncio
 from virt_dmem.ipc.fair_lock import FairLock
 
 
-def test_turns_rotate_and_survive_those_who_give_up() -> None:
+def test_the_lock_rotates_among_parties_also_when_one_gives_up() -> None:
     async def story() -> None:
-        turns, had = FairLock(), []
+        lock, had = FairLock(), []
 
         async def have(party: str, name: str) -> None:
-            async with turns.of(party):
+            async with lock.of(party):
                 had.append(name)
                 await asyncio.sleep(0)
 
@@ -23,7 +23,7 @@ def test_turns_rotate_and_survive_those_who_give_up() -> None:
         tasks[1].cancel()
         await asyncio.wait(tasks)
         assert had == ["a0", "b0", "c0", "a2", "a3"] or had == ["a0", "a2", "b0", "c0", "a3"]
-        async with asyncio.timeout(60), turns.of("d"):
+        async with asyncio.timeout(60), lock.of("d"):
             pass
 
     asyncio.run(story())

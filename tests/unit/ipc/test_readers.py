@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Callers who may only look share the event loop fairly, and never take root's part of it. Turns are counted.
+"""Callers of the read-only socket share the event loop fairly, and never delay root. Calls served are counted.
 
-The server is real and so are its sockets; who is at the other end of one is made up, as is what it is asked for.
+The server and its sockets are real; the users at their other ends and the answers are fakes.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ LONG = 1 << 20
 
 
 class Handler(Interface):
-    """Notes who asked for what, in order."""
+    """A fake of the daemon's methods, which notes the calls in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Rig:
         await asyncio.get_running_loop().sock_sendall(caller, call * times)
 
     async def answers(self, caller: socket.socket, count: int = 1) -> list[Any]:
-        """Return so many answers, or fewer if it is hung up on."""
+        """Return so many answers, or fewer if the connection is closed."""
         heard = b""
         async with asyncio.timeout(60):
             while heard.count(b"\0") < count:
@@ -102,7 +102,7 @@ class Rig:
                 heard += got
         return [json.loads(answer) for answer in heard.split(b"\0")[:-1]]
 
-    async def is_hung_up_on(self, caller: socket.socket) -> bool:
+    async def is_disconnected(self, caller: socket.socket) -> bool:
         while True:
             try:
                 async with asyncio.timeout(60):
@@ -169,7 +169,7 @@ def test_root_is_served_before_a_crowd_that_was_there_first(play: Callable[..., 
     play(story)
 
 
-def test_a_user_with_many_connections_gets_no_more_turns_than_one_with_a_single_one(
+def test_a_user_with_many_connections_is_served_no_more_often_than_one_with_a_single_one(
     play: Callable[..., None],
 ) -> None:
     async def story(rig: Rig) -> None:
@@ -187,7 +187,7 @@ def test_a_user_with_many_connections_gets_no_more_turns_than_one_with_a_single_
     play(story)
 
 
-def test_who_does_not_read_a_long_answer_is_hung_up_on_and_the_others_are_served(
+def test_a_caller_that_does_not_read_a_long_answer_is_disconnected_and_the_others_are_served(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "SEND_SECONDS", 1)
@@ -201,12 +201,12 @@ def test_who_does_not_read_a_long_answer_is_hung_up_on_and_the_others_are_served
         (answer,) = await rig.answers(good)
         assert len(answer["parameters"]["domains"][0]) == LONG
         assert rig.handler.asked.count("list") <= 3, "one long answer at a time"
-        assert await rig.is_hung_up_on(bad[0])
+        assert await rig.is_disconnected(bad[0])
 
     play(story)
 
 
-def test_who_does_not_read_short_answers_keeps_nobody_waiting(play: Callable[..., None]) -> None:
+def test_a_caller_that_does_not_read_short_answers_keeps_nobody_waiting(play: Callable[..., None]) -> None:
     async def story(rig: Rig) -> None:
         bad = await rig.connect(1000)
         bad.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -222,7 +222,7 @@ def test_who_does_not_read_short_answers_keeps_nobody_waiting(play: Callable[...
     play(story)
 
 
-def test_a_qemu_that_does_not_answer_keeps_no_turn(play: Callable[..., None]) -> None:
+def test_a_qemu_that_does_not_answer_delays_no_other_caller(play: Callable[..., None]) -> None:
     async def story(rig: Rig) -> None:
         for _ in range(3):
             await rig.ask(await rig.connect(1000), "ShowBackends", domain="stuck")
@@ -234,17 +234,17 @@ def test_a_qemu_that_does_not_answer_keeps_no_turn(play: Callable[..., None]) ->
     play(story)
 
 
-def test_all_seats_are_not_one_users(play: Callable[..., None]) -> None:
+def test_one_user_cannot_take_all_connections(play: Callable[..., None]) -> None:
     async def story(rig: Rig) -> None:
         crowd = [await rig.connect(1000) for _ in range(readers.CONNECTIONS)]
         await rig.ask(crowd[-1], "ListPools")
         assert await rig.answers(crowd[-1])
         one_more = await rig.connect(1000)
-        assert await rig.is_hung_up_on(one_more), "it has them all"
+        assert await rig.is_disconnected(one_more), "it has them all"
         other = await rig.connect(1001)
         await rig.ask(other, "ListPools")
         assert await rig.answers(other)
-        assert await rig.is_hung_up_on(crowd[0]), "that was idle for longest"
+        assert await rig.is_disconnected(crowd[0]), "that was idle for longest"
         await rig.ask(crowd[-1], "ListPools")
         assert await rig.answers(crowd[-1])
 
@@ -275,7 +275,7 @@ def test_members_may_read_and_nothing_else_and_strangers_nothing(play: Callable[
         (answer,) = await rig.answers(member)
         assert answer["parameters"]["code"] == DomainRefused.code
         stranger = await rig.connect(6000)
-        assert await rig.is_hung_up_on(stranger)
+        assert await rig.is_disconnected(stranger)
         assert rig.handler.asked == ["nowhere"]
 
     play(story)
@@ -295,12 +295,12 @@ def test_members_may_read_and_nothing_else_and_strangers_nothing(play: Callable[
     ],
     ids=["deep list", "deep object", "long number", "no UTF-8", "no object", "nothing", "too long", "too many"],
 )
-def test_what_is_no_call_is_hung_up_on(play: Callable[..., None], data: bytes) -> None:
+def test_a_connection_that_sends_no_call_is_closed(play: Callable[..., None], data: bytes) -> None:
     async def story(rig: Rig) -> None:
         bad = await rig.connect(1000)
         with suppress(OSError):
             await asyncio.get_running_loop().sock_sendall(bad, data)
-        assert await rig.is_hung_up_on(bad)
+        assert await rig.is_disconnected(bad)
         good = await rig.connect(1000)
         await rig.ask(good, "ListPools", CALLS_WAITING)
         good.shutdown(socket.SHUT_WR)

@@ -32,7 +32,7 @@ def test_more_callers_than_there_is_room_for_are_turned_away_and_the_others_serv
     wait_until_it_answers(daemon)
 
 
-def test_who_waits_to_be_let_in_where_all_may_come_keeps_root_out_of_nothing(daemon: Daemon) -> None:
+def test_callers_waiting_at_the_read_only_socket_do_not_keep_root_out(daemon: Daemon) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # more than can wait
     os.kill(daemon.process.pid, signal.SIGSTOP)

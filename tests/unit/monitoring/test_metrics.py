@@ -114,15 +114,6 @@ def test_the_alert_rules_ask_for_metrics_and_codes_that_exist(metrics: Metrics) 
         assert set(re.findall(r"\$labels\.(\w+)", text)) <= labels, rule
 
 
-def test_every_alert_is_in_the_document_and_in_a_rule() -> None:
-    document = (DOCS / "alerts.md").read_text("utf-8")
-    assert re.findall(r"^\| `([a-z-]+)` \|", document, re.MULTILINE) == list(EXPLANATIONS)
-    rules = (DOCS / "prometheus-rules.yml").read_text()
-    for code in EXPLANATIONS:
-        # how much is quarantined says more than how often
-        assert code in rules or code == "extent-quarantined"
-
-
 def test_what_is_held_is_counted(metrics: Metrics, ledger: Ledger) -> None:
     extents = (
         ExtentPlan("ram-node0", "p", 4096, 4096, "none", ((-1, 4096),)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The hook does no harm: to domains that are not ours, to running guests, to libvirtd that waits for it.
+"""The hook does no harm: to domains without pool memory, to running guests, to libvirtd that waits for it.
 
 The daemon here is a stand-in that plays the other end of the socket badly; with the real one the hook is
 tested in tests/libvirt.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -51,7 +52,7 @@ OPERATIONS = [
     "new",
 ]
 OF_A_START = ["prepare", "start", "started", "migrate", "restore"]
-"""A start, and coming here: what fails closed."""
+"""A start, and an incoming domain: these fail closed."""
 
 
 class StandIn:
@@ -130,7 +131,7 @@ def hook(request: pytest.FixtureRequest) -> Iterator[Hook]:
 
 @pytest.fixture(params=["missing", "not executable", "no program", "failing", "crashing"])
 def broken(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The hook, and what it runs is broken."""
+    """A hook whose program is broken."""
     client = tmp_path / "client"
     if request.param != "missing":
         client.write_text({"failing": "#!/bin/sh\nexit 3\n", "crashing": "#!/bin/sh\nkill -SEGV $$\n"}.get(
@@ -202,7 +203,7 @@ def test_operations_of_a_start_and_of_coming_here_fail_closed(hook: Hook, operat
 
 
 def test_as_it_is_in_the_sources_it_fails_a_start_and_says_so() -> None:
-    """Who copies it by hand instead of installing it is told, and no domain starts without its memory."""
+    """A hook that was copied instead of installed says so, and no domain starts without its memory."""
     done = run([HOOK, "guest", "start", "begin", "-"], MANAGED, "/nonexistent")
     assert done.returncode != 0
     assert "virt-dmem-hook" in done.stderr
@@ -355,7 +356,7 @@ NONSENSE = [
 
 @pytest.mark.parametrize("answer", NONSENSE, ids=range(len(NONSENSE)))
 @pytest.mark.parametrize("operation", ["start", "migrate"])
-def test_a_daemon_that_answers_nonsense_fails_the_start_in_one_line(
+def test_an_invalid_answer_fails_the_start_in_one_line(
     hook: Hook, stand_in: StandIn, operation: str, answer: bytes
 ) -> None:
     assert_fails_in_one_line(hook(operation, MANAGED, stand_in([answer])))
@@ -414,7 +415,7 @@ def test_progress_goes_on_until_the_last_reply_however_it_is_cut_up(
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_what_comes_behind_the_last_reply_is_nothing_to_us(hook: Hook, stand_in: StandIn) -> None:
+def test_data_after_the_last_reply_is_ignored(hook: Hook, stand_in: StandIn) -> None:
     assert hook("prepare", MANAGED, stand_in([message() + b"nonsense\0"])).returncode == 0
 
 
@@ -426,7 +427,7 @@ def plain() -> Iterator[Hook]:
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Hook]:
-    """One that waits for a second, not for ten."""
+    """A hook that waits for a second, not for ten."""
     with tempfile.TemporaryDirectory(prefix="virt-dmem-test-") as directory:
         yield Hook(Path(directory), ["-DANSWER_SECONDS=1"])
 
@@ -447,7 +448,7 @@ def test_a_daemon_that_never_takes_the_call_fails_the_start(hasty: Hook, tmp_pat
     assert "timed out after 1 s" in done.stderr
 
 
-def test_a_daemon_that_goes_on_telling_is_waited_for(hasty: Hook, stand_in: StandIn) -> None:
+def test_a_daemon_that_keeps_reporting_progress_is_waited_for(hasty: Hook, stand_in: StandIn) -> None:
     answers = [message(continues=True)] * 4 + [message()]
     assert hasty("start", MANAGED, stand_in(answers, pause=0.4)).returncode == 0
 
@@ -475,7 +476,7 @@ def test_a_link_is_followed_and_compared_by_device_and_inode(hook: Hook, stand_i
         ({"inode": 1}, "resolves to another file"),
         ({"device": 1}, "resolves to another file"),
         ({"inode": (1 << 64) - 1}, "resolves to another file"),
-        ({"inode": 1 << 80}, "resolves to another file"),
+        ({"inode": 1 << 80}, "resolves to another file|not a JSON object"),  # json-c 0.18 accepts no such number
         ({"path": "/nonexistent/pc.ram"}, "does not resolve to the pool"),
         ({"path": ""}, "does not resolve to the pool"),
     ],
@@ -488,7 +489,7 @@ def test_a_link_that_leads_elsewhere_or_nowhere_fails_the_start(
     right = {"path": str(tmp_path / "extent"), "device": found.st_dev, "inode": found.st_ino}
     done = hook("start", MANAGED, stand_in([message(links=[right, right | wrong])]))
     assert_fails_in_one_line(done)
-    assert complaint in done.stderr
+    assert re.search(complaint, done.stderr)
 
 
 # any answer at all
@@ -538,7 +539,7 @@ def is_sensible(answers: bytes) -> bool:
 
 @settings(max_examples=100)
 @given(st.lists(MESSAGES | st.binary(max_size=30), max_size=3))
-def test_no_answer_crashes_it_and_no_nonsense_starts_a_domain(hook: Hook, answers: list[bytes]) -> None:
+def test_no_answer_crashes_it_and_no_invalid_one_starts_a_domain(hook: Hook, answers: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         stand_in = StandIn(Path(directory))
         done = hook.ask("start", MANAGED, stand_in(answers))

@@ -8,14 +8,11 @@ import mmap
 import os
 import random
 import select
-import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,7 +25,7 @@ from hypothesis import strategies as st
 
 from tests.rig.hugepages_lock import hugepages_lock
 from tests.rig.repository import REPOSITORY
-from virt_dmem.native.build import PROGRAMS, build
+from virt_dmem.native.build import build
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -138,7 +135,7 @@ def mounted(fstype: str, options: str) -> Iterator[Path]:
 
 @contextmanager
 def huge_pages(count: int) -> Iterator[None]:
-    """``count`` more huge pages of 2 MiB than there were; given back at the end, whatever others took meanwhile."""
+    """``count`` more huge pages of 2 MiB than there were; freed at the end, whatever others took meanwhile."""
     knob = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
     if os.geteuid() != 0 or not knob.exists():
         pytest.skip("needs root and huge pages of 2 MiB")
@@ -185,7 +182,7 @@ def content(path: Path) -> bytes:
 
 @pytest.mark.parametrize("method", ["auto", "madvise", "touch"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_populate_brings_in_every_page_and_keeps_what_was_there(
+def test_populate_allocates_every_page_and_keeps_what_was_there(
     helper: Helper, shm: Path, method: str, threads: int
 ) -> None:
     noise = random.Random(method).randbytes(3 * PAGE)
@@ -202,13 +199,13 @@ def test_populate_brings_in_every_page_and_keeps_what_was_there(
         assert not any(memory[: 5 * PAGE])
 
 
-def test_only_the_size_asked_for_is_brought_in(helper: Helper, shm: Path) -> None:
+def test_only_the_size_asked_for_is_populated(helper: Helper, shm: Path) -> None:
     path = sparse(shm / "extent", 4 * MIB)
     assert helper.run(path, size=MIB).status == 0
     assert allocated(path) == MIB
 
 
-def test_only_the_range_asked_for_is_brought_in(helper: Helper, shm: Path) -> None:
+def test_only_the_range_asked_for_is_populated(helper: Helper, shm: Path) -> None:
     path = sparse(shm / "extent", 8 * MIB)
     done = helper.run(path, offset=3 * MIB, size=2 * MIB, policy="bind", nodes=0)
     assert (done.status, done.last["bytes"]) == (0, 2 * MIB)
@@ -253,7 +250,7 @@ def test_a_range_beyond_the_end_is_refused(helper: Helper, shm: Path) -> None:
     assert allocated(path) == 0
 
 
-def test_shares_of_huge_pages_are_brought_in_one_after_another(helper: Helper, huge_pool: Path) -> None:
+def test_shares_of_huge_pages_are_populated_one_after_another(helper: Helper, huge_pool: Path) -> None:
     path = sparse(huge_pool / "extent", 8 * HUGE)
     for at, pages in ((0, 5), (5, 3)):
         done = helper.run(path, offset=at * HUGE, size=pages * HUGE, page=HUGE, policy="bind", nodes=0)
@@ -262,7 +259,7 @@ def test_shares_of_huge_pages_are_brought_in_one_after_another(helper: Helper, h
     path.unlink()
 
 
-def test_a_page_size_above_that_of_the_file_system_still_brings_in_every_page(helper: Helper, shm: Path) -> None:
+def test_a_page_size_above_that_of_the_file_system_still_populates_every_page(helper: Helper, shm: Path) -> None:
     path = sparse(shm / "extent", 4 * MIB)
     assert helper.run(path, page=HUGE, method="touch").status == 0
     assert allocated(path) == 4 * MIB
@@ -295,7 +292,7 @@ def test_a_full_pool_is_an_error_that_says_how_far_it_got(helper: Helper, mode: 
 # zero, scrub, verify-zero
 
 
-def test_zero_brings_in_and_zeroes_all_of_it(helper: Helper, shm: Path) -> None:
+def test_zero_populates_and_zeroes_all_of_it(helper: Helper, shm: Path) -> None:
     for method in ["auto", "touch"]:
         path = sparse(shm / "extent", 3 * MIB, (MIB, b"secret"))
         done = helper.run(path, "zero", method=method)
@@ -358,7 +355,7 @@ def test_verify_zero_names_a_byte_in_a_file_without_holes(helper: Helper, offset
         assert not any(content(path))
 
 
-def test_the_lowest_offset_is_told_also_when_a_higher_one_is_found_first(helper: Helper, shm: Path) -> None:
+def test_the_lowest_offset_is_reported_also_when_a_higher_one_is_found_first(helper: Helper, shm: Path) -> None:
     late = 64 * MIB - 1  # at the end of the first chunk; the second thread finds the first byte of the next at once
     path = sparse(shm / "extent", 128 * MIB, (0, bytes(late) + b"\1\1"))
     for _ in range(3):
@@ -397,7 +394,7 @@ def test_memory_of_tmpfs_comes_in_huge_pages_where_it_may(helper: Helper, huge: 
 
 
 @pytest.mark.needs_hugepages
-def test_zero_zeroes_huge_pages_that_were_there_and_brings_in_the_others(helper: Helper, huge_pool: Path) -> None:
+def test_zero_zeroes_huge_pages_that_were_there_and_allocates_the_others(helper: Helper, huge_pool: Path) -> None:
     for there in ([], [2], [0, 3], [0, 1, 2, 3]):
         path = sparse(huge_pool / "extent", 4 * HUGE)
         with path.open("r+b") as file, mmap.mmap(file.fileno(), 4 * HUGE) as memory:
@@ -496,7 +493,7 @@ def test_the_numa_policy_is_in_force_while_pages_come(helper: Helper, shm: Path,
     assert " N0=" in ours
 
 
-def test_pages_brought_in_lie_on_the_node_that_was_asked_for(helper: Helper, shm: Path) -> None:
+def test_populated_pages_lie_on_the_node_that_was_asked_for(helper: Helper, shm: Path) -> None:
     path = sparse(shm / "extent", 2 * MIB)
     assert helper.run(path, policy="bind", nodes="0").status == 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
@@ -552,7 +549,7 @@ def test_progress_rises_and_comes_no_more_often_than_asked(helper: Helper, shm: 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("mode", ["populate", "zero"])
-def test_a_signal_stops_it_at_once_and_is_told(
+def test_a_signal_stops_it_at_once_and_is_reported(
     helper: Helper, shm: Path, number: signal.Signals, mode: str
 ) -> None:
     path = sparse(shm / "extent", 8 * GIB)
@@ -648,7 +645,7 @@ def priorities(pid: int) -> set[int]:
 
 
 def autogroup(pid: int | str) -> int | None:
-    """A session's priority; None without such groups, and for who never was in a session of its own."""
+    """A session's priority; None without such groups, and for a process that never had a session of its own."""
     path = Path(f"/proc/{pid}/autogroup")
     words = path.read_text().split() if path.exists() else []
     return int(words[-1]) if words else None
@@ -681,7 +678,7 @@ def test_in_the_background_others_come_first_and_no_other_of_its_session_pays_fo
     assert (priorities(os.getpid()), autogroup("self")) == before
 
 
-def test_in_the_foreground_its_priority_is_that_of_who_started_it(helper: Helper, shm: Path) -> None:
+def test_in_the_foreground_its_priority_is_that_of_its_parent(helper: Helper, shm: Path) -> None:
     path = sparse(shm / "extent", GIB)
     with helper.started(path, threads=2) as process:
         process.send_signal(signal.SIGSTOP)
@@ -779,9 +776,6 @@ def test_a_file_that_is_cut_short_meanwhile_is_an_error_not_a_crash(helper: Help
         assert json.loads(stdout.splitlines()[-1])["event"] == "error"
 
 
-# build
-
-
 def test_help_and_version_are_told_on_standard_output(helper: Helper) -> None:
     told = {
         word: subprocess.run([helper.program, word], capture_output=True, text=True, check=True).stdout
@@ -790,33 +784,3 @@ def test_help_and_version_are_told_on_standard_output(helper: Helper) -> None:
     version = (REPOSITORY / "virt_dmem/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
     assert told["--version"] == f"virt-dmem-prefault {version}\n"
     assert all(word in told["--help"] for word in ("verify-zero", "--progress-ms", "Exit status"))
-
-
-def test_a_compiler_that_fails_leaves_the_old_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "program"
-    program.write_text("old")
-    monkeypatch.setenv("CC", "false")
-    with pytest.raises(subprocess.CalledProcessError):
-        build("virt-dmem-prefault", program)
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("program", "old")]
-
-
-def test_the_wheel_carries_the_programs_executable_and_names_its_platform(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    leave = shutil.ignore_patterns(".*cache", ".git", ".venv", "__pycache__", "tests", "dist", *PROGRAMS)
-    shutil.copytree(REPOSITORY, tree, ignore=leave, symlinks=True)
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=tree, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert f"-py3-none-linux_{os.uname().machine}" in wheel.name
-    for name in PROGRAMS:
-        with zipfile.ZipFile(wheel) as archive:
-            packed = archive.getinfo(f"virt_dmem/native/{name}")
-            assert stat.S_IMODE(packed.external_attr >> 16) == 0o755
-            archive.extract(packed, tmp_path)
-        program = tmp_path / packed.filename
-        program.chmod(0o755)  # zipfile drops modes, installers do not
-        assert (
-            subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout.split()[0]
-            == name
-        )

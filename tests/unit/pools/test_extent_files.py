@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files of a pool: made for one domain alone, linked, checked, and reused only when nobody maps them."""
+"""Files of a pool: created for one domain alone, linked, checked, and removed only when no process maps them."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_a_link_replaces_a_link_and_nothing_else(pool: Path, tmp_path: Path) -> 
     extent_files.link(path, name)
     assert name.resolve() == path
     name.unlink()
-    name.write_text("somebody's file")
+    name.write_text("a file of another")
     with pytest.raises(ExtentError, match="File exists"):
         extent_files.link(path, name)
-    assert name.read_text() == "somebody's file"
+    assert name.read_text() == "a file of another"
 
 
 def test_a_symbolic_link_in_the_pool_is_never_followed(pool: Path, tmp_path: Path) -> None:

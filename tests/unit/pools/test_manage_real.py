@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools on this machine's own kernel: 32 MiB of huge pages with HVO, taken, lost, found again, given back.
+"""Pools on this machine's own kernel: 32 MiB of huge pages with HVO, taken, lost, found again, freed.
 
-Each test is alone with its mounts, in turn with the host's huge pages, and leaves no page and no switch behind.
+Each test has its own mounts and, by a lock, the host's huge pages, and leaves pages and settings as they were.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
 
 
 @in_own_mount_namespace
-def test_a_pool_is_made_and_given_back(config: Config) -> None:
+def test_a_pool_is_created_and_destroyed(config: Config) -> None:
     before = taken()
     heard: list[tuple[int, int]] = []
     record = manage.create(config, "p", sizes=SIZE, report=lambda _doing, done, total: heard.append((done, total)))
@@ -154,7 +154,7 @@ def test_more_than_the_host_has_is_refused_and_nothing_has_changed(config: Confi
 
 @in_own_mount_namespace
 def test_a_pool_that_the_kernel_gives_less_for_is_rolled_back_whole(config: Config) -> None:
-    """The kernel is real; it is only never asked for more than 7 pages, as if it had no more of them."""
+    """The kernel is real, and never asked for more than 7 pages, as if it had no more."""
     before, real = taken(), huge_pages.set_persistent
 
     def stingy(page_size: int, node: int, pages: int, *, root: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_pool_whose_pages_another_takes_is_rolled_back_whole(config: Config, t
     with pytest.raises(PoolShort, match="only 22 MiB of them are still free") as caught:
         manage.create(config, "p", sizes=SIZE, report=steal)
     assert "10 MiB of 32 MiB could not be given back" in caught.value.hint
-    assert taken() == before + 5  # the thief's, which are ours all the same
+    assert taken() == before + 5  # those of the other process, recorded for the pool all the same
     assert not (config.pools_dir / "p").exists()
     with pytest.raises(PoolError, match="10 MiB of 10 MiB could not be given back"):
         manage.destroy(config, "p")
@@ -190,7 +190,7 @@ def test_a_pool_whose_pages_another_takes_is_rolled_back_whole(config: Config, t
 
 
 @in_own_mount_namespace
-def test_destroy_gives_back_what_we_took_and_no_more(config: Config) -> None:
+def test_destroy_frees_the_pages_that_were_taken_and_no_more(config: Config) -> None:
     manage.create(config, "p", sizes=SIZE)
     node = numa.nodes()[0].node
     now = huge_pages.counters(HUGE, node).persistent
@@ -286,7 +286,7 @@ def test_a_boot_unit_that_was_killed_goes_on_where_it_was(config: Config, at: in
 
 
 @in_own_mount_namespace
-def test_a_pool_that_cannot_be_had_again_is_kept_in_mind(config: Config) -> None:
+def test_a_pool_that_cannot_be_taken_again_keeps_its_record(config: Config) -> None:
     before = taken()
     manage.create(config, "p", sizes=SIZE)
     reboot(config, "p")
@@ -304,7 +304,7 @@ def test_a_pool_that_cannot_be_had_again_is_kept_in_mind(config: Config) -> None
 
 
 @in_own_mount_namespace
-def test_a_pool_that_somebody_unmounted_has_nothing_and_is_mounted_again(config: Config) -> None:
+def test_an_unmounted_pool_has_no_capacity_and_is_mounted_again(config: Config) -> None:
     before = taken()
     record = manage.create(config, "p", sizes=SIZE)
     subprocess.run(["umount", record.mount], check=True)
@@ -342,28 +342,3 @@ def test_a_pool_whose_memory_a_process_still_maps_is_not_destroyed(config: Confi
     assert registry.find(config, "p") == record
     memory.close()
     manage.destroy(config, "p")
-
-
-@in_own_mount_namespace
-def test_a_tmpfs_pool_is_made_and_given_back(config: Config) -> None:
-    before = taken()
-    record = manage.create(config, "t", sizes=SIZE, backend="tmpfs")
-    assert registry.capacity(record) == {-1: SIZE}
-    found = mounts.mount_at(config.pools_dir / "t")
-    assert found is not None
-    assert f"size={SIZE // 1024}k" in found.options.split(",")
-    (saved,) = savings(config)
-    assert (saved.gross_bytes, saved.net_bytes, saved.metadata_left_bytes) == (SIZE // 64, 0, SIZE // 64)
-    reboot(config, "t")
-    assert manage.mount(config, "t") == record
-    manage.destroy(config, "t")
-    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
-
-
-@in_own_mount_namespace
-def test_tmpfs_pools_together_promise_no_more_than_there_is(config: Config) -> None:
-    most = kernel.memory().available_bytes * 2 // 3 // HUGE * HUGE
-    manage.create(config, "a", sizes=most, backend="tmpfs")
-    with pytest.raises(PoolShort, match="available"):
-        manage.create(config, "b", sizes=most, backend="tmpfs")
-    manage.destroy(config, "a")

@@ -110,7 +110,7 @@ def test_a_node_that_is_not_there_is_an_error_with_a_sentence(helper: Path, shm:
     assert refused.value.hint
 
 
-def test_a_file_with_any_name_can_be_brought_in(helper: Path, shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_any_name_can_be_populated(helper: Path, shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shm)
     for name in ["--size", "-", "a b\n\"c'", os.fsdecode(b"\xff\xfe")]:
         path = sparse(Path(name), MIB)
@@ -195,13 +195,13 @@ def test_cancelling_ends_the_helper_before_it_returns(helper: Path, shm: Path) -
     assert path.stat().st_blocks * 512 < 8 * GIB
 
 
-@pytest.mark.parametrize("turns", range(8))
-def test_when_all_tasks_are_cancelled_just_as_it_starts_it_ends(helper: Path, shm: Path, turns: int) -> None:
+@pytest.mark.parametrize("passes", range(8))
+def test_when_all_tasks_are_cancelled_just_as_it_starts_it_ends(helper: Path, shm: Path, passes: int) -> None:
     path = sparse(shm / "extent", 8 * GIB)
 
     async def cancel() -> None:
         task = asyncio.create_task(anext(prefault(path, size_bytes=8 * GIB, page_size=PAGE, helper=helper)))
-        for _ in range(turns):
+        for _ in range(passes):
             await asyncio.sleep(0)
         for each in asyncio.all_tasks() - {asyncio.current_task()}:
             each.cancel()

@@ -49,7 +49,7 @@ def test_one_that_is_half_done_is_taken_as_far_as_it_is(record: PoolRecord, tmp_
     assert prezeroed_files.scan(record) == []
 
 
-def test_what_an_earlier_version_kept_of_a_guest_goes_back_to_the_kernel(record: PoolRecord) -> None:
+def test_memory_that_an_earlier_version_kept_of_a_guest_is_returned_to_the_kernel(record: PoolRecord) -> None:
     made = prezeroed_files.create(record, "none", ((-1, 8 * PAGE),), RAM)
     assert made is not None
     made.path.with_name(f"u4_none_-1=8_{ONE}_pc.ram").write_bytes(b"x" * 8 * PAGE)
@@ -118,7 +118,7 @@ def test_a_page_is_never_taken_for_another_node(some: PrezeroedExtent, wanted: P
         assert prezeroed_files.prefix(some.shares, common) == prezeroed_files.prefix(wanted.shares, common)
 
 
-def test_one_that_somebody_removed_is_no_error_when_it_is_to_be_cut(record: PoolRecord) -> None:
+def test_a_removed_file_is_no_error_when_it_is_to_be_truncated(record: PoolRecord) -> None:
     gone = replace(extent(((-1, 8),)), directory=Path(record.mount))
     assert prezeroed_files.truncate(gone, 4 * PAGE) is None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools become larger and smaller: planned on trees that stand for larger hosts, done on this one's kernel."""
+"""Pools grow and shrink: planned on fake trees of larger hosts, done on this machine's kernel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from virt_dmem.pools.savings import savings
 
 
 class NoDaemon:
-    """Stands for a daemon that does not run, and so allocates nothing."""
+    """A fake daemon that does not run, and so allocates nothing."""
 
     def retire(self, segment: str) -> None: ...
 
@@ -35,7 +35,7 @@ class NoDaemon:
 
 
 class Holds(NoDaemon):
-    """A daemon whose domains hold so many bytes, and which hears what it is told."""
+    """A fake daemon whose domains hold so many bytes, and which notes the requests."""
 
     def __init__(self, held_bytes: int) -> None:
         self.held_bytes = held_bytes
@@ -131,7 +131,7 @@ def test_a_size_that_cannot_be_is_refused(tmp_path: Path, sizes: int | Mapping[i
         Fake(tmp_path, {0: {0: GIB}}).changes(sizes)
 
 
-def test_a_pool_that_is_not_as_recorded_is_mended_first(tmp_path: Path) -> None:
+def test_a_pool_that_is_not_as_recorded_is_repaired_first(tmp_path: Path) -> None:
     fake = Fake(tmp_path, {0: {0: GIB}, 1: {0: GIB}})
     (fake.root / "proc/self/mountinfo").write_text("21 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
     with pytest.raises(PoolError, match="not mounted") as caught:
@@ -321,7 +321,7 @@ def test_more_than_the_host_has_leaves_the_pool_as_it_was(config: Config) -> Non
 
 @pytest.mark.needs_hugepages
 @in_own_mount_namespace
-def test_a_segment_that_somebody_sits_in_stays_as_it_is(config: Config) -> None:
+def test_a_segment_that_a_process_uses_stays_as_it_is(config: Config) -> None:
     before = taken()
     made = manage.create(config, "p", sizes=SIZE)
     os.chdir(made.mount)

@@ -103,18 +103,21 @@ def _change(
     args: argparse.Namespace, out: Output, config: Config, transform: Callable[[bytes], bytes]
 ) -> ExitStatus:
     from virt_dmem.domain_xml.reader import read_domain
-    from virt_dmem.domains.apply import XmlChange
+    from virt_dmem.domains import apply as applying
     from virt_dmem.hypervisor.connection import Hypervisor
 
     with Hypervisor(args.connect or config.libvirt.uri) as hypervisor:
         uuid = hypervisor.find(args.domain)
         if args.dry_run:
             before = hypervisor.inactive_xml(uuid, secure=False)
-            change = XmlChange(before, transform(before))
+            change = applying.XmlChange(before, transform(before))
         else:
-            change = XmlChange(*hypervisor.redefine(uuid, transform))
+            change = applying.XmlChange(*hypervisor.redefine(uuid, transform))
         active = hypervisor.is_active(uuid)
-    _report(args, out, read_domain(change.after), change, active=active)
+    domain = read_domain(change.after)
+    _report(args, out, domain, change, active=active)
+    if domain.applied and (doubt := applying.doubt(config, change.after)):
+        out.note(doubt)
     return ExitStatus.DONE
 
 

@@ -140,8 +140,10 @@ class Dmemfs(Backend[DmemfsRecord]):
             return found
         if not records:
             return passed("No pool uses dmemfs.")
+        nested = kernel.nested_guests_need_struct_pages(root=root)
         return passed(
-            f"{len(records)} pool segments are on dmemfs, whose memory cannot be pinned: no post-copy migration."
+            f"{len(records)} pool segments are on dmemfs, whose memory cannot be pinned: no post-copy migration"
+            f"{', and no guests inside guests unless kvm.allow_unsafe_mappings is 1' if nested else ''}."
         )
 
     def _small_mappings(self, records: Sequence[DmemfsRecord], root: Path) -> Result | None:

@@ -9,13 +9,12 @@ so does a page whose struct pages cannot be reallocated for lack of memory.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from virt_dmem.errors import PoolError, PoolShort, UsageError
-from virt_dmem.host import huge_pages, kernel, numa
+from virt_dmem.host import huge_pages, hvo_bug, kernel, numa
 from virt_dmem.pools.backends import existing_pages, hugetlbfs_plan, page_counts
 from virt_dmem.pools.backends.base import Backend, Job
 from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed, warned
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Hugetlbfs", "HugetlbfsRecord", "PageCountChange"]
 
 _HOST_KEEPS = 256 * MIB  # asked for more, the kernel would reclaim from every process before it gives up
-
-_LOSES_OPTIMIZED_PAGES = re.compile(r"6\.12\.117\b")
-"""Kernels known to free optimized huge pages wrongly (docs/guide/operations.md); others show it by their taint."""
 
 
 class Hugetlbfs(Backend[HugetlbfsRecord]):
@@ -259,12 +255,30 @@ def _check_hvo(records: Sequence[HugetlbfsRecord], root: Path) -> Result:
             " mostly huge pages that were to be freed.",
             "Look for 'Bad page state' in dmesg. A reboot recovers the memory; do not shrink pools before it.",
         )
-    if _LOSES_OPTIMIZED_PAGES.match(release := kernel.release(root=root)):
-        return warned(
-            f"Linux {release} loses huge pages that HVO optimized when they are freed.",
-            "Pools work, and save as much as elsewhere. Destroy or shrink one only right before a reboot.",
-        )
-    return passed(f"HVO is {'on' if on else 'available; creating a pool switches it on'}.")
+    return _check_freeing(kernel.release(root=root)) or passed(
+        f"HVO is {'on' if on else 'available; creating a pool switches it on'}."
+    )
+
+
+def _check_freeing(release: str) -> Result | None:
+    """Return a warning about a kernel that loses, or may lose, optimized pages when it frees them."""
+    match hvo_bug.verdict(release):
+        case hvo_bug.Verdict.BAD:
+            return warned(
+                f"Linux {release} loses huge pages that HVO optimized when they are freed.",
+                "Pools work, and save as much as elsewhere. Destroy or shrink one only right before a reboot; or"
+                " boot a kernel that frees them: Debian 13's linux-image-6.12.113+deb13-amd64, or that of"
+                " trixie-backports.",
+            )
+        case hvo_bug.Verdict.SUSPECT:
+            return warned(
+                f"Linux {release} may lose huge pages that HVO optimized when they are freed, as 6.12.114 to"
+                " 6.12.118 do.",
+                "Create and destroy a small pool, and run 'virt-dmem check' again: it sees lost pages, and a reboot"
+                " recovers them.",
+            )
+        case _:
+            return None
 
 
 def _saved_at_best(record: HugetlbfsRecord, size_bytes: int) -> int:

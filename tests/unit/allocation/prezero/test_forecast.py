@@ -35,7 +35,7 @@ def test_as_many_as_have_room_the_likeliest_first() -> None:
     assert found(domain(ONE, 5), room=free(0, 0)) == []
 
 
-def test_who_has_ready_memory_keeps_it_where_it_is() -> None:
+def test_a_domain_with_pre_zeroed_memory_keeps_it_where_it_is() -> None:
     """Alone, a plan would take the emptier node 0."""
     there = extent(((1, 5),), owner=Owner(ONE, "ram-node0"))
     assert found(domain(ONE, 5), room=free(20, 6)) == [(ONE, "ram-node0", {0: 5})]
@@ -44,7 +44,7 @@ def test_who_has_ready_memory_keeps_it_where_it_is() -> None:
     assert found(domain(ONE, 5), room=free(20, 4), p=[there]) == [(ONE, "ram-node0", {0: 5})]
 
 
-def test_a_start_is_planned_on_what_is_ready_for_it_or_not_at_all() -> None:
+def test_a_start_is_planned_on_memory_pre_zeroed_for_it_or_not_at_all() -> None:
     there = extent(((1, 5),), 2, owner=Owner(ONE, "ram-node0"))
     plan = plan_on_prezeroed(domain(ONE, 5), free(20, 6), {"p": [there]}, "")
     assert plan is not None

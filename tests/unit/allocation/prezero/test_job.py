@@ -25,7 +25,7 @@ def test_a_chunk_is_stopped_only_for_its_subject() -> None:
     asyncio.run(story())
 
 
-def test_the_result_of_a_chunk_is_returned_and_the_end_of_who_waits_ends_it() -> None:
+def test_the_result_of_a_chunk_is_returned_and_cancelling_its_waiter_stops_it() -> None:
     async def story() -> None:
         job = BackgroundJob()
         assert await job.wait(job.start(asyncio.sleep(0, "done"), growth={})) == "done"

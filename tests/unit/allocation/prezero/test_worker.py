@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The worker: never in the way of a start or of a pool's end."""
+"""The worker never delays a start or the destruction of a pool."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ P = SegmentId("p")
 
 
 @in_own_mount_namespace
-def test_in_a_pool_that_is_to_be_destroyed_nothing_is_begun_that_was_wished_before(tmp_path: Path) -> None:
+def test_in_a_pool_that_is_to_be_destroyed_no_earlier_target_is_begun(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
 
     async def story() -> None:

@@ -12,7 +12,7 @@ from tests.rig.command_line import Command
 
 
 class Daemon:
-    """Stands in for virt-dmemd."""
+    """A fake of virt-dmemd."""
 
     def call(self, _: str) -> dict[str, Any]:
         return {

@@ -59,7 +59,7 @@ def test_bash_completes_names_of_files_where_a_file_goes(script: Path, tmp_path:
 
 
 def test_what_zsh_reads_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """zsh is not among what the tests install: this looks at the text alone."""
+    """The tests do not install zsh: only the text is checked."""
     assert main(["completion", "zsh"]) == ExitStatus.DONE
     said = capsys.readouterr().out
     assert said.startswith("#compdef virt-dmem\n")

@@ -14,7 +14,7 @@ from virt_dmem.errors import ExitStatus
 
 
 class Daemon:
-    """Stands in for virt-dmemd."""
+    """A fake of virt-dmemd."""
 
     def __init__(self, state: str, message: str = "") -> None:
         self.asked: dict[str, Any] = {}

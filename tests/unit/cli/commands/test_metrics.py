@@ -13,7 +13,7 @@ from virt_dmem.cli.main import main
 
 
 class Daemon:
-    """Stands in for virt-dmemd."""
+    """A fake of virt-dmemd."""
 
     def call(self, _: str) -> dict[str, Any]:
         return {"text": "# HELP a b\na 1\n"}

@@ -7,7 +7,7 @@ from tests.rig.command_line import Command
 from virt_dmem.errors import ExitStatus
 
 
-def test_one_kind_of_memory_is_recommended_and_said_how_to_get(command: Command) -> None:
+def test_one_kind_of_memory_is_recommended_with_how_to_get_it(command: Command) -> None:
     said = command("plan-host", "--guest-memory", "1G", "-o", "backend,here")
     assert said.splitlines()[0].split() == ["BACKEND", "HERE"]
     assert said.count(": recommended here\n") == 1

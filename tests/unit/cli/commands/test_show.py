@@ -27,7 +27,7 @@ BACKEND = {"id": "ram0", "kind": "file", "path": "", "size_bytes": 4096, "policy
 
 
 class Daemon:
-    """Stands in for virt-dmemd."""
+    """A fake of virt-dmemd."""
 
     def call(self, method: str, **_: object) -> dict[str, Any]:
         backends = [BACKEND | {"preallocated": False, "shared": True}]

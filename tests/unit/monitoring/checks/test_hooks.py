@@ -92,7 +92,7 @@ def test_a_hook_that_was_called_since_libvirtd_started_is_in_force(
         assert hooks.hook_in_force(machine).status is status
 
 
-def test_a_copy_of_our_hook_is_a_fault_and_a_stranger_worth_a_word(machine: Machine) -> None:
+def test_a_copy_of_our_hook_is_a_fault_and_another_hook_a_warning(machine: Machine) -> None:
     install_hook(machine)
     install_hook(machine, "qemu", b"#!/bin/sh\n")
     put(machine.root / HOOKS / "qemu.d/README", "not executable\n")

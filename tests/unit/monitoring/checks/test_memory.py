@@ -10,7 +10,7 @@ from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.pools.backends.checks import Status
 
 
-def test_no_pool_is_worth_a_word(machine: Machine) -> None:
+def test_no_pool_is_a_warning(machine: Machine) -> None:
     assert "virt-dmem pool create" in memory.pools_mounted(machine).hint
 
 

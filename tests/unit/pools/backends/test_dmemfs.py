@@ -124,7 +124,7 @@ def test_the_originals_parameter_says_how_large_a_pool_is(root: Path, dmem: str,
     assert acquire(root, record(sizes)).got_bytes == sum(sizes.values())
 
 
-def test_the_originals_parameter_alone_reserves_nothing_and_that_is_said(tmp_path: Path) -> None:
+def test_the_originals_parameter_alone_reserves_nothing_and_that_is_reported(tmp_path: Path) -> None:
     root = fake_tree(tmp_path, memory=(8 * GIB, 8 * GIB))
     fake_memory_map(root, ram=PC, nodes=NODES, cmdline="dmem=2G")
     sizes = KIND.default_sizes(2 * MIB, {}, (), root=root)

@@ -63,13 +63,7 @@ def test_a_kernel_without_hvo_saves_nothing(tmp_path: Path, hvo: str | None, sta
 
 @pytest.mark.parametrize(
     ("release", "status"),
-    [
-        ("6.12.117+deb13-amd64", Status.WARN),
-        ("6.12.117", Status.WARN),
-        ("6.12.1170", Status.PASS),
-        ("6.12.11", Status.PASS),
-        ("5.6.12.117", Status.PASS),
-    ],
+    [("6.12.117+deb13-amd64", Status.WARN), ("6.18.51", Status.WARN), ("6.12.113+deb13-amd64", Status.PASS)],
 )
 def test_a_kernel_that_loses_optimized_pages_is_named(machine: Machine, release: str, status: Status) -> None:
     put(machine.root / "proc/sys/kernel/osrelease", f"{release}\n")
@@ -119,7 +113,7 @@ def test_a_step_that_was_cut_short_is_counted_by_what_the_node_has(
     assert saved
 
 
-def test_a_page_that_the_kernel_cannot_free_stays_ours_to_try_again(
+def test_a_page_that_the_kernel_cannot_free_stays_recorded_and_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fake kernel: it cannot get back the struct pages of 3 pages at first, and makes them surplus pages."""

@@ -9,7 +9,6 @@ import pytest
 
 from tests.rig.fake_tree import GIB, MIB, fake_tree
 from virt_dmem.errors import UsageError
-from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.backends.table import BACKENDS, backend
 
 KIB = 1024
@@ -45,10 +44,9 @@ def test_this_machine_has_both() -> None:
         ("tmpfs", 4 * KIB, 5 * GIB),
     ],
 )
-def test_of_the_struct_pages_of_320_gib_so_much_is_left(name: str, page_size: int, left: int) -> None:
-    assert struct_pages_of(320 * GIB) == 5 * GIB
+def test_of_the_struct_pages_of_320_gib_each_backend_leaves_some(name: str, page_size: int, left: int) -> None:
     assert backend(name).metadata_left(320 * GIB, page_size) == left
 
 
-def test_all_hand_out_clean_memory() -> None:
+def test_every_backend_allocates_zeroed_memory() -> None:
     assert all(kind.zeroes_on_allocation for kind in BACKENDS.values())

@@ -15,7 +15,7 @@ from virt_dmem.units import MIB
 
 
 @in_own_mount_namespace
-def test_a_pool_is_made_shown_and_given_back_without_a_daemon(command: Command) -> None:
+def test_a_pool_is_created_shown_and_destroyed_without_a_daemon(command: Command) -> None:
     made = command.json("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")["pool"]
     assert (made["capacity_bytes"], made["state"], made["reserved_bytes"]) == (8 * MIB, "ready", None)
     listed = command("pool", "list").splitlines()
