@@ -18,7 +18,7 @@ from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage, guest_image
 from tests.rig.private_libvirt import HOOK, PrivateLibvirt
 from tests.rig.processes import RigError, tail, wait_for
-from tests.rig.real_pools import HUGE, HVO, lose, lower
+from tests.rig.real_pools import HUGE, HVO, lose, lower, no_spare_pages
 from virt_dmem.host import huge_pages, numa
 from virt_dmem.pools.record import PoolRecord
 
@@ -56,7 +56,8 @@ def persistent() -> int:
 def pages_back(exclusive_hugepages: None) -> Iterator[None]:
     """Restore the number of huge pages after the test."""
     before = persistent()
-    yield
+    with no_spare_pages():
+        yield
     if persistent() != before:
         huge_pages.set_persistent(HUGE, numa.nodes()[0].node, before)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,20 @@ from virt_dmem.host import huge_pages, kernel, numa
 from virt_dmem.pools import manage, registry
 from virt_dmem.pools.record import PoolRecord
 
-__all__ = ["HUGE", "HVO", "MIB", "SIZE", "kill_at", "killed", "lose", "lower", "real_config", "reboot", "taken"]
+__all__ = [
+    "HUGE",
+    "HVO",
+    "MIB",
+    "SIZE",
+    "kill_at",
+    "killed",
+    "lose",
+    "lower",
+    "no_spare_pages",
+    "real_config",
+    "reboot",
+    "taken",
+]
 
 MIB = 1 << 20
 HUGE = 2 * MIB
@@ -88,6 +102,24 @@ def reboot(config: Config, name: str) -> None:
     manage.destroy(config, name)
     for path, text in kept.items():
         path.write_text(text.replace(now, "an earlier boot"))
+
+
+@contextmanager
+def no_spare_pages() -> Iterator[None]:
+    """Reserve the host's free huge pages, if it has some: else whoever lowers their number takes these first."""
+    counters = huge_pages.counters(HUGE)
+    spare = max(0, counters.free - counters.reserved) * HUGE
+    if not spare:
+        yield
+        return
+    with tempfile.TemporaryDirectory(dir="/run", prefix="virt-dmem-test-") as top:
+        subprocess.run(
+            ["mount", "-t", "hugetlbfs", "-o", f"pagesize=2M,min_size={spare}", "spare", top], check=True
+        )
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", top], check=True)
 
 
 def lower(pages: int) -> None:

@@ -124,9 +124,9 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
                     hint=f"{_existing_hint(job)}Choose a smaller size, or spread it over other nodes.",
                 )
         of_host = kernel.memory(root=job.root).available_bytes
-        if sum(missing.values()) > of_host - _HOST_KEEPS:
+        if (needed := sum(missing.values())) > max(0, of_host - _HOST_KEEPS):
             raise PoolShort(
-                f"Pool {record.name} needs {format_size(sum(missing.values()))}, but the host has"
+                f"Pool {record.name} needs {format_size(needed)}, but the host has"
                 f" {format_size(of_host)} available, of which it must keep {format_size(_HOST_KEEPS)}.",
                 hint=f"{_existing_hint(job)}Choose a smaller size, or free memory on the host first.",
             )

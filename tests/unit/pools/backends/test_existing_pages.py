@@ -11,7 +11,18 @@ import pytest
 
 from tests.rig.fake_tree import BOOT, GIB, fake_tree, put
 from tests.rig.mount_namespace import in_own_mount_namespace
-from tests.rig.real_pools import HUGE, SIZE, kill_at, killed, lose, lower, real_config, reboot, taken
+from tests.rig.real_pools import (
+    HUGE,
+    SIZE,
+    kill_at,
+    killed,
+    lose,
+    lower,
+    no_spare_pages,
+    real_config,
+    reboot,
+    taken,
+)
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolShort
 from virt_dmem.host import huge_pages, numa
@@ -39,7 +50,7 @@ class NoDaemon:
 def config() -> Iterator[Config]:
     """A host with 16 free huge pages of its own."""
     node = numa.nodes()[0].node
-    with real_config() as config:
+    with real_config() as config, no_spare_pages():
         huge_pages.set_persistent(HUGE, node, huge_pages.counters(HUGE, node).persistent + 16)
         try:
             yield config
