@@ -11,7 +11,7 @@ from pathlib import Path
 
 from virt_dmem.host.kernel import ROOT
 
-__all__ = ["HugePages", "sizes", "counters", "overcommit", "hvo", "set_persistent", "set_hvo"]
+__all__ = ["HugePages", "sizes", "counters", "overcommit", "number_files", "hvo", "set_persistent", "set_hvo"]
 
 _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
 
@@ -61,6 +61,14 @@ def overcommit(page_size: int, *, root: Path = ROOT) -> int:
         return int((_huge_pages_dir(page_size, None, root) / "nr_overcommit_hugepages").read_text())
     except OSError:
         return 0
+
+
+def number_files(*, root: Path = ROOT) -> list[Path]:
+    """Return the files by which the number of huge pages, or HVO, is set: for the host, by page size, by node."""
+    found = [root / "proc/sys/vm" / name for name in ("nr_hugepages", "nr_hugepages_mempolicy")]
+    for directory in ("sys/kernel/mm/hugepages", "sys/devices/system/node/node*/hugepages"):
+        found += sorted(root.glob(f"{directory}/hugepages-*kB/nr_hugepages*"))
+    return [*found, root / _HVO]
 
 
 def _huge_pages_dir(page_size: int, node: int | None, root: Path) -> Path:
