@@ -132,7 +132,8 @@ class DaemonUnreachable(DmemError):
     explanation = (
         "virt-dmemd did not answer on its control socket, or the caller is neither root nor a member of its group; "
         "see the message. Running guests are not affected. While virt-dmemd is down, guests whose memory comes "
-        "from a pool cannot be started."
+        "from a pool cannot be started. A request that was under way when the connection broke may have been "
+        "carried out."
     )
 
 
@@ -140,7 +141,10 @@ class HypervisorError(DmemError):
     """Report that a libvirt call failed, or that libvirt cannot be reached."""
 
     code = "hypervisor"
-    explanation = "A libvirt call failed; the message contains libvirt's own error message."
+    explanation = (
+        "A libvirt call failed; the message contains libvirt's own error message. If the connection broke during "
+        "the call, the change may have been made."
+    )
 
 
 class DomainRefused(DmemError):
@@ -205,7 +209,10 @@ class PoolBusy(PoolError):
     """Report a pool that is in use."""
 
     code = "pool-busy"
-    explanation = "Domains hold memory of this pool, so it was not changed; 'virt-dmem list' lists them."
+    explanation = (
+        "Domains hold memory of this pool, or processes use it, so the change was not made; 'virt-dmem list' lists "
+        "the domains. Earlier steps, such as the removal of other segments, stay: 'virt-dmem pool show' shows them."
+    )
 
 
 class PoolDraining(PoolError):
@@ -224,7 +231,8 @@ class PoolShort(PoolError):
     code = "pool-short"
     exit_status = ExitStatus.NOT_ENOUGH_MEMORY
     explanation = (
-        "The kernel did not find enough free contiguous memory for the pool; what was allocated was freed again. "
+        "The kernel did not find enough free contiguous memory for the pool; what was allocated was freed again, "
+        "unless the message says otherwise. "
         "Huge pages are best allocated soon after boot."
     )
 
@@ -258,8 +266,9 @@ class NotMapped(ExtentError):
 
     code = "not-mapped"
     explanation = (
-        "After QEMU started, its mappings were verified in /proc/PID/maps by device and inode. It does not map "
-        "all of the memory that was prepared for it, so the start was aborted."
+        "After QEMU started, its mappings were verified in /proc/PID/maps by device and inode, and its monitor or "
+        "its command line was asked which of its memory is the guest's RAM. It does not map all of the memory that "
+        "was prepared for it, or its guest has other RAM as well, so the start was aborted."
     )
 
 
@@ -276,6 +285,8 @@ class Delayed(DmemError):
 class LedgerError(DmemError):
     """Report a ledger that cannot be read or written."""
 
+    is_unavailable: bool = False
+    """Nothing can be written now: the disk is full or fails, or another program has the file locked."""
     code = "ledger"
     explanation = "The database of reservations under /var/lib/virt-dmem could not be read or written."
 

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from tests.rig.private_libvirt import PrivateLibvirt
 from tests.rig.processes import tail, wait_for
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.rewrite import apply
+from virt_dmem.errors import HypervisorError
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.units import MIB
 
@@ -260,3 +265,61 @@ def test_a_change_between_our_last_look_and_our_define_is_not_lost(
     assert read_domain(found).applied
     virt_dmem("unapply", "overtaken")
     assert etree.fromstring(persistent_xml(libvirtd, "overtaken")).findtext("title") is not None
+
+
+@pytest.fixture
+def broken_connection(libvirtd: PrivateLibvirt) -> Iterator[str]:
+    """The URI of a connection to libvirt that breaks when a definition was sent: libvirt carries it out."""
+    path = Path("/run/libvirt/broken-sock")
+    path.unlink(missing_ok=True)
+
+    def serve(client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect("/run/libvirt/libvirt-sock")
+            sent = b""
+            while True:
+                ready, _, _ = select.select([client, server], [], [])
+                if server in ready:
+                    data = server.recv(65536)
+                    if b"<domain" in sent or not data:  # the answer to the definition
+                        return
+                    client.sendall(data)
+                if client in ready:
+                    if not (data := client.recv(65536)):
+                        return
+                    sent = sent[-10:] + data
+                    server.sendall(data)
+
+    def accept() -> None:
+        while True:
+            with suppress(OSError):
+                client, _ = listener.accept()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
+                continue
+            return
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"qemu+unix:///system?socket={path}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_where_the_connection_to_libvirt_breaks_it_does_not_say_that_nothing_was_changed(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, broken_connection: str
+) -> None:
+    libvirtd.define(domain_xml("shape"))
+    said = virt_dmem_fails("--connect", broken_connection, "apply", "shape", "--pool", tmpfs_pool, status=1)
+    assert "cannot be known" in said
+    assert "virsh dumpxml --inactive" in said
+    assert "changed." not in said
+    wait_for("libvirt to define it", lambda: read_domain(persistent_xml(libvirtd, "shape")).applied)
+
+
+def test_what_libvirt_refuses_to_define_was_not_changed(libvirtd: PrivateLibvirt) -> None:
+    libvirtd.define(domain_xml("shape"))
+    shape = libvirtd.virsh("domuuid", "shape").strip()
+    with Hypervisor("qemu:///system") as hypervisor, pytest.raises(HypervisorError) as caught:
+        hypervisor.redefine(shape, lambda xml: xml.replace(b"hvm", b"no such type"))
+    assert "Its definition was not changed." in caught.value.hint

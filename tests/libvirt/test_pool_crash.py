@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.rig.command import virt_dmem, virt_dmem_json
+from tests.rig.command import reserved, virt_dmem, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.killing_command import Ending, command_killed_before
 from tests.rig.namespace import mount_points_below
 from tests.rig.private_libvirt import PrivateLibvirt
+from tests.rig.processes import wait_for
 from virt_dmem.host import huge_pages
 
 MIB = 1 << 20
@@ -25,8 +27,6 @@ PAGE = 2 * MIB
 MOST_STEPS = 100
 MOUNTS = Path("/run/virt-dmem/pools")
 RECORDS = Path("/var/lib/virt-dmem/pools")
-
-pytestmark = pytest.mark.needs_hugepages
 
 
 class Host:
@@ -98,6 +98,7 @@ CREATE = ("pool", "create", "other", "--size", "16M", "--page-size", "2M")
 DESTROY = ("pool", "destroy", "other")
 
 
+@pytest.mark.needs_hugepages
 def test_a_create_killed_between_any_two_steps_is_undone_whole(pool_host: Host) -> None:
     for step in pool_host.each_kill(*CREATE):
         ending = command_killed_before(None, *CREATE)
@@ -110,6 +111,7 @@ def test_a_create_killed_between_any_two_steps_is_undone_whole(pool_host: Host) 
     pool_host.require("huge", "other", size_bytes=80 * MIB)
 
 
+@pytest.mark.needs_hugepages
 def test_a_destroy_killed_between_any_two_steps_is_finished_by_another(pool_host: Host) -> None:
     pool_host.sure(*CREATE)
     for step in pool_host.each_kill(*DESTROY):
@@ -120,6 +122,7 @@ def test_a_destroy_killed_between_any_two_steps_is_finished_by_another(pool_host
     pool_host.require("huge", size_bytes=64 * MIB)
 
 
+@pytest.mark.needs_hugepages
 @pytest.mark.parametrize(
     ("was", "becomes", "segments"),
     [
@@ -144,3 +147,106 @@ def test_a_resize_killed_between_any_two_steps_is_finished_by_another(
         pool_host.require(*segments, size_bytes=becomes * MIB)
         pool_host.sure(*resize(was))
     pool_host.require(*segments, size_bytes=becomes * MIB)
+
+
+# The command alone is killed: virt-dmemd lives on, and must not keep what it was told
+
+
+GUEST = 64 * MIB
+
+
+class Small:
+    """The pool ``small`` of tmpfs, 256 MiB, with a guest of 64 MiB in it."""
+
+    def __init__(self, libvirtd: PrivateLibvirt) -> None:
+        self.libvirtd = libvirtd
+        for name in ("witness", "next"):
+            libvirtd.define(domain_xml(name))
+            virt_dmem("apply", name, "--pool", "small")
+
+    def pool(self) -> dict[str, Any]:
+        """The pool, once virt-dmemd noticed that the command is gone; empty: there is none."""
+
+        def pools() -> list[dict[str, Any]]:
+            return list(virt_dmem_json("pool", "list")["pools"])
+
+        wait_for("virt-dmemd to let go of the pool", lambda: all(pool["state"] != "draining" for pool in pools()))
+        return next(iter(pools()), {})
+
+    def serves(self) -> None:
+        """A guest starts and ends, whatever became of the command."""
+        self.libvirtd.virsh("start", "--paused", "next")
+        assert self.pool()["reserved_bytes"] <= self.pool()["capacity_bytes"]
+        self.libvirtd.virsh("destroy", "next")
+        wait_for("its memory", lambda: reserved("small") == (GUEST if self.runs() else 0))
+
+    def runs(self) -> bool:
+        return "witness" in self.libvirtd.qemu_pids()
+
+    def each_kill(self, *args: str, least: int) -> Iterator[str]:
+        for number in range(MOST_STEPS):
+            ending = command_killed_before(number, *args)
+            if not ending.step:
+                assert number >= least
+                print(f"{' '.join(args)}: {number} steps, then {ending.said}")
+                return
+            yield ending.step
+        raise AssertionError(f"more than {MOST_STEPS} steps")
+
+
+@pytest.fixture
+def small(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[Small]:
+    virt_dmem("pool", "create", "small", "--backend", "tmpfs", "--size", "256M")
+    yield Small(libvirtd)
+    libvirtd.remove()
+    for pool in virt_dmem_json("pool", "list")["pools"]:
+        virt_dmem("pool", "destroy", pool["name"])
+
+
+@pytest.mark.needs_tmpfs
+def test_a_pool_whose_destruction_was_killed_serves_or_is_destroyed_by_another(small: Small) -> None:
+    for step in small.each_kill("pool", "destroy", "small", least=8):
+        if (there := small.pool()) and there["state"] == "ready":
+            small.serves()
+        elif there:
+            assert there["state"] == "destroying", step
+            virt_dmem("pool", "destroy", "small")
+        if not small.pool():
+            virt_dmem("pool", "create", "small", "--backend", "tmpfs", "--size", "256M")
+    assert small.pool() == {}
+
+
+@pytest.mark.needs_tmpfs
+def test_a_destruction_that_is_refused_or_killed_while_a_guest_runs_changes_nothing(small: Small) -> None:
+    small.libvirtd.virsh("start", "--paused", "witness")
+    before = small.pool()
+    for _ in small.each_kill("pool", "destroy", "small", least=1):
+        assert small.pool() == before
+    small.serves()
+    assert small.pool() == before
+
+
+@pytest.mark.needs_tmpfs
+@pytest.mark.parametrize("asked", [32, 96, 512])
+def test_a_resize_in_place_that_is_killed_leaves_all_that_is_reserved_and_is_finished_or_undone(
+    small: Small, asked: int
+) -> None:
+    small.libvirtd.virsh("start", "--paused", "witness")
+    was, refused = 256 * MIB, asked * MIB < GUEST
+    for step in small.each_kill("pool", "resize", "small", "--size", f"{asked}M", least=4):
+        pool = small.pool()
+        assert pool["capacity_bytes"] in (was, asked * MIB) and pool["capacity_bytes"] >= pool["reserved_bytes"], (
+            step
+        )
+        if pool["capacity_bytes"] >= 2 * GUEST and "Pool" in step:
+            small.serves()
+        again = command_killed_before(None, "pool", "resize", "small", "--size", f"{asked}M")
+        assert again.status == refused, again.said
+        assert small.pool()["capacity_bytes"] == (was if refused else asked * MIB)
+        assert small.pool()["state"] == "ready"
+        virt_dmem("pool", "resize", "small", "--size", "256M")
+        assert small.pool()["capacity_bytes"] == was
+    for step in small.each_kill("pool", "resize", "small", "--size", f"{asked}M", least=4):
+        virt_dmem("pool", "resize", "small", "--size", "256M")
+        assert (small.pool()["capacity_bytes"], small.pool()["state"]) == (was, "ready"), step
+    small.serves()

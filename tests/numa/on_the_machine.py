@@ -52,7 +52,7 @@ class NoDaemon:
 
     def retire(self, segment: str) -> None: ...
 
-    def reserved(self, pool: str) -> int:
+    def limit(self, pool: str, size_bytes: int) -> int:
         return 0
 
 

@@ -59,3 +59,11 @@ def test_a_round_that_ends_early_keeps_what_failed_until_then() -> None:
             raise OSError("no")
         raise KeyboardInterrupt
     assert attempts.failed() == {"a": "no"}
+
+
+def test_a_round_of_some_items_keeps_the_failures_of_the_others_that_are_due() -> None:
+    attempts, no = Attempts(), OSError("no")
+    run(attempts, {"a": no, "b": no, "c": no})
+    with attempts.round("work", due={"a", "b"}) as now, now.trying("a"):
+        pass
+    assert attempts.failed_in("work") == {"b": "no"}, "a succeeded, and c is not due any more"

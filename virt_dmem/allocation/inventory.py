@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,24 +47,19 @@ class Inventory:
         self._records: dict[SegmentId, PoolRecord] = {}
         self._damaged: Mapping[str, DmemError] = {}
         self._draining: set[str] = set()
-        self._retiring: set[SegmentId] = set()
+        self._retiring: dict[Hashable, set[SegmentId]] = {}
+        """By who is about to remove them."""
+        self._limits: dict[Hashable, tuple[str, int]] = {}
+        """Pool and size by who is about to shrink it to that."""
         self._withheld: dict[SegmentId, Withheld] = {}
         self._gone: Mapping[SegmentId, Mapping[int, int]] = {}
         self._slow_nodes = numa.nodes_without_cpus()
-        self.refresh()
-
-    def refresh(self, name: str = "") -> None:
-        """Reload the records, after a change of a pool ended or failed: nothing of it is retired any more.
-
-        ``name``: of that pool; empty: of any. Other pools may be about to be destroyed just then.
-        """
-        self._retiring = {segment for segment in self._retiring if name and segment.pool != name}
         self.read_records()
 
     def read_records(self) -> None:
         """Reload the records; one that became unreadable is kept as it was read last.
 
-        A drained pool stays drained while it exists, and a retired one retired.
+        A drained pool stays drained while it exists.
         """
         found, self._damaged = registry.readable(self._config)
         unreadable = {SegmentId(Path(path).stem) for path in self._damaged}
@@ -138,7 +133,8 @@ class Inventory:
 
     def allocatable(self) -> dict[SegmentId, PoolRecord]:
         """Return the usable segments that are not retired."""
-        return {segment: record for segment, record in self.usable().items() if segment not in self._retiring}
+        retired = self._retired()
+        return {segment: record for segment, record in self.usable().items() if segment not in retired}
 
     def is_draining(self, pool: str) -> bool:
         """Tell whether a pool gives no memory to starting domains."""
@@ -168,14 +164,15 @@ class Inventory:
     def _capacity(self, record: PoolRecord) -> dict[int, int]:
         """Return the capacity of each node less what the host took of it, and less all withheld memory.
 
-        The node of a pinned page is not known.
+        The node of a pinned page is not known. A pool that is about to shrink has the smaller size already.
         """
-        withheld, gone = self._withheld.get(record.segment), self._gone.get(record.segment)
-        mounted = registry.capacity(record)
-        if not withheld and not gone:
-            return mounted
+        limits = [size for pool, size in self._limits.values() if pool == record.pool]
+        withheld, gone = self._withheld.get(record.segment), self._gone.get(record.segment, {})
         less = withheld.size_bytes if withheld else 0
-        return {node: max(0, size - less - (gone or {}).get(node, 0)) for node, size in mounted.items()}
+        return {
+            node: max(0, min([size - less - gone.get(node, 0), *limits]))
+            for node, size in registry.capacity(record).items()
+        }
 
     # Memory that the host took from a pool
 
@@ -219,11 +216,11 @@ class Inventory:
 
     def free(self) -> dict[str, PoolFree]:
         """Return the memory that can be reserved, by pool, segment and node; never negative."""
-        reserved = self._ledger.reserved()
+        reserved, retired = self._ledger.reserved(), self._retired()
         segments: dict[str, dict[SegmentId, dict[int, int]]] = {}
         for (segment, node), size in self.capacity().items():
             pool = segment.pool
-            if pool not in self._draining and segment not in self._retiring:
+            if pool not in self._draining and segment not in retired:
                 of_pool = segments.setdefault(pool, {})
                 of_pool.setdefault(segment, {})[node] = max(0, size - reserved.get((segment, node), 0))
         return {
@@ -248,11 +245,12 @@ class Inventory:
         self._ledger.set_drained(name, drained=not undo)
         (self._draining.discard if undo else self._draining.add)(name)
 
-    def retire(self, name: str) -> None:
-        """Reserve no more memory of an empty pool, or one of its segments, that is about to be removed.
+    # Pools that are about to change
 
-        Ended by the next ``refresh`` of the pool. ``name``: ``POOL`` for all of it, ``POOL+0`` and so on for one
-        segment.
+    def retire(self, name: str, holder: Hashable) -> None:
+        """Reserve no more memory of an empty pool, or one of its segments, until ``let_go`` of who removes it.
+
+        ``name``: ``POOL`` for all of it, ``POOL+0`` and so on for one segment.
 
         :raise PoolNotFound: When there is none.
         :raise PoolBusy: When memory of it is reserved; names the holders.
@@ -267,7 +265,29 @@ class Inventory:
                 f" {', '.join(holders)}.",
                 hint="Stop these domains first; 'virt-dmem show DOMAIN' shows the memory of each.",
             )
-        self._retiring.update(segments)
+        self._retiring.setdefault(holder, set()).update(segments)
+
+    def limit(self, name: str, size_bytes: int, holder: Hashable) -> int:
+        """Reserve at most ``size_bytes`` of a pool until ``let_go`` of who shrinks it, unless more is reserved.
+
+        For pools that consist of one segment without nodes, which shrink in place.
+
+        :return: The bytes that are reserved now.
+        :raise PoolNotFound: When there is none.
+        """
+        segments = {record.segment for record in self._segments(name)}
+        reserved = sum(size for (segment, _), size in self._ledger.reserved().items() if segment in segments)
+        if reserved <= size_bytes:
+            self._limits[holder] = (name, size_bytes)
+        return reserved
+
+    def let_go(self, holder: Hashable) -> None:
+        """End what ``retire`` and ``limit`` began for someone whose change of a pool ended, in whatever way."""
+        self._retiring.pop(holder, None)
+        self._limits.pop(holder, None)
+
+    def _retired(self) -> set[SegmentId]:
+        return set().union(*self._retiring.values())
 
     # Status
 
@@ -286,8 +306,8 @@ class Inventory:
         nodes = [
             NodeStatus(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
         ]
-        closed = pool in self._draining or {record.segment for record in segments} <= self._retiring
-        state = next((record.state for record in segments if record.state != "ready"), "ready")
+        closed = pool in self._draining or {record.segment for record in segments} <= self._retired()
+        state = next((record.shown_state for record in segments if record.shown_state != "ready"), "ready")
         return PoolStatus(
             name=pool,
             backend=segments[0].backend,

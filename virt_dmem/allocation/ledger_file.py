@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 from collections.abc import Iterator
@@ -97,7 +98,19 @@ class LedgerFile:
         return str(max((path for path in found if not path.name.endswith(COMPANIONS)), default=""))
 
     def _sum_charges(self) -> None:
-        """Sum up again the charges that triggers keep, as other programs may have changed the file."""
+        """Sum up again the charges that triggers keep, as other programs may have changed the file.
+
+        Where they are right nothing is written: the disk may be full.
+        """
+        kept = dict(self._db.execute("SELECT pool || '@' || node, bytes FROM charged WHERE bytes != 0"))
+        summed = dict(
+            self._db.execute(
+                "SELECT pool || '@' || node, sum(bytes) FROM share JOIN extent ON id = extent"
+                " GROUP BY pool, node HAVING sum(bytes) != 0"
+            )
+        )
+        if kept == summed:
+            return
         with self._transaction() as db:
             db.execute("DELETE FROM charged")
             db.execute(
@@ -114,10 +127,17 @@ class LedgerFile:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise LedgerError(
-                f"The ledger {self._path} cannot be used: {error}.",
-                hint="Check whether its file system is full or read-only; running guests are not affected.",
-            ) from error
+            failure = LedgerError(f"The ledger {self._path} cannot be used: {error}.", hint=self._remedy(error))
+            failure.is_unavailable = isinstance(error, sqlite3.OperationalError | OSError)
+            raise failure from error
+
+    def _remedy(self, error: sqlite3.Error | OSError) -> str:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the other bits are details
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return f"End the program that has it open: 'fuser -v {self._path}'. Running guests are not affected."
+        if code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) == errno.ENOSPC:
+            return f"Free space on the file system of {self._path.parent}; running guests are not affected."
+        return "Check whether its file system is full or read-only; running guests are not affected."
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -125,7 +145,8 @@ class LedgerFile:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # after some errors SQLite has rolled back already
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")

@@ -106,6 +106,9 @@ _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 """Result codes about the content of the file (https://sqlite.org/rescode.html)."""
 
 
+BUSY_SECONDS = 1.0
+"""How long to wait for another program that has the file locked: no hook is served meanwhile."""
+
 COMPANIONS = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite keeps beside a database."""
 
@@ -118,7 +121,7 @@ def open_file(path: Path) -> sqlite3.Connection:
     """Open the file, or create it for root alone; SQLite gives its companions (``-wal``) the same mode."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    return sqlite3.connect(path, isolation_level=None)
+    return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ class Pool(Struct):
     backend: Annotated[str, says("kind of memory")]
     page_size: PageSize
     mount: Annotated[str, says("mount point")]
-    state: Annotated[str, says("creating, mounting, ready, draining or destroying")]
+    state: Annotated[str, says("creating, mounting, ready, resizing, draining or destroying")]
     capacity_bytes: Annotated[int, says("current size")]
     reserved_bytes: Annotated[int | None, says("memory held by domains; null: virt-dmemd does not answer")]
     free_bytes: Annotated[int | None, says("capacity less reserved, never negative; null likewise")]
@@ -157,6 +157,9 @@ class Backend(Struct):
     host_nodes: Annotated[list[int], says("host nodes that QEMU was given")]
     preallocated: Annotated[bool, says("QEMU populated it itself")]
     shared: Annotated[bool, says("it is a shared mapping")]
+    in_pool: Annotated[
+        bool, says("it is one of the domain's extents; false: another device's own, or unknown to us")
+    ]
 
 
 class Domain(Struct):

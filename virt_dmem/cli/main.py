@@ -76,7 +76,7 @@ def _run(arguments: list[str]) -> ExitStatus:
     try:
         args = _parse(arguments)
         status = registry.load(_name(args)).run(args, out)
-        sys.stdout.flush()
+        out.flush()
         return status
     except DmemError as error:
         failure = error
@@ -84,18 +84,20 @@ def _run(arguments: list[str]) -> ExitStatus:
         raise
     except PermissionError as error:
         failure = PermissionRefused(
-            _sentence(error),
+            _explained(error).message,
             hint="Run it as root; members of the group virt-dmem may use list, show, pool list, pool show, alerts"
             " and metrics.",
         )
     except OSError as error:
-        failure = DmemError(_sentence(error), hint="Run 'virt-dmem check'.")
+        failure = _explained(error)
     out.error(failure)
     return failure.exit_status
 
 
-def _sentence(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
+def _explained(error: OSError) -> DmemError:
+    from virt_dmem.os_errors import explained  # noqa: PLC0415 -- see LIST_JSON
+
+    return explained(error)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -8,6 +8,7 @@ is shown.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -17,7 +18,7 @@ from virt_dmem.text import printable
 
 TYPE_CHECKING = False  # what is imported here costs every command, and typing 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from virt_dmem.cli.columns import Column, Row
     from virt_dmem.errors import DmemError
@@ -48,12 +49,12 @@ class Output:
     def text(self, text: str) -> None:
         """Print ``text`` and a newline, unless JSON was asked for."""
         if not self.as_json:
-            sys.stdout.write(printable(text, keep="\n\t") + "\n")
+            _to_stdout(sys.stdout.write, printable(text, keep="\n\t") + "\n")
 
     def result(self, **fields: object) -> None:
         """Print ``fields`` as the one JSON object, if JSON was asked for."""
         if self.as_json:
-            sys.stdout.write(_indented({"schema": SCHEMA_VERSION, **fields}) + "\n")
+            _to_stdout(sys.stdout.write, _indented({"schema": SCHEMA_VERSION, **fields}) + "\n")
 
     def table(self, columns: Sequence[Column], rows: Iterable[Row]) -> None:
         """Print ``rows`` under the names of ``columns``, unless JSON was asked for."""
@@ -72,10 +73,17 @@ class Output:
     def document(self, text: bytes) -> None:
         """Print ``text`` (UTF-8) unchanged for another program; on a terminal control characters become escapes."""
         if sys.stdout.isatty():
-            sys.stdout.write(printable(text.decode(), keep="\n\t"))
+            _to_stdout(sys.stdout.write, printable(text.decode(), keep="\n\t"))
         else:
-            sys.stdout.buffer.write(text)
-            sys.stdout.buffer.flush()
+            _to_stdout(sys.stdout.buffer.write, text)
+            _to_stdout(sys.stdout.buffer.flush)
+
+    def flush(self) -> None:
+        """Write what is buffered.
+
+        :raise OSError: When the file on stdout is on a full disk, for example; names it.
+        """
+        _to_stdout(sys.stdout.flush)
 
     def note(self, text: str) -> None:
         """Print a line for the operator, which is not part of the answer, on stderr."""
@@ -87,6 +95,14 @@ class Output:
         if error.hint:
             sys.stderr.write(f"  {printable(error.hint)}\n")
         self.result(error={"code": error.code, "message": error.message, "hint": error.hint})
+
+
+def _to_stdout(write: Callable[..., object], *what: object) -> None:
+    """Write something to stdout; an error then names the file there."""
+    try:
+        write(*what)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.path.realpath("/proc/self/fd/1")) from error
 
 
 def _indented(answer: object) -> str:

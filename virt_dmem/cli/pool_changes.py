@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Self
 
 from virt_dmem.cli.output import Output
 from virt_dmem.config.schema import Config
@@ -17,32 +18,41 @@ __all__ = ["PoolDaemon", "refresh_pools", "reporting_lost_pages"]
 
 
 class PoolDaemon:
-    """virt-dmemd, if it listens. One that listens but does not answer may be allocating memory: an error."""
+    """virt-dmemd, if it listens, for one change of a pool; use it as a context manager.
+
+    All calls go over one connection: what they forbid virt-dmemd lasts until that is closed, however this process
+    ends. A virt-dmemd that listens but does not answer may be allocating memory: an error.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._client: Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._client:
+            self._client.close()
 
     def retire(self, name: str) -> None:
         """Stop allocations from a pool or segment; refused while a domain holds memory from it."""
-        if client := self._client():
-            with client:
-                client.call("RetirePool", name=name)
+        if client := self._connected():
+            client.call("RetirePool", name=name)
 
-    def reserved(self, pool: str) -> int:
-        """Have the records read again; return the bytes that are then reserved."""
-        client = self._client()
-        if client is None:
-            for record in registry.segments(self._config, pool):  # no daemon will
-                prezeroed_files.clear(record)
-            return 0
-        with client:
-            client.call("RefreshPools", name=pool)
-            return sum(row["reserved_bytes"] for row in client.call("ListPools")["pools"] if row["name"] == pool)
+    def limit(self, pool: str, size_bytes: int) -> int:
+        """Let no more than ``size_bytes`` of a pool be reserved; return the bytes that are reserved now."""
+        if client := self._connected():
+            return int(client.call("LimitPool", name=pool, size_bytes=size_bytes)["reserved_bytes"])
+        for record in registry.segments(self._config, pool):  # no daemon will
+            prezeroed_files.clear(record)
+        return 0
 
-    def _client(self) -> Client | None:
-        with suppress(DaemonUnreachable):
-            return Client(self._config.socket_path)
-        return None
+    def _connected(self) -> Client | None:
+        if self._client is None:
+            with suppress(DaemonUnreachable):
+                self._client = Client(self._config.socket_path)
+        return self._client
 
 
 def refresh_pools(config: Config, name: str) -> None:

@@ -52,7 +52,7 @@ def _row(segments: Sequence[PoolRecord], capacities: Sequence[Mapping[int, int]]
         "backend": first.backend,
         "page_size": first.page_size,
         "mount": first.mount,
-        "state": next((record.state for record in segments if record.state != "ready"), "ready"),
+        "state": next((record.shown_state for record in segments if record.shown_state != "ready"), "ready"),
         "capacity_bytes": capacity.total(),
         **unknown,
         "ready_bytes": None,

@@ -60,7 +60,7 @@ def _texts(path: Path | str | None) -> Iterator[tuple[str, str]]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise _unusable(drop_ins, error.strerror) from error
+        raise _unusable(drop_ins, error.strerror, error) from error
     for name in names:
         file = os.path.join(drop_ins, name)  # noqa: PTH118
         yield file, _text(file)
@@ -75,13 +75,16 @@ def _text(file: str) -> str:
             f"There is no configuration file {file}.", hint="Name an existing one with --config."
         ) from error
     except OSError as error:
-        raise _unusable(file, error.strerror) from error
+        raise _unusable(file, error.strerror, error) from error
     except UnicodeDecodeError as error:
         raise _unusable(file, f"it is not UTF-8 (byte {error.start})") from error
 
 
-def _unusable(file: str, reason: object) -> ConfigError:
+def _unusable(file: str, reason: object, error: OSError | None = None) -> ConfigError:
+    from virt_dmem.os_errors import remedy  # noqa: PLC0415 -- needed by few, and this is imported by all
+
     return ConfigError(
         f"The configuration file {file} cannot be used: {reason}.",
-        hint="Correct it; virt-dmem.toml(5) describes the format and every key.",
+        hint=(remedy(error, file) if error else "")
+        or "Correct it; virt-dmem.toml(5) describes the format and every key.",
     )

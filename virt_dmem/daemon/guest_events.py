@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from virt_dmem.allocation.ledger import Ledger
@@ -29,6 +29,7 @@ class GuestEvents:
     """Handle events of memory devices, and memory failures.
 
     :param changed: Set when an alert may become active or end.
+    :param doubt: Called with the UUID of a domain whose event could not be handled.
     """
 
     def __init__(
@@ -37,11 +38,15 @@ class GuestEvents:
         device_operations: DeviceOperations,
         device_reconciler: DeviceReconciler,
         changed: asyncio.Event,
+        doubt: Callable[[str], None],
     ) -> None:
         self._ledger = ledger
         self._device_operations = device_operations
         self._device_reconciler = device_reconciler
         self._changed = changed
+        self._doubt = doubt
+        self._unrecorded: dict[str, str] = {}
+        """Memory failures that the ledger could not take, by UUID."""
 
     async def device_event(self, uuid: str, event: Event, alias: str) -> None:
         """Handle an event of a device; ignore devices whose memory does not come from a pool."""
@@ -56,6 +61,7 @@ class GuestEvents:
                 log.info("domain %s: %s", uuid, action)
         except DmemError as error:
             limited_log(logging.WARNING, uuid, "%s of domain %s: %s", alias, uuid, error)
+            self._doubt(uuid)
 
     async def qemu_event(self, uuid: str, event: str, data: Mapping[str, Any]) -> None:
         """Handle an event from QEMU's monitor; libvirt reports some of them as well, later."""
@@ -72,7 +78,13 @@ class GuestEvents:
                 uuid, Event.MEMORY_RESIZED if event.startswith("MEMORY") else Event.DEVICE_REMOVED, alias
             )
 
+    def record_failures(self) -> None:
+        """Record the memory failures that could not be recorded when they were reported."""
+        for uuid, what in list(self._unrecorded.items()):
+            self._memory_failed(uuid, what)
+
     def _memory_failed(self, uuid: str, what: str) -> None:
+        self._unrecorded.pop(uuid, None)
         try:
             if all(map(self._ledger.has_failed, self._ledger.extents_of(uuid))):
                 return
@@ -80,6 +92,7 @@ class GuestEvents:
             limited_log(logging.ERROR, uuid, "memory of domain %s failed: %s", name, what)
         except DmemError as error:
             limited_log(logging.ERROR, uuid, "memory of domain %s failed (%s): %s", uuid, what, error)
+            self._unrecorded[uuid] = what
         self._changed.set()
 
 

@@ -35,6 +35,8 @@ WATCH_PAUSE_SECONDS = 0.01
 """Least time between two looks at the host, whoever writes to it however often."""
 SETTLE_SECONDS = 0.1
 """Delay before a change is acted on: domains that start and stop in a row come first."""
+RETRY_REQUESTS_SECONDS = 60.0
+"""A template or libvirt may be the reason; changes of domains and pools are acted on at once."""
 RESTART_SECONDS = 1.0
 """Delay before a loop that ended by an unexpected error is restarted."""
 
@@ -44,8 +46,16 @@ Loop = Callable[[], Coroutine[Any, Any, None]]
 def all_loops(parts: Components) -> list[Loop]:
     """Return the loops of a daemon."""
     of_parts = (
-        host_watch_loop, housekeeping_loop, domain_list_loop, monitors_loop, prezero_loop, settle_loop, alerts_loop,
-    )  # fmt: skip
+        host_watch_loop,
+        housekeeping_loop,
+        doubtful_loop,
+        domain_list_loop,
+        monitors_loop,
+        prezero_loop,
+        settle_loop,
+        alerts_loop,
+        retry_requests_loop,
+    )
     loops: list[Loop] = [*(partial(loop, parts) for loop in of_parts), watchdog_loop, parts.libvirt_events.run]
     if parts.config.metrics.textfile:
         loops.append(partial(textfile_loop, parts))
@@ -108,6 +118,24 @@ async def reconcile_host(parts: Components) -> None:
         log.warning("reconcile: %s", error, exc_info=None if isinstance(error, DmemError | OSError) else error)
 
 
+async def doubtful_loop(parts: Components) -> None:
+    """Finish what the hooks of ended domains could not do, soon after libvirt reports their end."""
+    while True:
+        actions: list[str] = []
+        try:
+            parts.guest_events.record_failures()
+            actions = await parts.reconciler.doubtful_stage()
+        except (DmemError, OSError) as error:
+            log.warning("domains that ended cannot be looked for: %s", error)
+        for action in actions:
+            log.warning("reconcile: %s", action)
+        if not actions:  # else there may be more
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HOUSEKEEPING_SECONDS):
+                    await parts.reconciler.woken.wait()
+        await asyncio.sleep(SETTLE_SECONDS)
+
+
 async def settle_loop(parts: Components) -> None:
     """Check, soon after guests gave memory back, whether all of it is free; less often while some is not."""
     pause = SETTLE_SECONDS
@@ -136,6 +164,13 @@ async def domain_list_loop(parts: Components) -> None:
             log.debug("list of domains: %s", error)  # reported to the caller of ListDomains
             more = False
         await asyncio.sleep(SETTLE_SECONDS / 10 if more else HOUSEKEEPING_SECONDS)
+
+
+async def retry_requests_loop(parts: Components) -> None:
+    """Consider domains again whose requests for pool memory could not be fulfilled."""
+    while True:
+        await asyncio.sleep(RETRY_REQUESTS_SECONDS)
+        parts.libvirt_events.retry_waiting()
 
 
 async def monitors_loop(parts: Components) -> None:

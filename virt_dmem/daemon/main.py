@@ -32,6 +32,7 @@ from virt_dmem.daemon.wiring import Components, build
 from virt_dmem.errors import ConfigError, DmemError, ExitStatus
 from virt_dmem.host import uevents
 from virt_dmem.ipc.server import ControlServer
+from virt_dmem.os_errors import explained, remedy
 
 __all__ = ["main", "build_parser", "serve", "shut_down"]
 
@@ -86,7 +87,7 @@ def _create_socket(path: Path, group: int | None = None) -> socket.socket:
     except OSError as error:
         raise ConfigError(
             f"The control socket {path} cannot be created: {error.strerror}.",
-            hint="Run virt-dmemd as root, and check [daemon] run_dir in virt-dmem.toml.",
+            hint=remedy(error, path) or "Run virt-dmemd as root, and check [daemon] run_dir in virt-dmem.toml.",
         ) from error
     return listener
 
@@ -174,9 +175,10 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(arguments.config)
         _take_lock(config)
         asyncio.Runner().run(serve(config))
-    except DmemError as error:
-        log.error("%s %s", error.message, error.hint)  # noqa: TRY400 -- no traceback for a user's error
-        return error.exit_status
+    except (DmemError, OSError) as error:
+        failure = explained(error) if isinstance(error, OSError) else error
+        log.error("%s %s", failure.message, failure.hint)  # noqa: TRY400 -- no traceback for a user's error
+        return failure.exit_status
     # A worker thread may wait in libvirt for any time; nothing is lost by not waiting for it.
     logging.shutdown()
     os._exit(ExitStatus.DONE)

@@ -127,13 +127,25 @@ class ControlInterface(Interface):
 
     @method()
     async def RefreshPools(self, *, name: str | None = None) -> None:  # noqa: N802
-        """Read the records of the pools again, after pool ``name`` was created, changed or destroyed."""
-        await self.calls.run(self._service.refresh_pools(name or ""))
+        """Read the records of the pools again, after one (``name``) was created, changed or destroyed."""
+        await self.calls.run(self._service.refresh_pools())
 
     @method()
     async def RetirePool(self, *, name: str) -> None:  # noqa: N802
-        """Stop allocating from a pool that is about to be destroyed; fail if it is in use."""
-        await self.calls.run(self._service.retire_pool(name))
+        """Stop allocating from a pool that is about to be destroyed; fail if it is in use.
+
+        In force until the caller closes the connection, or dies.
+        """
+        await self.calls.run(self._service.retire_pool(name, self.calls.caller(self._service.let_go)))
+
+    @method(returns="reserved_bytes")
+    async def LimitPool(self, *, name: str, size_bytes: int) -> int:  # noqa: N802
+        """Allocate no more than ``size_bytes`` of a pool that is about to shrink; return what is reserved.
+
+        In force until the caller closes the connection, or dies; not at all if more is reserved.
+        """
+        holder = self.calls.caller(self._service.let_go)
+        return await self.calls.run(self._service.limit_pool(name, size_bytes, holder))
 
     @method()
     def DrainPool(self, *, name: str, undo: bool) -> None:  # noqa: N802

@@ -12,12 +12,14 @@ from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Phase
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
+from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config
 from virt_dmem.daemon.auto_apply import AutoApply
 from virt_dmem.daemon.domain_list import DomainList
 from virt_dmem.daemon.guest_events import GuestEvents
 from virt_dmem.daemon.libvirt_events import LibvirtEvents
+from virt_dmem.daemon.lost_requests import LostRequests
 from virt_dmem.daemon.reconciler import Reconciler
 from virt_dmem.daemon.service import Service
 from virt_dmem.daemon.views import ControlInterface, domain_json
@@ -100,6 +102,7 @@ def build(config: Config) -> Components:
     virtio_mem = VirtioMem(device_operations)
     device_reconciler = DeviceReconciler(device_operations, virtio_mem)
 
+    remembered = Remembered(config.daemon.state_dir)
     attempts = Attempts()
     alerts = AlertTracker(config, ledger, inventory, extents.reclaim, attempts)
     metrics = Metrics(config, ledger, prezero, alerts)
@@ -127,7 +130,7 @@ def build(config: Config) -> Components:
         held = ledger.find(uuid)
         return qemu_pid(Path(config.libvirt.run_dir), held.name) if held and held.uuid == uuid else None
 
-    guest_events = GuestEvents(ledger, device_operations, device_reconciler, alerts.changed)
+    guest_events = GuestEvents(ledger, device_operations, device_reconciler, alerts.changed, reconciler.doubt)
     monitors = Monitors(guest_events.qemu_event, qemu_of)
     hotplug = Hotplug(device_operations, virtio_mem, monitors)
 
@@ -140,10 +143,12 @@ def build(config: Config) -> Components:
         config.libvirt,
         AutoApply(config, alerts, lambda outcome: metrics.applied.labels(outcome).inc()),
         alerts,
+        LostRequests(remembered, alerts),
         sequence=ledger.sequence,
         on_listed=domains_listed,
         on_defined=prezero.update_domain,
         on_device=guest_events.device_event,
+        on_stopped=reconciler.woken.set,
     )
     service = Service(
         config=config,
@@ -156,6 +161,7 @@ def build(config: Config) -> Components:
         monitors=monitors,
         alerts=alerts,
         metrics=metrics,
+        remembered=remembered,
         on_resume=libvirt_events.relist,
     )
     domain_list = DomainList(ledger, domain_json)

@@ -35,6 +35,15 @@ class DeviceReconciler:
         self._ledger = operations.ledger
         self._extents = operations.extents
 
+    def abandoned(self) -> set[str]:
+        """Return the domains (UUID) with an attach that nobody works on: only libvirt knows how it ended."""
+        return {
+            reservation.uuid
+            for reservation in self._ledger.unsettled()
+            for extent in reservation.extents
+            if extent.state is ExtentState.ATTACHING and not self._operations.is_busy(extent)
+        }
+
     async def reconcile_host(self, attempts: Round, *, dry_run: bool = False) -> list[str]:
         """Reconcile the devices that need no libvirt; return the actions (``dry_run``: that would be done)."""
         actions = []

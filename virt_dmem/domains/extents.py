@@ -23,7 +23,7 @@ from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
 from virt_dmem.domains.step_times import StepTimes
-from virt_dmem.errors import Delayed, DmemError, ExtentError, PrefaultFailed
+from virt_dmem.errors import Delayed, DmemError, ExtentError, LedgerError, PrefaultFailed
 from virt_dmem.pools import extent_files, mount_state
 from virt_dmem.pools.backends.page_counts import describe_gone
 from virt_dmem.pools.prefault import Mode, Progress, prefault
@@ -179,12 +179,17 @@ class ExtentManager:
         return not await self._is_in_use(extent) and await self._reclaim(extent)
 
     async def release(self, reservation: Reservation) -> None:
-        """Remove all extents of a domain, and its reservation; quarantine each that cannot be removed."""
+        """Remove all extents of a domain, and its reservation; quarantine each that cannot be removed.
+
+        :raise LedgerError: When the ledger cannot be written; may be repeated.
+        """
         for extent in reservation.extents:
             try:
                 gone = await self.remove(extent)
                 why = "a process still maps it"
             except (DmemError, OSError) as error:
+                if isinstance(error, LedgerError) and error.is_unavailable:
+                    raise  # so the rest is kept as it is, to be released later
                 gone, why = False, str(error)
             if not gone:
                 log.warning(

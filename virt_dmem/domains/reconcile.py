@@ -3,8 +3,9 @@
 
 The kernel has the last word: memory that a process maps stays, whatever the ledger says. Two stages: ``from_host``
 needs pools, ledger and the kernel alone and runs before the daemon is ready; ``from_libvirt`` runs whenever libvirt
-appears, with a new list of its active domains. Each returns a sentence for every action (with ``dry_run``: that
-would be done).
+appears, with a new list of its active domains. While all live, ``doubtful`` ones are settled by ``with_libvirt``,
+as their hooks may have failed: a disk was full, or the hook's program could not run. Each returns a sentence for
+every action (with ``dry_run``: that would be done).
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Extent, ExtentState
+from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
 from virt_dmem.allocation.plan import NO_NODE
 from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.extents import ExtentManager
-from virt_dmem.errors import Delayed
+from virt_dmem.errors import Delayed, ExtentError, HypervisorError, LedgerError
 from virt_dmem.host import processes
 from virt_dmem.host.dirfd import shown
+from virt_dmem.host.kernel import uptime
+from virt_dmem.hypervisor import dead_monitors
 from virt_dmem.hypervisor import processes as qemu_processes
 from virt_dmem.hypervisor.paths import dangling_links, remove_dangling
 from virt_dmem.pools import extent_files, segment_files
@@ -38,13 +41,17 @@ from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.stuck_threads import each
 from virt_dmem.units import format_size
 
-__all__ = ["ReconcileContext", "from_host", "from_libvirt"]
+__all__ = ["ReconcileContext", "doubtful", "from_host", "from_libvirt", "item_of", "with_libvirt"]
 
 log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 60.0
 _MOST_NAMED = 20
 """Of removed links: thousands, planted on purpose, must not fill the log."""
+_DOUBT_SECONDS = 5.0
+"""A domain that is in a phase of its start for longer may never leave it, but may as well take that long."""
+_SILENCE_SECONDS = 60.0
+"""libvirt answers nothing about a domain while it starts QEMU, or a hook of anyone runs: seconds, rarely more."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ async def from_host(context: ReconcileContext) -> list[str]:
     context.extents.reclaim.forget_enlarged(held)
     with context.attempts.trying("links in libvirt's directories"):
         actions += await _remove_dangling_links(context)
+    with context.attempts.trying("monitors of domains that have ended"):
+        actions += await _remove_dead_monitors(context)
     if not context.dry_run:
         with context.attempts.trying("quarantined extents"):
             actions += [
@@ -97,18 +106,42 @@ def _report_damaged_records(context: ReconcileContext) -> None:
 
 
 async def _free_interrupted(context: ReconcileContext) -> list[str]:
-    actions = []
-    for reservation in context.ledger.interrupted(context.boot_id):
+    async def free(reservation: Reservation) -> list[str]:
         if context.extents.is_locked(reservation.uuid):  # a start that goes on
-            continue
-        with context.attempts.trying(f"domain {reservation.uuid}"):
-            if not context.dry_run:
-                await context.extents.release_abandoned(reservation)
-            actions.append(
-                f"free {format_size(reservation.size_bytes)} of {reservation.name}:"
-                f" interrupted while {reservation.phase.value}"
-            )
+            return []
+        return await _free(context, reservation, f"interrupted while {reservation.phase.value}")
+
+    interrupted = {held.uuid: held for held in context.ledger.interrupted(context.boot_id)}
+    return await _each_domain(context, interrupted, lambda uuid: free(interrupted[uuid]))
+
+
+async def _free(context: ReconcileContext, reservation: Reservation, why: str) -> list[str]:
+    if not context.dry_run:
+        await context.extents.release_abandoned(reservation)
+    return [f"free {format_size(reservation.size_bytes)} of {reservation.name}: {why}"]
+
+
+async def _each_domain(
+    context: ReconcileContext, uuids: Iterable[str], reconcile: Callable[[str], Awaitable[list[str]]]
+) -> list[str]:
+    """Reconcile each domain by itself; where the ledger cannot be written at all, only the first is tried."""
+    actions: list[str] = []
+    unavailable: LedgerError | None = None
+    for uuid in uuids:
+        with context.attempts.trying(item_of(uuid)):
+            if unavailable:
+                raise unavailable
+            try:
+                actions += await reconcile(uuid)
+            except LedgerError as error:
+                unavailable = error if error.is_unavailable else None
+                raise
     return actions
+
+
+def item_of(uuid: str) -> str:
+    """Return the name of a domain among the items that are tried."""
+    return f"domain {uuid}"
 
 
 async def _remove_dangling_links(context: ReconcileContext) -> list[str]:
@@ -124,6 +157,18 @@ async def _remove_dangling_links(context: ReconcileContext) -> list[str]:
     return [f"remove the link {shown(link)}: its target is gone" for link in links[:_MOST_NAMED]] + more
 
 
+async def _remove_dead_monitors(context: ReconcileContext) -> list[str]:
+    """Remove the monitors' sockets that no QEMU listens on, of domains that hold no memory."""
+    found = await within(dead_monitors.found, "the directory of monitors", seconds=_SWEEP_SECONDS)
+    left = found - context.ledger.phases().keys()
+    if not left:
+        return []
+    remove = partial(dead_monitors.remove_unbound, left, dry_run=context.dry_run)
+    gone = await within(remove, "the sockets of monitors", seconds=_SWEEP_SECONDS)
+    more = [f"remove {len(gone) - _MOST_NAMED} monitors more"] if gone[_MOST_NAMED:] else []
+    return [f"remove the monitor of domain {uuid}: its QEMU is gone" for uuid in gone[:_MOST_NAMED]] + more
+
+
 async def from_libvirt(context: ReconcileContext, active: Collection[str], listed_at: int) -> list[str]:
     """Free the memory of domains that do not run, and reconcile the memory devices of those that do.
 
@@ -132,20 +177,76 @@ async def from_libvirt(context: ReconcileContext, active: Collection[str], liste
     :param active: UUIDs of the domains that libvirt called active.
     :param listed_at: The ledger's sequence number when libvirt was asked; what changed since is left alone.
     """
-    actions = []
-    for reservation in list(context.ledger.reservations()):
-        with context.attempts.trying(f"domain {reservation.uuid}"):
-            if reservation.uuid in active:
-                actions += await context.devices.reconcile_domain(reservation.uuid, dry_run=context.dry_run)
-                continue
-            if reservation.sequence > listed_at or context.extents.is_locked(reservation.uuid):
-                continue
-            if not context.dry_run:
-                await context.extents.release_abandoned(reservation)
-            actions.append(
-                f"free {format_size(reservation.size_bytes)} of {reservation.name}: the domain is not running"
-            )
+    held = {reservation.uuid: reservation for reservation in context.ledger.reservations()}
+    actions = await _each_domain(
+        context, held, lambda uuid: _reconcile_domain(context, held[uuid], listed_at, active=uuid in active)
+    )
+    with context.attempts.trying("monitors of domains that do not run"):
+        actions += await _remove_dead_monitors(context)
     return actions
+
+
+async def _reconcile_domain(
+    context: ReconcileContext, reservation: Reservation, asked_at: int, *, active: bool
+) -> list[str]:
+    """Free the memory of a domain that libvirt does not call active, or reconcile its memory devices.
+
+    :param asked_at: The ledger's sequence number when libvirt was asked; what changed since is left alone.
+    """
+    if active:
+        return await context.devices.reconcile_domain(reservation.uuid, dry_run=context.dry_run)
+    if reservation.sequence > asked_at or context.extents.is_locked(reservation.uuid):
+        return []
+    if reservation.phase in (Phase.PREPARED, Phase.LINKED):  # its QEMU may be about to open the files
+        run_dir = Path(context.config.libvirt.run_dir)
+        find = partial(qemu_processes.find_qemu, run_dir, reservation.name, reservation.uuid)
+        if pid := await within(find, f"QEMU of {reservation.name}", of=reservation.uuid):
+            raise ExtentError(
+                f"QEMU {pid} of domain {reservation.name} is starting, and libvirt does not know it.",
+                hint=f"End that process; {format_size(reservation.size_bytes)} stay reserved until then.",
+            )
+    return await _free(context, reservation, "the domain is not running")
+
+
+def doubtful(context: ReconcileContext, running: Collection[str]) -> set[str]:
+    """Return the domains (UUID) that may have ended, or whose attach has, without that being recorded.
+
+    :param running: Those of which libvirt reported a start, and no end since.
+    """
+    now = uptime()
+    return context.devices.abandoned() | {
+        uuid
+        for uuid, change in context.ledger.phases().items()
+        if (uuid not in running or change.phase is not Phase.RUNNING)
+        and now - change.uptime > _DOUBT_SECONDS
+        and not context.extents.is_locked(uuid)
+    }
+
+
+async def with_libvirt(
+    context: ReconcileContext, uuids: Iterable[str], is_active: Callable[[str], Awaitable[bool | None]]
+) -> list[str]:
+    """Reconcile some domains, asking libvirt about each of them.
+
+    :param is_active: Returns whether libvirt calls a domain active; ``None``: it does not answer.
+    """
+
+    async def ask(uuid: str) -> list[str]:
+        asked_at, change = context.ledger.sequence(), context.ledger.phases().get(uuid)
+        active = await is_active(uuid)
+        reservation = context.ledger.find(uuid)
+        if reservation is None or change is None:
+            return []
+        if active is not None:
+            return await _reconcile_domain(context, reservation, asked_at, active=active)
+        if uptime() - change.uptime > _SILENCE_SECONDS:
+            raise HypervisorError(
+                f"libvirt does not answer whether domain {reservation.name} runs.",
+                hint="A hook or a job of that domain does not end; its memory stays reserved until it does.",
+            )
+        return []
+
+    return await _each_domain(context, uuids, ask)
 
 
 def _forget_earlier_boots(context: ReconcileContext) -> list[str]:

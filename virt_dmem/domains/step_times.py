@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import TimedStep
+from virt_dmem.errors import LedgerError
 
 __all__ = ["StepTimes"]
+
+log = logging.getLogger(__name__)
 
 _LONGEST_HOOK_SECONDS = 3600.0
 """A start time of the hook longer ago than this is not believed."""
@@ -39,7 +43,7 @@ class StepTimes:
                 yield
         finally:
             steps = self._pending.pop(uuid)
-        self._ledger.add_steps(uuid, steps)
+        self._write(uuid, steps)
 
     @contextmanager
     def step(self, uuid: str, name: str) -> Iterator[None]:
@@ -50,4 +54,11 @@ class StepTimes:
         if uuid in self._pending:
             self._pending[uuid].append(took)
         else:
-            self._ledger.add_steps(uuid, [took])
+            self._write(uuid, [took])
+
+    def _write(self, uuid: str, steps: Sequence[TimedStep]) -> None:
+        """Write steps to the ledger; what was done is not undone because this fails."""
+        try:
+            self._ledger.add_steps(uuid, steps)
+        except LedgerError as error:
+            log.warning("domain %s: its times are not recorded: %s", uuid, error)

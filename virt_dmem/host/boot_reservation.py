@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from virt_dmem.errors import PermissionRefused
+from virt_dmem.errors import DmemError, PermissionRefused
 from virt_dmem.host.memory_map import SECTION
 from virt_dmem.host.ranges import Range, common, take, total, whole, without
+from virt_dmem.os_errors import explained
+from virt_dmem.replaced_file import replace_file
 from virt_dmem.units import GIB, KIB, MIB
 
 __all__ = ["GRUB_DROP_IN", "choose", "grub_drop_in", "memmap", "remove_grub", "write_grub"]
@@ -80,15 +81,15 @@ def grub_drop_in(parameters: str) -> str:
 def write_grub(parameters: str, *, root: Path = Path("/")) -> Path:
     """Write virt-dmem's drop-in for GRUB; return its path.
 
-    :raise PermissionRefused: When it cannot be written.
+    GRUB reads ``*.cfg``, so none that is incomplete.
+
+    :raise PermissionRefused: When it may not be written.
+    :raise DmemError: When it cannot be written for another reason.
     """
     path = root / GRUB_DROP_IN.relative_to("/")
-    fresh = path.with_suffix(".new")  # GRUB reads *.cfg
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(grub_drop_in(parameters), "utf-8")
-        fresh.chmod(0o644)
-        fresh.replace(path)
+        replace_file(path, grub_drop_in(parameters).encode(), mode=0o644)
     except OSError as error:
         raise _refused(path, error) from error
     return path
@@ -97,7 +98,8 @@ def write_grub(parameters: str, *, root: Path = Path("/")) -> Path:
 def remove_grub(*, root: Path = Path("/")) -> bool:
     """Remove virt-dmem's drop-in for GRUB; return whether there was one.
 
-    :raise PermissionRefused: When it cannot be removed.
+    :raise PermissionRefused: When it may not be removed.
+    :raise DmemError: When it cannot be removed for another reason.
     """
     path = root / GRUB_DROP_IN.relative_to("/")
     try:
@@ -109,7 +111,8 @@ def remove_grub(*, root: Path = Path("/")) -> bool:
     return True
 
 
-def _refused(path: Path, error: OSError) -> PermissionRefused:
-    return PermissionRefused(
-        f"{path} cannot be changed: {os.strerror(error.errno or 0)}.", hint="Run this as root."
+def _refused(path: Path, error: OSError) -> DmemError:
+    kind = PermissionRefused if isinstance(error, PermissionError) else DmemError
+    return explained(
+        error, path, kind=kind, doing="GRUB's settings cannot be changed", otherwise="Run this as root."
     )

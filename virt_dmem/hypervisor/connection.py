@@ -20,16 +20,17 @@ from typing import Any, Self
 
 import libvirt
 
+from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
+from virt_dmem.domain_xml.traces import Trace, find_trace, request_in
 from virt_dmem.errors import DmemError, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
+from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
 
 __all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 
 log = logging.getLogger(__name__)
 
-DEFINITIONS_DIR = Path("/etc/libvirt/qemu")
-"""Where libvirt stores the definitions of qemu:///system."""
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 _ID = re.compile(r"[0-9]{1,9}")
@@ -47,6 +48,11 @@ class DomainInfo:
     applied: bool
     memory: DomainMemory | None
     """``None`` if it is not applied."""
+    persistent: bool = True
+    trace: Trace = Trace.NONE
+    """What it has of a rewrite, though it does not ask for pool memory; of persistent domains only."""
+    request: bytes = b""
+    """Its request with all that it keeps, to be remembered; of applied persistent domains only."""
 
 
 class Event(enum.Enum):
@@ -186,11 +192,31 @@ class Hypervisor:
             f"libvirt at {self._uri} has no domain {domain!r}.", hint="'virsh list --all' lists the domains."
         )
 
-    def _failed(self, what: str, error: libvirt.libvirtError) -> HypervisorError:
-        return HypervisorError(
-            f"libvirt failed for {what}: {error.get_error_message()}.",
-            hint="Nothing was changed. Fix what libvirt reports, and try again.",
-        )
+    def _failed(
+        self, what: str, error: libvirt.libvirtError, *, otherwise: str = "", shown_by: str = ""
+    ) -> HypervisorError:
+        """Return the error for a call that failed.
+
+        :param otherwise: Of a call that changes something: what is so if libvirt reported the failure itself.
+        :param shown_by: The command that shows whether it did, if the connection broke before libvirt answered.
+        """
+        said = error.get_error_message()
+        if shown_by and self._is_broken(error):
+            return HypervisorError(
+                f"The connection to libvirt broke during a change of {what}: {said}.",
+                hint=f"It cannot be known whether the change was made: {shown_by} shows it. Then try again.",
+            )
+        hint = f"{otherwise} Fix what libvirt reports, and try again.".lstrip()
+        return HypervisorError(f"libvirt failed for {what}: {said}.", hint=hint)
+
+    def _is_broken(self, error: libvirt.libvirtError) -> bool:
+        """Return whether a call failed on its way, so that it may have been carried out."""
+        if error.get_error_domain() == libvirt.VIR_FROM_RPC or error.get_error_code() == libvirt.VIR_ERR_RPC:
+            return True
+        try:
+            return not self._connection.isAlive()
+        except libvirt.libvirtError:
+            return True
 
     def inactive_xml(self, domain: str, *, secure: bool = True) -> bytes:
         """Return a domain's persistent XML, with its passwords if ``secure``."""
@@ -206,12 +232,30 @@ class Hypervisor:
         except libvirt.libvirtError as error:
             raise self._failed(domain, error) from error
 
+    def definition(self, domain: str) -> bytes:
+        """Return a domain's persistent XML, of a transient domain its live XML, both without passwords."""
+        found = self._domain(domain)
+        try:
+            return str(found.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if found.isPersistent() else 0)).encode()
+        except libvirt.libvirtError as error:
+            raise self._failed(domain, error) from error
+
     def is_active(self, domain: str) -> bool:
         """Return whether a domain is running or paused."""
         found = self._domain(domain)
         try:
             return bool(found.isActive())
         except libvirt.libvirtError as error:
+            raise self._failed(domain, error) from error
+
+    def may_run(self, domain: str) -> bool:
+        """Return whether a domain (UUID) is active; false if it does not exist."""
+        found = self._looked_up(domain, lambda: self._connection.lookupByUUIDString(domain))
+        try:
+            return found is not None and bool(found.isActive())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
             raise self._failed(domain, error) from error
 
     def redefine(self, domain: str, transform: Callable[[bytes], bytes], tries: int = 3) -> tuple[bytes, bytes]:
@@ -236,7 +280,12 @@ class Hypervisor:
                     try:
                         self._connection.defineXML(after.decode())
                     except libvirt.libvirtError as error:
-                        raise self._failed(domain, error) from error
+                        raise self._failed(
+                            domain,
+                            error,
+                            otherwise="Its definition was not changed.",
+                            shown_by=f"'virsh dumpxml --inactive {domain}'",
+                        ) from error
             if now != current:
                 before = current = now
                 continue
@@ -291,22 +340,34 @@ class Hypervisor:
 
     def _info(self, domain: Any) -> DomainInfo | None:  # noqa: ANN401
         try:
-            flags = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
-            xml = str(domain.XMLDesc(flags)).encode()
+            persistent = bool(domain.isPersistent())
+            xml = str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if persistent else 0)).encode()
             active = bool(domain.isActive())
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise self._failed(domain.name(), error) from error
         document = DomainDocument(xml)
-        managed, memory = document.is_managed(), None
-        if managed:
-            # a domain that requests pool memory in an invalid way is managed all the same
-            with contextlib.suppress(DmemError):
+        managed, memory, request, trace = document.is_managed(), None, b"", Trace.NONE
+        # a domain that requests pool memory in an invalid way is managed all the same
+        with contextlib.suppress(DmemError):
+            if managed:
+                request = request_in(document.root)  # before its tree is freed
                 memory = document.memory()
-                managed = memory.managed
+            else:
+                trace = find_trace(xml)
         applied = memory is not None and memory.applied
-        return DomainInfo(domain.UUIDString(), domain.name(), active, managed, applied, memory if applied else None)
+        return DomainInfo(
+            uuid=domain.UUIDString(),
+            name=domain.name(),
+            active=active,
+            managed=managed,
+            applied=applied,
+            memory=memory if applied else None,
+            persistent=persistent,
+            trace=trace if persistent else Trace.NONE,
+            request=request if persistent and applied else b"",
+        )
 
     def live_xml(self, domain: str) -> bytes | None:
         """Return the live XML, without passwords, of a domain that has started, else ``None``.
@@ -356,7 +417,7 @@ class Hypervisor:
         try:
             found.attachDeviceFlags(device, flags)
         except libvirt.libvirtError as error:
-            raise self._failed(domain, error) from error
+            raise self._failed(domain, error, shown_by=f"'virt-dmem show {domain}'") from error
 
     def detach(self, domain: str, alias: str, *, persistent: bool) -> None:
         """Ask the guest to hot-unplug a device; ``Event.DEVICE_REMOVED`` follows when it has."""
@@ -365,7 +426,7 @@ class Hypervisor:
         try:
             found.detachDeviceAlias(alias, flags)
         except libvirt.libvirtError as error:
-            raise self._failed(domain, error) from error
+            raise self._failed(domain, error, shown_by=f"'virt-dmem show {domain}'") from error
 
     def update(self, domain: str, device: str) -> None:
         """Change a device (XML) of a running domain, such as the requested size of virtio-mem."""
@@ -373,7 +434,7 @@ class Hypervisor:
         try:
             found.updateDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            raise self._failed(domain, error) from error
+            raise self._failed(domain, error, shown_by=f"'virt-dmem show {domain}'") from error
 
     def subscribe(self, on_event: Callable[[str, Event, str], None], on_closed: Callable[[], None]) -> None:
         """Call back from the event thread: with UUID, event, device alias or ""; when the connection is closed."""
@@ -385,6 +446,10 @@ class Hypervisor:
         def device(_from: object, domain: Any, alias: str, *detail: Any) -> None:  # noqa: ANN401
             on_event(domain.UUIDString(), detail[-1], alias)
 
+        def metadata(_from: object, domain: Any, _kind: int, namespace: str | None, _data: object) -> None:  # noqa: ANN401
+            if namespace == NAMESPACE:  # no other event tells of 'virsh metadata'
+                on_event(domain.UUIDString(), Event.DEFINED, "")
+
         def closed(*_why: object) -> None:
             on_closed()
 
@@ -393,6 +458,7 @@ class Hypervisor:
             self._connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
             register = self._connection.domainEventRegisterAny
             self._callbacks.append(register(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None))
+            self._callbacks.append(register(None, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, metadata, None))
             for kind, event in _DEVICES.items():
                 self._callbacks.append(register(None, kind, device, event))
         except libvirt.libvirtError as error:

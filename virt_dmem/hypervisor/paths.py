@@ -20,11 +20,14 @@ from pathlib import Path
 from virt_dmem.config.schema import LibvirtConfig
 from virt_dmem.errors import ExtentError
 from virt_dmem.host import dirfd
+from virt_dmem.os_errors import remedy
 
 __all__ = ["dangling_links", "domain_directory", "memory_backing_dir", "owner_of", "remove_dangling"]
 
 log = logging.getLogger(__name__)
 
+DEFINITIONS_DIR = Path("/etc/libvirt/qemu")
+"""Where libvirt stores the definitions of qemu:///system, ``NAME.xml`` each."""
 DEFAULT_MEMORY_BACKING_DIR = "/var/lib/libvirt/qemu/ram"
 _SHORT_NAME = 20
 _MOST_DIRECTORIES = 50_000
@@ -85,7 +88,7 @@ def owner_of(directory: Path) -> tuple[int, int]:
     except OSError as error:
         raise ExtentError(
             f"libvirt's directory {dirfd.shown(directory)} cannot be opened: {error.strerror}.",
-            hint="Start the domain again, and check who changes memory_backing_dir.",
+            hint=remedy(error, directory) or "Start the domain again, and check who changes memory_backing_dir.",
         ) from error
     return found.st_uid, found.st_gid
 

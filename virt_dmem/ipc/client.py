@@ -20,6 +20,12 @@ __all__ = ["Client"]
 ANSWER_TIMEOUT_SECONDS = 30.0
 
 _HUNG_UP = "See 'journalctl -u virt-dmemd' for the reason."
+_READING = ("List", "Show", "Filter")
+"""The beginnings of the names of calls that change nothing."""
+_UNKNOWN = (
+    "It cannot be known whether it did what it was asked to: 'virt-dmem list', 'virt-dmem show DOMAIN' and"
+    " 'virt-dmem pool list' show it."
+)
 
 
 class Client:
@@ -47,6 +53,10 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
         self._socket.close()
 
     def _unreachable_by(self, error: OSError) -> DaemonUnreachable:
@@ -97,18 +107,32 @@ class Client:
                 if not reply.get("continues"):
                     return
         except OSError as error:
-            raise self._unreachable_by(error) from error
+            raise _unanswered(method, self._unreachable_by(error)) from error
+        except EOFError as error:
+            raise _unanswered(method, self._unreachable("it closed the connection", _HUNG_UP)) from error
 
     def _message(self) -> bytes:
         chunks = [self._buffer]
         while b"\0" not in chunks[-1]:
             chunks.append(self._socket.recv(65536))
             if not chunks[-1]:
-                raise self._unreachable("it closed the connection", _HUNG_UP)
+                raise EOFError
         message, _, self._buffer = b"".join(chunks).partition(b"\0")
         return message
 
     def _error(self, name: str, parameters: dict[str, Any]) -> Exception:
         if name == f"{INTERFACE}.Failed":
             return error_from_code(parameters["code"], parameters["message"], parameters["hint"])
+        if name == "org.varlink.service.MethodNotFound":
+            return self._unreachable(
+                f"it is of another version, without {parameters.get('method')}",
+                "Restart it with 'systemctl restart virt-dmemd.service'; running guests are not affected.",
+            )
         return self._unreachable(f"it replied {name} {parameters}")
+
+
+def _unanswered(method: str, error: DaemonUnreachable) -> DaemonUnreachable:
+    """Add to the error of a call that was sent, and not answered, what is not known of it."""
+    if method.startswith(_READING):
+        return error
+    return DaemonUnreachable(error.message, hint=f"{error.hint} {_UNKNOWN}")

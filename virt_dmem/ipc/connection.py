@@ -22,6 +22,7 @@ from asyncvarlink.types import FileDescriptorArray, JSONObject
 
 from virt_dmem.errors import DmemError, UsageError
 from virt_dmem.ipc.version import INTERFACE
+from virt_dmem.os_errors import explained
 
 __all__ = ["CALLS_WAITING", "Caller", "Connection", "Failed", "caller", "failed"]
 
@@ -58,7 +59,7 @@ class Failed(TypedVarlinkErrorReply, interface=INTERFACE):
 
 
 class Caller(VarlinkInterfaceServerProtocol):
-    """Send replies that msgspec encodes, and a ``DmemError`` as ``Failed``."""
+    """Send replies that msgspec encodes, and a ``DmemError`` or ``OSError`` as ``Failed``."""
 
     def send_message(
         self, obj: JSONObject, fds: list[int] | None = None, autoclose: bool = True
@@ -69,12 +70,15 @@ class Caller(VarlinkInterfaceServerProtocol):
         return self._transport.send_message(cast("bytes", memoryview(encoded(obj))), fds)
 
     def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
-        """Send a ``DmemError`` as ``Failed``.
+        """Send a ``DmemError`` or ``OSError`` as ``Failed``.
 
         :raise Failed: The reply to send.
         """
         if isinstance(exc, DmemError):
             raise failed(exc)
+        if isinstance(exc, OSError):
+            log.warning("a call failed: %s", exc)
+            raise failed(explained(exc))
         if isinstance(exc, UnicodeEncodeError):
             raise failed(UsageError("The call contains invalid Unicode.", hint="Fix the program that sent it."))
         super().handle_call_exception(exc, oneway)
@@ -88,6 +92,8 @@ class Connection(Caller):
     ) -> None:
         super().__init__(registry)
         self._on_end = on_end
+        self._when_closed: list[Callable[[], object]] | None = []
+        """``None``: it is closed."""
         self._parts: list[bytes] = []
         self._size = 0
         self._waiting = 0
@@ -109,6 +115,13 @@ class Connection(Caller):
                 act()
 
         loop.add_reader(self._watched, look)
+
+    def when_closed(self, act: Callable[[], object]) -> None:
+        """Call ``act`` once the connection is closed, however that happens; at once if it is."""
+        if self._when_closed is None:
+            act()
+        else:
+            self._when_closed.append(act)
 
     def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
         """Process received data: whole calls, or parts of them."""
@@ -174,6 +187,9 @@ class Connection(Caller):
         asyncio.get_running_loop().remove_reader(self._watched)
         self._watched.close()
         self._on_end()
+        acts, self._when_closed = self._when_closed or [], None
+        for act in acts:
+            act()
         super().connection_lost(exc)
 
     def call_received(

@@ -9,7 +9,7 @@ declared.)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from typing import Any, ParamSpec, TypeVar
 
 from asyncvarlink import LastResult, VarlinkInterface, varlinkmethod, varlinksignature
@@ -63,6 +63,12 @@ class Calls:
         self._callers[task] = asyncio.current_task()
         task.add_done_callback(self._callers.pop)
         return task
+
+    def caller(self, when_gone: Callable[[Hashable], Coroutine[Any, Any, None]]) -> Hashable:
+        """Return what identifies the caller; ``when_gone`` of it runs once its connection is closed."""
+        connection = caller.get()
+        connection.when_closed(lambda: self.begin(when_gone(connection)))
+        return connection
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Return the result of the work.

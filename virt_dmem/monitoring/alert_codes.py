@@ -21,6 +21,8 @@ __all__ = [
     "LEDGER_DAMAGED",
     "RECONCILE_FAILED",
     "APPLY_FIGHT",
+    "REQUEST_LOST",
+    "REQUEST_UNFULFILLED",
     "APPLY_PAUSED",
     "EXPLANATIONS",
 ]
@@ -42,6 +44,8 @@ LIBVIRT_SETTINGS_CHANGED = "libvirt-settings-changed"
 LEDGER_DAMAGED = "ledger-damaged"
 RECONCILE_FAILED = "reconcile-failed"
 APPLY_FIGHT = "apply-fight"
+REQUEST_LOST = "request-lost"
+REQUEST_UNFULFILLED = "request-unfulfilled"
 APPLY_PAUSED = "apply-paused"
 
 EXPLANATIONS = {
@@ -134,6 +138,16 @@ EXPLANATIONS = {
     APPLY_FIGHT: (
         "Another tool keeps reverting what virt-dmemd writes into the XML of a domain, so virt-dmemd stopped "
         "rewriting it. The domain does not start until it is applied."
+    ),
+    REQUEST_LOST: (
+        "A domain that was rewritten for memory from a pool was redefined without virt-dmem's metadata, or they "
+        "were removed: its memory would be a file in libvirt's memory_backing_dir, so it does not start. What was "
+        "removed is remembered: 'virt-dmem apply' puts it back, and 'virt-dmem unapply' undoes the rewrite."
+    ),
+    REQUEST_UNFULFILLED: (
+        "A domain is defined with a request for pool memory that cannot be fulfilled as it is: the pool does not "
+        "exist, none can be chosen, or the domain cannot use its memory. The domain does not start. It is tried "
+        "again when the domain or a pool changes, and from time to time."
     ),
     APPLY_PAUSED: (
         "'virt-dmem pause-apply' is in force: domains that are defined with virt-dmem's metadata are not "

@@ -149,7 +149,7 @@ class _State(Collector):
         states: dict[tuple[str, ...], float] = {(pool.name, pool.state): 1 for pool in views}
         yield _gauge(
             "virt_dmem_pool_state",
-            "1 for the state of a pool: creating, mounting, ready, draining or destroying.",
+            "1 for the state of a pool: creating, mounting, ready, resizing, draining or destroying.",
             {("pool", "state"): states},
         )
         pinned: dict[tuple[str, ...], float] = {(pool.name,): pool.pinned_bytes for pool in views}

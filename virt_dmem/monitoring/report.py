@@ -36,6 +36,7 @@ from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.ipc.client import Client
 from virt_dmem.monitoring.checks import suite
 from virt_dmem.monitoring.checks.base import Machine
+from virt_dmem.os_errors import naming
 from virt_dmem.text import printable
 
 __all__ = ["Source", "collect", "reduced", "write"]
@@ -129,13 +130,13 @@ def write(source: Source, path: Path) -> list[str]:
             f"{path.name} does not end with .tar.gz or .tar.xz.", hint="Give the file one of these suffixes."
         )
     at = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # resolved once
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        fd = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=at)
-        with os.fdopen(fd, "w+b") as file:
+        with naming(path.absolute()), os.fdopen(os.open(path.name, flags, 0o600, dir_fd=at), "w+b") as file:
             try:
                 return _pack(source, file, found[1], found[2])
             except BaseException:
-                _remove(path.name, at, os.fstat(fd))  # a partial report looks like a complete one
+                _remove(path.name, at, os.fstat(file.fileno()))  # a partial report looks like a complete one
                 raise
     except FileExistsError as error:
         raise UsageError(f"{path} exists already.", hint="Name a new file with -o.") from error

@@ -27,6 +27,7 @@ from pathlib import Path
 from virt_dmem.errors import ExtentError, NotMapped
 from virt_dmem.host import dirfd
 from virt_dmem.host.processes import mappings
+from virt_dmem.os_errors import remedy
 from virt_dmem.units import format_size
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+_APPLY_AGAIN = "Apply the domain again with 'virt-dmem apply', a transient one with 'virt-dmem rewrite'."
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,8 @@ def link(target: Path, name: Path, *, users: Collection[int] | None = None) -> N
     except OSError as error:
         raise ExtentError(
             f"The link {dirfd.shown(name)} could not be created: {error.strerror}.",
-            hint="libvirt creates that directory before it calls the hook; check memory_backing_dir in qemu.conf.",
+            hint=remedy(error, name)
+            or "libvirt creates that directory before it calls the hook; check memory_backing_dir in qemu.conf.",
         ) from error
 
 
@@ -285,7 +289,7 @@ def remove(path: Path) -> None:
         if error.errno != errno.ENOTEMPTY:
             raise ExtentError(
                 f"The extent {path} could not be removed: {os.strerror(error.errno or 0)}.",
-                hint="Run 'virt-dmem reconcile' once the pool is writable again.",
+                hint=remedy(error, path) or "It is tried again until the pool is writable; see 'virt-dmem alerts'.",
             ) from error
 
 
@@ -325,7 +329,7 @@ def check_mapped(pid: int, expected: Iterable[tuple[str, Path, int]]) -> None:
         if any("s" not in area.perms for area in ours):
             raise NotMapped(
                 f"QEMU {pid} maps memory backend {alias} privately, so the guest's writes are not in {path}.",
-                hint="Apply the domain again with 'virt-dmem apply'.",
+                hint=_APPLY_AGAIN,
             )
         mapped_bytes = 0
         for area in ours:  # one mapping may be split over several lines where its flags differ
@@ -335,5 +339,5 @@ def check_mapped(pid: int, expected: Iterable[tuple[str, Path, int]]) -> None:
             raise NotMapped(
                 f"QEMU {pid} maps {format_size(mapped_bytes)} of the {format_size(size_bytes)} of memory backend"
                 f" {alias} at {path}.",
-                hint="Apply the domain again with 'virt-dmem apply', and look at its <memoryBacking>.",
+                hint=f"{_APPLY_AGAIN} Look at its <memoryBacking>.",
             )

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import PoolError
+from virt_dmem.os_errors import explained
 
 __all__ = ["locked", "unless_locked"]
 
@@ -30,8 +31,12 @@ def locked(config: Config) -> Iterator[None]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise PoolError(
-            f"Pools cannot be changed: {directory}: {os.strerror(error.errno or 0)}.", hint="Run this as root."
+        raise explained(
+            error,
+            directory / _NAME,
+            kind=PoolError,
+            doing="Pools cannot be changed",
+            otherwise="Run this as root.",
         ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -26,6 +26,7 @@ from virt_dmem.errors import (
     UsageError,
 )
 from virt_dmem.host import dirfd, kernel, mounts, processes
+from virt_dmem.os_errors import explained
 from virt_dmem.pool_name import POOL_NAME, POOL_NAME_HINT
 from virt_dmem.pools import ballast, prezeroed_files, record_files
 from virt_dmem.pools.backends import table
@@ -111,7 +112,8 @@ def add(config: Config, kind: Backend[Any], job: Job[Any]) -> None:
             take_down(config, kind, dataclasses.replace(job, report=_silent))
         except PoolError as left:
             if isinstance(error, DmemError):
-                error.hint = f"{error.hint} {left}"
+                again = f"Then run 'virt-dmem pool destroy {job.record.pool}'."
+                error.hint = f"{error.hint} {left}{'' if 'pool destroy' in left.hint else f' {again}'}"
         raise
 
 
@@ -121,9 +123,8 @@ def mount(
     """Provide a recorded pool again: for the boot unit, and after an interruption.
 
     Segments of an earlier boot get their memory and their mount again; of those that are mounted only what the host
-    has lost of them.
-    One that was never finished, or whose destruction was interrupted, is undone. Returns the record of the first
-    segment, ``None`` when none is left.
+    has lost of them. One that was never finished, or whose destruction was interrupted, is undone; an interrupted
+    change in place is finished or undone. Returns the record of the first segment, ``None`` when none is left.
 
     :raise PoolNotFound: When there is no such pool.
     :raise PoolShort: When the host has not enough memory; what was taken is given back, the record is kept.
@@ -134,7 +135,7 @@ def mount(
     with locked(config):
         for record in segments(config, name):
             try:
-                mounted.append(_mount_segment(config, record, report, root))
+                mounted.append(settle(config, record, report, root))
             except DmemError as failure:  # the others may still be mounted
                 failures.append(failure)
     if failures:
@@ -142,15 +143,20 @@ def mount(
     return next(filter(None, mounted), None)
 
 
-def _mount_segment(
-    config: Config, record: PoolRecord, report: ProgressCallback | None, root: Path
-) -> PoolRecord | None:
+def settle(config: Config, record: PoolRecord, report: ProgressCallback | None, root: Path) -> PoolRecord | None:
+    """Provide a segment as recorded; return its record, or ``None`` when it was to go, or never came to be.
+
+    :raise DmemError: As ``mount``.
+    """
     kind = table.backend(record.backend)
     job = job_of(config, record, report, root)
     if record.state in ("creating", "destroying"):
         take_down(config, kind, job)
         return None
+    interrupted = conclude_resize(kind, record, root)
     if record.state == "ready" and kind.mounted(record, root=root):
+        if interrupted:
+            job.save()
         kind.restore(job)
         return record
     record.state = "mounting"
@@ -165,6 +171,17 @@ def _mount_segment(
             kind.release(dataclasses.replace(job, report=_silent))
         raise
     return record
+
+
+def conclude_resize(kind: Backend[Any], record: PoolRecord, root: Path) -> dict[int, int]:
+    """Take an interrupted change in place as done if the mount has its size, else as not begun.
+
+    :return: The bytes by node that it was to lead to; empty: there was none. The record is not saved.
+    """
+    interrupted, record.resizing = record.resizing, {}
+    if interrupted and kind.mounted_bytes(record, root=root) == sum(interrupted.values()):
+        record.nodes = {node: NodeShare(size, size) for node, size in interrupted.items()}
+    return interrupted
 
 
 def destroy(config: Config, name: str, *, report: ProgressCallback | None = None, root: Path = kernel.ROOT) -> None:
@@ -254,9 +271,9 @@ def _require_roots(directory: Path) -> None:
     try:
         dirfd.require_roots(directory)
     except OSError as error:
-        raise PoolError(
-            f"Pools cannot be kept in {directory}: {error.strerror}.",
-            hint="All directories of the path have to belong to root, and be writable by root only.",
+        hint = "All directories of the path have to belong to root, and be writable by root only."
+        raise explained(
+            error, directory, kind=PoolError, doing=f"Pools cannot be kept in {directory}", otherwise=hint
         ) from error
 
 

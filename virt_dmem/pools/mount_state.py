@@ -78,7 +78,7 @@ def _changed(record: PoolRecord, own: Mount) -> Iterator[MountFault]:
     except OSError:  # unmounted in just this moment
         return
     has, took = size.f_blocks * size.f_frsize, record.got_bytes
-    if backend(record.backend).resizes_in_place and has < took:
+    if backend(record.backend).resizes_in_place and has < took and not record.resizing:
         yield MountFault(
             f"was remounted with {format_size(has)} instead of {format_size(took)}",
             f"'mount -o remount,size={took} {path}'",

@@ -44,6 +44,9 @@ class PoolRecord(msgspec.Struct):
     """Struct pages that were freed when the memory was taken."""
     measured: bool = True
     """``saved_bytes`` comes from the kernel's counters; otherwise it is an estimate."""
+    resizing: dict[int, int] = msgspec.field(default_factory=dict)
+    """Bytes by node that a change in place is to lead to, while it is in progress or after it was interrupted; the
+    size of the mount tells how far it came. Unknown to earlier versions, for which the pool has ``nodes``."""
     version: int = 1
 
     @property
@@ -65,6 +68,16 @@ class PoolRecord(msgspec.Struct):
     def wanted_bytes(self) -> int:
         """Intended size, on all nodes."""
         return sum(share.wanted_bytes for share in self.nodes.values())
+
+    @property
+    def target_bytes(self) -> int:
+        """The size that its mount is to have: that of a change in progress, else the intended one."""
+        return sum(self.resizing.values()) if self.resizing else self.wanted_bytes
+
+    @property
+    def shown_state(self) -> str:
+        """Its state as shown: ``resizing`` while a change in place is in progress, or was interrupted."""
+        return "resizing" if self.resizing and self.state == "ready" else self.state
 
     @property
     def got_bytes(self) -> int:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +12,18 @@ import msgspec
 
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import PoolError
+from virt_dmem.os_errors import explained
 from virt_dmem.pool_name import POOL_NAME
 from virt_dmem.pools.backends.table import BACKENDS
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
+from virt_dmem.replaced_file import replace_file, sync_directory
 
 __all__ = ["path_of", "paths", "read", "remove", "write"]
 
 _SIZE_LIMIT = 1 << 63
-_LATER = ("existing", "of_host")
+_UNREADABLE = "A pool record cannot be read"
+_LATER = ("existing", "of_host", "resizing")
 _SEGMENT_NAME = re.compile(rf"{POOL_NAME.pattern}(\+[0-9]{{1,6}})?", re.ASCII)
 
 
@@ -52,7 +54,10 @@ def read(path: Path) -> PoolRecord:
         content = path.read_bytes()
         kind = BACKENDS.get(msgspec.json.decode(content, type=_Head).backend)
         record = msgspec.json.decode(content, type=kind.record if kind else PoolRecord)
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
+        otherwise = _damaged(path, "").hint
+        raise explained(error, path, kind=PoolError, otherwise=otherwise, doing=_UNREADABLE) from error
+    except msgspec.DecodeError as error:
         raise _damaged(path, str(error)) from error
     if fault := _fault(record, path.stem):
         raise _damaged(path, fault)
@@ -60,29 +65,35 @@ def read(path: Path) -> PoolRecord:
 
 
 def write(config: Config, record: PoolRecord) -> None:
-    """Replace a record on disk; after a power cut either the old or the new one is there."""
+    """Replace a record on disk; after a power cut either the old or the new one is there.
+
+    :raise PoolError: When it cannot be written; the old one is there.
+    """
     path = path_of(config, record.name)
-    fresh = path.with_name(f".{record.name}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:  # noqa: PTH123 - a file descriptor
-        file.write(msgspec.json.format(msgspec.json.encode(_flat(record))) + b"\n")
-        file.flush()
-        os.fsync(fd)
-    fresh.replace(path)
-    _sync(path.parent)
+    try:
+        replace_file(path, msgspec.json.format(msgspec.json.encode(_flat(record))) + b"\n")
+    except OSError as error:
+        raise explained(error, path, kind=PoolError, doing="The record of a pool cannot be written") from error
 
 
 def remove(config: Config, segment: str) -> None:
-    """Remove a segment's record from disk; a missing one is fine."""
-    path_of(config, segment).unlink(missing_ok=True)
-    _sync(config.pool_records_dir)
+    """Remove a segment's record from disk; a missing one is fine.
+
+    :raise PoolError: When it cannot be removed.
+    """
+    path = path_of(config, segment)
+    try:
+        path.unlink(missing_ok=True)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise explained(error, path, kind=PoolError, doing="The record of a pool cannot be removed") from error
 
 
 def _flat(record: PoolRecord) -> dict[str, Any]:
     """Return a record's fields, and those of all other backends' records at their defaults.
 
-    Records were always written so; earlier versions read them too. Fields that came later are left out at their
-    defaults.
+    Records were always written so; earlier versions read them too. Fields that came later are left out where they
+    say nothing, and ignored by earlier versions.
     """
     found: dict[str, Any] = msgspec.structs.asdict(record)
     for kind in BACKENDS.values():
@@ -91,14 +102,6 @@ def _flat(record: PoolRecord) -> dict[str, Any]:
                 factory = field.default_factory
                 found[field.name] = field.default if factory is msgspec.NODEFAULT else factory()
     return {name: value for name, value in found.items() if value or name not in _LATER}
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _damaged(path: Path, reason: str) -> PoolError:
@@ -118,10 +121,13 @@ def _fault(record: PoolRecord, stem: str) -> str:
         return f"it is the record of {record.name!r}"
     if page <= 0 or page & (page - 1):
         return f"{page} bytes is not a page size"
-    if not record.nodes or any(
-        not 0 <= size < _SIZE_LIMIT
-        for share in record.nodes.values()
-        for size in (share.wanted_bytes, share.got_bytes)
+    sizes = [size for share in record.nodes.values() for size in (share.wanted_bytes, share.got_bytes)]
+    sizes += record.resizing.values()
+    if (
+        not record.resizing.keys() <= record.nodes.keys()
+        or not sizes
+        or min(sizes) < 0
+        or max(sizes) >= _SIZE_LIMIT
     ):
         return "its sizes are impossible"
     mount = Path(record.mount)

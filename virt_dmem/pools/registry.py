@@ -55,7 +55,13 @@ def segments(config: Config, name: str) -> list[PoolRecord]:
         found = [record_files.read(path) for path in record_files.paths(config, name)]
     if not found:
         raise PoolNotFound(
-            f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' lists the pools."
+            f"There is no pool {name!r} on this host.",
+            hint="'virt-dmem pool list' lists the pools"
+            + (
+                f", and 'virt-dmem pool create {name} --size SIZE' creates it."
+                if POOL_NAME.fullmatch(name)
+                else "."
+            ),
         )
     return sorted(found, key=lambda record: record.number)
 

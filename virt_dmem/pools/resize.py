@@ -3,15 +3,16 @@
 
 Where a mount cannot change its size (``remount,size=`` of hugetlbfs succeeds and does nothing) a pool grows by
 a segment and shrinks by its empty segments: they are removed, or one of them shrinks. Memory of domains is never
-touched. Each step is in a record before it is done; what a kill interrupted is finished by ``manage.mount``, or by
-asking for the same size again.
+touched. Each step is in a record before it is done; what a kill interrupted is finished by asking for the same size
+again, undone by asking for the former one, and settled by ``manage.mount``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,15 +29,18 @@ from virt_dmem.units import format_size
 
 __all__ = ["resize", "SegmentChange", "Daemon"]
 
+_NEVER_WHOLE = ("creating", "destroying")
+"""States of segments of which nothing is kept."""
+
 
 class Daemon(Protocol):
     """The daemon that allocates memory of the pool meanwhile, and has to be asked first."""
 
     def retire(self, segment: str) -> None:
-        """Stop allocating from ``POOL+N``; raises while domains hold memory of it."""
+        """Stop allocating from ``POOL+N`` until the change ends; raises while domains hold memory of it."""
 
-    def reserved(self, pool: str) -> int:
-        """Have the records read again; return the bytes reserved after that."""
+    def limit(self, pool: str, size_bytes: int) -> int:
+        """Let no more than ``size_bytes`` be reserved until the change ends; return the bytes reserved now."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,37 @@ class SegmentChange:
     segment: str
     before: Mapping[int, int]
     after: Mapping[int, int]
+    interrupted: Mapping[int, int] = field(default_factory=dict)
+    """What an earlier change that was interrupted was to lead to; empty: there was none."""
 
     def __str__(self) -> str:
         size, was = format_size(sum(self.after.values())), format_size(sum(self.before.values()))
+        if self.after == self.before:
+            return self._settled(size)
         if not self.before:
             return f"add segment {self.segment} of {size}{_by_node(self.after)}"
         if not self.after:
-            return f"remove segment {self.segment} of {was}"
+            return f"remove segment {self.segment} of {was}{', which was not complete' if self.interrupted else ''}"
         grows = sum(self.after.values()) > sum(self.before.values())
-        return f"{'grow' if grows else 'shrink'} segment {self.segment} to {size}{_by_node(self.after)} from {was}"
+        change = (
+            f"{'grow' if grows else 'shrink'} segment {self.segment} to {size}{_by_node(self.after)} from {was}"
+        )
+        if not self.interrupted:
+            return change
+        if self.interrupted == self.after:
+            return f"{change}, as an interrupted command was to do"
+        return f"{change}, instead of the {self._planned} of an interrupted command"
+
+    def _settled(self, size: str) -> str:
+        if not self.interrupted:
+            return f"give segment {self.segment} its {size} back"
+        if self.interrupted == self.after:
+            return f"finish the interrupted change of segment {self.segment} to {size}"
+        return f"undo the interrupted change of segment {self.segment} to {self._planned}: it keeps {size}"
+
+    @property
+    def _planned(self) -> str:
+        return format_size(sum(self.interrupted.values()))
 
 
 def _by_node(sizes: Mapping[int, int]) -> str:
@@ -83,54 +109,104 @@ def resize(
     """
     with locked(config):
         there = {record.name: record for record in registry.segments(config, name)}
-        for record in there.values():
-            mounted = backend_named(record.backend).mounted(record, root=root)
-            if record.state != "ready" or not mounted:
-                raise PoolError(
-                    f"Segment {record.name} of the pool is {record.state}{'' if mounted else ', and not mounted'}.",
-                    hint=f"Run 'virt-dmem pool mount {name}' first.",
-                )
         first = next(iter(there.values()))
-        changes = _changes(list(there.values()), sizes, root)
+        kind = backend_named(first.backend)
+        _require_usable(name, there.values(), root)
+        changes = (
+            _change_in_place(first, sizes, root)
+            if kind.resizes_in_place
+            else _changes(list(there.values()), sizes, root)
+        )
         if dry_run:
             return changes
-        work = _Work(config, backend_named(first.backend), daemon, report, root)
+        work = _Work(config, kind, daemon, report, root)
         work.restore(there, changes)
         for change in changes:
-            if work.kind.resizes_in_place:
+            if kind.resizes_in_place:
                 work.resize_in_place(first, change)
-            elif change.before:
-                work.shrink(there[change.segment], change)
-            else:
+            elif not change.before:
                 work.grow(first, change)
+            elif change.after == change.before or there[change.segment].state in _NEVER_WHOLE:
+                work.settle(there[change.segment])
+            else:
+                work.shrink(there[change.segment], change)
         work.release_surplus(name)
     return changes
 
 
+def _require_usable(name: str, there: Collection[PoolRecord], root: Path) -> None:
+    """Require that each segment is as recorded, or one that a change left, which can be settled.
+
+    :raise PoolError: When one is not, or the pool never was or is no more.
+    """
+    for record in there:
+        if record.state == "ready" and not backend_named(record.backend).mounted(record, root=root):
+            raise PoolError(
+                f"Segment {record.name} of the pool is not mounted.",
+                hint=f"Run 'virt-dmem pool mount {name}' first.",
+            )
+    if all(record.state in _NEVER_WHOLE for record in there):
+        raise PoolError(
+            f"Pool {name} was not created or not destroyed completely.",
+            hint=f"Run 'virt-dmem pool destroy {name}', which removes what is left of it.",
+        )
+
+
+def _asked(first: PoolRecord, sizes: int | Mapping[int, int], root: Path) -> dict[int, int]:
+    return manage.shares_of(
+        backend_named(first.backend), first.page_size, sizes, root, least=int(isinstance(sizes, int))
+    )
+
+
+def _change_in_place(record: PoolRecord, sizes: int | Mapping[int, int], root: Path) -> list[SegmentChange]:
+    """Return the change that gives a mount its size; ``record`` has no interrupted one any more."""
+    kind = backend_named(record.backend)
+    asked = _asked(record, sizes, root)
+    interrupted = manage.conclude_resize(kind, record, root)
+    now = {node: share.wanted_bytes for node, share in record.nodes.items()}
+    if asked == now and not interrupted and kind.mounted_bytes(record, root=root) == record.wanted_bytes:
+        return []
+    return [SegmentChange(record.name, now, asked, interrupted)]
+
+
 def _changes(there: list[PoolRecord], sizes: int | Mapping[int, int], root: Path) -> list[SegmentChange]:
-    """Return the changes that lead from the existing segments to ``sizes``, those that free memory first."""
+    """Return the changes that lead from the existing segments to ``sizes``, those that free memory first.
+
+    Segments that a command left unfinished are removed if they were never whole, and else finished.
+    """
+    gone = [record for record in there if record.state in _NEVER_WHOLE]
+    there = [record for record in there if record not in gone]
     first = there[0]
-    kind = backend_named(first.backend)
     now: Counter[int] = Counter()
     for record in there:
-        now.update({node: share.wanted_bytes for node, share in record.nodes.items()})
-    asked = manage.shares_of(kind, first.page_size, sizes, root, least=int(isinstance(sizes, int)))
+        now.update(_sizes(record))
+    asked = _asked(first, sizes, root)
     more = {node: size - now[node] for node, size in asked.items() if size > now[node]}
     less: int | dict[int, int] = {node: now[node] - size for node, size in asked.items() if size < now[node]}
     if isinstance(sizes, int):  # the difference is spread, not what stays in place
         more = manage.evenly(max(0, sizes - now.total()), sorted(now), first.page_size)
         less = max(0, now.total() - sizes)
-    if kind.resizes_in_place:
-        return [SegmentChange(first.name, dict(now), asked)] if asked != now else []
-    changes = _without(there, less, root) if less else []
-    if more:
-        number = max(record.number for record in there) + 1
-        changes.append(SegmentChange(str(SegmentId.of(first.pool, number)), {}, more))
-    if not more and len([change for change in changes if not change.after]) == len(there):
+    freed = _without(there, less, root) if less else []
+    if not more and len([change for change in freed if not change.after]) == len(there):
         raise PoolError(
             f"Pool {first.pool} would be empty.", hint=f"Run 'virt-dmem pool destroy {first.pool}' instead."
         )
+    changed = {change.segment for change in freed}
+    changes = [SegmentChange(record.name, _sizes(record), {}, _sizes(record)) for record in gone] + freed
+    changes += [
+        SegmentChange(record.name, size, size, size)
+        for record in there
+        if record.state != "ready" and record.name not in changed
+        for size in [_sizes(record)]
+    ]
+    if more:
+        number = max(record.number for record in there) + 1
+        changes.append(SegmentChange(str(SegmentId.of(first.pool, number)), {}, more))
     return changes
+
+
+def _sizes(record: PoolRecord) -> dict[int, int]:
+    return {node: share.wanted_bytes for node, share in record.nodes.items()}
 
 
 def _without(there: list[PoolRecord], less: int | dict[int, int], root: Path) -> list[SegmentChange]:
@@ -140,7 +216,7 @@ def _without(there: list[PoolRecord], less: int | dict[int, int], root: Path) ->
     left: Counter[int] = Counter() if isinstance(less, int) else Counter(less)
     empty = [record for record in there if not manage.files_in(record, root)]
     for record in reversed(empty):
-        before = {node: share.wanted_bytes for node, share in record.nodes.items()}
+        before = _sizes(record)
         if isinstance(less, int):
             takes = _evenly_from(before, wanted, record.page_size)
         else:
@@ -197,6 +273,8 @@ class _Work:
         """
         after = {change.segment: change.after for change in changes}
         for name, record in there.items():
+            if record.state != "ready":
+                continue
             job = self.job(record)
             try:
                 self.kind.restore(job)
@@ -212,7 +290,8 @@ class _Work:
         """Remove an empty segment, or give it less."""
         self.daemon.retire(f"{record.pool}+{record.number}")
         manage.refuse_if_used(record, self.root)
-        kind, job = self.kind, self.job(record)
+        kind, job, state = self.kind, self.job(record), record.state
+        mounted = kind.mounted_bytes(record, root=self.root)
         if not change.after:
             manage.take_down(self.config, kind, job)
             return
@@ -222,11 +301,11 @@ class _Work:
         job.save()
         try:
             manage.provide(kind, job)
-        except DmemError:
-            if kind.mounted(record, root=self.root):  # it came into use meanwhile: restore it
+        except BaseException:  # also Ctrl-C
+            if kind.mounted_bytes(record, root=self.root) == mounted:  # it came into use meanwhile: restore it
                 for node, share in record.nodes.items():
                     share.wanted_bytes = change.before[node]
-                record.state = "ready"
+                record.state = state
                 job.save()
             raise
 
@@ -263,29 +342,58 @@ class _Work:
         )
         manage.add(self.config, self.kind, self.job(record))
 
+    def settle(self, record: PoolRecord) -> None:
+        """Finish a segment that a command left unfinished, or remove it."""
+        self.daemon.retire(f"{record.pool}+{record.number}")
+        manage.settle(self.config, record, self.report, self.root)
+
     def resize_in_place(self, record: PoolRecord, change: SegmentChange) -> None:
-        """Change the size of a mount; a smaller one is recorded first, so that all later reservations fit."""
+        """Change the size of a mount: recorded as intended, agreed with virt-dmemd, done, recorded as done.
+
+        So the recorded size is never less than what domains hold, wherever this is interrupted.
+        """
         kind, job = self.kind, self.job(record)
-        (node,) = record.nodes
-        before, after = change.before[node], change.after[node]
-        record.nodes[node] = NodeShare(after, min(before, after))
+        mounted = kind.mounted_bytes(record, root=self.root)
+        (node,), (size,) = record.nodes, change.after.values()
+        if record.state != "ready":  # its mount failed, so nothing of it is in use
+            record.nodes = {node: NodeShare(size)}
+            self.settle(record)
+            return
+        if mounted == size:  # an interrupted change had come so far, or not begun
+            record.nodes = {node: NodeShare(size, size)}
+            job.save()
+            return
+        record.resizing = {node: size}
+        if size > record.wanted_bytes:
+            kind.check(job)
+        job.save()
         try:
-            if after > before:
-                kind.check(job)
-            job.save()
-            held = max(
-                self.daemon.reserved(record.pool),
-                sum(path.lstat().st_size for path in manage.files_in(record, self.root)),
-            )
-            if held > after:
-                raise PoolBusy(
-                    f"Pool {record.pool} of {format_size(before)} cannot shrink to {format_size(after)}: domains"
-                    f" hold {format_size(held)} of it.",
-                    hint=f"Shut some of these domains down first, or ask for {format_size(held)} or more.",
-                )
+            self._require_room(record, size)
             kind.remount(job)
-        except DmemError:
-            record.nodes[node] = NodeShare(before, before)
-            job.save()
+            self._require_room(record, size)  # a virt-dmemd that was started meanwhile knew no limit
+        except BaseException:  # also Ctrl-C
+            with suppress(DmemError):  # else the record still says what was intended
+                if kind.mounted_bytes(record, root=self.root) != mounted:
+                    record.resizing = {node: mounted}
+                    kind.remount(job)
+                record.resizing = {}
+                job.save()
             raise
+        record.nodes, record.resizing = {node: NodeShare(size)}, {}
         kind.acquire(job)
+
+    def _require_room(self, record: PoolRecord, size: int) -> None:
+        """Require that what domains hold now fits into ``size``, and what they are given later will.
+
+        :raise PoolBusy: When it does not.
+        """
+        held = max(
+            self.daemon.limit(record.pool, size),
+            sum(path.lstat().st_size for path in manage.files_in(record, self.root)),
+        )
+        if held > size:
+            raise PoolBusy(
+                f"Pool {record.pool} of {format_size(record.wanted_bytes)} cannot shrink to {format_size(size)}:"
+                f" domains hold {format_size(held)} of it.",
+                hint=f"Shut some of these domains down first, or ask for {format_size(held)} or more.",
+            )

@@ -129,9 +129,11 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("shell", "status", "complaint"),
     [
-        ("$0 -m virt_dmem.cli.main explain pool >/dev/full", 1, "No space left on device"),
+        ("$0 -m virt_dmem.cli.main explain pool >/dev/full", 1, "No space left on device: /dev/full."),
+        ("$0 -m virt_dmem.cli.main explain pool >/dev/full", 1, "Free space there"),
         ("$0 -m virt_dmem.cli.main explain pool >&-", 0, ""),
         ("$0 -m virt_dmem.cli.main rewrite <&-", 1, "empty"),
+        ("$0 -m virt_dmem.cli.main rewrite </proc/self/mem", 1, "Input/output error: /proc/"),
         ("$0 -m virt_dmem.cli.main explain nonsense 2>&-", 2, ""),
     ],
 )

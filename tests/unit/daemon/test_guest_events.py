@@ -11,7 +11,11 @@ import pytest
 from tests.rig.plans import PAGE, make_plan, paths_of
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.daemon import guest_events as module
+from virt_dmem.daemon.reconciler import Reconciler
 from virt_dmem.daemon.wiring import Components, build
+from virt_dmem.errors import LedgerError
+from virt_dmem.hypervisor.connection import Event
+from virt_dmem.monitoring.alert_codes import POOL_SHORT, RECONCILE_FAILED
 from virt_dmem.rate_limit import BURST
 
 CAPACITY = {("fast", node): 1000 * PAGE for node in range(2)}
@@ -83,3 +87,52 @@ def test_a_storm_of_resumes_is_logged_seldom(parts: Components, caplog: pytest.L
     asyncio.run(story())
     assert len(caplog.records) == BURST
     assert parts.alerts.changed.is_set()
+
+
+def test_what_the_ledger_could_not_take_is_recorded_when_it_can(
+    parts: Components, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object) -> None:
+        raise LedgerError("disk full", hint="")
+
+    uuid = uuid_of(parts)
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.ledger, "add_failure", full)
+        patch.setattr(parts.device_reconciler, "reconcile_domain", full)
+        asyncio.run(
+            parts.guest_events.qemu_event(uuid, "MEMORY_FAILURE", {"recipient": "guest", "action": "inject"})
+        )
+        asyncio.run(parts.guest_events.device_event(uuid, Event.DEVICE_REMOVED, "ram-node1"))
+        parts.guest_events.record_failures()
+    assert parts.ledger.failures() == []
+    assert parts.reconciler.doubts == {uuid}
+    parts.guest_events.record_failures()
+    assert [failure.what for failure in parts.ledger.failures()] == ["guest inject"] * 2
+
+
+def test_a_domain_in_doubt_is_tried_until_it_is_reconciled_and_the_others_in_turn(
+    parts: Components, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid, broken = uuid_of(parts), True
+
+    async def reconcile_domain(_uuid: str, **_more: object) -> list[str]:
+        if broken:
+            raise LedgerError("disk full", hint="")
+        return ["done"]
+
+    async def runs(_self: Reconciler, _uuid: str) -> bool:
+        return True
+
+    monkeypatch.setattr(parts.device_reconciler, "reconcile_domain", reconcile_domain)
+    monkeypatch.setattr(Reconciler, "_is_active", runs)
+    parts.reconciler.doubt(uuid)
+    assert asyncio.run(parts.reconciler.doubtful_stage()) == [], "libvirt is not there"
+    parts.alerts.connected = True
+    for _ in range(2):
+        assert asyncio.run(parts.reconciler.doubtful_stage()) == []
+        assert [alert.code for alert in parts.alerts.refresh()] == [POOL_SHORT, RECONCILE_FAILED]
+    broken = False
+    assert asyncio.run(parts.reconciler.doubtful_stage()) == ["done"]
+    assert asyncio.run(parts.reconciler.doubtful_stage()) == []
+    assert [alert.code for alert in parts.alerts.refresh()] == [POOL_SHORT]
+    assert parts.reconciler.tried == {}

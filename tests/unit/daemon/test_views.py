@@ -47,6 +47,8 @@ class FakeCaller:
     def when_gone(self, act: object) -> None:
         """Do nothing."""
 
+    when_closed = when_gone
+
 
 def test_a_domain_is_listed_without_steps_and_shown_with_them(
     parts: Components, interface: views.ControlInterface

@@ -75,7 +75,11 @@ def test_a_device_that_libvirt_attached_after_its_command_ended_is_kept(
     async def story() -> None:
         parts, reconciler, extent = await running(tmp_path, ExtentState.ATTACHING)
         answering(parts, monkeypatch, device("dimm", f"<alias name='{ALIAS}'/>"))
+        with parts.operations.working_on(extent):
+            assert reconciler.abandoned() == set()
+        assert reconciler.abandoned() == {UUID}
         (action,) = await reconciler.reconcile_domain(UUID)
+        assert reconciler.abandoned() == set()
         assert action.startswith("keep 2 MiB of vm, ua-dmem0")
         assert parts.operations.current(extent).state is ExtentState.POPULATED  # type: ignore[union-attr]
         assert await reconciler.reconcile_domain(UUID) == []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tempfile
@@ -68,3 +69,39 @@ def test_one_that_listens_and_is_silent_is_to_be_restarted(tmp_path: Path, monke
         with pytest.raises(DaemonUnreachable, match=r"timed out after 0\.1 s") as error, Client("sock") as daemon:
             daemon.call("ListPools")
     assert "systemctl restart virt-dmemd.service" in error.value.hint
+
+
+@pytest.mark.parametrize("method", ["Attach", "RetirePool", "ListPools", "ShowDomain"])
+def test_of_a_call_that_was_not_answered_it_says_that_it_may_have_been_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("sock")
+        listener.listen()
+        with Client("sock") as daemon:
+            caller, _ = listener.accept()
+            caller.close()
+            with pytest.raises(DaemonUnreachable, match="closed the connection") as error:
+                daemon.call(method)
+    assert "journalctl" in error.value.hint
+    assert ("cannot be known" in error.value.hint) == (method in ("Attach", "RetirePool"))
+
+
+def test_a_daemon_that_does_not_know_a_call_is_to_be_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("sock")
+        listener.listen()
+        with Client("sock") as daemon:
+            caller, _ = listener.accept()
+            with caller:
+                error = "org.varlink.service.MethodNotFound"
+                caller.sendall(
+                    json.dumps({"error": error, "parameters": {"method": "x.LimitPool"}}).encode() + b"\0"
+                )
+                with pytest.raises(DaemonUnreachable, match=r"another version, without x\.LimitPool") as caught:
+                    daemon.call("LimitPool")
+    assert "systemctl restart virt-dmemd.service" in caught.value.hint

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import threading
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from tests.unit.ipc.conftest import INTERFACE, LIST, MIB, Daemon, send
 from virt_dmem.daemon.views import ControlInterface
 from virt_dmem.ipc.client import Client
-from virt_dmem.ipc.connection import CALLS_WAITING, ROOT_MESSAGE_BYTES
+from virt_dmem.ipc.connection import CALLS_WAITING, ROOT_MESSAGE_BYTES, Caller, Failed
 
 METHODS = sorted(name for name in vars(ControlInterface) if name[0].isupper())
 
@@ -195,3 +198,12 @@ def test_file_descriptors_that_are_passed_are_closed(daemon: Daemon) -> None:
             return
         time.sleep(0.1)
     assert daemon.open_files() <= before + 2
+
+
+def test_a_system_call_that_failed_is_told_to_the_caller_with_the_file_and_the_remedy() -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/b")
+    with pytest.raises(Failed) as caught:
+        Caller.__new__(Caller).handle_call_exception(error, oneway=False)
+    sent = msgspec.to_builtins(caught.value.parameters, enc_hook=vars)
+    assert (sent["code"], sent["message"]) == ("failed", "No space left on device: /a/b.")
+    assert "Free space there" in sent["hint"]

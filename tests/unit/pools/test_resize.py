@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -18,11 +20,12 @@ from tests.rig.real_pools import HUGE, HVO, MIB, SIZE, kill_at, killed, real_con
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolBusy, PoolError, PoolNotFound, PoolShort, UsageError
 from virt_dmem.host import kernel, mounts
-from virt_dmem.pools import manage, registry, resize
+from virt_dmem.pools import manage, record_files, registry, resize
 from virt_dmem.pools.backends.hugetlbfs import Hugetlbfs
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.resize import SegmentChange
 from virt_dmem.pools.savings import savings
+from virt_dmem.units import format_size
 
 
 class NoDaemon:
@@ -30,8 +33,25 @@ class NoDaemon:
 
     def retire(self, segment: str) -> None: ...
 
-    def reserved(self, pool: str) -> int:
+    def limit(self, pool: str, size_bytes: int) -> int:
         return 0
+
+
+class Dies(NoDaemon):
+    """A daemon that is asked ``calls`` times; then something happens to the command."""
+
+    def __init__(self, calls: int, end: Callable[[], object]) -> None:
+        self.calls, self.end = calls, end
+
+    def limit(self, pool: str, size_bytes: int) -> int:
+        self.calls -= 1
+        if self.calls == 0:
+            self.end()
+        return 0
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Holds(NoDaemon):
@@ -44,7 +64,7 @@ class Holds(NoDaemon):
     def retire(self, segment: str) -> None:
         self.retired.append(segment)
 
-    def reserved(self, pool: str) -> int:
+    def limit(self, pool: str, size_bytes: int) -> int:
         return self.held_bytes
 
 
@@ -355,3 +375,161 @@ def test_a_tmpfs_pool_changes_its_size_in_place_and_never_below_what_is_held(con
         to(config, kernel.memory().total_bytes // MIB * MIB)
     assert capacity(config) == {"p": 10 * MIB}
     manage.destroy(config, "p")
+
+
+@pytest.mark.parametrize(("calls", "begun"), [(1, False), (2, True)])
+@pytest.mark.parametrize("becomes", [10 * MIB, 64 * MIB])
+@in_own_mount_namespace
+def test_a_change_in_place_that_was_killed_is_finished_or_undone_by_the_same_command(
+    config: Config, calls: int, begun: bool, becomes: int
+) -> None:
+    manage.create(config, "p", sizes=32 * MIB, backend="tmpfs")
+    fill(config, "p", 8 * MIB)
+
+    def killed_resize() -> None:
+        killed(lambda: to(config, becomes, Dies(calls, kill)))
+        assert sum(capacity(config).values()) == min(becomes, 32 * MIB) if begun else 32 * MIB
+        assert registry.find(config, "p").shown_state == "resizing"
+
+    killed_resize()
+    (finished,) = to(config, becomes)
+    size = format_size(becomes)
+    if begun:
+        assert str(finished) == f"finish the interrupted change of segment p to {size}"
+    else:
+        assert f" segment p to {size} from 32 MiB, as an interrupted command was to do" in str(finished)
+    assert capacity(config) == {"p": becomes}
+    assert registry.find(config, "p").shown_state == "ready"
+    assert to(config, becomes) == []
+
+    to(config, 32 * MIB)
+    killed_resize()
+    (undone,) = to(config, 32 * MIB)
+    assert begun or str(undone) == f"undo the interrupted change of segment p to {size}: it keeps 32 MiB"
+    assert capacity(config) == {"p": 32 * MIB}
+
+    killed_resize()
+    (instead,) = to(config, 16 * MIB)
+    assert f"instead of the {size} of an interrupted command" in str(instead)
+    assert capacity(config) == {"p": 16 * MIB}
+    (config.pools_dir / "p/libvirt-1/ram").unlink()
+    manage.destroy(config, "p")
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@in_own_mount_namespace
+def test_a_change_in_place_that_was_killed_is_settled_by_a_mount_and_by_a_reboot(
+    config: Config, calls: int
+) -> None:
+    manage.create(config, "p", sizes=32 * MIB, backend="tmpfs")
+    for mounted in (True, False):
+        killed(lambda: to(config, 8 * MIB, Dies(calls, kill)))
+        if not mounted:
+            reboot(config, "p")
+        assert manage.mount(config, "p") is not None
+        record = registry.find(config, "p")
+        assert (record.resizing, record.state) == ({}, "ready")
+        assert capacity(config) == {"p": record.wanted_bytes}
+        assert record.wanted_bytes == (8 * MIB if mounted and calls == 2 else 32 * MIB)
+        to(config, 32 * MIB)
+    manage.destroy(config, "p")
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@in_own_mount_namespace
+def test_a_change_in_place_that_is_interrupted_leaves_the_pool_as_it_was(config: Config, calls: int) -> None:
+    made = manage.create(config, "p", sizes=32 * MIB, backend="tmpfs")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to(config, 8 * MIB, Dies(calls, interrupt))
+    assert registry.records(config) == [made]
+    assert capacity(config) == {"p": 32 * MIB}
+    with pytest.raises(PoolBusy, match="domains hold 10 MiB"):
+        to(config, 8 * MIB, Holds(10 * MIB))
+    assert registry.records(config) == [made]
+    manage.destroy(config, "p")
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+@in_own_mount_namespace
+def test_a_change_in_place_on_a_full_disk_never_records_less_than_is_mounted(
+    config: Config, saves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manage.create(config, "p", sizes=32 * MIB, backend="tmpfs")
+    write, left = record_files.write, [saves]
+
+    def full(config: Config, record: PoolRecord) -> None:
+        left[0] -= 1
+        if left[0] <= 0:
+            raise PoolError("full", hint="")
+        write(config, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record_files, "write", full)
+        with pytest.raises(PoolError, match="full"):
+            to(config, 8 * MIB)
+    record = registry.find(config, "p")
+    assert record.wanted_bytes == 32 * MIB
+    assert capacity(config) == {"p": 32 * MIB if saves == 1 else 8 * MIB}
+    assert bool(record.resizing) == (saves == 2)
+    to(config, 8 * MIB)
+    assert capacity(config) == {"p": 8 * MIB}
+    assert registry.find(config, "p").resizing == {}
+    manage.destroy(config, "p")
+
+
+@in_own_mount_namespace
+def test_a_pool_that_lost_its_size_in_an_earlier_version_has_it_again(config: Config) -> None:
+    """Record less than is mounted, as an earlier version did when it was killed."""
+    made = manage.create(config, "p", sizes=32 * MIB, backend="tmpfs")
+    fill(config, "p", 24 * MIB)
+    made.nodes = {-1: NodeShare(8 * MIB, 8 * MIB)}
+    record_files.write(config, made)
+    with pytest.raises(PoolBusy, match="domains hold 24 MiB"):
+        to(config, 16 * MIB)
+    assert os.statvfs(made.mount).f_blocks * 4096 == 32 * MIB
+    to(config, 32 * MIB)
+    assert capacity(config) == {"p": 32 * MIB}
+    (config.pools_dir / "p/libvirt-1/ram").unlink()
+    manage.destroy(config, "p")
+
+
+@in_own_mount_namespace
+def test_an_earlier_version_reads_the_record_of_an_interrupted_change_in_place(config: Config) -> None:
+    class Earlier(msgspec.Struct):
+        name: str
+        backend: str
+        page_size: int
+        mount: str
+        nodes: dict[int, NodeShare]
+        state: Literal["creating", "mounting", "ready", "destroying"]
+
+    manage.create(config, "p", sizes=32 * MIB, backend="tmpfs")
+    killed(lambda: to(config, 8 * MIB, Dies(2, kill)))
+    read = msgspec.json.decode(record_files.path_of(config, "p").read_bytes(), type=Earlier)
+    assert (read.state, read.nodes) == ("ready", {-1: NodeShare(32 * MIB, 32 * MIB)})
+    manage.destroy(config, "p")
+
+
+@pytest.mark.needs_hugepages
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("pages", [26, 6, 18])
+@in_own_mount_namespace
+def test_a_killed_resize_is_finished_by_asking_again_and_undone_by_asking_for_the_former_size(
+    config: Config, at: int, pages: int
+) -> None:
+    before = taken()
+    manage.create(config, "p", sizes=SIZE)
+    to(config, 20 * HUGE)
+    for then in (pages, 20):
+        killed_or_done(config, pages * HUGE, at)
+        to(config, then * HUGE)
+        assert sum(capacity(config).values()) == then * HUGE
+        assert taken() == before + then
+        assert {record.state for record in registry.records(config)} == {"ready"}
+        to(config, 20 * HUGE)
+    manage.destroy(config, "p")
+    assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])

@@ -158,10 +158,13 @@ class PrezeroCache:
         now: Counter[str] = Counter()
         target_bytes: Counter[str] = Counter()
         counted = set()
+        usable = self._inventory.usable()
         for target in self.targets():
+            if target.extent.segment not in usable:  # removed since they were forecast
+                continue
             target_bytes[target.extent.segment.pool] += target.extent.size_bytes
             counted.add(self.find(target))
-        for segment in self._inventory.usable():
+        for segment in usable:
             for extent in self.of(segment).extents():
                 now[segment.pool] += extent.zeroed_bytes
                 target_bytes[segment.pool] += extent.target_bytes if extent not in counted else 0

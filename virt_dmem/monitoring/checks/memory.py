@@ -34,14 +34,15 @@ def pools_mounted(machine: Machine) -> Result:
     for failure in damaged.values():
         return failed(failure.message, failure.hint)
     if not recorded:
-        return warned("There is no pool yet.", "Create one: virt-dmem pool create NAME --size SIZE")
+        name = machine.config.default_pool or "NAME"
+        return warned("There is no pool yet.", f"Create one: virt-dmem pool create {name} --size SIZE")
     wrong, commands = [], dict[str, None]()
     capacities = registry.capacities(recorded, root=machine.root)
     for pool, by_node in zip(recorded, capacities, strict=True):
         has = sum(by_node.values())
-        if pool.state != "ready" or has < pool.wanted_bytes:
+        if pool.shown_state != "ready" or has < pool.wanted_bytes:
             has_of = f"{format_size(has)} of {format_size(pool.wanted_bytes)}"
-            wrong.append(f"{pool.name} is {pool.state} and has {has_of}")
+            wrong.append(f"{pool.name} is {pool.shown_state} and has {has_of}")
             verb = "destroy" if pool.state == "destroying" else "mount"
             commands[f"'virt-dmem pool {verb} {pool.pool}'"] = None
     if wrong:

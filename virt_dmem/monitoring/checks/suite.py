@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from virt_dmem.errors import DmemError
 from virt_dmem.monitoring.checks import confinement, daemon, hooks, host, libvirt, memory
 from virt_dmem.monitoring.checks.base import Check, Machine
+from virt_dmem.os_errors import explained
 from virt_dmem.pools.backends.checks import Result, failed, warned
 
 __all__ = ["CHECKS", "run"]
@@ -46,7 +47,8 @@ def run(machine: Machine) -> Iterator[tuple[Check, Result]]:
             result = check.run(machine)
         except OSError as error:
             hint = "Run the check as root." if os.geteuid() else "Find out why it cannot be read."
-            result = warned(f"{error.filename}: {error.strerror}.", hint)
+            failure = explained(error, otherwise=hint)
+            result = warned(failure.message, failure.hint)
         except DmemError as error:
             result = failed(error.message, error.hint)
         yield check, result

@@ -211,7 +211,7 @@ class Backend(ABC, Generic[Record]):
         self._mount(job, "nosuid,nodev,noexec,mode=0711,uid=0,gid=0")
 
     def remount(self, job: Job[Record]) -> None:
-        """Give a mounted pool the size that its record wants, where it ``resizes_in_place``.
+        """Give a mounted pool its record's ``target_bytes``, where it ``resizes_in_place``.
 
         :raise PoolError: When the kernel rejects it, as it does for any size below what is in use.
         """
@@ -240,6 +240,13 @@ class Backend(ABC, Generic[Record]):
         found = mounts.mount_at(Path(record.mount), root=root)
         return found if found and found.fstype == self.fstype else None
 
+    def mounted_bytes(self, record: Record, *, root: Path = kernel.ROOT) -> int:
+        """Return the size of the pool's mount; 0 when it is not there."""
+        if not self.mounted(record, root=root):
+            return 0
+        found = os.statvfs(record.mount)
+        return found.f_blocks * found.f_frsize
+
     def unmount(self, record: Record) -> None:
         """Unmount the pool; a process that is just exiting may keep it busy for a moment, in its mount namespace.
 
@@ -267,10 +274,7 @@ class Backend(ABC, Generic[Record]):
 
     def capacity(self, record: Record, *, root: Path = kernel.ROOT) -> dict[int, int]:
         """Return the bytes that the segment provides now, by node: the recorded or the mounted ones, if less."""
-        left = 0
-        if self.mounted(record, root=root):
-            found = os.statvfs(record.mount)
-            left = found.f_blocks * found.f_frsize
+        left = self.mounted_bytes(record, root=root)
         capacity = {}
         for node, share in sorted(record.nodes.items()):
             capacity[node] = min(share.got_bytes, left)

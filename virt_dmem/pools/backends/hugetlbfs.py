@@ -8,13 +8,13 @@ so does a page whose struct pages cannot be reallocated for lack of memory.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from virt_dmem.errors import PoolError, PoolShort, UsageError
+from virt_dmem.errors import DmemError, PoolError, PoolShort, UsageError
 from virt_dmem.host import huge_pages, hvo_bug, kernel, numa
+from virt_dmem.os_errors import explained
 from virt_dmem.pools.backends import existing_pages, hugetlbfs_plan, page_counts
 from virt_dmem.pools.backends.base import Backend, Job
 from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed, warned
@@ -352,12 +352,10 @@ def _set(job: Job[HugetlbfsRecord], node: int, pages: int) -> None:
         raise _rejected(job, node, pages, error) from error
 
 
-def _rejected(job: Job[HugetlbfsRecord], node: int, pages: int, error: OSError) -> PoolError:
-    return PoolError(
-        f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}:"
-        f" {os.strerror(error.errno or 0)}.",
-        hint="Pools have to be created by root, outside of containers; dmesg may say more.",
-    )
+def _rejected(job: Job[HugetlbfsRecord], node: int, pages: int, error: OSError) -> DmemError:
+    doing = f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}"
+    hint = "Pools have to be created by root, outside of containers; dmesg may say more."
+    return explained(error, kind=PoolError, doing=doing, otherwise=hint)
 
 
 def _finish_step(job: Job[HugetlbfsRecord]) -> None:
@@ -416,10 +414,9 @@ def _set_hvo(job: Job[HugetlbfsRecord], *, on: bool) -> None:
     try:
         huge_pages.set_hvo(on, root=job.root)
     except OSError as error:
-        raise PoolError(
-            f"HVO could not be switched {'on' if on else 'off'}: {os.strerror(error.errno or 0)}.",
-            hint="Set vm.hugetlb_optimize_vmemmap yourself, or create the pool with --no-hvo.",
-        ) from error
+        doing = f"HVO could not be switched {'on' if on else 'off'}"
+        hint = "Set vm.hugetlb_optimize_vmemmap yourself, or create the pool with --no-hvo."
+        raise explained(error, kind=PoolError, doing=doing, otherwise=hint) from error
 
 
 def _take_existing(job: Job[HugetlbfsRecord]) -> None:

@@ -65,7 +65,7 @@ class Tmpfs(Backend[PoolRecord]):
             self._blocks(record, job.root)[1] for record in job.others if record.backend == self.name
         )
         size, unfilled = self._blocks(job.record, job.root)
-        wanted = job.record.wanted_bytes - (size - unfilled)
+        wanted = job.record.target_bytes - (size - unfilled)
         if wanted > available:
             raise PoolShort(
                 f"Pool {job.record.name} needs {format_size(wanted)}{' more' if size > unfilled else ''}, but the"
@@ -97,5 +97,5 @@ class Tmpfs(Backend[PoolRecord]):
 
         ``huge=within_size`` applies whatever /sys/kernel/mm/transparent_hugepage/shmem_enabled says, except "deny".
         """
-        size = f"size={record.wanted_bytes}"
+        size = f"size={record.target_bytes}"
         return (f"{size},noswap,huge=within_size", f"{size},huge=within_size", f"{size},noswap", size)

@@ -27,7 +27,7 @@ def test_in_a_pool_that_is_to_be_destroyed_no_earlier_target_is_begun(tmp_path: 
         rig.prezero.set_domains([domain(ONE, 8)])
         await rig.prezero.update_targets()
         assert rig.prezero.targets()
-        rig.inventory.retire("p")
+        rig.inventory.retire("p", "somebody")
         await rig.prezero.quiesce()
         await asyncio.wait_for(rig.worker.run(), 60)
 

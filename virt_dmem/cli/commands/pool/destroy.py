@@ -44,12 +44,13 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
     require_root("Destroying a pool")
     registry.find(config, args.name)
-    PoolDaemon(config).retire(args.name)
-    try:
-        with reporting_lost_pages(out), progress(out) as report:
-            manage.destroy(config, args.name, report=report)
-    finally:
-        refresh_pools(config, args.name)
+    with PoolDaemon(config) as daemon:
+        daemon.retire(args.name)
+        try:
+            with reporting_lost_pages(out), progress(out) as report:
+                manage.destroy(config, args.name, report=report)
+        finally:
+            refresh_pools(config, args.name)
     out.text(f"Pool {args.name} destroyed.")
     out.result(pool=args.name)
     return ExitStatus.DONE

@@ -36,7 +36,7 @@ COLUMNS = table(
         "domains it is pre-zeroed for: all, recent or off; kernel where the kernel itself pre-zeroes",
     ),
     size("PINNED", "pinned_bytes", "memory returned by guests that is still pinned; not in capacity"),
-    text("STATE", "state", "creating, mounting, ready, draining or destroying"),
+    text("STATE", "state", "creating, mounting, ready, resizing, draining or destroying"),
     text("MOUNT", "mount", "mount point"),
 )
 

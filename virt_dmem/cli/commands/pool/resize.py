@@ -11,12 +11,20 @@ from virt_dmem.units import format_size
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Annotated
+    from typing import Annotated, Any
+
+    from msgspec import UnsetType
 
     from virt_dmem.cli.json_schema import Pool, says
     from virt_dmem.cli.output import Output
+    from virt_dmem.pools import resize as resizing
 
 __all__ = ["COMMANDS"]
+
+_ABOUT = """\
+Memory that domains hold is never touched. A command that was interrupted is
+finished by repeating it, and undone by asking for the former size. Requires
+root."""
 
 
 class SegmentChange:
@@ -25,6 +33,10 @@ class SegmentChange:
     segment: Annotated[str, says("name of the segment")]
     before: Annotated[dict[str, int], says("bytes by node; empty: it is new")]
     after: Annotated[dict[str, int], says("bytes by node; empty: it is removed")]
+    interrupted: (
+        Annotated[dict[str, int], says("bytes by node that an earlier, interrupted change was to lead to")]
+        | UnsetType
+    )
 
 
 class PoolResizeAnswer:
@@ -43,8 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Grow or shrink a pool; memory that domains hold is never touched."""
-    from dataclasses import asdict
-
     from virt_dmem.cli.pool_changes import PoolDaemon, refresh_pools, reporting_lost_pages
     from virt_dmem.cli.pool_rows import row_of
     from virt_dmem.cli.privilege import require_root
@@ -58,13 +68,12 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     if size is None:
         raise UsageError("The size of the pool is missing.", hint="Give --size SIZE, or --node N=SIZE.")
     require_root("Resizing a pool")
-    try:
-        with reporting_lost_pages(out), progress(out) as report:
-            changes = resize(
-                config, args.name, sizes=size, daemon=PoolDaemon(config), report=report, dry_run=args.dry_run
-            )
-    finally:
-        refresh_pools(config, args.name)
+    with PoolDaemon(config) as daemon:
+        try:
+            with reporting_lost_pages(out), progress(out) as report:
+                changes = resize(config, args.name, sizes=size, daemon=daemon, report=report, dry_run=args.dry_run)
+        finally:
+            refresh_pools(config, args.name)
     for change in changes:
         out.text(f"{'Would ' if args.dry_run else ''}{change}")
     row = row_of(registry.segments(config, args.name))
@@ -72,8 +81,13 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         out.text(f"Pool {args.name} already has this size.")
     elif not args.dry_run:
         out.text(f"Pool {args.name} has {format_size(row['capacity_bytes'])}.")
-    out.result(pool=row, changes=[asdict(change) for change in changes])
+    out.result(pool=row, changes=[_change(change) for change in changes])
     return ExitStatus.DONE
+
+
+def _change(change: resizing.SegmentChange) -> dict[str, Any]:
+    interrupted = {"interrupted": change.interrupted} if change.interrupted else {}
+    return {"segment": change.segment, "before": change.before, "after": change.after, **interrupted}
 
 
 COMMANDS = (
@@ -81,7 +95,7 @@ COMMANDS = (
         "pool resize",
         "grow or shrink a pool while domains run",
         run,
-        about="Memory that domains hold is never touched. Requires root.",
+        about=_ABOUT,
         arguments=add_arguments,
         answer="PoolResizeAnswer",
     ),
