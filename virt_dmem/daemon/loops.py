@@ -17,6 +17,7 @@ from virt_dmem.daemon.systemd import notify, watchdog_seconds
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.deadline import within
 from virt_dmem.errors import DmemError
+from virt_dmem.host import huge_pages, writes
 from virt_dmem.monitoring.metrics import write_textfile
 from virt_dmem.rate_limit import RateLimitedLog
 
@@ -29,6 +30,9 @@ HOUSEKEEPING_SECONDS = 5.0
 HOUSEKEEPING_SHARE = 0.02
 """Limit of the share of time spent in housekeeping, unless a round takes more than 0.2 s: some only wait."""
 HOUSEKEEPING_MOST_SECONDS = 10.0
+WATCH_SECONDS = 1.0
+WATCH_PAUSE_SECONDS = 0.01
+"""Least time between two looks at the host, whoever writes to it however often."""
 SETTLE_SECONDS = 0.1
 """Delay before a change is acted on: domains that start and stop in a row come first."""
 RETRY_REQUESTS_SECONDS = 60.0
@@ -42,6 +46,7 @@ Loop = Callable[[], Coroutine[Any, Any, None]]
 def all_loops(parts: Components) -> list[Loop]:
     """Return the loops of a daemon."""
     of_parts = (
+        host_watch_loop,
         housekeeping_loop,
         doubtful_loop,
         domain_list_loop,
@@ -69,6 +74,21 @@ async def restart_on_error(loop: Loop) -> None:
 
 def _traceback(error: Exception) -> str:
     return "".join(traceback.format_exception(error))
+
+
+async def host_watch_loop(parts: Components) -> None:
+    """Compare the host with its records every second, and at once when somebody sets its number of huge pages.
+
+    A guest that gives memory back may need it again before the second is over.
+    """
+    with writes.heard(huge_pages.number_files()) as written:
+        while True:
+            written.clear()
+            await parts.host_watch.look()
+            await asyncio.sleep(WATCH_PAUSE_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await written.wait()
 
 
 async def housekeeping_loop(parts: Components) -> None:

@@ -37,6 +37,7 @@ from virt_dmem.hypervisor.processes import qemu_pid
 from virt_dmem.hypervisor.qmp import Monitors
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
+from virt_dmem.monitoring.watch.host_watch import HostWatch
 
 __all__ = ["Components", "build"]
 
@@ -58,6 +59,7 @@ class Components:
     device_reconciler: DeviceReconciler
     alerts: AlertTracker
     metrics: Metrics
+    host_watch: HostWatch
     reconciler: Reconciler
     guest_events: GuestEvents
     monitors: Monitors
@@ -70,6 +72,11 @@ class Components:
         """Connect to the monitors of all running domains with pool memory."""
         phases = self.ledger.phases().items()
         self.monitors.follow({uuid for uuid, change in phases if change.phase is Phase.RUNNING})
+
+    def note_hotplug(self) -> None:
+        """Look again at the host's processors and memory, which came or went."""
+        self.service.reread_nodes()
+        self.host_watch.note_hotplug()
 
     async def close(self) -> None:
         """Cancel changes of devices that are in progress, and close the ledger."""
@@ -99,6 +106,14 @@ def build(config: Config) -> Components:
     attempts = Attempts()
     alerts = AlertTracker(config, ledger, inventory, extents.reclaim, attempts)
     metrics = Metrics(config, ledger, prezero, alerts)
+    host_watch = HostWatch(
+        config,
+        inventory,
+        attempts,
+        in_use=lambda: bool(ledger.phases()),
+        on_alerts=alerts.set_deviations,
+        on_repair=lambda code: metrics.put_right.labels(code).inc(),
+    )
     reconciler = Reconciler(
         config=config,
         ledger=ledger,
@@ -162,6 +177,7 @@ def build(config: Config) -> Components:
         device_reconciler=device_reconciler,
         alerts=alerts,
         metrics=metrics,
+        host_watch=host_watch,
         reconciler=reconciler,
         guest_events=guest_events,
         monitors=monitors,

@@ -79,6 +79,8 @@ class Facts:
     """Extents with failed memory."""
     definitions: Collection[Alert] = ()
     """What is wrong with the definitions of domains, found when they were defined or listed."""
+    deviations: Iterable[Alert] = ()
+    """Alerts of what others changed on the host."""
     paused_until: float | None = None
     """End of the pause of automatic apply, in seconds since the epoch; ``None``: it is not paused."""
     is_alive: Callable[[Guest], bool] = lambda _: True
@@ -94,6 +96,7 @@ def due(facts: Facts) -> list[Alert]:
         *_enlarged(facts),
         *_failed(facts),
         *_pools(facts),
+        *facts.deviations,
         *_pinned(facts),
         *_reconcile(facts),
         *_apply(facts),

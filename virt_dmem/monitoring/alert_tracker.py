@@ -63,6 +63,7 @@ class AlertTracker:
         self._active: dict[tuple[str, str], ActiveAlert] = {}
         self._definitions: dict[tuple[str, str], alert_rules.Alert] = {}
         """By code, and UUID of the domain."""
+        self._deviations: list[alert_rules.Alert] = []
         self._alive: set[str] = set()
         """Guests that seem to run outside of any pool, and whose QEMU was found."""
         self._looking: dict[str, asyncio.Task[None]] = {}
@@ -102,6 +103,12 @@ class AlertTracker:
         """Forget the definitions of all other domains than these (UUIDs)."""
         self._definitions = {key: alert for key, alert in self._definitions.items() if key[1] in defined}
         self.changed.set()
+
+    def set_deviations(self, alerts: list[alert_rules.Alert]) -> None:
+        """Replace the alerts of what others changed on the host."""
+        if alerts != self._deviations:
+            self._deviations = alerts
+            self.changed.set()
 
     def apply_is_paused(self) -> bool:
         """Return whether automatic apply is paused."""
@@ -143,6 +150,7 @@ class AlertTracker:
             damaged_ledger=self._ledger.damaged_file(),
             failures=self._ledger.failures(),
             definitions=self._definitions.values(),
+            deviations=self._deviations,
             paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,
             is_alive=self._is_alive,
         )
