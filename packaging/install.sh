@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # Install on this host, or below DESTDIR to build a package. A repeated run replaces the earlier installation.
-# The manifest records the installed files for uninstall.sh. Requires 'make setup' first, and no network.
+# The manifest records the installed files for uninstall.sh, and digests of those that virt-dmemd watches. Requires
+# 'make setup' first, and no network.
 
 set -eu
 
@@ -52,6 +53,11 @@ place() { # MODE SOURCE PATH: atomically, so that nobody reads a partial file
     install -m "$1" "$2" "$new"
     mv -f "$new" "$dest$3"
     echo "F $3" >>"$work/manifest"
+    case $3 in
+    /etc/libvirt/* | /etc/apparmor.d/* | */bin/* | */sbin/* | */systemd/system/*)
+        echo "H $(sha256sum <"$2" | cut -d ' ' -f 1) $3" >>"$work/manifest"
+        ;;
+    esac
 }
 
 put() { # MODE SOURCE PATH: a text file, with its placeholders filled in

@@ -266,8 +266,9 @@ class NotMapped(ExtentError):
 
     code = "not-mapped"
     explanation = (
-        "After QEMU started, its mappings were verified in /proc/PID/maps by device and inode. It does not map "
-        "all of the memory that was prepared for it, so the start was aborted."
+        "After QEMU started, its mappings were verified in /proc/PID/maps by device and inode, and its monitor or "
+        "its command line was asked which of its memory is the guest's RAM. It does not map all of the memory that "
+        "was prepared for it, or its guest has other RAM as well, so the start was aborted."
     )
 
 

@@ -184,6 +184,44 @@ def test_a_tool_that_keeps_reverting_the_rewrite_is_an_alert_until_the_domain_is
     wait_for_the_end_of("apply-fight")
 
 
+def test_a_request_that_cannot_be_fulfilled_is_told_of_until_its_pool_is_there(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    follows(daemon)
+    uuid = libvirtd.define(domain_xml("wish", metadata=REQUEST.replace("small", "samll")))
+    alert = wait_for_alert("request-unfulfilled")
+    assert (alert["subject"], "samll" in alert["message"], "wish" in alert["message"]) == (uuid, True, True)
+    assert checked()["alerts"]["status"] == "WARN"
+    check = checked()["domains"]
+    assert (check["status"], "samll" in check["message"]) == ("FAIL", True)
+    daemon.restart()
+    assert wait_for_alert("request-unfulfilled")["subject"] == uuid
+    create_pool("samll")
+    try:
+        wait_for_the_end_of("request-unfulfilled")
+        libvirtd.virsh("start", "--paused", "wish")
+        libvirtd.virsh("destroy", "wish")
+    finally:
+        virt_dmem("pool", "destroy", "samll")
+    assert "samll" in wait_for_alert("request-unfulfilled")["message"], "it is applied, and its pool is gone"
+    libvirtd.virsh("undefine", "wish")
+    wait_for_the_end_of("request-unfulfilled")
+
+
+def test_a_request_that_names_no_pool_where_there_are_two_is_told_of(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    follows(daemon)
+    create_pool("another")
+    try:
+        libvirtd.define(domain_xml("any", metadata=REQUEST.replace(" pool='small'", "")))
+        assert "names no pool" in wait_for_alert("request-unfulfilled")["message"]
+        libvirtd.define(domain_xml("any", uuid=libvirtd.virsh("domuuid", "any"), metadata=REQUEST))
+        wait_for_the_end_of("request-unfulfilled")
+    finally:
+        virt_dmem("pool", "destroy", "another")
+
+
 def test_while_apply_is_paused_nothing_is_rewritten_unasked_and_afterwards_all_of_it(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:

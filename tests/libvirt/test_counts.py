@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from bench.hook_cost import NOT_OURS, OURS, commands
 from bench.list_cost import LIST, cases, hold
 from tests.rig.daemon import Daemon
+from tests.rig.processes import answers, wait_for
+from virt_dmem.domain_xml.monitor import socket_of
 from virt_dmem.native.programs import HELPER
 
 MIB = 1 << 20
@@ -94,3 +97,45 @@ def test_list_json_makes_few_calls(rig: None, tmp_path: Path) -> None:
         subprocess.run(cases(tmp_path)[LIST], stdout=subprocess.DEVNULL, check=True)  # what Python writes once
         calls = system_calls(cases(tmp_path)[LIST], tmp_path)
     assert calls.total() <= 957, calls
+
+
+def test_asking_a_qemu_for_its_ram_is_one_round_trip(rig: None, tmp_path: Path) -> None:
+    uuid = "6f8d9c0e-1b1f-4c88-9d3c-3c1a7f4f0001"
+    script = (
+        "import sys; from virt_dmem.hypervisor.guest_ram import read_guest_ram as read\n"
+        "for _ in range(int(sys.argv[1])): assert read(sys.argv[2], int(sys.argv[3])).boot_bytes == 64 << 20"
+    )
+    qemu = [
+        "qemu-system-x86_64",
+        "-S",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-m",
+        "64",
+        "-accel",
+        "tcg",
+        "-uuid",
+        uuid,
+    ]
+    monitor = [
+        "-chardev",
+        f"socket,id=m,path={socket_of(uuid)},server=on,wait=off",
+        "-mon",
+        "chardev=m,mode=control",
+    ]
+    backend = ["-object", "memory-backend-ram,id=pc.ram,size=64M", "-machine", "pc,memory-backend=pc.ram"]
+    socket_of(uuid).parent.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen([*qemu, *backend, *monitor]) as running:
+        try:
+            wait_for("its monitor", lambda: answers(socket_of(uuid)))
+            once, often = (
+                system_calls([sys.executable, "-c", script, str(times), uuid, str(running.pid)], tmp_path)
+                for times in (1, 11)
+            )
+        finally:
+            running.kill()
+    calls = Counter({name: (often[name] - once[name]) / 10 for name in often})
+    assert calls["sendto"] <= 1, calls
+    assert calls["recvfrom"] <= 6, calls  # QEMU sends the greeting and each answer by itself
+    assert calls.total() <= 40, calls

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.rig.command import reserved, virt_dmem_fails, virt_dmem_json
+from tests.rig.command import reserved, virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import Daemon
+from tests.rig.domains import domain_xml
 from tests.rig.fake_monitor import FakeMonitor
 from tests.rig.grower import MIB, extents, has_mib, links, start, wait_for_memory
 from tests.rig.guest import GuestImage
@@ -175,3 +176,22 @@ def test_progress_is_shown_on_a_terminal(
     os.close(ours)
     assert b"prefaulting ua-dmem0" in shown
     assert b"MiB" in shown
+
+
+def test_a_memory_backing_dir_that_was_changed_since_is_the_reason_that_is_given(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    libvirtd.define(domain_xml("moved", cells=["64MiB"], max_memory="256MiB"))
+    virt_dmem("apply", "moved", "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "moved")
+    before = libvirtd.qemu_conf
+    libvirtd.qemu_conf += 'memory_backing_dir = "/run/libvirt/elsewhere"\n'
+    try:
+        libvirtd.restart()
+        said = virt_dmem_fails("attach", "moved", "--size", "64M", status=1)
+        assert "was started with its memory files in /var/lib/libvirt/qemu/ram/" in said
+        assert "is /run/libvirt/elsewhere now" in said
+    finally:
+        libvirtd.qemu_conf = before
+        libvirtd.restart()
+    assert virt_dmem_json("attach", "moved", "--size", "64M")["change"]["state"] == "attached"

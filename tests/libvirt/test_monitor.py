@@ -14,7 +14,7 @@ from tests.rig.command import virt_dmem, virt_dmem_json
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.fake_monitor import FakeMonitor
-from tests.rig.private_libvirt import PrivateLibvirt
+from tests.rig.private_libvirt import HOOK, PrivateLibvirt
 from tests.rig.processes import wait_for
 from virt_dmem.domain_xml.monitor import socket_of
 from virt_dmem.native.programs import HELPER
@@ -187,3 +187,45 @@ def test_memory_that_failed_and_cannot_be_read_stays_quarantined(
     daemon.config = ""
     daemon.restart()  # with a helper that can read it
     assert reserved(tmpfs_pool) == 0
+
+
+def test_the_socket_of_a_qemu_that_was_killed_is_removed(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    uuid = start(libvirtd, tmpfs_pool)
+    os.kill(libvirtd.qemu_pids()["talks"], signal.SIGKILL)
+    wait_for("its release", lambda: reserved(tmpfs_pool) == 0)
+    wait_for("its monitor to be gone", lambda: not os.path.lexists(socket_of(uuid)))
+
+
+def test_the_socket_that_nobody_was_there_to_remove_is_removed_later(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    uuid = start(libvirtd, tmpfs_pool)
+    daemon.stop()
+    os.kill(libvirtd.qemu_pids()["talks"], signal.SIGKILL)
+    wait_for("libvirt to see it", lambda: libvirtd.state("talks") == "shut off")
+    assert os.path.lexists(socket_of(uuid)), "QEMU leaves it"
+    libvirtd.virsh("undefine", "talks")
+    daemon.start()
+    virt_dmem("reconcile")
+    wait_for("its monitor to be gone", lambda: not os.path.lexists(socket_of(uuid)))
+
+
+def test_a_start_that_is_rolled_back_leaves_no_socket(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    uuid = libvirtd.define(domain_xml("talks", memory="64MiB"))
+    virt_dmem("apply", "talks", "--pool", tmpfs_pool)
+    pid = daemon.pid
+    libvirtd.install_hook(HOOK)
+    hook = Path("/etc/libvirt/hooks/qemu.d/50-virt-dmem")
+    hook.write_text(hook.read_text().replace('case "$2" in', '[ "$2" != started ] || exit 1\ncase "$2" in', 1))
+    try:
+        libvirtd.virsh("start", "--paused", "talks", check=False)
+    finally:
+        libvirtd.install_hook(HOOK)
+    assert libvirtd.state("talks") == "shut off"
+    assert daemon.pid == pid
+    wait_for("its release", lambda: reserved(tmpfs_pool) == 0)
+    assert not os.path.lexists(socket_of(uuid))

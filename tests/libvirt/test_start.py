@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from lxml import etree
 
 from tests.rig.command import checked, virt_dmem, virt_dmem_fails, virt_dmem_json
 from tests.rig.daemon import LOG, Daemon
@@ -167,6 +168,23 @@ def test_a_domain_that_was_not_rewritten_is_refused_with_the_command(
     with pytest.raises(RigError, match=f"virt-dmem apply {uuid}"):
         libvirtd.virsh("start", "--paused", "raw")
     assert only_pool()["reserved_bytes"] == 0
+
+
+def test_a_transient_domain_that_was_not_rewritten_is_refused_with_the_filter_which_works(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    metadata = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='small'/>"
+    bare = domain_xml("created", metadata=metadata)
+    libvirtd.define(domain_xml("another"))
+    with pytest.raises(RigError, match=r"is transient.* virt-dmem rewrite < XML"):
+        libvirtd.virsh("create", "--paused", "/dev/stdin", stdin=bare)
+    template = virt_dmem("rewrite", stdin=bare.encode())
+    uuid = etree.fromstring(bare).findtext("uuid") or ""
+    copy = re.sub("<uuid>.*</uuid>", "<uuid>00000000-1111-2222-3333-444444444444</uuid>", template)
+    with pytest.raises(RigError, match=rf"was rewritten for another domain \({uuid}\).* virt-dmem rewrite < XML"):
+        libvirtd.virsh("create", "--paused", "/dev/stdin", stdin=copy)
+    libvirtd.virsh("create", "--paused", "/dev/stdin", stdin=virt_dmem("rewrite", stdin=copy.encode()))
+    assert only_pool()["reserved_bytes"] == 64 * MIB
 
 
 def test_without_the_daemon_our_guests_are_refused_and_all_others_start(

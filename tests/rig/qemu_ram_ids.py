@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Query every QEMU for the RAM id of each of its machines; write ``virt_dmem/domain_xml/ram_ids.py``.
+"""Query every QEMU for the RAM id of each of its machines; write ``virt_dmem/domain_xml/qemu/ram_ids.py``.
 
 ``python -m tests.rig.qemu_ram_ids ROOT...`` as root, where each ROOT is a tree with the ``qemu-system-*`` of a
 release, such as ``mmdebstrap --variant=extract --include=qemu-system-arm,qemu-system-mips,qemu-system-misc,…``
@@ -113,7 +113,7 @@ def _main(roots: list[str]) -> None:
         for arches, ram_id, families in table(by_arch)
     )
     head = _HEAD.format(versions=" and ".join(sorted(versions, key=lambda text: [*map(int, text.split("."))])))
-    Path("virt_dmem/domain_xml/ram_ids.py").write_text(head + rows + _TAIL)
+    Path("virt_dmem/domain_xml/qemu/ram_ids.py").write_text(head + rows + _TAIL)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,22 @@ from tests.rig.hugepages_lock import hugepages_lock
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.host import huge_pages, kernel, numa
 from virt_dmem.pools import manage, registry
+from virt_dmem.pools.record import PoolRecord
 
-__all__ = ["HUGE", "HVO", "MIB", "SIZE", "kill_at", "killed", "real_config", "reboot", "taken"]
+__all__ = [
+    "HUGE",
+    "HVO",
+    "MIB",
+    "SIZE",
+    "kill_at",
+    "killed",
+    "lose",
+    "lower",
+    "no_spare_pages",
+    "real_config",
+    "reboot",
+    "taken",
+]
 
 MIB = 1 << 20
 HUGE = 2 * MIB
@@ -87,3 +102,35 @@ def reboot(config: Config, name: str) -> None:
     manage.destroy(config, name)
     for path, text in kept.items():
         path.write_text(text.replace(now, "an earlier boot"))
+
+
+@contextmanager
+def no_spare_pages() -> Iterator[None]:
+    """Reserve the host's free huge pages, if it has some: else whoever lowers their number takes these first."""
+    counters = huge_pages.counters(HUGE)
+    spare = max(0, counters.free - counters.reserved) * HUGE
+    if not spare:
+        yield
+        return
+    with tempfile.TemporaryDirectory(dir="/run", prefix="virt-dmem-test-") as top:
+        subprocess.run(
+            ["mount", "-t", "hugetlbfs", "-o", f"pagesize=2M,min_size={spare}", "spare", top], check=True
+        )
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", top], check=True)
+
+
+def lower(pages: int) -> None:
+    """Lower the number of huge pages of the first node, as somebody does who does not know of pools."""
+    node = numa.nodes()[0].node
+    huge_pages.set_persistent(HUGE, node, huge_pages.counters(HUGE, node).persistent - pages)
+
+
+def lose(record: PoolRecord, pages: int) -> None:
+    """Have the kernel take pages of a pool whose number was lowered: they are used and freed."""
+    file = Path(record.mount) / "libvirt-gone"
+    with file.open("wb") as opened:
+        os.posix_fallocate(opened.fileno(), 0, pages * record.page_size)
+    file.unlink()

@@ -19,6 +19,8 @@ import pytest
 from tests.rig.repository import REPOSITORY
 from virt_dmem import __version__
 from virt_dmem.config.schema import Config
+from virt_dmem.monitoring.watch.base import Sight
+from virt_dmem.monitoring.watch.installed import InstalledFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,6 +255,22 @@ def test_an_old_libvirts_apparmor_rules_are_made_to_include_ours(installed: Path
     assert local.read_text() == "# my own\ninclude if exists <abstractions/libvirt-qemu.d/virt-dmem>\n"
     script("uninstall.sh", installed)
     assert local.read_text() == "# my own\n"
+
+
+def test_what_is_installed_for_libvirt_apparmor_and_systemd_is_watched(installed: Path) -> None:
+    look = InstalledFiles(installed / "usr/lib/virt-dmem/manifest")
+    sight = Sight(Config(), [], installed)
+    assert [*look(sight)] == []
+    watched = (
+        "etc/libvirt/hooks/qemu.d/50-virt-dmem",
+        "usr/bin/virt-dmem-hook",
+        "etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem",
+        "usr/lib/systemd/system/virt-dmem-pool@.service",
+    )
+    for path in watched:
+        with (installed / path).open("ab") as file:
+            file.write(b"#")
+    assert {one.subject for one in look(sight)} == {f"/{path}" for path in watched}
 
 
 def test_what_an_earlier_version_installed_and_this_does_not_goes_away(installed: Path) -> None:

@@ -44,6 +44,8 @@ MOST_MODULES = 15
 WITHOUT_TESTS = {
     "cli.command": "declares a command; the tests of registry and parser go through all of them",
     "ipc.version": "two constants, which the tests of messages and of the JSON schema compare",
+    "monitoring.watch.base": "declares what a watch is; the tests of each watch look at its fields",
+    "monitoring.watch.table": "lists the watches; the tests of host_watch and of the check go through them",
     "native.programs": "two paths, which every test of the programs runs",
     "pools.backends.checks": "declares the result of a check; the tests of each check look at its fields",
 }
@@ -60,6 +62,7 @@ WITHOUT_MODULE = {
     "install": "packaging/",
     "lint": "all source code",
     "one_bad_item": "one item that fails, in every part of the daemon that handles several",
+    "pools.lowered": "page_counts, hugetlbfs, manage and resize, on this machine's huge pages",
     "pools.manage_real": "manage, on this machine's huge pages",
     "vdsm_hook": "hooks/vdsm",
     "workers": "tests/rig",

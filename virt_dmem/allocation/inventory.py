@@ -20,6 +20,7 @@ from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError, PoolBusy, PoolDraining, PoolNotFound
 from virt_dmem.host import numa
 from virt_dmem.pools import registry
+from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
@@ -51,6 +52,7 @@ class Inventory:
         self._limits: dict[Hashable, tuple[str, int]] = {}
         """Pool and size by who is about to shrink it to that."""
         self._withheld: dict[SegmentId, Withheld] = {}
+        self._gone: Mapping[SegmentId, Mapping[int, int]] = {}
         self._slow_nodes = numa.nodes_without_cpus()
         self.read_records()
 
@@ -160,14 +162,32 @@ class Inventory:
         }
 
     def _capacity(self, record: PoolRecord) -> dict[int, int]:
-        """Return the capacity of each node less all withheld memory: the node of a pinned page is not known.
+        """Return the capacity of each node less what the host took of it, and less all withheld memory.
 
-        A pool that is about to shrink has the smaller size already.
+        The node of a pinned page is not known. A pool that is about to shrink has the smaller size already.
         """
         limits = [size for pool, size in self._limits.values() if pool == record.pool]
-        withheld = self._withheld.get(record.segment)
+        withheld, gone = self._withheld.get(record.segment), self._gone.get(record.segment, {})
         less = withheld.size_bytes if withheld else 0
-        return {node: max(0, min([size - less, *limits])) for node, size in registry.capacity(record).items()}
+        return {
+            node: max(0, min([size - less - gone.get(node, 0), *limits]))
+            for node, size in registry.capacity(record).items()
+        }
+
+    # Memory that the host took from a pool
+
+    def look_for_gone(self) -> Mapping[SegmentId, Mapping[int, int]]:
+        """Find out now what the host took from usable segments, and return it."""
+        self._gone = page_counts.gone_by_segment(self.usable().values())
+        return self._gone
+
+    def set_gone(self, gone: Mapping[SegmentId, Mapping[int, int]]) -> None:
+        """Set the bytes by segment and node that a mount promises and the host does not have any more."""
+        self._gone = gone
+
+    def gone(self) -> Mapping[SegmentId, Mapping[int, int]]:
+        """Return the bytes by segment and node that the host took."""
+        return self._gone
 
     # Freed memory that may not be available
 

@@ -128,7 +128,8 @@ def _choose_pool(memory: DomainMemory, pools: Mapping[str, PoolFree], default_po
         )
     raise PoolNotFound(
         f"Domain {memory.name!r} names no pool, and of {len(pools)} pools none is the default.",
-        hint="Set default_pool in virt-dmem.toml, or 'virt-dmem apply --pool NAME DOMAIN'.",
+        hint=f"Set default_pool in virt-dmem.toml, or name one: 'virt-dmem apply --pool NAME {memory.uuid}', for a"
+        " transient domain 'virt-dmem rewrite --pool NAME'.",
     )
 
 

@@ -157,6 +157,9 @@ class Backend(Struct):
     host_nodes: Annotated[list[int], says("host nodes that QEMU was given")]
     preallocated: Annotated[bool, says("QEMU populated it itself")]
     shared: Annotated[bool, says("it is a shared mapping")]
+    in_pool: Annotated[
+        bool, says("it is one of the domain's extents; false: another device's own, or unknown to us")
+    ]
 
 
 class Domain(Struct):

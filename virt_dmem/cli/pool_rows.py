@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -29,18 +30,23 @@ def pool_rows(config: Config, out: Output) -> list[dict[str, Any]]:
     except DaemonUnreachable as error:
         require_readable(config)
         out.note(f"{error.message} Reserved memory is not shown.")
-        by_pool = itertools.groupby(registry.records(config), lambda record: record.pool)
-        rows = [row_of(list(segments)) for _, segments in by_pool]
+        found = registry.records(config)
+        by_pool = itertools.groupby(zip(found, registry.capacities(found), strict=True), lambda one: one[0].pool)
+        rows = [_row(*zip(*segments, strict=True)) for _, segments in by_pool]
     return rows
 
 
 def row_of(segments: list[PoolRecord]) -> dict[str, Any]:
     """Return what records and mounts of one pool tell, in the form of ``PoolView``; reservations are unknown."""
+    return _row(segments, registry.capacities(segments))
+
+
+def _row(segments: Sequence[PoolRecord], capacities: Sequence[Mapping[int, int]]) -> dict[str, Any]:
     unknown = {"reserved_bytes": None, "free_bytes": None}
     first = segments[0]
     capacity: Counter[int] = Counter()
-    for record in segments:
-        capacity.update(registry.capacity(record))
+    for of_segment in capacities:
+        capacity.update(of_segment)
     return {
         "name": first.pool,
         "backend": first.backend,

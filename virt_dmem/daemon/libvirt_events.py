@@ -15,6 +15,7 @@ from typing import Literal
 
 from virt_dmem.config.schema import LibvirtConfig
 from virt_dmem.daemon.auto_apply import AutoApply
+from virt_dmem.daemon.lost_requests import LostRequests
 from virt_dmem.domain_xml.live import Guest, read_guest
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import DmemError, HypervisorError
@@ -73,6 +74,7 @@ class LibvirtEvents:
         config: LibvirtConfig,
         auto_apply: AutoApply,
         alerts: AlertTracker,
+        lost_requests: LostRequests,
         *,
         sequence: Callable[[], int],
         on_listed: Callable[[list[DomainInfo], int], Awaitable[None]],
@@ -83,6 +85,7 @@ class LibvirtEvents:
         self._config = config
         self._auto_apply = auto_apply
         self._alerts = alerts
+        self._lost_requests = lost_requests
         self._sequence = sequence
         self._on_listed = on_listed
         self._on_defined = on_defined
@@ -93,6 +96,11 @@ class LibvirtEvents:
     def relist(self) -> None:
         """List all domains again, as after a new connection."""
         self._queue.put("list")
+
+    def retry_waiting(self) -> None:
+        """Consider domains again whose requests could not be fulfilled."""
+        for uuid in self._auto_apply.waiting():
+            self._queue.put((uuid, Event.DEFINED, ""))
 
     async def run(self) -> None:
         """Follow libvirt until cancelled."""
@@ -142,17 +150,29 @@ class LibvirtEvents:
         await self._on_listed(domains, listed_at)
         active = [domain.uuid for domain in domains if domain.active]
         self._alerts.set_domains([guest for uuid in active if (guest := await self._read(hypervisor, uuid))])
-        for domain in domains:
-            if domain.managed and not domain.applied:
-                await self._auto_apply.consider(hypervisor, domain.uuid)
+        defined = {domain.uuid: domain for domain in domains if domain.persistent}
+        self._alerts.forget_definitions(defined)
+        await self._lost_requests.listed(domains)
+        pools: dict[str, bool] = {}
+        """Whether each pool that applied domains ask for is there, looked up once."""
+        for uuid, domain in defined.items():
+            if domain.memory and domain.memory.pool not in pools:
+                pools[domain.memory.pool] = self._auto_apply.has_pool(domain.memory.pool)
+            if (domain.memory and not pools[domain.memory.pool]) or domain.managed > domain.applied:
+                await self._auto_apply.consider(hypervisor, uuid)
+            else:
+                self._auto_apply.forget(uuid)
 
     async def _handle(self, hypervisor: Hypervisor, uuid: str, event: Event, alias: str) -> None:
         if event is Event.DEFINED:
             await self._auto_apply.consider(hypervisor, uuid)
             info = await asyncio.to_thread(hypervisor.info, uuid)
             self._on_defined(uuid, info.memory if info else None)
+            if info:
+                self._lost_requests.defined(info)
         elif event is Event.UNDEFINED:
-            self._auto_apply.end_fight(uuid)
+            self._auto_apply.forget(uuid)
+            self._lost_requests.undefined(uuid)
             self._on_defined(uuid, None)
         elif event is Event.STOPPED:
             self._alerts.remove_domain(uuid)

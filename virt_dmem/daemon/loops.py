@@ -17,6 +17,7 @@ from virt_dmem.daemon.systemd import notify, watchdog_seconds
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.deadline import within
 from virt_dmem.errors import DmemError
+from virt_dmem.host import huge_pages, writes
 from virt_dmem.monitoring.metrics import write_textfile
 from virt_dmem.rate_limit import RateLimitedLog
 
@@ -29,8 +30,13 @@ HOUSEKEEPING_SECONDS = 5.0
 HOUSEKEEPING_SHARE = 0.02
 """Limit of the share of time spent in housekeeping, unless a round takes more than 0.2 s: some only wait."""
 HOUSEKEEPING_MOST_SECONDS = 10.0
+WATCH_SECONDS = 1.0
+WATCH_PAUSE_SECONDS = 0.01
+"""Least time between two looks at the host, whoever writes to it however often."""
 SETTLE_SECONDS = 0.1
 """Delay before a change is acted on: domains that start and stop in a row come first."""
+RETRY_REQUESTS_SECONDS = 60.0
+"""A template or libvirt may be the reason; changes of domains and pools are acted on at once."""
 RESTART_SECONDS = 1.0
 """Delay before a loop that ended by an unexpected error is restarted."""
 
@@ -40,6 +46,7 @@ Loop = Callable[[], Coroutine[Any, Any, None]]
 def all_loops(parts: Components) -> list[Loop]:
     """Return the loops of a daemon."""
     of_parts = (
+        host_watch_loop,
         housekeeping_loop,
         doubtful_loop,
         domain_list_loop,
@@ -47,6 +54,7 @@ def all_loops(parts: Components) -> list[Loop]:
         prezero_loop,
         settle_loop,
         alerts_loop,
+        retry_requests_loop,
     )
     loops: list[Loop] = [*(partial(loop, parts) for loop in of_parts), watchdog_loop, parts.libvirt_events.run]
     if parts.config.metrics.textfile:
@@ -66,6 +74,21 @@ async def restart_on_error(loop: Loop) -> None:
 
 def _traceback(error: Exception) -> str:
     return "".join(traceback.format_exception(error))
+
+
+async def host_watch_loop(parts: Components) -> None:
+    """Compare the host with its records every second, and at once when somebody sets its number of huge pages.
+
+    A guest that gives memory back may need it again before the second is over.
+    """
+    with writes.heard(huge_pages.number_files()) as written:
+        while True:
+            written.clear()
+            await parts.host_watch.look()
+            await asyncio.sleep(WATCH_PAUSE_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await written.wait()
 
 
 async def housekeeping_loop(parts: Components) -> None:
@@ -141,6 +164,13 @@ async def domain_list_loop(parts: Components) -> None:
             log.debug("list of domains: %s", error)  # reported to the caller of ListDomains
             more = False
         await asyncio.sleep(SETTLE_SECONDS / 10 if more else HOUSEKEEPING_SECONDS)
+
+
+async def retry_requests_loop(parts: Components) -> None:
+    """Consider domains again whose requests for pool memory could not be fulfilled."""
+    while True:
+        await asyncio.sleep(RETRY_REQUESTS_SECONDS)
+        parts.libvirt_events.retry_waiting()
 
 
 async def monitors_loop(parts: Components) -> None:

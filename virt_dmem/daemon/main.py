@@ -120,7 +120,7 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
     parts = build(config)
-    with uevents.watched(parts.service.reread_nodes):
+    with uevents.watched(parts.note_hotplug):
         listener, readers = _listener(config), _readers_listener(config)
         await _serve_until(end, parts, ControlServer(listener, readers, parts.interface, config.daemon.group))
 

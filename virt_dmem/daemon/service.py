@@ -13,11 +13,14 @@ from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import PoolStatus, Reservation, TimedStep
 from virt_dmem.allocation.prezero.cache import PrezeroCache
+from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.fields import MAX_BYTES
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS
-from virt_dmem.domain_xml.reader import DomainDocument
+from virt_dmem.domain_xml.reader import DomainDocument, name_of
+from virt_dmem.domain_xml.traces import Trace, find_trace
 from virt_dmem.domains import migration, passthrough, postcopy
+from virt_dmem.domains.apply import is_lost, request_lost
 from virt_dmem.domains.device_ops import DeviceChange
 from virt_dmem.domains.extents import ReportProgress
 from virt_dmem.domains.hooks import HookOperations, Link
@@ -54,8 +57,9 @@ class Service:
     monitors: Monitors
     alerts: AlertTracker
     metrics: Metrics
+    remembered: Remembered
     on_resume: Callable[[], None]
-    """Called when automatic apply is resumed: domains defined meanwhile have to be considered."""
+    """Called when automatic apply is resumed, or pools have changed: all domains have to be considered again."""
 
     async def hook(
         self, operation: str, xml: bytes, report: ReportProgress, began: float | None = None
@@ -68,6 +72,7 @@ class Service:
         """
         document = DomainDocument(xml)
         if not await off_loop(DomainDocument.is_managed, document):
+            await self._hook_without_request(operation, document)
             return []
         with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
             return await self._run_hook(operation, document, report, began)
@@ -99,12 +104,34 @@ class Service:
                 )
         return []
 
+    async def _hook_without_request(self, operation: str, document: DomainDocument) -> None:
+        """Refuse the start of a domain that lost its request; end that of one which lost it while it ran.
+
+        :raise DomainRefused: When it was rewritten: its memory would be a file on a disk.
+        """
+        trace = await off_loop(lambda document: find_trace(document.xml), document)
+        if trace is Trace.NONE:
+            return
+        uuid = await off_loop(DomainDocument.uuid, document)
+        if operation == "prepare" and is_lost(trace, self.remembered.find(uuid)):
+            raise request_lost(uuid, name_of(document.xml), trace)
+        if self.ledger.find(uuid) is None:
+            return
+        if operation == "stopped":
+            await self.hooks.stopped(uuid)
+        elif operation == "release":
+            await self.hooks.release(uuid)
+
     async def filter_xml(self, xml: bytes) -> bytes:
         """Return the XML of an incoming domain, by migration or restore, adapted to this host.
 
         :raise DmemError: When it cannot run here.
         """
-        return await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
+        adapted = await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
+        if adapted != xml and not await off_loop(DomainDocument.is_managed, DomainDocument(adapted)):
+            # it was rewritten, and runs on ordinary memory here: its prepare must not take that for a loss
+            self.remembered.forget(await off_loop(DomainDocument.uuid, DomainDocument(adapted)))
+        return adapted
 
     async def attach(
         self,
@@ -178,6 +205,7 @@ class Service:
         """Read the records of the pools again, after a change of one ended or failed."""
         self.inventory.read_records()
         await self.prezero.reload()
+        self.on_resume()
 
     def reread_nodes(self) -> None:
         """Read the host's NUMA nodes again, after its processors or memory changed."""

@@ -12,12 +12,14 @@ from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Phase
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
+from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config
 from virt_dmem.daemon.auto_apply import AutoApply
 from virt_dmem.daemon.domain_list import DomainList
 from virt_dmem.daemon.guest_events import GuestEvents
 from virt_dmem.daemon.libvirt_events import LibvirtEvents
+from virt_dmem.daemon.lost_requests import LostRequests
 from virt_dmem.daemon.reconciler import Reconciler
 from virt_dmem.daemon.service import Service
 from virt_dmem.daemon.views import ControlInterface, domain_json
@@ -35,6 +37,7 @@ from virt_dmem.hypervisor.processes import qemu_pid
 from virt_dmem.hypervisor.qmp import Monitors
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
+from virt_dmem.monitoring.watch.host_watch import HostWatch
 
 __all__ = ["Components", "build"]
 
@@ -56,6 +59,7 @@ class Components:
     device_reconciler: DeviceReconciler
     alerts: AlertTracker
     metrics: Metrics
+    host_watch: HostWatch
     reconciler: Reconciler
     guest_events: GuestEvents
     monitors: Monitors
@@ -68,6 +72,11 @@ class Components:
         """Connect to the monitors of all running domains with pool memory."""
         phases = self.ledger.phases().items()
         self.monitors.follow({uuid for uuid, change in phases if change.phase is Phase.RUNNING})
+
+    def note_hotplug(self) -> None:
+        """Look again at the host's processors and memory, which came or went."""
+        self.service.reread_nodes()
+        self.host_watch.note_hotplug()
 
     async def close(self) -> None:
         """Cancel changes of devices that are in progress, and close the ledger."""
@@ -93,9 +102,18 @@ def build(config: Config) -> Components:
     virtio_mem = VirtioMem(device_operations)
     device_reconciler = DeviceReconciler(device_operations, virtio_mem)
 
+    remembered = Remembered(config.daemon.state_dir)
     attempts = Attempts()
     alerts = AlertTracker(config, ledger, inventory, extents.reclaim, attempts)
     metrics = Metrics(config, ledger, prezero, alerts)
+    host_watch = HostWatch(
+        config,
+        inventory,
+        attempts,
+        in_use=lambda: bool(ledger.phases()),
+        on_alerts=alerts.set_deviations,
+        on_repair=lambda code: metrics.put_right.labels(code).inc(),
+    )
     reconciler = Reconciler(
         config=config,
         ledger=ledger,
@@ -125,6 +143,7 @@ def build(config: Config) -> Components:
         config.libvirt,
         AutoApply(config, alerts, lambda outcome: metrics.applied.labels(outcome).inc()),
         alerts,
+        LostRequests(remembered, alerts),
         sequence=ledger.sequence,
         on_listed=domains_listed,
         on_defined=prezero.update_domain,
@@ -142,6 +161,7 @@ def build(config: Config) -> Components:
         monitors=monitors,
         alerts=alerts,
         metrics=metrics,
+        remembered=remembered,
         on_resume=libvirt_events.relist,
     )
     domain_list = DomainList(ledger, domain_json)
@@ -157,6 +177,7 @@ def build(config: Config) -> Components:
         device_reconciler=device_reconciler,
         alerts=alerts,
         metrics=metrics,
+        host_watch=host_watch,
         reconciler=reconciler,
         guest_events=guest_events,
         monitors=monitors,

@@ -78,7 +78,8 @@ def require_room(live: DomainDocument, model: str, size_bytes: int, cell: int) -
         lacks = "no <maxMemory> with slots" if maximum is None else "no guest NUMA cell"
         raise DomainRefused(
             f"Memory cannot be attached to the running domain {name!r}: it has {lacks}.",
-            hint=f"Shut it down, run 'virt-dmem apply {read_uuid_of(root)} --hotplug-max SIZE', and start it.",
+            hint=f"Shut it down, run 'virt-dmem apply {read_uuid_of(root)} --hotplug-max SIZE', and start it; a"
+            " transient domain is created from XML that was piped through 'virt-dmem rewrite --hotplug-max SIZE'.",
         )
     if cell not in cells:
         raise DomainRefused(

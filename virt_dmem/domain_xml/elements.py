@@ -5,20 +5,27 @@ from __future__ import annotations
 
 from lxml import etree
 
+from virt_dmem.domain_xml.edit import insert, last_of, lay_out
 from virt_dmem.domain_xml.fields import DUMPXML, find_child
-from virt_dmem.domain_xml.memory_backends import PLACED_MODELS, refuse_too_many
-from virt_dmem.domain_xml.monitor import is_another_domains
+from virt_dmem.domain_xml.memory_backends import PLACED_MODELS, default_ram_id, refuse_too_many
+from virt_dmem.domain_xml.monitor import another_domains
 from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
+from virt_dmem.domain_xml.qemu.guest_ram import brought_along
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
 from virt_dmem.pool_name import POOL_NAME
 from virt_dmem.text import clipped
 
 __all__ = [
+    "BEFORE_METADATA",
+    "MEMORY",
     "NAMESPACE",
     "parse_domain",
     "find_request",
+    "ensure_request",
+    "is_backed_by_files",
     "requested_pool",
     "is_rewritten",
+    "what_it_lacks",
     "is_file_backed",
     "is_locked",
     "follows_numad",
@@ -26,6 +33,10 @@ __all__ = [
 ]
 
 NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
+MEMORY = f"{{{NAMESPACE}}}memory"
+"""The name of a request."""
+BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
+"""The elements behind the last of which libvirt prints ``<metadata>``."""
 
 
 def parse_domain(xml: bytes) -> etree._Element:
@@ -44,7 +55,24 @@ def parse_domain(xml: bytes) -> etree._Element:
 
 def find_request(root: etree._Element) -> etree._Element | None:
     """Return ``<dmem:memory>`` of the domain's metadata, the request for memory from a pool."""
-    return find_child(root, "metadata", f"{{{NAMESPACE}}}memory")
+    return find_child(root, "metadata", MEMORY)
+
+
+def ensure_request(root: etree._Element, added: list[str]) -> etree._Element:
+    """Return the request, inserted where there is none; what of it was missing is noted in ``added``."""
+    metadata = find_child(root, "metadata")
+    if metadata is None:
+        metadata = etree.Element("metadata")
+        insert(root, metadata, last_of(root, *BEFORE_METADATA))
+        added.append("metadata")
+    request = find_child(metadata, MEMORY)
+    if request is None:
+        request = etree.Element(MEMORY, nsmap={"dmem": NAMESPACE})
+        insert(metadata, request, metadata[-1] if len(metadata) else None)
+        added.append("memory")
+    if "metadata" in added:
+        lay_out(metadata)
+    return request
 
 
 def requested_pool(root: etree._Element) -> str:
@@ -62,9 +90,14 @@ def requested_pool(root: etree._Element) -> str:
     return pool
 
 
+def is_backed_by_files(root: etree._Element) -> bool:
+    """Return whether ``<memoryBacking>`` is as ``apply`` writes it: shared files, without prefaulting."""
+    return _is_of_shared_files(root) and _backing_value(root, "allocation", "mode") == "ondemand"
+
+
 def is_rewritten(root: etree._Element) -> bool:
     """Return whether libvirt would back all memory by shared files, without prefaulting, on named host nodes."""
-    return is_file_backed(root) and _backing_value(root, "allocation", "mode") == "ondemand"
+    return is_file_backed(root) and is_backed_by_files(root)
 
 
 def is_file_backed(root: etree._Element) -> bool:
@@ -72,18 +105,33 @@ def is_file_backed(root: etree._Element) -> bool:
 
     QEMU can be started so, whoever wrote it: with ``immediate`` allocation it finds nothing to populate.
     """
+    return not what_it_lacks(root)
+
+
+def what_it_lacks(root: etree._Element) -> str:
+    """Return why a domain cannot start on shared files, to continue a sentence about its XML; empty: it can."""
+    if (other := another_domains(root)) is not None:
+        return f"was rewritten for another domain ({other}), from which it was copied"
+    if not _is_of_shared_files(root):
+        if find_child(find_request(root), f"{{{NAMESPACE}}}replaced") is None:
+            return "is not rewritten"
+        return "has another <memoryBacking> now than it was rewritten with"
+    if any(_is_private(cell, "memAccess") for cell in root.iterfind("cpu/numa/cell")):
+        return "has a guest NUMA cell with private memory"
+    if any(
+        _is_private(device, "access") or device.find("source/pagesize") is not None
+        for device in root.iterfind("devices/memory")
+        if device.get("model") in PLACED_MODELS
+    ):
+        return "has a memory device with private memory, or with a page size of its own"
+    return "leaves the choice of host nodes to numad" if follows_numad(root) else ""
+
+
+def _is_of_shared_files(root: etree._Element) -> bool:
     return (
         find_child(root, "memoryBacking", "hugepages") is None
         and _backing_value(root, "source", "type") == "file"
         and _backing_value(root, "access", "mode") == "shared"
-        and not any(_is_private(cell, "memAccess") for cell in root.iterfind("cpu/numa/cell"))
-        and not any(
-            _is_private(device, "access") or device.find("source/pagesize") is not None
-            for device in root.iterfind("devices/memory")
-            if device.get("model") in PLACED_MODELS
-        )
-        and not follows_numad(root)
-        and not is_another_domains(root)
     )
 
 
@@ -133,6 +181,12 @@ def refuse_unsupported(root: etree._Element) -> None:
                 "the memory of a pool is a shared file.",
                 hint="Remove memAccess='private' from that cell, or leave this domain as it is.",
             )
+    if brought := brought_along(root, default_ram_id(root)):
+        raise DomainRefused(
+            f"The guest's memory would not be that of a pool, but its own: {'; '.join(brought)}.",
+            hint="Remove that from <qemu:commandline> and <qemu:override>, and describe memory by libvirt's own"
+            " elements; or leave this domain as it is.",
+        )
     requested_pool(root)
 
 

@@ -77,7 +77,9 @@ def _refuse(root: etree._Element, max_bytes: int) -> None:
     if machine and not any(machine == kind or machine.startswith(f"{kind}-") for kind in kinds):
         raise DomainRefused(
             f"Domain {name!r} is a machine {machine!r} on {arch!r}, which does not support memory hotplug.",
-            hint="Use a machine type that does: pc, q35, virt or pseries.",
+            hint=f"Use a machine type that does: {' or '.join(kinds)}."
+            if kinds
+            else f"No machine of {arch} does; do without --hotplug-max.",
         )
     if arch not in _NO_ACPI and find_child(root, "features", "acpi") is None:
         raise DomainRefused(

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from lxml import etree
 
 from virt_dmem.domain_xml.fields import DUMPXML, find_child, read_nodeset, read_number, read_size, text_of
-from virt_dmem.domain_xml.ram_ids import RAM_IDS
+from virt_dmem.domain_xml.qemu.ram_ids import RAM_IDS
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid
 from virt_dmem.units import MIB, round_up
 
 __all__ = [
+    "default_ram_id",
     "memory_backends",
     "refuse_too_many",
     "machine_without_name",
@@ -94,7 +95,7 @@ def memory_backends(root: etree._Element) -> tuple[Cell, ...]:
         ]
     else:
         size_bytes = round_up(boot_memory(root), align)
-        found = [Cell(_default_ram_id(root) or "", None, size_bytes, *_host_nodes_of_cells(root)[None])]
+        found = [Cell(default_ram_id(root) or "", None, size_bytes, *_host_nodes_of_cells(root)[None])]
     found += _devices(root, align)
     if any(cell.size_bytes <= 0 for cell in found):
         raise DomainXmlInvalid("The domain XML gives no memory to the domain or to a part of it.", hint=DUMPXML)
@@ -218,7 +219,7 @@ def machine_of(root: etree._Element) -> tuple[str, str]:
     return ("", "") if os_type is None else (os_type.get("arch", ""), os_type.get("machine", ""))
 
 
-def _default_ram_id(root: etree._Element) -> str | None:
+def default_ram_id(root: etree._Element) -> str | None:
     """Return libvirt's id of the one memory backend of a guest without cells; None: not known."""
     arch, machine = machine_of(root)
     known = [
@@ -236,7 +237,7 @@ def machine_without_name(root: etree._Element) -> DomainRefused:
     arch, machine = machine_of(root)
     if not arch or not machine:
         return DomainXmlInvalid("The domain XML does not say its architecture and machine type.", hint=DUMPXML)
-    if _default_ram_id(root) is not None:
+    if default_ram_id(root) is not None:
         return DomainRefused(
             f"QEMU makes no memory backend for the boot memory of a machine {machine!r} on {arch!r}.",
             hint="Its memory cannot come from a pool; leave this domain as it is.",

@@ -10,27 +10,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lxml import etree
 
 from virt_dmem.domain_xml.edit import insert, lay_out, remove
 from virt_dmem.domain_xml.fields import find_child, read_uuid_of
+from virt_dmem.domain_xml.qemu.arguments import QEMU_NAMESPACE
 from virt_dmem.errors import DomainXmlInvalid
 from virt_dmem.host import dirfd
 
 __all__ = [
     "add_monitor",
     "has_monitor",
-    "is_another_domains",
+    "another_domains",
+    "is_monitored",
     "remove_monitor",
     "socket_name",
     "socket_of",
     "sockets",
 ]
 
-_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-_COMMANDLINE, _ARG = f"{{{_QEMU}}}commandline", f"{{{_QEMU}}}arg"
+_COMMANDLINE, _ARG = f"{{{QEMU_NAMESPACE}}}commandline", f"{{{QEMU_NAMESPACE}}}arg"
 _DIRECTORY = "/var/lib/libvirt/qemu"
 _MOST_NAMES = 50_000
 _CHARDEV = "socket,id=virt-dmem,path={},server=on,wait=off"
@@ -65,6 +67,11 @@ def has_monitor(xml: bytes) -> bool:
     return b"socket,id=virt-dmem,path=" in xml
 
 
+def is_monitored(root: etree._Element) -> bool:
+    """Return whether a domain has the arguments, whichever domain's socket they name."""
+    return any(_found(root))
+
+
 def add_monitor(root: etree._Element, added: list[str]) -> bool:
     """Add the arguments; return False for a domain without a UUID, which has no name for its socket yet."""
     try:
@@ -73,7 +80,7 @@ def add_monitor(root: etree._Element, added: list[str]) -> bool:
         return False
     commandline = find_child(root, _COMMANDLINE)
     if commandline is None:
-        commandline = etree.Element(_COMMANDLINE, nsmap={"qemu": _QEMU})
+        commandline = etree.Element(_COMMANDLINE, nsmap={"qemu": QEMU_NAMESPACE})
         insert(root, commandline, root[-1])
         added.append("commandline")
     last = next(reversed(commandline.findall(_ARG)), None)
@@ -95,10 +102,15 @@ def remove_monitor(root: etree._Element, added: list[str]) -> None:
             remove(commandline)
 
 
-def is_another_domains(root: etree._Element) -> bool:
-    """Return whether the arguments name the socket of another domain, from which this one was copied."""
+def another_domains(root: etree._Element) -> str | None:
+    """Return the UUID of another domain whose socket the arguments name, from which this one was copied."""
     paths = {path for _, _, path in _found(root)}
-    return bool(paths) and paths != {str(socket_of(read_uuid_of(root)))}
+    if not paths:
+        return None
+    with suppress(DomainXmlInvalid):  # a template may have no UUID any more
+        paths.discard(str(socket_of(read_uuid_of(root))))
+    others = sorted(paths)
+    return Path(others[0]).stem.removeprefix("libvirt-") if others else None
 
 
 def _found(root: etree._Element) -> Iterator[tuple[etree._Element, list[etree._Element], str]]:

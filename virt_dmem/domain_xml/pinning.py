@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from lxml import etree
 
 from virt_dmem.domain_xml.fields import find_child
+from virt_dmem.domain_xml.qemu.arguments import arguments_of
 from virt_dmem.errors import DomainRefused
 
 __all__ = ["Obstacle", "cannot_pin", "may_run_guests", "obstacles"]
 
 _COPYING_HOSTDEVS = ("usb", "scsi")
 """For these QEMU or the kernel copies (libusb, SG_IO); scsi_host is vhost-scsi, all others are VFIO."""
-_ARGUMENTS = (
-    "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/{http://libvirt.org/schemas/domain/qemu/1.0}arg"
-)
 _VFIO_ARGUMENT = re.compile(
     r"""^(?:vfio-|iommufd\b)|\b(?:driver|qom-type)["']?\s*[=:]\s*["']?(?:vfio-|iommufd\b)|\bnvme://"""
     r"""|^(?=.*\bdevice["']?\s*[=:]).*\bdriver["']?\s*[=:]\s*["']?nvme\b"""
@@ -129,8 +127,7 @@ def _of_host_devices(root: etree._Element) -> Iterator[Obstacle]:
 
 
 def _of_arguments(root: etree._Element) -> Iterator[Obstacle]:
-    for argument in root.iterfind(_ARGUMENTS):
-        value = argument.get("value", "")
+    for value in arguments_of(root):
         if _VFIO_ARGUMENT.search(value):
             yield _vfio("<qemu:commandline> has a device of VFIO", "remove it from <qemu:commandline>")
         elif _VDPA_ARGUMENT.search(value):

@@ -21,13 +21,14 @@ from virt_dmem.domain_xml.elements import (
     parse_domain,
     refuse_unsupported,
     requested_pool,
+    what_it_lacks,
 )
 from virt_dmem.domain_xml.fields import DUMPXML, read_name, read_number, read_uuid_of
 from virt_dmem.domain_xml.memory_backends import Cell, machine_without_name, memory_backends
 from virt_dmem.domain_xml.pinning import Obstacle, obstacles
 from virt_dmem.errors import DomainXmlInvalid
 
-__all__ = ["DomainDocument", "DomainMemory", "read_domain", "is_managed"]
+__all__ = ["DomainDocument", "DomainMemory", "read_domain", "is_managed", "name_of"]
 
 T = TypeVar("T")
 _MOST_OBSTACLES = 32
@@ -60,6 +61,8 @@ class DomainMemory:
     """The profile that QEMU is to run under; only in the XML of a running or starting domain."""
     obstacles: tuple[Obstacle, ...] = ()
     """The parts of it that cannot work on memory without struct pages."""
+    lacks: str = ""
+    """Why it cannot be started on pool memory though it asks for it; continues a sentence about its XML."""
     file_backed: bool = False
     """Its memory backends are shared files, whoever wrote that: it can be started on pool memory as it is."""
 
@@ -135,6 +138,7 @@ class DomainDocument:
             cells=cells,
             managed=is_managed,
             applied=is_managed and is_rewritten(root),
+            lacks=what_it_lacks(root) if is_managed else "",
             dac_user=dac_user,
             dac_group=dac_group,
             selinux_imagelabel=_label(root, "selinux", "imagelabel"),
@@ -153,6 +157,14 @@ class DomainDocument:
 def read_domain(xml: bytes) -> DomainMemory:
     """Return the memory of the domain in ``xml``; see ``DomainDocument.memory``."""
     return DomainDocument(xml).memory()
+
+
+def name_of(xml: bytes) -> str:
+    """Return the name of the domain in ``xml``.
+
+    :raise DomainXmlInvalid: When it is no domain XML, or has no valid name.
+    """
+    return read_name(parse_domain(xml))
 
 
 def is_managed(xml: bytes) -> bool:

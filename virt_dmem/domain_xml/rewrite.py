@@ -39,7 +39,9 @@ from lxml import etree
 from virt_dmem.domain_xml import hotplug
 from virt_dmem.domain_xml.edit import insert, last_of, lay_out, remove, swap
 from virt_dmem.domain_xml.elements import (
+    BEFORE_METADATA,
     NAMESPACE,
+    ensure_request,
     find_request,
     follows_numad,
     is_locked,
@@ -59,14 +61,12 @@ from virt_dmem.pool_name import POOL_NAME
 
 __all__ = ["apply", "unapply", "reprint", "doubtful", "request_of"]
 
-_MEMORY = f"{{{NAMESPACE}}}memory"
 _REPLACED = f"{{{NAMESPACE}}}replaced"
 _DEVICE = f"{{{NAMESPACE}}}device"
 _IDENTITY = ("model", "size", "node", "index")
 
-# Where libvirt prints <metadata>, <memoryBacking> and <numatune>: behind the last of these that are there. Beside
+# Where libvirt prints <memoryBacking> and <numatune>: behind the last of these that are there. Beside
 # any other of _RESOURCES will do too, but not apart from all of them: libxml2 then fails to validate.
-_BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 _BEFORE_BACKING = ("memory", "maxMemory", "currentMemory")
 _RESOURCES = (
     *_BEFORE_BACKING, "memoryBacking", "vcpu", "vcpus", "iothreads", "iothreadids", "defaultiothread", "blkiotune",
@@ -151,11 +151,13 @@ def unapply(xml: bytes, *, keep_request: bool = True, running: bool = False) -> 
     record = find_child(request, _REPLACED)
     if request is None or (record is None and keep_request):
         return xml
+    added = [] if record is None else (record.get("added") or "").split()
     if record is not None:
         _undo(root, request, record, running=running)
         request = find_request(root)
     if request is not None and not keep_request:
         remove(request)
+        _remove_metadata(root, added)
     return _printed(root, xml)
 
 
@@ -208,7 +210,7 @@ def _rewrite(
     monitor: bool | None,
 ) -> None:
     added: list[str] = []
-    request = _ensure_request(root, added)
+    request = ensure_request(root, added)
     record = etree.Element(_REPLACED)
     insert(request, record, request[-1] if len(request) else None)
     if "memory" not in added and (pool_before := request.get("pool")) is not None:
@@ -239,24 +241,8 @@ def _rewrite(
     lay_out(record)
 
 
-def _ensure_request(root: etree._Element, added: list[str]) -> etree._Element:
-    metadata = find_child(root, "metadata")
-    if metadata is None:
-        metadata = etree.Element("metadata")
-        insert(root, metadata, last_of(root, *_BEFORE_METADATA))
-        added.append("metadata")
-    request = find_child(metadata, _MEMORY)
-    if request is None:
-        request = etree.Element(_MEMORY, nsmap={"dmem": NAMESPACE})
-        insert(metadata, request, metadata[-1] if len(metadata) else None)
-        added.append("memory")
-    if "metadata" in added:
-        lay_out(metadata)
-    return request
-
-
 def _insert_resource(root: etree._Element, element: etree._Element, *behind: str) -> None:
-    after = (last_of(root, *names) for names in (behind, _RESOURCES, _BEFORE_METADATA))
+    after = (last_of(root, *names) for names in (behind, _RESOURCES, BEFORE_METADATA))
     insert(root, element, next((found for found in after if found is not None), None))
 
 
@@ -377,6 +363,10 @@ def _undo_request(
         request.set("pool", pool)
     else:
         request.attrib.pop("pool", None)
+    _remove_metadata(root, added)
+
+
+def _remove_metadata(root: etree._Element, added: Sequence[str]) -> None:
     metadata = find_child(root, "metadata")
     if "metadata" in added and metadata is not None and not len(metadata):
         remove(metadata)

@@ -17,6 +17,7 @@ from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import NotEnoughMemory
 from virt_dmem.pools import extent_files
+from virt_dmem.pools.backends.page_counts import describe_gone
 from virt_dmem.units import format_size
 
 __all__ = ["Admission"]
@@ -81,7 +82,9 @@ class Admission:
             )
         except NotEnoughMemory as error:
             raise NotEnoughMemory(
-                error.message, hint=f"{self._describe_largest()}{self._describe_withheld()}{error.hint}"
+                error.message,
+                hint=f"{describe_gone(self._inventory.gone())}{self._describe_largest()}{self._describe_withheld()}"
+                f"{error.hint}",
             ) from error
 
     def _choose_paths(self, plan: Plan) -> dict[str, Path]:

@@ -7,16 +7,20 @@ but the pools' records is read, and nothing is written.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml import rewrite
 from virt_dmem.domain_xml.monitor import has_monitor
 from virt_dmem.domain_xml.pinning import may_run_guests
 from virt_dmem.domain_xml.reader import DomainDocument
-from virt_dmem.errors import PoolNotFound
+from virt_dmem.domain_xml.traces import Trace, find_trace, put_back, remove_traces
+from virt_dmem.errors import DomainRefused, DomainXmlInvalid, PoolError
 from virt_dmem.host import kernel
+from virt_dmem.hypervisor.remedies import is_transient
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
@@ -29,7 +33,10 @@ __all__ = [
     "apply_incoming",
     "apply_offline",
     "doubt",
+    "is_lost",
     "name_pool",
+    "recovered",
+    "request_lost",
 ]
 
 
@@ -98,7 +105,7 @@ def apply_offline(config: Config, xml: bytes, options: ApplyOptions) -> tuple[by
     """
     try:
         record = registry.choose(config, options.pool or rewrite.request_of(xml))
-    except (PoolNotFound, OSError):
+    except (PoolError, OSError):  # also a record that cannot be read
         record = None
     rewritten = _rewrite_for(config, xml, record, options, check_sizes=False)
     return rewritten, "" if record else rewrite.doubtful(xml)
@@ -112,6 +119,51 @@ def apply_incoming(config: Config, xml: bytes, record: PoolRecord, pool: str) ->
     :raise DomainRefused: When the domain's memory cannot come from that pool.
     """
     return _rewrite(config, xml, record, pool=pool)
+
+
+def is_lost(trace: Trace, remembered: bytes) -> bool:
+    """Return whether a domain without a request would start on a file: it was rewritten, and lost its request.
+
+    ``remembered``: its request as it is remembered; others write the same memory backing themselves.
+    """
+    return trace is Trace.MONITOR or (trace is Trace.BACKING and bool(remembered))
+
+
+def request_lost(uuid: str, name: str, trace: Trace) -> DomainRefused:
+    """Return the error for a domain that was rewritten and has lost its request."""
+    so = (
+        "what is left is virt-dmem's monitor"
+        if trace is Trace.MONITOR_ALONE
+        else "its memory would be a file in libvirt's memory_backing_dir"
+    )
+    return DomainRefused(
+        f"Domain {name} was rewritten for memory from a pool, and its request for that was removed: {so}.",
+        hint=(
+            "It is transient: pipe the XML from which it is created through 'virt-dmem rewrite' if it is to have"
+            " pool memory, else through 'virt-dmem rewrite --undo'."
+            if is_transient(name)
+            else f"Run 'virt-dmem apply {uuid}' if it is to have pool memory, else 'virt-dmem unapply {uuid}'."
+        ),
+    )
+
+
+def recovered(config: Config, xml: bytes) -> bytes:
+    """Return XML with the request that another tool removed, or without the traces of it; else as it is.
+
+    The request is put back as far as it is remembered on this host and may be read.
+
+    :raise DomainXmlInvalid: When ``xml`` is no domain XML.
+    """
+    trace = find_trace(xml)
+    if trace is Trace.NONE:
+        return xml
+    uuid = ""
+    with suppress(DomainXmlInvalid):  # XML that is not defined yet may have none
+        uuid = DomainDocument(xml).uuid()
+    request = Remembered(config.daemon.state_dir).find(uuid)
+    if trace is not Trace.MONITOR_ALONE and not is_lost(trace, request):
+        return xml
+    return put_back(xml, request) if request else remove_traces(xml)
 
 
 def doubt(config: Config, xml: bytes) -> str:

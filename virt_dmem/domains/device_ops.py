@@ -206,7 +206,8 @@ def _require_running(reservation: Reservation | None, domain: str) -> Reservatio
     if reservation is None or reservation.phase is not Phase.RUNNING:
         raise DomainRefused(
             f"Domain {domain} does not run on memory of a pool.",
-            hint="'virt-dmem list' shows the domains that do; apply this one, and start it.",
+            hint="'virt-dmem list' shows the domains that do; apply this one ('virt-dmem apply', or 'virt-dmem"
+            " rewrite' where it is transient), and start it.",
         )
     return reservation
 

@@ -24,7 +24,8 @@ from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
 from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import Delayed, DmemError, ExtentError, LedgerError, PrefaultFailed
-from virt_dmem.pools import extent_files
+from virt_dmem.pools import extent_files, mount_state
+from virt_dmem.pools.backends.page_counts import describe_gone
 from virt_dmem.pools.prefault import Mode, Progress, prefault
 from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
@@ -129,19 +130,24 @@ class ExtentManager:
             done_bytes += prezeroed_bytes
             report(StepProgress(f"prefaulting {extent.alias}", done_bytes, total_bytes))
             for part in extent.parts(prezeroed_bytes):
-                async with self._run_prefault(extent, mode, part, gentle=gentle) as progress:
-                    async for step in progress:
-                        done = done_bytes + step.done_bytes
-                        report(StepProgress(f"prefaulting {extent.alias}", done, total_bytes))
+                try:
+                    async with self._run_prefault(extent, mode, part, gentle=gentle) as progress:
+                        async for step in progress:
+                            done = done_bytes + step.done_bytes
+                            report(StepProgress(f"prefaulting {extent.alias}", done, total_bytes))
+                except PrefaultFailed as failure:
+                    if gone := describe_gone(self._inventory.look_for_gone()):
+                        raise PrefaultFailed(failure.message, hint=gone.strip()) from failure
+                    raise
                 done_bytes += part.size_bytes
 
     def _require_mounted(self, segment: SegmentId) -> None:
         """Refuse to create files on whatever file system is below a pool."""
-        mount = self._inventory.mount(segment)
-        if not mount.is_mount():
+        record = self._inventory.record(segment)
+        if fault := mount_state.obstacle(record):
             raise ExtentError(
-                f"Pool {segment} is not mounted at {mount} any more.",
-                hint=f"Mount it with 'virt-dmem pool mount {segment.pool}'.",
+                f"Pool {segment}, mounted by virt-dmem at {record.mount}, {fault.what}.",
+                hint=f"To fix it: {fault.fix}.",
             )
 
     def _run_prefault(

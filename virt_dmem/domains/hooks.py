@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,19 +28,27 @@ from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
 from virt_dmem.domain_xml.monitor import socket_of
 from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.domains import guest_ram
 from virt_dmem.domains.admission import Admission
 from virt_dmem.domains.extents import ExtentManager, ReportProgress
 from virt_dmem.domains.step_times import StepTimes
-from virt_dmem.errors import ExtentError, NotMapped, NotPermitted, NotRewritten
+from virt_dmem.errors import Delayed, ExtentError, NotMapped, NotPermitted, NotRewritten
 from virt_dmem.host import apparmor
+from virt_dmem.hypervisor import dead_monitors
 from virt_dmem.hypervisor.processes import find_qemu
 from virt_dmem.hypervisor.qemu_user import placed
+from virt_dmem.hypervisor.remedies import how_to_apply
 from virt_dmem.pools import extent_files
 from virt_dmem.units import format_size
 
 __all__ = ["HookOperations", "Link"]
 
 log = logging.getLogger(__name__)
+
+_OR_AS_IT_IS = (
+    ". Or start it from XML that needs no rewrite: with <source type='file'/> and <access mode='shared'/> in its"
+    " <memoryBacking>."
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,8 @@ class HookOperations:
         """
         if not (domain.applied or domain.file_backed):
             raise NotRewritten(
-                f"Domain {domain.name} asks for pool memory, and its XML is not rewritten.",
-                hint=f"Run: virt-dmem apply {domain.uuid}",
+                f"Domain {domain.name} asks for pool memory, and its XML {domain.lacks or 'is not rewritten'}.",
+                hint=how_to_apply(domain.uuid, domain.name) + ("" if domain.lacks else _OR_AS_IT_IS),
             )
         async with self._serving(domain.uuid, "prepare", began):
             left_over = self._ledger.find(domain.uuid)
@@ -120,9 +128,9 @@ class HookOperations:
                 return await within(link_all, f"links in {directory}")
 
     async def started(self, domain: DomainMemory, *, began: float | None = None) -> None:
-        """Verify that QEMU maps the whole of every extent, shared; then remove every path to them.
+        """Verify that every extent is mapped, and the guest's RAM; then remove every path to them.
 
-        :raise NotMapped: When it does not, or no QEMU is found; libvirt then ends the domain.
+        :raise NotMapped: When one is not, it has other RAM, or no QEMU is found; libvirt then ends the domain.
         """
         async with self._serving(domain.uuid, "started", began):
             reservation = self._require(domain, Phase.LINKED)
@@ -135,8 +143,7 @@ class HookOperations:
                     hint="Look into libvirt's log of the domain for the reason why it ended.",
                 )
             with self._times.step(domain.uuid, "started: verify"):
-                wanted = [(item.alias, item.path, item.size_bytes) for item in reservation.extents]
-                await within(partial(extent_files.check_mapped, pid, wanted), f"QEMU {pid} of {domain.name}")
+                await within(partial(guest_ram.verify, reservation, pid), f"QEMU {pid} of {domain.name}")
 
             def close() -> None:
                 for extent in reservation.extents:
@@ -157,12 +164,14 @@ class HookOperations:
                 self._ledger.set_phase(uuid, Phase.STOPPED)
 
     async def release(self, uuid: str) -> None:
-        """Free the domain's memory; quarantine each extent that some process still maps."""
+        """Free the domain's memory; quarantine each extent that some process still maps. Its monitor is gone."""
         async with self._serving(uuid, "release"):
             reservation = self._ledger.find(uuid)
             if reservation:
                 await self._extents.release(reservation)
                 log.info("%s: released", reservation.name)
+            with suppress(Delayed):  # reconcile removes it then
+                await within(partial(dead_monitors.remove, uuid), f"the monitor of {uuid}", of=uuid)
 
     @asynccontextmanager
     async def _serving(self, uuid: str, operation: str, began: float | None = None) -> AsyncIterator[None]:

@@ -44,7 +44,7 @@ from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.errors import DmemError, DomainRefused, ExtentError, HypervisorError, NotMapped
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.hypervisor.processes import find_qemu
-from virt_dmem.hypervisor.qemu_user import placed
+from virt_dmem.hypervisor.qemu_user import placed_running
 from virt_dmem.hypervisor.qmp import Monitors
 from virt_dmem.os_errors import explained
 from virt_dmem.pools import extent_files
@@ -253,7 +253,8 @@ class Hotplug:
                 held.id for held in self._operations.require_running(reservation.uuid).extents
             }:
                 raise domain_ended(reservation)
-            directory, (uid, gid) = await within(partial(placed, config, running), f"the directory of {name}")
+            place = partial(placed_running, config, running, pid)
+            directory, (uid, gid) = await within(place, f"the directory of {name}")
             link = directory / extent.alias
             self._ledger.set_state(extent, ExtentState.ATTACHING, link=str(link))
 

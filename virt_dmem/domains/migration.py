@@ -30,8 +30,8 @@ def adapt(config: Config, xml: bytes) -> bytes:
     document = DomainDocument(xml)
     if not document.is_managed():
         return xml
-    domain = document.memory()
     try:
+        domain = document.memory()
         record = _choose(config, domain)
         return apply_incoming(config, xml, record, domain.pool if is_known(config, domain.pool) else record.pool)
     except (PoolNotFound, DomainRefused):

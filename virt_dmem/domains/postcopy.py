@@ -51,7 +51,8 @@ async def refuse(config: Config, ledger: Ledger, inventory: Inventory, uuid: str
     if capabilities is None:
         raise DomainRefused(
             f"QEMU does not tell whether domain {reservation.name} arrives by post-copy migration, and {what}.",
-            hint="Apply it with the second monitor ('virt-dmem apply' without --no-monitor), or use another pool.",
+            hint="On the host that it comes from, apply it with the second monitor ('virt-dmem apply' or 'virt-dmem"
+            " rewrite', without --no-monitor) and start it anew; or use another pool.",
         )
     if "postcopy-ram" in capabilities:
         raise DomainRefused(

@@ -31,6 +31,7 @@ from virt_dmem.errors import Delayed, ExtentError, HypervisorError, LedgerError
 from virt_dmem.host import processes
 from virt_dmem.host.dirfd import shown
 from virt_dmem.host.kernel import uptime
+from virt_dmem.hypervisor import dead_monitors
 from virt_dmem.hypervisor import processes as qemu_processes
 from virt_dmem.hypervisor.paths import dangling_links, remove_dangling
 from virt_dmem.pools import extent_files, segment_files
@@ -86,6 +87,8 @@ async def from_host(context: ReconcileContext) -> list[str]:
     context.extents.reclaim.forget_enlarged(held)
     with context.attempts.trying("links in libvirt's directories"):
         actions += await _remove_dangling_links(context)
+    with context.attempts.trying("monitors of domains that have ended"):
+        actions += await _remove_dead_monitors(context)
     if not context.dry_run:
         with context.attempts.trying("quarantined extents"):
             actions += [
@@ -154,6 +157,18 @@ async def _remove_dangling_links(context: ReconcileContext) -> list[str]:
     return [f"remove the link {shown(link)}: its target is gone" for link in links[:_MOST_NAMED]] + more
 
 
+async def _remove_dead_monitors(context: ReconcileContext) -> list[str]:
+    """Remove the monitors' sockets that no QEMU listens on, of domains that hold no memory."""
+    found = await within(dead_monitors.found, "the directory of monitors", seconds=_SWEEP_SECONDS)
+    left = found - context.ledger.phases().keys()
+    if not left:
+        return []
+    remove = partial(dead_monitors.remove_unbound, left, dry_run=context.dry_run)
+    gone = await within(remove, "the sockets of monitors", seconds=_SWEEP_SECONDS)
+    more = [f"remove {len(gone) - _MOST_NAMED} monitors more"] if gone[_MOST_NAMED:] else []
+    return [f"remove the monitor of domain {uuid}: its QEMU is gone" for uuid in gone[:_MOST_NAMED]] + more
+
+
 async def from_libvirt(context: ReconcileContext, active: Collection[str], listed_at: int) -> list[str]:
     """Free the memory of domains that do not run, and reconcile the memory devices of those that do.
 
@@ -163,9 +178,12 @@ async def from_libvirt(context: ReconcileContext, active: Collection[str], liste
     :param listed_at: The ledger's sequence number when libvirt was asked; what changed since is left alone.
     """
     held = {reservation.uuid: reservation for reservation in context.ledger.reservations()}
-    return await _each_domain(
+    actions = await _each_domain(
         context, held, lambda uuid: _reconcile_domain(context, held[uuid], listed_at, active=uuid in active)
     )
+    with context.attempts.trying("monitors of domains that do not run"):
+        actions += await _remove_dead_monitors(context)
+    return actions
 
 
 async def _reconcile_domain(

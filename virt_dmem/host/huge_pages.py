@@ -11,7 +11,7 @@ from pathlib import Path
 
 from virt_dmem.host.kernel import ROOT
 
-__all__ = ["HugePages", "sizes", "counters", "hvo", "set_persistent", "set_hvo"]
+__all__ = ["HugePages", "sizes", "counters", "overcommit", "number_files", "hvo", "set_persistent", "set_hvo"]
 
 _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
 
@@ -53,6 +53,22 @@ def counters(page_size: int, node: int | None = None, *, root: Path = ROOT) -> H
 
     reserved = count("resv_hugepages") if (base / "resv_hugepages").exists() else 0
     return HugePages(count("nr_hugepages"), count("free_hugepages"), count("surplus_hugepages"), reserved)
+
+
+def overcommit(page_size: int, *, root: Path = ROOT) -> int:
+    """Return how many surplus pages of one size the host may have; 0 also where the kernel does not say."""
+    try:
+        return int((_huge_pages_dir(page_size, None, root) / "nr_overcommit_hugepages").read_text())
+    except OSError:
+        return 0
+
+
+def number_files(*, root: Path = ROOT) -> list[Path]:
+    """Return the files by which the number of huge pages, or HVO, is set: for the host, by page size, by node."""
+    found = [root / "proc/sys/vm" / name for name in ("nr_hugepages", "nr_hugepages_mempolicy")]
+    for directory in ("sys/kernel/mm/hugepages", "sys/devices/system/node/node*/hugepages"):
+        found += sorted(root.glob(f"{directory}/hugepages-*kB/nr_hugepages*"))
+    return [*found, root / _HVO]
 
 
 def _huge_pages_dir(page_size: int, node: int | None, root: Path) -> Path:

@@ -7,7 +7,7 @@ import os
 import re
 import select
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,9 @@ class Mount:
     fstype: str
     source: str
     options: str
+    """Of the file system, separated by commas."""
+    flags: str = field(default="", compare=False)
+    """Of this mount, separated by commas: ``ro``, ``nosuid`` and so on."""
 
 
 def mounts(*, root: Path = ROOT) -> tuple[Mount, ...]:
@@ -84,10 +87,12 @@ def _parse_mounts(table: bytes) -> tuple[Mount, ...]:
 def _mount(line: str) -> Mount:
     # id parent major:minor root path options [optional fields] - fstype source super-options
     left, _, right = line.partition(" - ")
-    _, _, device, subtree, path, _ = left.split(" ")[:6]
+    _, _, device, subtree, path, flags = left.split(" ")[:6]
     fstype, source, options = right.split(" ")[:3]
     major, minor = map(int, device.split(":"))
-    return Mount(os.makedev(major, minor), _unescape(subtree), _unescape(path), fstype, _unescape(source), options)
+    return Mount(
+        os.makedev(major, minor), _unescape(subtree), _unescape(path), fstype, _unescape(source), options, flags
+    )
 
 
 def mount_at(path: Path, *, root: Path = ROOT) -> Mount | None:

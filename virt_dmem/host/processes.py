@@ -20,6 +20,9 @@ __all__ = [
     "Mapping",
     "processes",
     "process_name",
+    "start_ticks",
+    "started_at",
+    "CLOCK_TICKS",
     "mappings",
     "processes_mapping",
     "processes_using",
@@ -27,6 +30,7 @@ __all__ = [
     "GONE",
 ]
 
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 """Errors of reading below ``/proc/PID`` when the process is gone, or is a kernel thread."""
 
@@ -54,6 +58,27 @@ def process_name(pid: int, *, root: Path = ROOT) -> str:
         return (root / f"proc/{pid}/comm").read_text("utf-8", "replace").rstrip("\n")
     except GONE:
         return ""
+
+
+def start_ticks(pid: int, *, root: Path = ROOT) -> int | None:
+    """Return when a process started, in clock ticks since the boot; ``None`` when it has ended.
+
+    Together with the PID it identifies the process: PIDs are reused.
+    """
+    try:
+        stat = (root / f"proc/{pid}/stat").read_text("utf-8", "replace")
+    except GONE:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])  # the name in parentheses may hold spaces; proc_pid_stat(5)
+
+
+def started_at(ticks: int, *, root: Path = ROOT) -> float:
+    """Return clock ticks since the boot in seconds since the epoch, which may be off by two seconds.
+
+    ``btime`` of /proc/stat has whole seconds, and may step by one.
+    """
+    boot = re.search(r"^btime (\d+)$", (root / "proc/stat").read_text(), re.MULTILINE)
+    return (int(boot[1]) if boot else 0) + ticks / CLOCK_TICKS
 
 
 def mappings(pid: int, *, of: Collection[tuple[int, int]] | None = None, root: Path = ROOT) -> Iterator[Mapping]:

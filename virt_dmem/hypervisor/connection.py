@@ -20,16 +20,17 @@ from typing import Any, Self
 
 import libvirt
 
+from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
+from virt_dmem.domain_xml.traces import Trace, find_trace, request_in
 from virt_dmem.errors import DmemError, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
+from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
 
 __all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 
 log = logging.getLogger(__name__)
 
-DEFINITIONS_DIR = Path("/etc/libvirt/qemu")
-"""Where libvirt stores the definitions of qemu:///system."""
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 _ID = re.compile(r"[0-9]{1,9}")
@@ -47,6 +48,11 @@ class DomainInfo:
     applied: bool
     memory: DomainMemory | None
     """``None`` if it is not applied."""
+    persistent: bool = True
+    trace: Trace = Trace.NONE
+    """What it has of a rewrite, though it does not ask for pool memory; of persistent domains only."""
+    request: bytes = b""
+    """Its request with all that it keeps, to be remembered; of applied persistent domains only."""
 
 
 class Event(enum.Enum):
@@ -226,6 +232,14 @@ class Hypervisor:
         except libvirt.libvirtError as error:
             raise self._failed(domain, error) from error
 
+    def definition(self, domain: str) -> bytes:
+        """Return a domain's persistent XML, of a transient domain its live XML, both without passwords."""
+        found = self._domain(domain)
+        try:
+            return str(found.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if found.isPersistent() else 0)).encode()
+        except libvirt.libvirtError as error:
+            raise self._failed(domain, error) from error
+
     def is_active(self, domain: str) -> bool:
         """Return whether a domain is running or paused."""
         found = self._domain(domain)
@@ -326,22 +340,34 @@ class Hypervisor:
 
     def _info(self, domain: Any) -> DomainInfo | None:  # noqa: ANN401
         try:
-            flags = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
-            xml = str(domain.XMLDesc(flags)).encode()
+            persistent = bool(domain.isPersistent())
+            xml = str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if persistent else 0)).encode()
             active = bool(domain.isActive())
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise self._failed(domain.name(), error) from error
         document = DomainDocument(xml)
-        managed, memory = document.is_managed(), None
-        if managed:
-            # a domain that requests pool memory in an invalid way is managed all the same
-            with contextlib.suppress(DmemError):
+        managed, memory, request, trace = document.is_managed(), None, b"", Trace.NONE
+        # a domain that requests pool memory in an invalid way is managed all the same
+        with contextlib.suppress(DmemError):
+            if managed:
+                request = request_in(document.root)  # before its tree is freed
                 memory = document.memory()
-                managed = memory.managed
+            else:
+                trace = find_trace(xml)
         applied = memory is not None and memory.applied
-        return DomainInfo(domain.UUIDString(), domain.name(), active, managed, applied, memory if applied else None)
+        return DomainInfo(
+            uuid=domain.UUIDString(),
+            name=domain.name(),
+            active=active,
+            managed=managed,
+            applied=applied,
+            memory=memory if applied else None,
+            persistent=persistent,
+            trace=trace if persistent else Trace.NONE,
+            request=request if persistent and applied else b"",
+        )
 
     def live_xml(self, domain: str) -> bytes | None:
         """Return the live XML, without passwords, of a domain that has started, else ``None``.
@@ -420,6 +446,10 @@ class Hypervisor:
         def device(_from: object, domain: Any, alias: str, *detail: Any) -> None:  # noqa: ANN401
             on_event(domain.UUIDString(), detail[-1], alias)
 
+        def metadata(_from: object, domain: Any, _kind: int, namespace: str | None, _data: object) -> None:  # noqa: ANN401
+            if namespace == NAMESPACE:  # no other event tells of 'virsh metadata'
+                on_event(domain.UUIDString(), Event.DEFINED, "")
+
         def closed(*_why: object) -> None:
             on_closed()
 
@@ -428,6 +458,7 @@ class Hypervisor:
             self._connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
             register = self._connection.domainEventRegisterAny
             self._callbacks.append(register(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None))
+            self._callbacks.append(register(None, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, metadata, None))
             for kind, event in _DEVICES.items():
                 self._callbacks.append(register(None, kind, device, event))
         except libvirt.libvirtError as error:

@@ -26,6 +26,8 @@ __all__ = ["dangling_links", "domain_directory", "memory_backing_dir", "owner_of
 
 log = logging.getLogger(__name__)
 
+DEFINITIONS_DIR = Path("/etc/libvirt/qemu")
+"""Where libvirt stores the definitions of qemu:///system, ``NAME.xml`` each."""
 DEFAULT_MEMORY_BACKING_DIR = "/var/lib/libvirt/qemu/ram"
 _SHORT_NAME = 20
 _MOST_DIRECTORIES = 50_000

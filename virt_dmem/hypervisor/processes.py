@@ -12,10 +12,10 @@ from pathlib import Path
 
 from virt_dmem.domain_xml.fields import LONGEST_NAME
 from virt_dmem.host.kernel import ROOT
-from virt_dmem.host.processes import GONE, process_name, processes
+from virt_dmem.host.processes import GONE, process_name, processes, start_ticks
 from virt_dmem.stuck_threads import each
 
-__all__ = ["libvirt_runs", "find_qemu", "qemu_pid", "waits_for_guest", "qemu_domain"]
+__all__ = ["libvirt_runs", "libvirt_process", "find_qemu", "qemu_pid", "waits_for_guest", "qemu_domain"]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -28,11 +28,25 @@ def libvirt_runs(run_dir: Path, *, root: Path = ROOT) -> bool:
 
     :param run_dir: libvirt's for QEMU, ``/run/libvirt/qemu``.
     """
+    return _driver_pid(run_dir, root) is not None
+
+
+def _driver_pid(run_dir: Path, root: Path) -> int | None:
     try:
         pid = int((run_dir / "driver.pid").read_text("ascii"))
     except (OSError, ValueError):
-        return False
-    return process_name(pid, root=root) in {"libvirtd", "virtqemud"}
+        return None
+    return pid if process_name(pid, root=root) in {"libvirtd", "virtqemud"} else None
+
+
+def libvirt_process(run_dir: Path, *, root: Path = ROOT) -> tuple[int, int] | None:
+    """Return PID and ``start_ticks`` of the libvirtd or virtqemud that runs; ``None`` without one.
+
+    :param run_dir: As for ``libvirt_runs``.
+    """
+    pid = _driver_pid(run_dir, root)
+    ticks = start_ticks(pid, root=root) if pid else None
+    return (pid, ticks) if pid and ticks is not None else None
 
 
 def find_qemu(run_dir: Path, name: str, uuid: str, *, root: Path = ROOT) -> int | None:

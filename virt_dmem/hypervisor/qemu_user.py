@@ -12,9 +12,11 @@ from pathlib import Path
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.errors import ExtentError
-from virt_dmem.hypervisor.paths import domain_directory, owner_of
+from virt_dmem.host import dirfd
+from virt_dmem.hypervisor.guest_ram import memory_directory
+from virt_dmem.hypervisor.paths import domain_directory, memory_backing_dir, owner_of
 
-__all__ = ["placed"]
+__all__ = ["placed", "placed_running"]
 
 _NUMBER = re.compile(r"\+[0-9]{1,10}")
 _MAX_ID = 2**32 - 2
@@ -36,6 +38,24 @@ def placed(config: Config, domain: DomainMemory) -> tuple[Path, tuple[int, int]]
     if domain.dac_group:
         gid = _number_or(domain.dac_group, lambda name: grp.getgrnam(name).gr_gid)
     return directory, (uid, gid)
+
+
+def placed_running(config: Config, domain: DomainMemory, pid: int) -> tuple[Path, tuple[int, int]]:
+    """Return the same for a domain that has been running, as this QEMU (PID), since qemu.conf may have changed.
+
+    :raise ExtentError: As ``placed``; names the change of memory_backing_dir, if that is the reason.
+    """
+    try:
+        return placed(config, domain)
+    except ExtentError as error:
+        used, now = memory_directory(pid), memory_backing_dir(config.libvirt)
+        if used is None or used.is_relative_to(now):
+            raise
+        raise ExtentError(
+            f"Domain {domain.name} was started with its memory files in {dirfd.shown(used)}, and memory_backing_dir"
+            f" in qemu.conf is {now} now, where libvirt opens new ones.",
+            hint="Set memory_backing_dir back and restart libvirtd, or shut the domain down and start it.",
+        ) from error
 
 
 def _number_or(label: str, look_up: Callable[[str], int]) -> int:

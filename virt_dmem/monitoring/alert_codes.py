@@ -12,9 +12,17 @@ __all__ = [
     "MEMORY_PINNED",
     "MEMORY_FAILED",
     "POOL_SHORT",
+    "HUGE_PAGES_LOWERED",
+    "HVO_SWITCHED",
+    "POOL_MOUNT_CHANGED",
+    "HOST_MEMORY_OFFLINE",
+    "INSTALLATION_CHANGED",
+    "LIBVIRT_SETTINGS_CHANGED",
     "LEDGER_DAMAGED",
     "RECONCILE_FAILED",
     "APPLY_FIGHT",
+    "REQUEST_LOST",
+    "REQUEST_UNFULFILLED",
     "APPLY_PAUSED",
     "EXPLANATIONS",
 ]
@@ -27,9 +35,17 @@ EXTENT_ENLARGED = "extent-enlarged"
 MEMORY_PINNED = "memory-pinned"
 MEMORY_FAILED = "memory-failed"
 POOL_SHORT = "pool-short-of-reservations"
+HUGE_PAGES_LOWERED = "huge-pages-lowered"
+HVO_SWITCHED = "hvo-switched-off"
+POOL_MOUNT_CHANGED = "pool-mount-changed"
+HOST_MEMORY_OFFLINE = "host-memory-offline"
+INSTALLATION_CHANGED = "installation-changed"
+LIBVIRT_SETTINGS_CHANGED = "libvirt-settings-changed"
 LEDGER_DAMAGED = "ledger-damaged"
 RECONCILE_FAILED = "reconcile-failed"
 APPLY_FIGHT = "apply-fight"
+REQUEST_LOST = "request-lost"
+REQUEST_UNFULFILLED = "request-unfulfilled"
 APPLY_PAUSED = "apply-paused"
 
 EXPLANATIONS = {
@@ -74,6 +90,42 @@ EXPLANATIONS = {
         "A pool has less memory than domains hold of it: it was unmounted or shrunk, bypassing virt-dmem. "
         "Running guests keep their memory; nothing is allocated from the pool until it is complete again."
     ),
+    HUGE_PAGES_LOWERED: (
+        "A node has fewer huge pages than pools took there: somebody lowered vm.nr_hugepages (a file in sysctl.d, "
+        "tuned, a hook of another tool). Those in use are surplus pages now, which the kernel takes as soon as "
+        "they are freed, and a running guest that gave such a page back, as by free-page reporting, is killed "
+        "when it needs it again. virt-dmemd raises the number again at once: to the pages that are in use, and "
+        "those that pools lost. After 5 times within 10 minutes it leaves the number alone until it is right "
+        "again. 'virt-dmem pool mount NAME' takes the pages again."
+    ),
+    HVO_SWITCHED: (
+        "HVO (vm.hugetlb_optimize_vmemmap) was on when pools took their huge pages, and somebody switched it off. "
+        "Pages that pools have keep their saving; those that are allocated from now on save nothing. virt-dmemd "
+        "switches it on again, at most 5 times within 10 minutes. A pool created with --no-hvo does not ask for "
+        "it."
+    ),
+    POOL_MOUNT_CHANGED: (
+        "The mount of a pool is not as virt-dmem made it: it is gone, covered by another mount, read-only, "
+        "smaller, or lacks options. Running guests keep the memory that they map; no domain gets memory at a "
+        "mount point that is not the pool's. virt-dmemd cannot mount; it restores only owner and mode of the root "
+        "directory."
+    ),
+    HOST_MEMORY_OFFLINE: (
+        "A NUMA node of a pool has no memory any more, or blocks of the host's memory went offline: somebody "
+        "switched them off, or the firmware did. Free huge pages in a block that goes offline are lost; virt- "
+        "dmemd takes others of the same node instead, if the kernel has some."
+    ),
+    INSTALLATION_CHANGED: (
+        "The hook in /etc/libvirt/hooks, the program it runs, the AppArmor rule or a unit file of systemd is "
+        "gone, or differs from what was installed. Without the hook domains start without pool memory, without "
+        "its program or the rule they do not start."
+    ),
+    LIBVIRT_SETTINGS_CHANGED: (
+        "A setting in qemu.conf that pools depend on, such as memory_backing_dir, was changed and libvirtd has "
+        "not been restarted since: virt-dmemd reads the file, libvirtd uses what it read when it started. Or "
+        "libvirtd was restarted with other settings while domains with pool memory run: they keep running with "
+        "the earlier ones."
+    ),
     LEDGER_DAMAGED: (
         "The ledger could not be read when virt-dmemd started, so it was set aside and a new one was created. "
         "Running domains were rediscovered from the files that their QEMUs map. Records of memory failures were "
@@ -86,6 +138,16 @@ EXPLANATIONS = {
     APPLY_FIGHT: (
         "Another tool keeps reverting what virt-dmemd writes into the XML of a domain, so virt-dmemd stopped "
         "rewriting it. The domain does not start until it is applied."
+    ),
+    REQUEST_LOST: (
+        "A domain that was rewritten for memory from a pool was redefined without virt-dmem's metadata, or they "
+        "were removed. If its memory would be a file in libvirt's memory_backing_dir it does not start. What was "
+        "removed is remembered: 'virt-dmem apply' puts it back, and 'virt-dmem unapply' undoes the rewrite."
+    ),
+    REQUEST_UNFULFILLED: (
+        "A domain is defined with a request for pool memory that cannot be fulfilled as it is: the pool does not "
+        "exist, none can be chosen, or the domain cannot use its memory. The domain does not start. It is tried "
+        "again when the domain or a pool changes, and from time to time."
     ),
     APPLY_PAUSED: (
         "'virt-dmem pause-apply' is in force: domains that are defined with virt-dmem's metadata are not "

@@ -15,7 +15,6 @@ from virt_dmem.allocation.models import Extent, Failure, Phase, PhaseChange
 from virt_dmem.allocation.plan import NO_NODE
 from virt_dmem.domain_xml.live import Guest
 from virt_dmem.monitoring.alert_codes import (
-    APPLY_FIGHT,
     APPLY_PAUSED,
     DEVICE_ON_RAW_MEMORY,
     EXTENT_ENLARGED,
@@ -78,8 +77,10 @@ class Facts:
     """The path of a ledger that could not be read and was set aside."""
     failures: Iterable[Failure] = ()
     """Extents with failed memory."""
-    fights: Mapping[str, str] = field(default_factory=dict)
-    """Messages by UUID of domains whose XML another tool keeps reverting."""
+    definitions: Collection[Alert] = ()
+    """What is wrong with the definitions of domains, found when they were defined or listed."""
+    deviations: Iterable[Alert] = ()
+    """Alerts of what others changed on the host."""
     paused_until: float | None = None
     """End of the pause of automatic apply, in seconds since the epoch; ``None``: it is not paused."""
     is_alive: Callable[[Guest], bool] = lambda _: True
@@ -95,6 +96,7 @@ def due(facts: Facts) -> list[Alert]:
         *_enlarged(facts),
         *_failed(facts),
         *_pools(facts),
+        *facts.deviations,
         *_pinned(facts),
         *_reconcile(facts),
         *_apply(facts),
@@ -247,9 +249,10 @@ def _pools(facts: Facts) -> Iterable[Alert]:
 
 
 def _apply(facts: Facts) -> Iterable[Alert]:
-    for uuid, message in sorted(facts.fights.items()):
-        hint = f"Find the tool that redefines the domain, then run: virt-dmem apply {uuid}"
-        yield Alert(APPLY_FIGHT, uuid, message, hint)
+    for code in sorted({alert.code for alert in facts.definitions}):
+        of_kind = [alert for alert in facts.definitions if alert.code == code]
+        yield from sorted(of_kind, key=lambda alert: alert.subject)[:_LIMIT]
+        yield from _more(code, len(of_kind))
     if facts.paused_until is not None:
         until = "until it is resumed"
         if math.isfinite(facts.paused_until):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
 from virt_dmem.domain_xml.live import Guest
 from virt_dmem.domains import passthrough
-from virt_dmem.errors import Delayed
+from virt_dmem.errors import Delayed, DmemError
 from virt_dmem.host import kernel
 from virt_dmem.hypervisor import processes as qemu_processes
 from virt_dmem.monitoring import alert_rules
@@ -61,7 +61,9 @@ class AlertTracker:
         self._inventory = inventory
         self._guests: dict[str, Guest] = {}
         self._active: dict[tuple[str, str], ActiveAlert] = {}
-        self._fights: dict[str, str] = {}
+        self._definitions: dict[tuple[str, str], alert_rules.Alert] = {}
+        """By code, and UUID of the domain."""
+        self._deviations: list[alert_rules.Alert] = []
         self._alive: set[str] = set()
         """Guests that seem to run outside of any pool, and whose QEMU was found."""
         self._looking: dict[str, asyncio.Task[None]] = {}
@@ -89,13 +91,24 @@ class AlertTracker:
         self._alive.discard(uuid)
         self.changed.set()
 
-    def set_fight(self, uuid: str, message: str | None) -> None:
-        """Record the message about another tool that keeps reverting a domain's XML; ``None``: it stopped."""
-        if message:
-            self._fights[uuid] = message
+    def set_definition(self, code: str, uuid: str, error: DmemError | None) -> None:
+        """Record what is wrong with the definition of a domain, as an alert of that code; ``None``: nothing is."""
+        if error is not None:
+            self._definitions[code, uuid] = alert_rules.Alert(code, uuid, error.message, error.hint)
         else:
-            self._fights.pop(uuid, None)
+            self._definitions.pop((code, uuid), None)
         self.changed.set()
+
+    def forget_definitions(self, defined: Collection[str]) -> None:
+        """Forget the definitions of all other domains than these (UUIDs)."""
+        self._definitions = {key: alert for key, alert in self._definitions.items() if key[1] in defined}
+        self.changed.set()
+
+    def set_deviations(self, alerts: list[alert_rules.Alert]) -> None:
+        """Replace the alerts of what others changed on the host."""
+        if alerts != self._deviations:
+            self._deviations = alerts
+            self.changed.set()
 
     def apply_is_paused(self) -> bool:
         """Return whether automatic apply is paused."""
@@ -136,7 +149,8 @@ class AlertTracker:
             failed=self._attempts.failed(),
             damaged_ledger=self._ledger.damaged_file(),
             failures=self._ledger.failures(),
-            fights=self._fights,
+            definitions=self._definitions.values(),
+            deviations=self._deviations,
             paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,
             is_alive=self._is_alive,
         )

@@ -26,7 +26,7 @@ from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError
 from virt_dmem.host import dirfd
-from virt_dmem.monitoring.alert_codes import EXPLANATIONS
+from virt_dmem.monitoring.alert_codes import EXPLANATIONS, HUGE_PAGES_LOWERED, HVO_SWITCHED, POOL_MOUNT_CHANGED
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.pools.savings import savings
 
@@ -67,6 +67,14 @@ class Metrics:
             ["outcome"],
             registry=self._registry,
         )
+        self.put_right = Counter(
+            "virt_dmem_host_repairs",
+            "Changes of the host by others that were put right, or tried to, by the code of their alert.",
+            ["code"],
+            registry=self._registry,
+        )
+        for code in (HUGE_PAGES_LOWERED, HVO_SWITCHED, POOL_MOUNT_CHANGED):
+            self.put_right.labels(code)
         for stage in ("host", "libvirt"):
             self.reconciled.labels(stage)
         for outcome in ("applied", "failed", "fight"):

@@ -50,6 +50,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_APPLY_AGAIN = "Apply the domain again with 'virt-dmem apply', a transient one with 'virt-dmem rewrite'."
+
 
 @dataclass(frozen=True)
 class FileId:
@@ -327,7 +329,7 @@ def check_mapped(pid: int, expected: Iterable[tuple[str, Path, int]]) -> None:
         if any("s" not in area.perms for area in ours):
             raise NotMapped(
                 f"QEMU {pid} maps memory backend {alias} privately, so the guest's writes are not in {path}.",
-                hint="Apply the domain again with 'virt-dmem apply'.",
+                hint=_APPLY_AGAIN,
             )
         mapped_bytes = 0
         for area in ours:  # one mapping may be split over several lines where its flags differ
@@ -337,5 +339,5 @@ def check_mapped(pid: int, expected: Iterable[tuple[str, Path, int]]) -> None:
             raise NotMapped(
                 f"QEMU {pid} maps {format_size(mapped_bytes)} of the {format_size(size_bytes)} of memory backend"
                 f" {alias} at {path}.",
-                hint="Apply the domain again with 'virt-dmem apply', and look at its <memoryBacking>.",
+                hint=f"{_APPLY_AGAIN} Look at its <memoryBacking>.",
             )

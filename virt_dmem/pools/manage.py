@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from virt_dmem.pool_name import POOL_NAME, POOL_NAME_HINT
 from virt_dmem.pools import ballast, prezeroed_files, record_files
 from virt_dmem.pools.backends import table
 from virt_dmem.pools.backends.base import Backend, Job, ProgressCallback
+from virt_dmem.pools.lock import locked
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.registry import records, segments
 from virt_dmem.units import format_size
@@ -123,9 +122,9 @@ def mount(
 ) -> PoolRecord | None:
     """Provide a recorded pool again: for the boot unit, and after an interruption.
 
-    Segments of an earlier boot get their memory and their mount again; those that are mounted are left alone.
-    One that was never finished, or whose destruction was interrupted, is undone; an interrupted change in place is
-    finished or undone. Returns the record of the first segment, ``None`` when none is left.
+    Segments of an earlier boot get their memory and their mount again; of those that are mounted only what the host
+    has lost of them. One that was never finished, or whose destruction was interrupted, is undone; an interrupted
+    change in place is finished or undone. Returns the record of the first segment, ``None`` when none is left.
 
     :raise PoolNotFound: When there is no such pool.
     :raise PoolShort: When the host has not enough memory; what was taken is given back, the record is kept.
@@ -158,6 +157,7 @@ def settle(config: Config, record: PoolRecord, report: ProgressCallback | None, 
     if record.state == "ready" and kind.mounted(record, root=root):
         if interrupted:
             job.save()
+        kind.restore(job)
         return record
     record.state = "mounting"
     job.save()
@@ -208,8 +208,7 @@ def provide(kind: Backend[Any], job: Job[Any]) -> None:
     """
     record = job.record
     if record.got_bytes > record.wanted_bytes:  # its mount reserves what it has to give back
-        if kind.mounted(record, root=job.root):
-            kind.unmount(record)
+        _unmount(kind, job)
         kind.release(job, keep_wanted=True)
     kind.acquire(job)
     if not kind.mounted(record, root=job.root):
@@ -219,6 +218,20 @@ def provide(kind: Backend[Any], job: Job[Any]) -> None:
     _hold(job)
     record.state = "ready"
     job.save()
+
+
+def _unmount(kind: Backend[Any], job: Job[Any]) -> None:
+    """Unmount a segment if it is mounted; what the host has taken of it then counts as gone.
+
+    :raise PoolBusy: When it is in use, and nothing was changed.
+    """
+    if kind.mounted(job.record, root=job.root):
+        kind.keep(job)
+        gone = kind.gone(job)
+        kind.unmount(job.record)
+        if gone:
+            job.record.forget(gone)
+            job.save()
 
 
 def _hold(job: Job[Any]) -> None:
@@ -275,8 +288,7 @@ def take_down(config: Config, kind: Backend[Any], job: Job[Any]) -> None:
     record.state = "destroying"
     job.save()
     try:
-        if kind.mounted(record, root=job.root):
-            kind.unmount(record)
+        _unmount(kind, job)
     except DmemError:
         record.state = before
         job.save()
@@ -388,25 +400,3 @@ def job_of(config: Config, record: PoolRecord, report: ProgressCallback | None, 
 
 def _silent(_operation: str, _done_bytes: int, _total_bytes: int) -> None:
     """Report nothing."""
-
-
-@contextlib.contextmanager
-def locked(config: Config) -> Iterator[None]:
-    """Serialize commands that change pools; the lock ends with the process, however it ends."""
-    directory = config.pool_records_dir
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise explained(
-            error,
-            directory / ".lock",
-            kind=PoolError,
-            doing="Pools cannot be changed",
-            otherwise="Run this as root.",
-        ) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

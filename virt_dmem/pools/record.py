@@ -6,6 +6,7 @@ Fields of a single backend are in its own record, a subclass beside the backend.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -82,6 +83,11 @@ class PoolRecord(msgspec.Struct):
     def got_bytes(self) -> int:
         """Bytes taken from the host, on all nodes."""
         return sum(share.got_bytes for share in self.nodes.values())
+
+    def forget(self, gone: Mapping[int, int]) -> None:
+        """Forget what the host has taken back, in bytes by node."""
+        for node, size in gone.items():
+            self.nodes[node].got_bytes -= size
 
     def forget_boot(self, boot_id: str) -> None:
         """Forget what was taken from the host under an earlier boot."""

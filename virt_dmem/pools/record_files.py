@@ -23,6 +23,7 @@ __all__ = ["path_of", "paths", "read", "remove", "write"]
 
 _SIZE_LIMIT = 1 << 63
 _UNREADABLE = "A pool record cannot be read"
+_LATER = ("existing", "of_host", "resizing")
 _SEGMENT_NAME = re.compile(rf"{POOL_NAME.pattern}(\+[0-9]{{1,6}})?", re.ASCII)
 
 
@@ -91,8 +92,8 @@ def remove(config: Config, segment: str) -> None:
 def _flat(record: PoolRecord) -> dict[str, Any]:
     """Return a record's fields, and those of all other backends' records at their defaults.
 
-    Records were always written so; earlier versions read them too. They ignore ``resizing``, which is there only
-    while it says something.
+    Records were always written so; earlier versions read them too. Fields that came later are left out where they
+    say nothing, and ignored by earlier versions.
     """
     found: dict[str, Any] = msgspec.structs.asdict(record)
     for kind in BACKENDS.values():
@@ -100,9 +101,7 @@ def _flat(record: PoolRecord) -> dict[str, Any]:
             if field.name not in found:
                 factory = field.default_factory
                 found[field.name] = field.default if factory is msgspec.NODEFAULT else factory()
-    if not record.resizing:
-        del found["resizing"]
-    return found
+    return {name: value for name, value in found.items() if value or name not in _LATER}
 
 
 def _damaged(path: Path, reason: str) -> PoolError:

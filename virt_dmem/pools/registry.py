@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from virt_dmem.config.schema import Config
@@ -10,15 +11,21 @@ from virt_dmem.errors import PoolError, PoolNotFound
 from virt_dmem.host import kernel
 from virt_dmem.pool_name import POOL_NAME
 from virt_dmem.pools import record_files
+from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 
-__all__ = ["records", "readable", "segments", "find", "choose", "capacity"]
+__all__ = ["records", "readable", "segments", "find", "choose", "complete", "capacity", "capacities"]
 
 
 def records(config: Config) -> list[PoolRecord]:
     """Return the records of all segments, by pool and number, leaving out those that cannot be read."""
     return readable(config)[0]
+
+
+def complete(config: Config) -> list[PoolRecord]:
+    """Return the records of the segments that are set up."""
+    return [record for record in records(config) if record.state == "ready"]
 
 
 def readable(config: Config) -> tuple[list[PoolRecord], dict[str, PoolError]]:
@@ -48,7 +55,13 @@ def segments(config: Config, name: str) -> list[PoolRecord]:
         found = [record_files.read(path) for path in record_files.paths(config, name)]
     if not found:
         raise PoolNotFound(
-            f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' lists the pools."
+            f"There is no pool {name!r} on this host.",
+            hint="'virt-dmem pool list' lists the pools"
+            + (
+                f", and 'virt-dmem pool create {name} --size SIZE' creates it."
+                if POOL_NAME.fullmatch(name)
+                else "."
+            ),
         )
     return sorted(found, key=lambda record: record.number)
 
@@ -80,5 +93,16 @@ def choose(config: Config, name: str) -> PoolRecord:
 
 
 def capacity(record: PoolRecord, *, root: Path = kernel.ROOT) -> dict[int, int]:
-    """Return the bytes that a segment provides now, by node: 0 where it is not mounted."""
+    """Return the bytes that the mount of a segment provides now, by node: 0 where it is not mounted."""
     return backend(record.backend).capacity(record, root=root)
+
+
+def capacities(found: Sequence[PoolRecord], *, root: Path = kernel.ROOT) -> list[dict[int, int]]:
+    """Return what each segment provides now, by node: ``capacity``, less what the host took of it."""
+    gone = page_counts.gone_by_segment(found, root=root)
+    left = []
+    for record in found:
+        less = gone.get(record.segment, {})
+        has = capacity(record, root=root).items()
+        left.append({node: max(0, size - less.get(node, 0)) for node, size in has})
+    return left

@@ -10,18 +10,19 @@ again, undone by asking for the former one, and settled by ``manage.mount``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from virt_dmem.config.schema import Config
-from virt_dmem.errors import DmemError, PoolBusy, PoolError
+from virt_dmem.errors import DmemError, PoolBusy, PoolError, PoolShort
 from virt_dmem.host import kernel
 from virt_dmem.pools import manage, registry
 from virt_dmem.pools.backends.base import Backend, Job, ProgressCallback
 from virt_dmem.pools.backends.table import backend as backend_named
+from virt_dmem.pools.lock import locked
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
@@ -106,7 +107,7 @@ def resize(
     :raise PoolShort: When the host has not enough memory to grow it.
     :raise PoolError: When the pool is not as recorded, or the kernel rejects it.
     """
-    with manage.locked(config):
+    with locked(config):
         there = {record.name: record for record in registry.segments(config, name)}
         first = next(iter(there.values()))
         kind = backend_named(first.backend)
@@ -119,6 +120,7 @@ def resize(
         if dry_run:
             return changes
         work = _Work(config, kind, daemon, report, root)
+        work.restore(there, changes)
         for change in changes:
             if kind.resizes_in_place:
                 work.resize_in_place(first, change)
@@ -263,6 +265,26 @@ class _Work:
     def job(self, record: PoolRecord) -> Job[Any]:
         """Return the job of changing a segment."""
         return manage.job_of(self.config, record, self.report, self.root)
+
+    def restore(self, there: Mapping[str, PoolRecord], changes: Sequence[SegmentChange]) -> None:
+        """Take again what the host has of the pool; if that fails, the pool can only shrink, to what is left.
+
+        :raise PoolShort: When it would be more; nothing was changed.
+        """
+        after = {change.segment: change.after for change in changes}
+        for name, record in there.items():
+            if record.state != "ready":
+                continue
+            job = self.job(record)
+            try:
+                self.kind.restore(job)
+            except PoolShort:
+                gone = self.kind.gone(job)
+                has = {node: share.got_bytes - gone.get(node, 0) for node, share in record.nodes.items()}
+                if after.keys() - there.keys() or any(
+                    size > has[node] for node, size in after.get(name, {}).items()
+                ):
+                    raise
 
     def shrink(self, record: PoolRecord, change: SegmentChange) -> None:
         """Remove an empty segment, or give it less."""

@@ -45,7 +45,7 @@ def savings(config: Config, *, root: Path = kernel.ROOT) -> list[PoolSavings]:
 
 
 def _of(pool: str, segments: list[PoolRecord], root: Path) -> PoolSavings:
-    sizes = [sum(registry.capacity(record, root=root).values()) for record in segments]
+    sizes = [sum(has.values()) for has in registry.capacities(segments, root=root)]
     net = sum(min(record.saved_bytes, struct_pages_of(size)) for record, size in zip(segments, sizes, strict=True))
     gross = struct_pages_of(sum(sizes))
     return PoolSavings(

@@ -12,8 +12,9 @@ import pytest
 
 from virt_dmem.daemon.auto_apply import MOST_TIMES, AutoApply
 from virt_dmem.daemon.wiring import Components
-from virt_dmem.errors import HypervisorError
-from virt_dmem.hypervisor.connection import Hypervisor
+from virt_dmem.domain_xml.rewrite import apply as rewrite
+from virt_dmem.errors import HypervisorError, PoolNotFound
+from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
 ASKS = (
@@ -30,12 +31,16 @@ class Libvirt:
         self.xml = xml
         self.error = error
         self.redefined = 0
+        self.persistent = True
 
     def inactive_xml(self, _uuid: str) -> bytes:
         return self.xml
 
     def live_xml(self, _uuid: str) -> None:
         """It does not run."""
+
+    def info(self, uuid: str) -> DomainInfo:
+        return DomainInfo(uuid, "web", False, True, False, None, persistent=self.persistent)
 
     def redefine(self, _uuid: str, _transform: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
         if self.error is not None:
@@ -70,7 +75,7 @@ def test_a_domain_that_another_tool_reverts_is_left_alone_and_reported(
     assert outcomes == {"applied": MOST_TIMES, "fight": 1}
     (alert,) = parts.alerts.refresh()
     assert "web: applied 3 times in 10 s" in alert.message
-    auto_apply.end_fight(UUID)
+    auto_apply.forget(UUID)
     assert parts.alerts.refresh() == []
 
 
@@ -88,9 +93,42 @@ def test_a_domain_that_does_not_ask_for_it_and_a_paused_one_are_not_touched(
     assert outcomes == {"applied": 1}
 
 
-def test_what_libvirt_refuses_is_logged_and_counted(
-    auto_apply: AutoApply, outcomes: Counter[str], caplog: pytest.LogCaptureFixture
+def test_a_request_that_cannot_be_fulfilled_is_an_alert_until_it_is(
+    parts: Components, auto_apply: AutoApply, outcomes: Counter[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    consider(auto_apply, Libvirt(ASKS, HypervisorError("libvirt failed.", hint="")))
-    assert outcomes == {"failed": 1}
-    assert "automatic apply failed: libvirt failed." in caplog.text
+    libvirt = Libvirt(ASKS, PoolNotFound("There is no pool 'x' on this host.", hint="Create it."))
+    consider(auto_apply, libvirt, 2 * MOST_TIMES)
+    assert outcomes == {"failed": 1}, "said once, and no fight"
+    assert caplog.text.count("automatic apply failed: There is no pool 'x'") == 1
+    (alert,) = parts.alerts.refresh()
+    assert (alert.code, alert.subject, alert.hint) == ("request-unfulfilled", UUID, "Create it.")
+    assert alert.message == "Domain web: There is no pool 'x' on this host."
+    assert auto_apply.waiting() == [UUID]
+    libvirt.error = HypervisorError("libvirt failed.", hint="")
+    consider(auto_apply, libvirt)
+    assert "libvirt failed" in parts.alerts.refresh()[0].message
+    libvirt.error = None
+    consider(auto_apply, libvirt)
+    assert (parts.alerts.refresh(), auto_apply.waiting()) == ([], [])
+
+
+def test_a_request_of_a_domain_that_is_gone_or_transient_is_no_alert(
+    parts: Components, auto_apply: AutoApply
+) -> None:
+    libvirt = Libvirt(ASKS, HypervisorError("It is transient.", hint=""))
+    libvirt.persistent = False
+    consider(auto_apply, libvirt)
+    assert parts.alerts.refresh() == []
+    libvirt.persistent = True
+    consider(auto_apply, libvirt)
+    assert len(parts.alerts.refresh()) == 1
+    auto_apply.forget(UUID)
+    assert (parts.alerts.refresh(), auto_apply.waiting()) == ([], [])
+
+
+def test_a_domain_that_is_applied_for_a_pool_that_is_gone_waits_for_it(
+    parts: Components, auto_apply: AutoApply
+) -> None:
+    consider(auto_apply, Libvirt(rewrite(ASKS, pool="gone")))
+    (alert,) = parts.alerts.refresh()
+    assert (alert.code, "no pool 'gone'" in alert.message) == ("request-unfulfilled", True)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.rig.domain_documents import APPLIED, UUID, domain, metadata
+from virt_dmem.domain_xml.elements import NAMESPACE
+from virt_dmem.domain_xml.monitor import socket_of
 from virt_dmem.domain_xml.reader import is_managed, read_domain
 from virt_dmem.errors import DomainRefused
 
@@ -56,6 +58,31 @@ def test_a_request_with_an_impossible_pool_is_refused(pool: str) -> None:
 def test_only_shared_files_without_prefaulting_count_as_applied(old: str, new: str) -> None:
     assert read_domain(domain(metadata() + APPLIED)).applied
     assert not read_domain(domain(metadata() + APPLIED.replace(old, new))).applied
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lacks"),
+    [
+        ("", "", ""),
+        (APPLIED, "", "is not rewritten"),
+        ("'shared'", "'private'", "has another <memoryBacking> now than it was rewritten with"),
+        (f"libvirt-{UUID}", "libvirt-00000000-1111-2222-3333-444444444444",
+         "was rewritten for another domain (00000000-1111-2222-3333-444444444444), from which it was copied"),
+        ("<vcpu>2</vcpu>", "<vcpu placement='auto'>2</vcpu>", "leaves the choice of host nodes to numad"),
+    ],
+)  # fmt: skip
+def test_what_a_domain_lacks_is_said(old: str, new: str, lacks: str) -> None:
+    record = "" if old == APPLIED else "<d:replaced/>"
+    asks = f"<metadata><d:memory xmlns:d='{NAMESPACE}'>{record}</d:memory></metadata>"
+    xml = domain(asks + APPLIED, vcpu="<vcpu>2</vcpu>").decode()
+    arguments = "".join(
+        f"<q:arg value='{value}'/>"
+        for value in ("-chardev", f"socket,id=virt-dmem,path={socket_of(UUID)},server=on,wait=off", "-mon",
+                      "chardev=virt-dmem,mode=control")
+    )  # fmt: skip
+    arguments = f"<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>{arguments}</q:commandline>"
+    memory = read_domain(xml.replace("</domain>", f"{arguments}</domain>").replace(old, new).encode())
+    assert (memory.lacks, memory.applied) == (lacks, not lacks)
 
 
 def test_a_cell_with_private_memory_is_refused() -> None:

@@ -114,7 +114,8 @@ def test_for_a_host_without_us_what_the_guest_sees_stays_and_all_of_ours_goes() 
     ("change", "missing"),
     [
         ((b"<features><acpi/></features>", b""), "no ACPI"),
-        ((b"pc-q35-7.2", b"microvm"), "does not support memory hotplug"),
+        ((b"pc-q35-7.2", b"microvm"), "does not support memory hotplug.* Use a machine type that does: pc or q35"),
+        ((b'x86_64" machine="pc-q35-7.2"', b'armv7l" machine="virt"'), "No machine of armv7l does"),
         ((b'"KiB">4194304</memory>', b'"GiB">64</memory>'), "has 64 GiB already"),
     ],
 )

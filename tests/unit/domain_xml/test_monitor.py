@@ -49,3 +49,8 @@ def test_that_no_monitor_is_wanted_is_remembered_until_unapply() -> None:
 def test_a_domain_without_a_uuid_is_applied_without_a_monitor() -> None:
     nameless = re.sub(rb"\s*<uuid>.*</uuid>", b"", PLAIN)
     assert apply(nameless, monitor=True) == apply(nameless)
+
+
+def test_a_rewritten_template_without_its_uuid_is_rewritten_anew_without_a_monitor() -> None:
+    template = re.sub(rb"\s*<uuid>.*</uuid>", b"", apply(PLAIN, monitor=True))
+    assert b"commandline" not in apply(template, monitor=True)

@@ -6,12 +6,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lxml import etree
 
 from tests.rig.domain_documents import APPLIED, domain, metadata
 from tests.unit.domains.conftest import GIB, config_in, write_record
+from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml import rewrite
 from virt_dmem.domain_xml.reader import read_domain
-from virt_dmem.domains.apply import ApplyOptions, XmlChange, apply, apply_if_requested, apply_offline, doubt
+from virt_dmem.domain_xml.traces import request_in
+from virt_dmem.domains.apply import (
+    ApplyOptions,
+    XmlChange,
+    apply,
+    apply_if_requested,
+    apply_offline,
+    doubt,
+    recovered,
+)
 from virt_dmem.errors import DomainRefused, PoolNotFound
 from virt_dmem.host import kernel
 
@@ -73,6 +85,32 @@ def test_the_filter_checks_the_pools_whose_records_it_can_read(config: Config) -
     rewritten, unchecked = apply_offline(config, xml, ApplyOptions(pool="elsewhere"))
     assert read_domain(rewritten).pool == "elsewhere"
     assert unchecked.startswith("its memory is locked; disk vda has cache='none'")
+
+
+def test_offline_a_record_that_cannot_be_read_is_no_reason(config: Config) -> None:
+    (config.pool_records_dir / "hp.json").write_text("damaged")
+    with pytest.raises(DomainRefused, match="type 'lxc'"):
+        apply_offline(config, domain(head="type='lxc'"), ApplyOptions(pool="hp"))
+    rewritten, unchecked = apply_offline(config, domain(DIRECT_DISK), ApplyOptions(pool="hp"))
+    assert read_domain(rewritten).pool == "hp"
+    assert "direct I/O" in unchecked
+
+
+def test_what_another_tool_removed_is_put_back_as_far_as_it_is_remembered(config: Config) -> None:
+    options = ApplyOptions(pool="t", no_monitor=True)
+    before = domain("<memoryBacking><hugepages/></memoryBacking>")
+    applied = apply(config, before, options)
+    assert recovered(config, applied) == applied
+    start, end = applied.index(b"<metadata"), applied.index(b"</metadata>") + len(b"</metadata>")
+    lost = applied[:start] + applied[end:]
+    assert recovered(config, lost) == lost, "it may be another's: it has no monitor"
+    Remembered(config.daemon.state_dir).keep(read_domain(before).uuid, request_in(etree.fromstring(applied)))
+    assert read_domain(recovered(config, lost)).applied
+    monitored = rewrite.apply(before, monitor=True)
+    start, end = monitored.index(b"<metadata"), monitored.index(b"</metadata>") + len(b"</metadata>")
+    assert b"<hugepages" in rewrite.unapply(
+        recovered(config, monitored[:start] + monitored[end:]), keep_request=False
+    )
 
 
 def test_a_doubt_about_guests_in_guests_is_said_where_the_pool_and_the_host_give_reason(

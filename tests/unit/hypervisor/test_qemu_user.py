@@ -11,7 +11,7 @@ import pytest
 from virt_dmem.config.schema import Config, LibvirtConfig
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.errors import ExtentError
-from virt_dmem.hypervisor.qemu_user import placed
+from virt_dmem.hypervisor.qemu_user import placed, placed_running
 
 NS = "https://virt-dmem.dev/xmlns/domain/1.0"
 
@@ -39,3 +39,20 @@ def test_a_label_that_names_no_user_is_refused(label: str, tmp_path: Path) -> No
         placed(config, memory)
     whom = placed(config, replace(memory, dac_user="+4294967294", dac_group="+0"))
     assert whom == (directory, (2**32 - 2, 0))
+
+
+def test_a_memory_backing_dir_that_was_changed_since_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = replace(read_domain(domain()), domain_id=7)
+    config = Config(libvirt=LibvirtConfig(config_file=str(tmp_path / "qemu.conf")))
+    (tmp_path / "qemu.conf").write_text(f'memory_backing_dir = "{tmp_path}/new"\n')
+    monkeypatch.setattr(
+        "virt_dmem.hypervisor.qemu_user.memory_directory", lambda _: tmp_path / "old/libvirt/qemu/7-a"
+    )
+    with pytest.raises(ExtentError, match=f"memory files in {tmp_path}/old/.*qemu.conf is {tmp_path}/new now"):
+        placed_running(config, memory, 1)
+    for known in (None, tmp_path / "new/7-a"):
+        monkeypatch.setattr("virt_dmem.hypervisor.qemu_user.memory_directory", lambda _, known=known: known)
+        with pytest.raises(ExtentError, match=r"no directory 7-\*"):
+            placed_running(config, memory, 1)

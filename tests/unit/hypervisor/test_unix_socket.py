@@ -61,3 +61,31 @@ def test_the_listener_is_known_until_it_is_gone() -> None:
                 assert unix_socket.peer_pid(connected) == 0
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_only_a_socket_on_which_nobody_listens_is_removed() -> None:
+    at = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as dead:
+        listener.bind("alive")
+        listener.listen()
+        dead.bind("dead")
+        dead.close()
+        Path("file").touch()
+        Path("directory").mkdir()
+        Path("to-dead").symlink_to("dead")
+        before = sorted(path.name for path in Path().iterdir())
+        for name in ("alive", "file", "directory", "to-dead", "missing", "../x"):
+            assert not unix_socket.remove_dead(name, at)
+        assert unix_socket.remove_dead("dead", at, dry_run=True)
+        assert sorted(path.name for path in Path().iterdir()) == before
+        assert unix_socket.remove_dead("dead", at)
+        assert {path.name for path in Path().iterdir()} == {*before} - {"dead"}
+    os.close(at)
+
+
+def test_a_bound_socket_is_known_before_it_listens() -> None:
+    path = Path("early").absolute()
+    with socket.socket(socket.AF_UNIX) as early:
+        early.bind(str(path))
+        assert str(path) in unix_socket.bound_paths()
+    assert str(path) not in unix_socket.bound_paths()

@@ -14,6 +14,7 @@ from tests.rig.plans import PAGE, make_plan, paths_of
 from virt_dmem.allocation.models import Phase
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.domain_xml.live import Guest, MemoryDevice
+from virt_dmem.errors import DomainRefused
 from virt_dmem.monitoring import alert_tracker
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.pools.segment_id import SegmentId
@@ -27,20 +28,23 @@ def codes(parts: Components) -> list[str]:
     return [alert.code for alert in parts.alerts.refresh()]
 
 
+REVERTED = DomainRefused("Another tool reverts vm.", hint="Find it.")
+
+
 def test_an_alert_keeps_its_beginning_and_is_logged_when_it_begins_and_ends(
     parts: Components, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    parts.alerts.set_fight(UUID, "Another tool reverts vm.")
+    parts.alerts.set_definition("apply-fight", UUID, REVERTED)
     first = parts.alerts.refresh()
     assert parts.alerts.refresh() == first
-    parts.alerts.set_fight(UUID, None)
+    parts.alerts.set_definition("apply-fight", UUID, None)
     assert parts.alerts.refresh() == parts.alerts.refresh() == []
     assert [(record.levelname, "reverts vm" in record.getMessage()) for record in caplog.records] == [
         ("WARNING", True),
         ("INFO", True),
     ]
-    parts.alerts.set_fight(UUID, "Another tool reverts vm.")
+    parts.alerts.set_definition("apply-fight", UUID, REVERTED)
     (again,) = parts.alerts.refresh()
     assert again.since > first[0].since, "it is a new one"
 
@@ -51,9 +55,9 @@ def test_an_alert_keeps_its_beginning_and_is_logged_when_it_begins_and_ends(
         lambda alerts: alerts.set_domains([GUEST]),
         lambda alerts: alerts.update_domain(GUEST),
         lambda alerts: alerts.remove_domain(UUID),
-        lambda alerts: alerts.set_fight(UUID, "again"),
+        lambda alerts: alerts.set_definition("apply-fight", UUID, REVERTED),
     ],
-    ids=["listed", "updated", "stopped", "fight"],
+    ids=["listed", "updated", "stopped", "definition"],
 )
 def test_whatever_may_begin_or_end_an_alert_is_announced(
     parts: Components, report: Callable[[AlertTracker], None]

@@ -68,13 +68,13 @@ def test_the_kernel_command_line_and_the_pool_are_spread_over_the_nodes(
     assert option.pool_create.removeprefix("virt-dmem pool create NAME ") == pool_create
 
 
-def test_without_cma_pages_of_1_gib_are_not_promised() -> None:
+def test_without_cma_pages_of_1_gib_are_set_aside_at_boot() -> None:
     facts = HostFacts(TWO_NODES.nodes, TWO_NODES.page_sizes, hvo=True, cma_bytes=None)
     option = of(plan_host(321 * GIB, facts), "hugetlbfs", GIB)
-    assert option.kernel_command_line == "hugetlb_free_vmemmap=on"
-    assert "Do not add 'hugepagesz=1G hugepages=0:161,1:160'" in " ".join(option.notes)
+    assert option.kernel_command_line == "hugetlb_free_vmemmap=on hugepagesz=1G hugepages=0:161,1:160"
+    assert option.pool_create.endswith(" --existing-pages")
     one_node = HostFacts({0: 400 * GIB}, (GIB,), hvo=True, cma_bytes=None)
-    assert "'hugepagesz=1G hugepages=321'" in " ".join(of(plan_host(321 * GIB, one_node), "hugetlbfs", GIB).notes)
+    assert "hugepagesz=1G hugepages=321" in of(plan_host(321 * GIB, one_node), "hugetlbfs", GIB).kernel_command_line
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
-    from typing import Annotated
+    from typing import Annotated, Any
 
     from virt_dmem.cli.json_schema import Uuid, says
     from virt_dmem.cli.output import Output
     from virt_dmem.config.schema import Config
-    from virt_dmem.domain_xml.reader import DomainMemory
     from virt_dmem.domains.apply import XmlChange
 
 __all__ = ["COMMANDS"]
@@ -87,23 +86,27 @@ def apply(args: argparse.Namespace, out: Output) -> ExitStatus:
 
     config = load_config(args.config)
     options = applying.ApplyOptions(args.pool, args.hotplug_max, args.no_monitor)
-    return _change(args, out, config, lambda xml: applying.apply(config, xml, options))
+    return _change(args, out, config, lambda xml: applying.apply(config, applying.recovered(config, xml), options))
 
 
 def unapply(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Restore a domain's original persistent XML; remove its request too, or virt-dmemd would apply it again."""
     from virt_dmem.config.schema import load_config
     from virt_dmem.domain_xml import rewrite
+    from virt_dmem.domains.apply import recovered
 
     config = load_config(args.config)
-    return _change(args, out, config, lambda xml: rewrite.unapply(xml, keep_request=False))
+    return _change(args, out, config, lambda xml: rewrite.unapply(recovered(config, xml), keep_request=False))
 
 
 def _change(
     args: argparse.Namespace, out: Output, config: Config, transform: Callable[[bytes], bytes]
 ) -> ExitStatus:
-    from virt_dmem.domain_xml.reader import read_domain
+    from contextlib import suppress
+
+    from virt_dmem.domain_xml.reader import name_of, read_domain
     from virt_dmem.domains import apply as applying
+    from virt_dmem.errors import DomainRefused
     from virt_dmem.hypervisor.connection import Hypervisor
 
     with Hypervisor(args.connect or config.libvirt.uri) as hypervisor:
@@ -114,22 +117,23 @@ def _change(
         else:
             change = applying.XmlChange(*hypervisor.redefine(uuid, transform))
         active = hypervisor.is_active(uuid)
-    domain = read_domain(change.after)
-    _report(args, out, domain, change, active=active)
-    if domain.applied and (doubt := applying.doubt(config, change.after)):
+    applied = False
+    with suppress(DomainRefused):  # unapplied, it may be one that pools cannot serve
+        applied = read_domain(change.after).applied
+    domain = {"uuid": uuid, "name": name_of(change.after), "active": active, "applied": applied}
+    _report(args, out, domain, change)
+    if applied and (doubt := applying.doubt(config, change.after)):
         out.note(doubt)
     return ExitStatus.DONE
 
 
-def _report(
-    args: argparse.Namespace, out: Output, domain: DomainMemory, change: XmlChange, *, active: bool
-) -> None:
+def _report(args: argparse.Namespace, out: Output, domain: dict[str, Any], change: XmlChange) -> None:
     from virt_dmem.cli.output import masked, unified_diff
     from virt_dmem.domain_xml import rewrite
 
     difference = unified_diff(rewrite.reprint(change.before), change.after) if change.is_any else ""
     out.result(
-        domain={"uuid": domain.uuid, "name": domain.name, "active": active, "applied": domain.applied},
+        domain=domain,
         changed=change.is_any and not args.dry_run,
         diff=difference,
     )
@@ -137,14 +141,15 @@ def _report(
         out.text(difference)
     if args.print_xml:
         out.text(masked(change.after))
+    name = domain["name"]
     if not change.is_any:
-        out.note(f"The XML of {domain.name} needs no change.")
+        out.note(f"The XML of {name} needs no change.")
     elif args.dry_run:
-        out.note(f"The XML of {domain.name} was not changed (--dry-run).")
+        out.note(f"The XML of {name} was not changed (--dry-run).")
     else:
-        what = "is rewritten: its memory comes from a pool" if domain.applied else "is restored"
-        when = "; this takes effect at its next start, as it is running now" if active else ""
-        out.note(f"The XML of {domain.name} {what}{when}.")
+        what = "is rewritten: its memory comes from a pool" if domain["applied"] else "is restored"
+        when = "; this takes effect at its next start, as it is running now" if domain["active"] else ""
+        out.note(f"The XML of {name} {what}{when}.")
         if change.adds_monitor:
             out.note("QEMU gets a second monitor, so libvirt will call the domain tainted (--no-monitor: without).")
 

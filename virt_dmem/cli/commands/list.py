@@ -119,7 +119,9 @@ def _applied(args: argparse.Namespace, out: Output) -> Rows:
         known = False
         out.note(f"{error.message} The memory that domains hold is not shown.")
     nothing: dict[str, Any] = {"phase": None, "reserved_bytes": 0 if known else None, "extents": []}
-    return [asdict(domain) | {key: held.get(domain.uuid, nothing)[key] for key in nothing} for domain in domains]
+    internal = ("persistent", "trace", "request")
+    rows = [{key: value for key, value in asdict(domain).items() if key not in internal} for domain in domains]
+    return [row | {key: held.get(row["uuid"], nothing)[key] for key in nothing} for row in rows]
 
 
 COMMANDS = (

@@ -58,7 +58,7 @@ class HostNode:
 class HostOption:
     """One kind of memory for guests; `gross_bytes` = `metadata_left_bytes` + `net_bytes`."""
 
-    backend: Annotated[str, says("`tmpfs`, `hugetlbfs`, `device-dax` or `dmemfs`")]
+    backend: Annotated[str, says("a backend of pools, or `device-dax`")]
     page_size: PageSize
     size_bytes: Annotated[int, says("the guest memory in whole pages")]
     gross_bytes: Annotated[int, says("struct pages that an ordinary host keeps for it")]
@@ -137,13 +137,15 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 
 
 def _write_grub(options: list[host_options.HostOption], out: Output) -> str:
-    """Write the kernel parameters for dmemfs to GRUB's configuration.
+    """Write the kernel parameters that reserve memory for a pool to GRUB's configuration.
 
     :raise UsageError: When the addresses are unknown.
     """
     from virt_dmem.host import boot_reservation
+    from virt_dmem.pools.backends.table import BACKENDS
 
-    (line,) = [option.kernel_command_line for option in options if option.backend == "dmemfs"]
+    outside_kernel = {name for name, kind in BACKENDS.items() if not kind.has_struct_pages}
+    (line,) = [option.kernel_command_line for option in options if option.backend in outside_kernel]
     if "$START" in line:
         raise UsageError(
             "GRUB's settings cannot be written: the addresses of the memory to reserve are unknown.",

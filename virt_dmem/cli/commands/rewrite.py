@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virt-dmem rewrite``: the filter. It contacts no daemon and no libvirt, and reads at most the pool's record.
+"""``virt-dmem rewrite``: the filter. It contacts no daemon and no libvirt, and reads two records at most.
 
 When it rejects its input, stdout stays empty.
 """
@@ -28,7 +28,8 @@ __all__ = ["COMMANDS"]
 _ABOUT = """\
 It contacts neither virt-dmemd nor libvirt. If it can read the pool's record, it
 rejects what cannot work with that pool; otherwise it notes what it could not
-check. Passwords are kept: feed it the output of 'virsh dumpxml --inactive
+check. If another tool removed the request from XML that was rewritten, it is put
+back first. Passwords are kept: feed it the output of 'virsh dumpxml --inactive
 --security-info'.
 
 To migrate a domain to a host without virt-dmem, use 'virsh migrate --xml FILE
@@ -65,15 +66,16 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.cli.output import unified_diff
     from virt_dmem.config.schema import load_config
     from virt_dmem.domain_xml import rewrite as rewriting
-    from virt_dmem.domains.apply import ApplyOptions, apply_offline
+    from virt_dmem.domains.apply import ApplyOptions, apply_offline, recovered
     from virt_dmem.os_errors import naming
 
     config = load_config(args.config)
     with naming(os.path.realpath("/proc/self/fd/0")):
-        before = sys.stdin.buffer.read()
-    printed = rewriting.reprint(before)
+        given = sys.stdin.buffer.read()
+    printed = rewriting.reprint(given)
     if args.migratable and not args.undo:
         raise UsageError("--migratable requires --undo.", hint="See 'virt-dmem rewrite --help'.")
+    before = recovered(config, given)
     if args.undo:
         after = rewriting.unapply(before, keep_request=not args.migratable, running=args.migratable)
     else:
@@ -83,11 +85,11 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
             out.note(f"Not checked, because the pool's record cannot be read here: {unchecked}.")
     if args.print_diff:
         difference = unified_diff(printed, rewriting.reprint(after))
-        out.result(changed=after != before, diff=difference)
+        out.result(changed=after != given, diff=difference)
         if difference:
             out.text(difference)
     elif out.as_json:
-        out.result(changed=after != before, xml=rewriting.reprint(after).decode())
+        out.result(changed=after != given, xml=rewriting.reprint(after).decode())
     else:
         out.document(after)
     return ExitStatus.DONE

@@ -41,6 +41,7 @@ _BACKENDS = (
     Column("NODES", lambda row: joined(row["host_nodes"])),
     Column("PREALLOCATED", lambda row: "yes" if row["preallocated"] else "no"),
     Column("SHARED", lambda row: "yes" if row["shared"] else "no"),
+    Column("POOL", lambda row: "yes" if row["in_pool"] else "no"),
     text("PATH", "path"),
 )
 _STEPS = (
@@ -70,12 +71,20 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     with connect(args) as daemon:
         domain: dict[str, Any] = daemon.call("ShowDomain", domain=args.domain)["domain"]
         domain["backends"] = daemon.call("ShowBackends", domain=domain["uuid"])["backends"]
+    ours = {name for extent in domain["extents"] for name in (extent["alias"], f"mem{extent['alias']}")}
+    for backend in domain["backends"]:
+        backend["in_pool"] = backend["id"] in ours
     out.text(f"{domain['name']} ({domain['uuid']})")
     out.text(f"{domain['phase']} since {local_time(domain['since'])}, holds {out.size(domain['reserved_bytes'])}\n")
     out.table(_EXTENTS, domain["extents"])
     if domain["backends"]:
         out.text("\nReported by QEMU:")
         out.table(_BACKENDS, domain["backends"])
+        if others := [backend["id"] for backend in domain["backends"] if not backend["in_pool"]]:
+            out.note(
+                f"Not from a pool, and not charged: {', '.join(others)}. It is another device's own, or was added"
+                " bypassing virt-dmem."
+            )
     if args.timing:
         out.text("")
         out.table(_STEPS, domain["steps"])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.errors import DaemonUnreachable, DomainRefused, PermissionRefused
 from virt_dmem.host import apparmor, processes
+from virt_dmem.host.processes import CLOCK_TICKS
 from virt_dmem.ipc.client import Client
 from virt_dmem.monitoring.checks.base import INSTALL, Machine, text_of
 from virt_dmem.native.programs import HOOK_CLIENT
@@ -24,7 +24,6 @@ HOOKS = Path("/etc/libvirt/hooks")
 """SYSCONFDIR "/libvirt/hooks" of libvirt's build (LIBVIRT_HOOK_DIR in its src/util/virhook.c)."""
 OUR_HOOK = "50-virt-dmem"
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 BTIME_SECONDS = 2
 """Error of a process's start time: ``btime`` of /proc/stat has whole seconds, and may step by one."""
 _CLIENT = "@PREFIX@/bin/virt-dmem-hook"
@@ -135,14 +134,12 @@ def _hook_files(machine: Machine) -> list[Path]:
 def _libvirt_daemons(machine: Machine) -> Iterator[tuple[int, str, float]]:
     """Yield PID, name and start (seconds since the epoch) of each libvirtd in this mount namespace."""
     proc = machine.path("/proc")
-    boot = re.search(r"^btime (\d+)$", (proc / "stat").read_text(), re.MULTILINE)
     for pid in processes.processes(root=machine.root):
         name = processes.process_name(pid, root=machine.root)
         if name not in LIBVIRT_DAEMONS or _namespace(proc / str(pid)) != _namespace(proc / "self"):
             continue
-        # the name in parentheses may hold spaces; the start is field 22 of proc_pid_stat(5)
-        fields = (proc / f"{pid}/stat").read_text().rpartition(")")[2].split()
-        yield pid, name, (int(boot[1]) if boot else 0) + int(fields[19]) / CLOCK_TICKS
+        if (ticks := processes.start_ticks(pid, root=machine.root)) is not None:
+            yield pid, name, processes.started_at(ticks, root=machine.root)
 
 
 def _namespace(process: Path) -> str:

@@ -3,26 +3,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
-from virt_dmem.domain_xml.reader import DomainMemory, read_domain
+from virt_dmem.allocation.remembered import Remembered
+from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.requirements import require_possible
-from virt_dmem.errors import DmemError, DomainRefused, PoolError
+from virt_dmem.domain_xml.traces import Trace
+from virt_dmem.domains.apply import apply_if_requested, is_lost, request_lost
+from virt_dmem.errors import DmemError
 from virt_dmem.host import mounts
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.hypervisor.paths import DEFAULT_MEMORY_BACKING_DIR
+from virt_dmem.hypervisor.remedies import how_to_apply
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.monitoring.checks.hooks import hook, hook_in_force
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.checks import Result, Status, failed, passed, warned
 from virt_dmem.pools.backends.table import backend
-from virt_dmem.pools.record import PoolRecord
 
 __all__ = ["connection", "domains", "memory_backing_dir"]
 
 MEMORY_FSTYPES = ("tmpfs", "ramfs", "hugetlbfs")
+_MOST_NAMED = 5
+"""Domains that one message names."""
 
 
 def connection(machine: Machine) -> Result:
@@ -32,30 +37,53 @@ def connection(machine: Machine) -> Result:
 
 
 def domains(machine: Machine) -> Result:
-    """Check that each domain that asks for pool memory can use that of its pool."""
-    asking = []
+    """Check that each domain that asks for pool memory will get it."""
+    config = machine.own_config()
+    remembered = Remembered(config.daemon.state_dir)
+    refused: list[tuple[str, DmemError]] = []
+    waiting, count = [], 0
     with Hypervisor(machine.uri) as hypervisor:
         for domain in hypervisor.domains():
-            with suppress(PoolError, DomainRefused):  # its start is rejected, with the reason
-                if domain.managed:
-                    memory = read_domain(hypervisor.inactive_xml(domain.uuid, secure=False))
-                    asking.append((memory, registry.choose(machine.own_config(), memory.pool)))
-    found = _impossible(asking)
-    if found:
-        return failed(" ".join(refusal.message for refusal in found), found[0].hint)
-    return passed(f"{len(asking)} domains ask for pool memory, and can use it.")
+            if domain.trace is not Trace.NONE and is_lost(domain.trace, remembered.find(domain.uuid)):
+                refused.append((domain.name, request_lost(domain.uuid, domain.name, domain.trace)))
+            if not domain.managed:
+                continue
+            count += 1
+            try:
+                if not _is_fulfilled(config, hypervisor.definition(domain.uuid)):
+                    waiting.append(domain)
+            except DmemError as refusal:
+                refused.append((domain.name, refusal))
+    if refused:
+        some = refused[:_MOST_NAMED]
+        named = [
+            refusal.message if name in refusal.message else f"{name}: {refusal.message}" for name, refusal in some
+        ]
+        return failed(" ".join([*named, *_more(refused)]), refused[0][1].hint)
+    if waiting:
+        names = ", ".join([*(domain.name for domain in waiting[:_MOST_NAMED]), *_more(waiting)])
+        return warned(
+            f"{len(waiting)} of {count} domains that ask for pool memory are not rewritten: {names}.",
+            "virt-dmemd does that where auto_apply is set. Otherwise, for the first:"
+            f" {how_to_apply(waiting[0].uuid, waiting[0].name)}",
+        )
+    return passed(f"{count} domains ask for pool memory, and can use it.")
 
 
-def _impossible(domains: Iterable[tuple[DomainMemory, PoolRecord]]) -> list[DomainRefused]:
-    """Return why each domain that cannot use the memory of its pool cannot."""
-    found = []
-    for memory, record in domains:
-        kind = backend(record.backend)
-        try:
-            require_possible(memory, record.pool, may_lock=kind.lockable, may_pin=kind.has_struct_pages)
-        except DmemError as refusal:
-            found.append(DomainRefused(refusal.message, hint=refusal.hint))
-    return found
+def _is_fulfilled(config: Config, xml: bytes) -> bool:
+    """Return whether a domain that asks for pool memory can be started on it, and not only after a rewrite.
+
+    :raise DmemError: When it cannot have it.
+    """
+    memory = read_domain(xml)
+    record = registry.choose(config, memory.pool)
+    kind = backend(record.backend)
+    require_possible(memory, record.pool, may_lock=kind.lockable, may_pin=kind.has_struct_pages)
+    return apply_if_requested(config, xml) == xml or memory.file_backed
+
+
+def _more(found: Sequence[object]) -> list[str]:
+    return [f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
 
 
 def memory_backing_dir(machine: Machine) -> Result:

@@ -34,10 +34,12 @@ def pools_mounted(machine: Machine) -> Result:
     for failure in damaged.values():
         return failed(failure.message, failure.hint)
     if not recorded:
-        return warned("There is no pool yet.", "Create one: virt-dmem pool create NAME --size SIZE")
+        name = machine.config.default_pool or "NAME"
+        return warned("There is no pool yet.", f"Create one: virt-dmem pool create {name} --size SIZE")
     wrong, commands = [], dict[str, None]()
-    for pool in recorded:
-        has = sum(registry.capacity(pool, root=machine.root).values())
+    capacities = registry.capacities(recorded, root=machine.root)
+    for pool, by_node in zip(recorded, capacities, strict=True):
+        has = sum(by_node.values())
         if pool.shown_state != "ready" or has < pool.wanted_bytes:
             has_of = f"{format_size(has)} of {format_size(pool.wanted_bytes)}"
             wrong.append(f"{pool.name} is {pool.shown_state} and has {has_of}")

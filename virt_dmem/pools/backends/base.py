@@ -173,6 +173,23 @@ class Backend(ABC, Generic[Record]):
         :raise PoolShort: When the host provides less; the caller then calls ``release``.
         """
 
+    def gone(self, job: Job[Record]) -> dict[int, int]:
+        """Return the bytes by node that were taken for this pool and that the host does not have any more."""
+        return {}
+
+    def keep(self, job: Job[Record]) -> None:
+        """Keep the host from taking more of a mounted pool, as far as that needs no memory.
+
+        :raise PoolError: When the kernel rejects it.
+        """
+
+    def restore(self, job: Job[Record]) -> None:
+        """Take from the host again what a mounted pool has lost there; its record stays as it is.
+
+        :raise PoolShort: When the host provides less.
+        :raise PoolError: When the kernel rejects it.
+        """
+
     @abstractmethod
     def release(self, job: Job[Record], *, keep_wanted: bool = False) -> int:
         """Give back to the host what was taken for this pool, never more; return the bytes that could not be.
@@ -205,10 +222,14 @@ class Backend(ABC, Generic[Record]):
         refusal = ""
         for options in self.mount_options(record):
             every = f"{how},{options}"
-            refusal = run_program("mount", "-t", self.fstype, "-o", every, f"virt-dmem-{record.name}", record.mount)
+            refusal = run_program("mount", "-t", self.fstype, "-o", every, self.source(record), record.mount)
             if not refusal:
                 return
         raise self.mount_refused(job, f"Pool {record.name} could not be mounted at {record.mount}: {refusal}")
+
+    def source(self, record: PoolRecord) -> str:
+        """Return the name under which a segment is mounted."""
+        return f"virt-dmem-{record.name}"
 
     def mount_refused(self, job: Job[Record], message: str) -> PoolError:
         """Return the error for a mount that the kernel rejected."""

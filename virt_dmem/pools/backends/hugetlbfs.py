@@ -12,25 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import msgspec
-
-from virt_dmem.errors import PoolError, PoolShort
+from virt_dmem.errors import DmemError, PoolError, PoolShort, UsageError
 from virt_dmem.host import huge_pages, hvo_bug, kernel, numa
 from virt_dmem.os_errors import explained
+from virt_dmem.pools.backends import existing_pages, hugetlbfs_plan, page_counts
 from virt_dmem.pools.backends.base import Backend, Job
 from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed, warned
-from virt_dmem.pools.backends.host_options import (
-    HostFacts,
-    HostOption,
-    Probe,
-    by_node_options,
-    exact_size,
-    host_option,
-    per_node,
-    shares,
-)
-from virt_dmem.pools.backends.struct_pages import BASE_PAGE, struct_pages_of
-from virt_dmem.pools.record import NodeShare, PoolRecord
+from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
+from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord, PageCountChange
+from virt_dmem.pools.backends.struct_pages import struct_pages_of
+from virt_dmem.pools.record import NodeShare
 from virt_dmem.units import GIB, MIB, format_size, round_up
 
 if TYPE_CHECKING:
@@ -39,31 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Hugetlbfs", "HugetlbfsRecord", "PageCountChange"]
 
 _HOST_KEEPS = 256 * MIB  # asked for more, the kernel would reclaim from every process before it gives up
-
-
-class PageCountChange(msgspec.Struct, frozen=True):
-    """A change of a node's huge pages in progress: its persistent count goes from one to the other."""
-
-    node: int
-    from_pages: int
-    to_pages: int
-
-
-class HugetlbfsRecord(PoolRecord):
-    """The record of a segment of huge pages."""
-
-    hvo: bool = True
-    """Switch HVO on before memory is taken."""
-    switched_hvo: bool = False
-    """HVO was off before this pool, or before another one that switched it on and still exists."""
-    optimized: bool = False
-    """HVO was on when the memory was taken."""
-    step: PageCountChange | None = None
-
-    def forget_boot(self, boot_id: str) -> None:
-        """Forget what was taken and switched under an earlier boot."""
-        super().forget_boot(boot_id)
-        self.step, self.switched_hvo = None, False
 
 
 class Hugetlbfs(Backend[HugetlbfsRecord]):
@@ -94,19 +60,32 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
 
     def metadata_left(self, size_bytes: int, page_size: int) -> int:
         """Return one base page for each huge page: what HVO keeps (``mm/hugetlb_vmemmap.c``)."""
-        return _metadata_left(size_bytes, page_size)
+        return hugetlbfs_plan.metadata_left(size_bytes, page_size)
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add ``--no-hvo``."""
+        """Add ``--no-hvo`` and ``--existing-pages``."""
         parser.add_argument("--no-hvo", action="store_true", help="do not switch HVO on: keep all struct pages")
+        parser.add_argument(
+            "--existing-pages",
+            action="store_true",
+            help="first take huge pages that the host has and that are free: set aside at boot (hugepages=), or by"
+            " vm.nr_hugepages; the host keeps them when the pool is destroyed",
+        )
 
     def settings(self, args: argparse.Namespace, *, sized: bool) -> dict[str, Any]:
-        """Return whether HVO is to be switched on."""
-        return {"hvo": not args.no_hvo}
+        """Return whether HVO is to be switched on, and existing pages are to be taken."""
+        return {"hvo": not args.no_hvo, "existing": args.existing_pages}
+
+    def reject_options(self, args: argparse.Namespace, backend: str) -> None:
+        """Reject ``--existing-pages`` for another backend."""
+        if args.existing_pages:
+            raise UsageError(
+                "--existing-pages is about huge pages.", hint=f"A {backend} pool takes none: leave it out."
+            )
 
     def inherited_settings(self, record: HugetlbfsRecord) -> dict[str, Any]:
-        """Return whether HVO is to be switched on."""
-        return {"hvo": record.hvo}
+        """Return whether HVO is to be switched on, and existing pages are to be taken."""
+        return {"hvo": record.hvo, "existing": record.existing}
 
     def checks(self) -> tuple[BackendCheck, ...]:
         """Return the checks of huge pages and HVO."""
@@ -122,47 +101,7 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
 
     def host_options(self, size_bytes: int, facts: HostFacts) -> list[HostOption]:
         """Return an option for each huge page size."""
-        return [self._host_option(round_up(size_bytes, page), page, facts) for page in facts.page_sizes]
-
-    def _host_option(self, size: int, page_size: int, facts: HostFacts) -> HostOption:
-        by_node = shares(size, page_size, facts)
-        line, notes = [], []
-        if facts.hvo is None:
-            notes.append("This kernel has no HVO (CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP): all struct pages remain.")
-        else:
-            line.append("hugetlb_free_vmemmap=on")
-            notes.append(
-                "'pool create' also switches HVO on by itself (vm.hugetlb_optimize_vmemmap); on the command line it"
-                " applies to huge pages of others, too."
-            )
-        if page_size >= GIB:
-            notes.append(f"Each memory backend of a domain must be a multiple of {format_size(page_size)}.")
-            per_size = per_node(by_node, lambda share: share // page_size)
-            if facts.cma_bytes is None:
-                notes.append(
-                    "This kernel has no CMA (CONFIG_CMA): such pages can be allocated only while memory is not"
-                    f" fragmented, soon after boot. Do not add 'hugepagesz={exact_size(page_size)}"
-                    f" hugepages={per_size}': it would reserve them for certain, but 'pool create' allocates new"
-                    " pages and uses none that were reserved at boot."
-                )
-            else:
-                line.append(f"hugetlb_cma={per_node(by_node, exact_size)}")
-                notes.append(
-                    "hugetlb_cma keeps memory from which such pages can be allocated at any time. It makes the"
-                    " kernel ignore hugepages= for them; 'pool create' allocates new pages anyway."
-                )
-        left = struct_pages_of(size) if facts.hvo is None else self.metadata_left(size, page_size)
-        return host_option(
-            self.name,
-            size,
-            page_size,
-            left=left,
-            line=" ".join(line),
-            pool_create=(
-                f"virt-dmem pool create NAME --page-size {exact_size(page_size)} {by_node_options(by_node)}"
-            ),
-            notes=notes,
-        )
+        return [hugetlbfs_plan.option(round_up(size_bytes, page), page, facts) for page in facts.page_sizes]
 
     def check(self, job: Job[HugetlbfsRecord]) -> None:
         """Reject a size that a node or the host does not have available.
@@ -172,23 +111,31 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         record = job.record
         available = {node.node: node.memory.available_bytes for node in numa.nodes(root=job.root)}
         missing = {node: share.wanted_bytes - share.got_bytes for node, share in record.nodes.items()}
+        if record.existing:
+            missing = {
+                node: max(0, size - existing_pages.spare_bytes(job, node)) if size > 0 else size
+                for node, size in missing.items()
+            }
         for node, wanted in missing.items():
             if wanted > available.get(node, 0):
                 raise PoolShort(
                     f"Pool {record.name} needs {format_size(wanted)} of node {node}, but only"
                     f" {format_size(available.get(node, 0))} are available there.",
-                    hint="Choose a smaller size, or spread it over other nodes.",
+                    hint=f"{_existing_hint(job)}Choose a smaller size, or spread it over other nodes.",
                 )
         of_host = kernel.memory(root=job.root).available_bytes
-        if sum(missing.values()) > of_host - _HOST_KEEPS:
+        if (needed := sum(missing.values())) > max(0, of_host - _HOST_KEEPS):
             raise PoolShort(
-                f"Pool {record.name} needs {format_size(sum(missing.values()))}, but the host has"
+                f"Pool {record.name} needs {format_size(needed)}, but the host has"
                 f" {format_size(of_host)} available, of which it must keep {format_size(_HOST_KEEPS)}.",
-                hint="Choose a smaller size, or free memory on the host first.",
+                hint=f"{_existing_hint(job)}Choose a smaller size, or free memory on the host first.",
             )
 
     def acquire(self, job: Job[HugetlbfsRecord]) -> None:
         """Switch HVO on, then raise each node's huge pages until the pool has its size.
+
+        Free pages of the host come first, where the pool is to take them. Pages that the host took back meanwhile
+        are allocated again.
 
         :raise PoolShort: When a node provides less; the message gives both figures of each.
         :raise PoolError: When the kernel rejects it.
@@ -196,35 +143,75 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         _finish_step(job)
         _switch_hvo_on(job)
         record = job.record
+        _restore(job)
+        self._forget_gone(job)
+        if record.existing:
+            _take_existing(job)
         for node, share in sorted(record.nodes.items()):
             while share.got_bytes < share.wanted_bytes:
                 job.report(f"Allocating huge pages of node {node}", record.got_bytes, record.wanted_bytes)
                 pages = min(share.wanted_bytes - share.got_bytes, max(self.step_bytes, record.page_size))
                 if not _raise(job, node, share, pages // record.page_size):
-                    raise _short(record)
+                    raise _short(job)
         job.report("Allocated huge pages", record.got_bytes, record.wanted_bytes)
+
+    def gone(self, job: Job[HugetlbfsRecord]) -> dict[int, int]:
+        """Return the bytes by node of pages that the kernel took: somebody lowered their number."""
+        return page_counts.gone_by_segment((job.record, *job.others), root=job.root).get(job.record.segment, {})
+
+    def keep(self, job: Job[HugetlbfsRecord]) -> None:
+        """Make surplus pages persistent: the kernel would take them when the pool is unmounted."""
+        _finish_step(job)
+        _restore(job, anew=False)
+
+    def restore(self, job: Job[HugetlbfsRecord]) -> None:
+        """Raise each node's huge pages to what the pools took there, where somebody lowered them.
+
+        :raise PoolShort: When the kernel does not provide them again.
+        """
+        _finish_step(job)
+        _restore(job)
+        if gone := self.gone(job):
+            has, took = job.record.got_bytes - sum(gone.values()), job.record.got_bytes
+            raise PoolShort(
+                f"Pool {job.record.name} has only {format_size(has)} of its {format_size(took)}: somebody lowered"
+                " the number of huge pages (vm.nr_hugepages), and the kernel cannot provide again what it took.",
+                hint=f"Free memory on the host, then run 'virt-dmem pool mount {job.record.pool}'; or shrink the"
+                f" pool to {format_size(has)}.",
+            )
+
+    def _forget_gone(self, job: Job[HugetlbfsRecord]) -> None:
+        """Count what is gone as gone: it cannot be given back, and may be taken again."""
+        if gone := self.gone(job):
+            job.record.forget(gone)
+            job.save()
 
     def release(self, job: Job[HugetlbfsRecord], *, keep_wanted: bool = False) -> int:
         """Lower each node's huge pages by those of this pool; restore HVO once no pool needs it.
 
         Others may have changed the counts meanwhile, so they are lowered from their current value, and only by
-        free pages that are not reserved.
+        free pages that are not reserved. What the host took back already is gone.
         """
         _finish_step(job)
+        self._forget_gone(job)
         record = job.record
         before = record.got_bytes
         kept = record.wanted_bytes if keep_wanted else 0
         left = 0
         for node, share in sorted(record.nodes.items()):
             least = share.wanted_bytes if keep_wanted else 0
-            while share.got_bytes > least:
+            while share.got_bytes > max(least, record.of_host.get(node, 0)):
                 job.report(f"Freeing huge pages of node {node}", before - record.got_bytes, before - kept)
-                pages = min(share.got_bytes - least, max(self.step_bytes, record.page_size)) // record.page_size
-                if not _lower(job, node, share, pages):
+                ours = share.got_bytes - max(least, record.of_host.get(node, 0))
+                if not _lower(
+                    job, node, share, min(ours, max(self.step_bytes, record.page_size)) // record.page_size
+                ):
                     break
+            existing_pages.give_back(record, node, share.got_bytes - least)
             left += max(0, share.got_bytes - least)
         if not record.got_bytes:
             _switch_hvo_back(job)
+        job.save()
         if before:
             record.saved_bytes = record.saved_bytes * record.got_bytes // before
         job.report("Freed huge pages", before - record.got_bytes, before - kept)
@@ -294,12 +281,24 @@ def _check_freeing(release: str) -> Result | None:
             return None
 
 
-def _metadata_left(size_bytes: int, page_size: int) -> int:
-    return size_bytes // page_size * min(BASE_PAGE, struct_pages_of(page_size))
-
-
 def _saved_at_best(record: HugetlbfsRecord, size_bytes: int) -> int:
-    return struct_pages_of(size_bytes) - _metadata_left(size_bytes, record.page_size) if record.optimized else 0
+    return (
+        struct_pages_of(size_bytes) - hugetlbfs_plan.metadata_left(size_bytes, record.page_size)
+        if record.optimized
+        else 0
+    )
+
+
+def _restore(job: Job[HugetlbfsRecord], *, anew: bool = True) -> None:
+    """Make the pages of this pool and of all complete ones persistent again, in its size and on its nodes."""
+    complete = (other for other in job.others if other.state == "ready")
+    for count in page_counts.compare((job.record, *complete), root=job.root):
+        if count.page_size == job.record.page_size and count.node in job.record.nodes and count.lacking > 0:
+            job.report(f"Restoring huge pages of node {count.node}", job.record.got_bytes, job.record.wanted_bytes)
+            try:
+                page_counts.restore(count, anew=anew, root=job.root)
+            except OSError as error:
+                raise _rejected(job, count.node, count.wanted, error) from error
 
 
 def _raise(job: Job[HugetlbfsRecord], node: int, share: NodeShare, pages: int) -> bool:
@@ -350,9 +349,13 @@ def _set(job: Job[HugetlbfsRecord], node: int, pages: int) -> None:
     try:
         huge_pages.set_persistent(job.record.page_size, node, pages, root=job.root)
     except OSError as error:
-        doing = f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}"
-        hint = "Pools have to be created by root, outside of containers; dmesg may say more."
-        raise explained(error, kind=PoolError, doing=doing, otherwise=hint) from error
+        raise _rejected(job, node, pages, error) from error
+
+
+def _rejected(job: Job[HugetlbfsRecord], node: int, pages: int, error: OSError) -> DmemError:
+    doing = f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}"
+    hint = "Pools have to be created by root, outside of containers; dmesg may say more."
+    return explained(error, kind=PoolError, doing=doing, otherwise=hint)
 
 
 def _finish_step(job: Job[HugetlbfsRecord]) -> None:
@@ -416,11 +419,32 @@ def _set_hvo(job: Job[HugetlbfsRecord], *, on: bool) -> None:
         raise explained(error, kind=PoolError, doing=doing, otherwise=hint) from error
 
 
-def _short(record: HugetlbfsRecord) -> PoolShort:
+def _take_existing(job: Job[HugetlbfsRecord]) -> None:
+    """Take free pages of the host; estimate what they save, as nobody counted when they were allocated."""
+    record = job.record
+    if taken := existing_pages.take(job):
+        record.optimized = existing_pages.optimized_at_boot(root=job.root)
+        record.saved_bytes += _saved_at_best(record, taken)
+        record.measured = False
+        job.save()
+
+
+def _existing_hint(job: Job[HugetlbfsRecord]) -> str:
+    """Return that the host has free huge pages which the pool is not to take."""
+    spare = {node: existing_pages.spare_bytes(job, node) for node in job.record.nodes}
+    if job.record.existing or not any(spare.values()):
+        return ""
+    there = ", ".join(f"{format_size(size)} of node {node}" for node, size in spare.items() if size)
+    return f"The host has free huge pages of this size already ({there}): take them with --existing-pages. "
+
+
+def _short(job: Job[HugetlbfsRecord]) -> PoolShort:
+    record = job.record
     shares = sorted(record.nodes.items())
     wanted = ", ".join(f"{format_size(share.wanted_bytes)} of node {node}" for node, share in shares)
     got = ", ".join(f"{format_size(share.got_bytes)} of node {node}" for node, share in shares)
     return PoolShort(
         f"Pool {record.name} needs {wanted} in pages of {format_size(record.page_size)}, but got {got}.",
-        hint="Create pools soon after boot, run 'echo 1 > /proc/sys/vm/compact_memory' first, or ask for less.",
+        hint=f"{_existing_hint(job)}Create pools soon after boot, run 'echo 1 > /proc/sys/vm/compact_memory' first,"
+        " or ask for less.",
     )

@@ -30,7 +30,7 @@ class Daemon:
     """A fake of virt-dmemd."""
 
     def call(self, method: str, **_: object) -> dict[str, Any]:
-        backends = [BACKEND | {"preallocated": False, "shared": True}]
+        backends = [BACKEND | {"id": name, "preallocated": False, "shared": True} for name in ("ram0", "shm")]
         return {"domain": dict(DOMAIN)} if method == "ShowDomain" else {"backends": backends}
 
 
@@ -41,6 +41,9 @@ def test_a_domain_is_shown_extent_by_extent(command: Command, monkeypatch: pytes
     assert said[1].endswith("holds 4 KiB")
     assert "ram0   p     4 KiB  4 KiB  0,1    ready  /p/ram0" in said
     assert "Reported by QEMU:" in said
+    header = next(line for line in said if line.startswith("BACKEND"))
+    rows = [line for line in said[said.index(header) + 1 :] if line.startswith(("ram0", "shm"))]
+    assert [line[header.index("POOL") :].split()[0] for line in rows] == ["yes", "no"]
     assert said[-1].split()[1:] == ["0.250", "prepare"]
 
 

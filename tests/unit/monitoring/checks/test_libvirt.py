@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.rig.checked_machine import install_hook, mounted
 from tests.rig.domain_documents import domain
 from tests.rig.fake_tree import put
-from virt_dmem.domain_xml.reader import read_domain
+from virt_dmem.domain_xml.elements import NAMESPACE
+from virt_dmem.errors import DmemError
 from virt_dmem.monitoring.checks import libvirt
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.pools.backends.checks import Status
 from virt_dmem.pools.record import NodeShare, PoolRecord
+from virt_dmem.pools.record_files import write
 from virt_dmem.units import GIB, MIB
 
 
@@ -26,10 +30,27 @@ def test_a_memory_backing_dir_on_a_disk_matters_while_the_hook_does_not_run(mach
     assert libvirt.memory_backing_dir(machine).status is Status.PASS
 
 
-def test_domains_that_cannot_use_the_memory_of_their_pool_are_found() -> None:
-    record = PoolRecord("dm", "dmemfs", 2 * MIB, "/none/dm", {0: NodeShare(GIB)})
-    other = PoolRecord("hp", "hugetlbfs", 2 * MIB, "/none/hp", {0: NodeShare(GIB)})
-    disk = "<disk><driver name='qemu' cache='none'/><source file='/x'/><target dev='vda'/></disk>"
-    memory = read_domain(domain(f"<devices>{disk}</devices>"))
-    (refusal,) = libvirt._impossible([(memory, record), (memory, other), (read_domain(domain()), record)])
-    assert "'vm' cannot work on pool 'dm'" in refusal.message
+DISK = "<devices><disk><driver name='qemu' cache='none'/><source file='/x'/><target dev='vda'/></disk></devices>"
+BACKING = "<memoryBacking><source type='file'/><access mode='shared'/><allocation mode='ondemand'/></memoryBacking>"
+
+
+def asks(pool: str, more: str = "") -> bytes:
+    return domain(f"<metadata><d:memory xmlns:d='{NAMESPACE}' pool='{pool}'/></metadata>{more}")
+
+
+def test_domains_that_cannot_use_the_memory_of_their_pool_are_found(machine: Machine) -> None:
+    config = machine.own_config()
+    config.pool_records_dir.mkdir(parents=True)
+    for name, kind in (("dm", "dmemfs"), ("hp", "hugetlbfs")):
+        write(config, PoolRecord(name, kind, 2 * MIB, f"/none/{name}", {0: NodeShare(GIB)}))
+    for pool, more, complaint in [
+        ("dm", DISK, "'vm' cannot work on pool 'dm'"),
+        ("dm", BACKING + DISK, "'vm' cannot work on pool 'dm'"),
+        ("none", "", "no pool 'none'"),
+        ("", BACKING, "this host has 2"),
+        ("../x", "", "not a valid name"),
+    ]:
+        with pytest.raises(DmemError, match=complaint):
+            libvirt._is_fulfilled(config, asks(pool, more))
+    assert not libvirt._is_fulfilled(config, asks("hp", DISK)), "it only can be"
+    assert libvirt._is_fulfilled(config, asks("hp", BACKING + DISK))

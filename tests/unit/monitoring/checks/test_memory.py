@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
+
 from tests.rig.checked_machine import mounted, pool
 from tests.rig.fake_tree import put
 from virt_dmem.monitoring.checks import memory
@@ -11,7 +15,9 @@ from virt_dmem.pools.backends.checks import Status
 
 
 def test_no_pool_is_a_warning(machine: Machine) -> None:
-    assert "virt-dmem pool create" in memory.pools_mounted(machine).hint
+    assert "virt-dmem pool create NAME" in memory.pools_mounted(machine).hint
+    named = replace(machine, config=msgspec.structs.replace(machine.config, default_pool="guests"))
+    assert "virt-dmem pool create guests --size" in memory.pools_mounted(named).hint
 
 
 def test_a_pool_that_is_not_mounted_or_not_ready_is_a_fault(machine: Machine) -> None:

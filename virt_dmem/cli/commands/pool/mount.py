@@ -23,6 +23,12 @@ Run by virt-dmem-pool@NAME.service. A pool whose creation or destruction was
 interrupted is removed. Requires root."""
 
 
+_UNDONE = {
+    "destroying": "The destruction of pool {0} was interrupted, and is completed now: pool {0} is gone.",
+    "creating": "The creation of pool {0} was interrupted: what it had was given back. Create it again.",
+}
+
+
 class PoolMountAnswer:
     """`pool mount`."""
 
@@ -40,10 +46,11 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 
     config = load_config(args.config)
     require_root("Mounting a pool")
+    state = registry.find(config, args.name).state
     with progress(out) as report:
         record = manage.mount(config, args.name, report=report)
     if record is None:
-        out.text(f"Pool {args.name} was not created or destroyed completely: its remains were removed.")
+        out.text(_UNDONE.get(state, _UNDONE["destroying"]).format(args.name))
     else:
         row = row_of(registry.segments(config, args.name))
         out.text(f"Pool {args.name}: {format_size(row['capacity_bytes'])} at {record.mount}")

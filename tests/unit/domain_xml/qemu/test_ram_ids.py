@@ -9,7 +9,7 @@ import pytest
 
 from tests.rig.domain_documents import domain
 from tests.rig.qemu_ram_ids import ARCHES, ask
-from virt_dmem.domain_xml.ram_ids import RAM_IDS
+from virt_dmem.domain_xml.qemu.ram_ids import RAM_IDS
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.errors import DomainRefused
 

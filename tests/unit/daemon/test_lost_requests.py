@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A rewritten domain whose request is gone is told of until it is applied, unapplied or undefined."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from virt_dmem.allocation.remembered import Remembered
+from virt_dmem.daemon.lost_requests import LostRequests
+from virt_dmem.daemon.wiring import Components
+from virt_dmem.domain_xml.traces import Trace
+from virt_dmem.hypervisor.connection import DomainInfo
+
+UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+APPLIED = DomainInfo(UUID, "web", active=False, managed=True, applied=True, memory=None, request=b"<request/>")
+RAW = replace(APPLIED, managed=False, applied=False, request=b"")
+
+
+@pytest.fixture
+def lost_requests(parts: Components) -> LostRequests:
+    return LostRequests(Remembered(parts.config.daemon.state_dir), parts.alerts)
+
+
+def alerts(parts: Components) -> list[tuple[str, str]]:
+    return [(alert.code, alert.subject) for alert in parts.alerts.refresh()]
+
+
+@pytest.mark.parametrize("trace", [Trace.BACKING, Trace.MONITOR, Trace.MONITOR_ALONE])
+@pytest.mark.parametrize("end", ["applied", "restored", "undefined", "not listed"])
+def test_a_loss_is_an_alert_until_it_is_over(
+    parts: Components, lost_requests: LostRequests, trace: Trace, end: str
+) -> None:
+    remembered = parts.service.remembered
+    lost_requests.defined(APPLIED)
+    assert (remembered.find(UUID), alerts(parts)) == (b"<request/>", [])
+    asyncio.run(lost_requests.listed([replace(RAW, trace=trace)]))
+    assert alerts(parts) == [("request-lost", UUID)]
+    assert remembered.find(UUID) == b"<request/>", "to put it back"
+    if end == "applied":
+        lost_requests.defined(APPLIED)
+    elif end == "restored":
+        lost_requests.defined(RAW)
+    elif end == "undefined":
+        lost_requests.undefined(UUID)
+    else:
+        parts.alerts.forget_definitions([])
+        asyncio.run(lost_requests.listed([]))
+    assert alerts(parts) == []
+    assert bool(remembered.find(UUID)) is (end == "applied")
+
+
+def test_what_others_write_and_a_transient_domain_are_no_loss(
+    parts: Components, lost_requests: LostRequests
+) -> None:
+    lost_requests.defined(replace(RAW, trace=Trace.BACKING))
+    lost_requests.defined(replace(APPLIED, persistent=False))
+    assert (parts.service.remembered.uuids(), alerts(parts)) == (set(), [])
+
+
+def test_a_domain_that_is_to_be_applied_again_is_remembered_meanwhile(
+    parts: Components, lost_requests: LostRequests
+) -> None:
+    lost_requests.defined(APPLIED)
+    lost_requests.defined(replace(APPLIED, applied=False, request=b""))
+    assert (parts.service.remembered.find(UUID), alerts(parts)) == (b"<request/>", [])

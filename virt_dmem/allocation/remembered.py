@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Remember the request of each rewritten domain, with all that it replaced, apart from the domain's XML.
+
+One file for each, ``applied/UUID`` in the state directory: whoever removes the request from the XML does not remove
+it here, and it can be put back, or undone exactly. The hook's shell script only looks whether the file is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["Remembered"]
+
+log = logging.getLogger(__name__)
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_MOST_BYTES = 256 << 10
+"""Of one request: 256 memory devices are described in a fifth of it."""
+
+
+class Remembered:
+    """The requests of rewritten domains by UUID; a file that cannot be read or written is logged, not raised."""
+
+    def __init__(self, state_dir: Path | str) -> None:
+        self._directory = Path(state_dir) / "applied"
+
+    def find(self, uuid: str) -> bytes:
+        """Return a domain's request; empty if it is not remembered, or may not be read."""
+        if _UUID.fullmatch(uuid):
+            with suppress(OSError):
+                return self._path(uuid).read_bytes()
+        return b""
+
+    def keep(self, uuid: str, request: bytes) -> None:
+        """Remember the request of a domain, instead of an earlier one."""
+        if not _UUID.fullmatch(uuid) or len(request) > _MOST_BYTES or self.find(uuid) == request:
+            return
+        new = self._directory / ".new"
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:  # noqa: PTH123 -- a file descriptor
+                file.write(request)
+            new.replace(self._path(uuid))
+        except OSError as error:
+            log.warning("the request of domain %s cannot be remembered: %s", uuid, error)
+
+    def forget(self, uuid: str) -> None:
+        """Forget a domain that is restored, or undefined."""
+        if _UUID.fullmatch(uuid):
+            try:
+                self._path(uuid).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("the request of domain %s cannot be forgotten: %s", uuid, error)
+
+    def uuids(self) -> set[str]:
+        """Return the domains that are remembered."""
+        with suppress(OSError):
+            return {name for name in os.listdir(self._directory) if _UUID.fullmatch(name)}  # noqa: PTH208
+        return set()
+
+    def _path(self, uuid: str) -> Path:
+        return self._directory / uuid

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""List what others can change on the host; docs/guide/operations.md has the same table, with what is put right."""
+
+from __future__ import annotations
+
+from virt_dmem.monitoring.watch import huge_pages, hvo, mounts, nodes
+from virt_dmem.monitoring.watch.base import Watch
+from virt_dmem.monitoring.watch.installed import InstalledFiles
+from virt_dmem.monitoring.watch.libvirt_settings import LibvirtSettings
+from virt_dmem.monitoring.watch.nodes import MemoryBlocks
+
+__all__ = ["WATCHES"]
+
+WATCHES = (
+    Watch.of("HVO", hvo.deviations),  # first: huge pages may have to be allocated again
+    Watch.of("huge pages", huge_pages.deviations),
+    Watch.of("mounts of pools", mounts.deviations),
+    Watch.of("nodes", nodes.deviations),
+    Watch("memory blocks", MemoryBlocks),
+    Watch("installed files", InstalledFiles),
+    Watch("settings of libvirt", LibvirtSettings),
+)

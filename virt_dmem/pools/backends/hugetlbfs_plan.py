@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plan a host for pools of huge pages: the kernel's command line, and what it saves."""
+
+from __future__ import annotations
+
+from virt_dmem.pools.backends.host_options import (
+    HostFacts,
+    HostOption,
+    by_node_options,
+    exact_size,
+    host_option,
+    per_node,
+    shares,
+)
+from virt_dmem.pools.backends.struct_pages import BASE_PAGE, struct_pages_of
+from virt_dmem.units import GIB, format_size
+
+__all__ = ["metadata_left", "option"]
+
+
+def option(size: int, page_size: int, facts: HostFacts) -> HostOption:
+    """Return how a host could provide ``size`` bytes in pages of one size: command line and command."""
+    by_node = shares(size, page_size, facts)
+    line, notes = [], []
+    create = f"virt-dmem pool create NAME --page-size {exact_size(page_size)} {by_node_options(by_node)}"
+    if facts.hvo is None:
+        notes.append("This kernel has no HVO (CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP): all struct pages remain.")
+    else:
+        line.append("hugetlb_free_vmemmap=on")
+        notes.append(
+            "'pool create' also switches HVO on by itself (vm.hugetlb_optimize_vmemmap); on the command line it"
+            " applies to huge pages of others, too."
+        )
+    if page_size >= GIB:
+        notes.append(f"Each memory backend of a domain must be a multiple of {format_size(page_size)}.")
+        per_size = per_node(by_node, lambda share: share // page_size)
+        if facts.cma_bytes is None:
+            line.append(f"hugepagesz={exact_size(page_size)} hugepages={per_size}")
+            create += " --existing-pages"
+            notes.append(
+                "This kernel has no CMA (CONFIG_CMA): such pages can be allocated for certain at boot only."
+                " hugepages= sets them aside, and --existing-pages makes a pool of them."
+            )
+        else:
+            line.append(f"hugetlb_cma={per_node(by_node, exact_size)}")
+            notes.append(
+                "hugetlb_cma keeps memory from which such pages can be allocated later, unless it is pinned."
+                f" For certain they are there with 'hugepagesz={exact_size(page_size)} hugepages={per_size}'"
+                " instead, and 'pool create --existing-pages'; with hugetlb_cma the kernel ignores hugepages=."
+            )
+    left = struct_pages_of(size) if facts.hvo is None else metadata_left(size, page_size)
+    return host_option(
+        "hugetlbfs",
+        size,
+        page_size,
+        left=left,
+        line=" ".join(line),
+        pool_create=create,
+        notes=notes,
+    )
+
+
+def metadata_left(size_bytes: int, page_size: int) -> int:
+    """Return the struct pages that HVO keeps: one base page for each huge page."""
+    return size_bytes // page_size * min(BASE_PAGE, struct_pages_of(page_size))

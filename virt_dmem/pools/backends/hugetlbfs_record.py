@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Define the record of a segment of huge pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from virt_dmem.pools.record import PoolRecord
+
+__all__ = ["HugetlbfsRecord", "PageCountChange"]
+
+
+class PageCountChange(msgspec.Struct, frozen=True):
+    """A change of a node's huge pages in progress: its persistent count goes from one to the other."""
+
+    node: int
+    from_pages: int
+    to_pages: int
+
+
+class HugetlbfsRecord(PoolRecord):
+    """The record of a segment of huge pages."""
+
+    hvo: bool = True
+    """Switch HVO on before memory is taken."""
+    switched_hvo: bool = False
+    """HVO was off before this pool, or before another one that switched it on and still exists."""
+    optimized: bool = False
+    """HVO was on when the memory was taken."""
+    step: PageCountChange | None = None
+    existing: bool = False
+    """Take free pages that the host has already, before new ones are allocated."""
+    of_host: dict[int, int] = {}  # noqa: RUF012 -- msgspec copies it
+    """Bytes of each node, out of those taken, in pages that the host had: it keeps them when the pool ends."""
+
+    def forget_boot(self, boot_id: str) -> None:
+        """Forget what was taken and switched under an earlier boot."""
+        super().forget_boot(boot_id)
+        self.step, self.switched_hvo, self.of_host = None, False, {}
+
+    def forget(self, gone: Mapping[int, int]) -> None:
+        """Forget what the host has taken back, in bytes by node."""
+        super().forget(gone)
+        self.of_host = {node: min(size, self.nodes[node].got_bytes) for node, size in self.of_host.items()}
