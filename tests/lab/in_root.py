@@ -21,6 +21,8 @@ from tests.rig.processes import RigError
 _TESTS = ("tests/unit", "tests/libvirt", "tests/numa")
 _SIZE = "6g"
 _GO = f"""
+mount -t tmpfs tmp /tmp
+rm -f /lib/modules/*/build # each 'make install' would build the module, which test_module_build does
 cd {PROJECT}
 tar -xf /tree.tar
 make --silent setup >&2

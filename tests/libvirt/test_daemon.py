@@ -83,6 +83,7 @@ def test_a_member_of_the_group_may_read_and_not_change(rawdaemon: Daemon) -> Non
     for method, parameters in {
         "RefreshPools": {},
         "RetirePool": {"name": "x"},
+        "LimitPool": {"name": "x", "size_bytes": 1},
         "DrainPool": {"name": "x", "undo": False},
         "PauseApply": {"seconds": 0.0},
         "ResumeApply": {},

@@ -146,3 +146,18 @@ def test_a_request_that_is_set_as_metadata_is_noticed(
         "metadata", "set", NAMESPACE, "--key", "dmem", "--set", f"<memory pool='{tmpfs_pool}'/>", "--config"
     )
     wait_for("it to be applied", lambda: read_domain(persistent(libvirtd, "set")).applied)
+
+
+def test_one_that_was_given_other_memory_since_starts_and_is_told_of(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    apply(libvirtd, daemon, tmpfs_pool)
+    root = etree.fromstring(persistent(libvirtd, "lost"))
+    for element in (*root.findall("metadata"), *root.findall("memoryBacking")):
+        root.remove(element)
+    libvirtd.define(etree.tostring(root, encoding="unicode"))
+    assert "what is left is virt-dmem's monitor" in wait_for("the alert", alert)["message"]
+    libvirtd.virsh("start", "--paused", "lost")
+    virt_dmem("unapply", "lost")
+    assert b"virt-dmem" not in persistent(libvirtd, "lost")
+    wait_for("its end", lambda: alert() is None)

@@ -78,7 +78,11 @@ def _overlay(directory: Path, scratch: Path) -> None:
     options = f"lowerdir={directory},upperdir={upper},workdir={work}"
     _mount("-t", "overlay", "-o", options, "overlay", directory)
     for mount in below:
-        _mount("--rbind", old / Path(mount).relative_to(directory), mount)
+        try:
+            _mount("--rbind", old / Path(mount).relative_to(directory), mount)
+        except RigError:
+            if Path(mount).exists():  # else its owner has unmounted it and removed the directory meanwhile
+                raise
 
 
 def enter_private_namespace(*, kvm: bool = KVM) -> None:

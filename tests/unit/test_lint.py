@@ -56,7 +56,6 @@ WITHOUT_MODULE = {
     "bench": "bench/, which is not part of virt_dmem",
     "bounds": "hostile numbers and sizes, in every module that reads some",
     "clock": "a clock that is set, in every module that reads one",
-    "cli.full_disk": "commands of all kinds, with no room for what they write",
     "docs": "docs/",
     "domain_xml.namespace_schema": "docs/reference/dmem-1.0.rng",
     "domain_xml.rewrite_schema": "rewrite, with random domains and libvirt's schema",

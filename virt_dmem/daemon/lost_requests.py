@@ -55,12 +55,12 @@ class LostRequests:
             self._remembered.keep(domain.uuid, domain.request)
         elif domain.managed:  # to be applied: what an earlier rewrite replaced is known until then
             pass
-        elif is_lost(domain.trace, self._remembered.find(domain.uuid) if domain.trace is Trace.BACKING else b""):
+        elif domain.trace is Trace.MONITOR_ALONE or is_lost(domain.trace, self._remembered.find(domain.uuid)):
             return True
         else:
             self._remembered.forget(domain.uuid)
         return False
 
     def _report(self, domain: DomainInfo, *, lost: bool) -> None:
-        error = request_lost(domain.uuid, domain.name) if lost else None
+        error = request_lost(domain.uuid, domain.name, domain.trace) if lost else None
         self._alerts.set_definition(REQUEST_LOST, domain.uuid, error)

@@ -114,7 +114,7 @@ class Service:
             return
         uuid = await off_loop(DomainDocument.uuid, document)
         if operation == "prepare" and is_lost(trace, self.remembered.find(uuid)):
-            raise request_lost(uuid, name_of(document.xml))
+            raise request_lost(uuid, name_of(document.xml), trace)
         if self.ledger.find(uuid) is None:
             return
         if operation == "stopped":

@@ -42,6 +42,9 @@ class Trace(enum.Enum):
     BACKING = "memory backing"
     """A trace only if the domain is remembered."""
     MONITOR = "monitor"
+    """The monitor, and the memory backing."""
+    MONITOR_ALONE = "monitor alone"
+    """Somebody gave the domain another memory backing since: it starts, and not on a file."""
 
 
 def find_trace(xml: bytes) -> Trace:
@@ -55,9 +58,10 @@ def find_trace(xml: bytes) -> Trace:
     root = parse_domain(xml)
     if find_request(root) is not None:
         return Trace.NONE
+    backed = is_backed_by_files(root)
     if monitored and is_monitored(root):
-        return Trace.MONITOR
-    return Trace.BACKING if is_backed_by_files(root) else Trace.NONE
+        return Trace.MONITOR if backed else Trace.MONITOR_ALONE
+    return Trace.BACKING if backed else Trace.NONE
 
 
 def request_in(root: etree._Element) -> bytes:

@@ -122,18 +122,22 @@ def apply_incoming(config: Config, xml: bytes, record: PoolRecord, pool: str) ->
 
 
 def is_lost(trace: Trace, remembered: bytes) -> bool:
-    """Return whether a domain without a request was rewritten, and its request removed by another tool.
+    """Return whether a domain without a request would start on a file: it was rewritten, and lost its request.
 
     ``remembered``: its request as it is remembered; others write the same memory backing themselves.
     """
     return trace is Trace.MONITOR or (trace is Trace.BACKING and bool(remembered))
 
 
-def request_lost(uuid: str, name: str) -> DomainRefused:
+def request_lost(uuid: str, name: str, trace: Trace) -> DomainRefused:
     """Return the error for a domain that was rewritten and has lost its request."""
+    so = (
+        "what is left is virt-dmem's monitor"
+        if trace is Trace.MONITOR_ALONE
+        else "its memory would be a file in libvirt's memory_backing_dir"
+    )
     return DomainRefused(
-        f"Domain {name} was rewritten for memory from a pool, and its request for that was removed from its XML:"
-        " its memory would be a file in libvirt's memory_backing_dir.",
+        f"Domain {name} was rewritten for memory from a pool, and its request for that was removed: {so}.",
         hint=(
             "It is transient: pipe the XML from which it is created through 'virt-dmem rewrite' if it is to have"
             " pool memory, else through 'virt-dmem rewrite --undo'."
@@ -157,7 +161,7 @@ def recovered(config: Config, xml: bytes) -> bytes:
     with suppress(DomainXmlInvalid):  # XML that is not defined yet may have none
         uuid = DomainDocument(xml).uuid()
     request = Remembered(config.daemon.state_dir).find(uuid)
-    if not is_lost(trace, request):
+    if trace is not Trace.MONITOR_ALONE and not is_lost(trace, request):
         return xml
     return put_back(xml, request) if request else remove_traces(xml)
 

@@ -141,7 +141,7 @@ EXPLANATIONS = {
     ),
     REQUEST_LOST: (
         "A domain that was rewritten for memory from a pool was redefined without virt-dmem's metadata, or they "
-        "were removed: its memory would be a file in libvirt's memory_backing_dir, so it does not start. What was "
+        "were removed. If its memory would be a file in libvirt's memory_backing_dir it does not start. What was "
         "removed is remembered: 'virt-dmem apply' puts it back, and 'virt-dmem unapply' undoes the rewrite."
     ),
     REQUEST_UNFULFILLED: (

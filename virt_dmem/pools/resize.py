@@ -353,12 +353,12 @@ class _Work:
         So the recorded size is never less than what domains hold, wherever this is interrupted.
         """
         kind, job = self.kind, self.job(record)
-        mounted = kind.mounted_bytes(record, root=self.root)
         (node,), (size,) = record.nodes, change.after.values()
-        if record.state != "ready":  # its mount failed, so nothing of it is in use
-            record.nodes = {node: NodeShare(size)}
+        if record.state != "ready":
+            if not kind.mounted(record, root=self.root):  # there may be too little memory for the former size
+                record.nodes = {node: NodeShare(size)}
             self.settle(record)
-            return
+        mounted = kind.mounted_bytes(record, root=self.root)
         if mounted == size:  # an interrupted change had come so far, or not begun
             record.nodes = {node: NodeShare(size, size)}
             job.save()

@@ -28,7 +28,7 @@ def alerts(parts: Components) -> list[tuple[str, str]]:
     return [(alert.code, alert.subject) for alert in parts.alerts.refresh()]
 
 
-@pytest.mark.parametrize("trace", [Trace.BACKING, Trace.MONITOR])
+@pytest.mark.parametrize("trace", [Trace.BACKING, Trace.MONITOR, Trace.MONITOR_ALONE])
 @pytest.mark.parametrize("end", ["applied", "restored", "undefined", "not listed"])
 def test_a_loss_is_an_alert_until_it_is_over(
     parts: Components, lost_requests: LostRequests, trace: Trace, end: str

@@ -93,3 +93,13 @@ def test_a_memory_that_is_garbled_changes_nothing(request_: bytes) -> None:
     lost = without_request(apply(domain(), monitor=True))
     assert put_back(lost, request_) == lost
     assert put_back(apply(domain()), request_in(etree.fromstring(apply(domain(), pool="x")))) == apply(domain())
+
+
+def test_a_monitor_beside_another_memory_backing_is_a_trace_of_its_own() -> None:
+    lost = without_request(apply(domain(), monitor=True))
+    root = etree.fromstring(lost)
+    backing = root.find("memoryBacking")
+    assert backing is not None
+    root.remove(backing)
+    assert find_trace(etree.tostring(root)) is Trace.MONITOR_ALONE
+    assert b"commandline" not in remove_traces(etree.tostring(root))

@@ -16,13 +16,11 @@ from virt_dmem.daemon.wiring import Components
 from virt_dmem.domain_xml.live import Guest, MemoryDevice
 from virt_dmem.errors import DomainRefused
 from virt_dmem.monitoring import alert_tracker
-from virt_dmem.monitoring.alert_codes import APPLY_FIGHT
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.pools.segment_id import SegmentId
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
 GUEST = Guest(UUID, "vm", managed=True, devices=())
-FIGHT = DomainRefused("Another tool reverts vm.", hint="Stop it.")
 WAITS = "import sys; sys.stdin.read()"
 
 
@@ -30,20 +28,23 @@ def codes(parts: Components) -> list[str]:
     return [alert.code for alert in parts.alerts.refresh()]
 
 
+REVERTED = DomainRefused("Another tool reverts vm.", hint="Find it.")
+
+
 def test_an_alert_keeps_its_beginning_and_is_logged_when_it_begins_and_ends(
     parts: Components, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    parts.alerts.set_definition(APPLY_FIGHT, UUID, FIGHT)
+    parts.alerts.set_definition("apply-fight", UUID, REVERTED)
     first = parts.alerts.refresh()
     assert parts.alerts.refresh() == first
-    parts.alerts.set_definition(APPLY_FIGHT, UUID, None)
+    parts.alerts.set_definition("apply-fight", UUID, None)
     assert parts.alerts.refresh() == parts.alerts.refresh() == []
     assert [(record.levelname, "reverts vm" in record.getMessage()) for record in caplog.records] == [
         ("WARNING", True),
         ("INFO", True),
     ]
-    parts.alerts.set_definition(APPLY_FIGHT, UUID, FIGHT)
+    parts.alerts.set_definition("apply-fight", UUID, REVERTED)
     (again,) = parts.alerts.refresh()
     assert again.since > first[0].since, "it is a new one"
 
@@ -54,7 +55,7 @@ def test_an_alert_keeps_its_beginning_and_is_logged_when_it_begins_and_ends(
         lambda alerts: alerts.set_domains([GUEST]),
         lambda alerts: alerts.update_domain(GUEST),
         lambda alerts: alerts.remove_domain(UUID),
-        lambda alerts: alerts.set_definition(APPLY_FIGHT, UUID, FIGHT),
+        lambda alerts: alerts.set_definition("apply-fight", UUID, REVERTED),
     ],
     ids=["listed", "updated", "stopped", "definition"],
 )

@@ -22,6 +22,7 @@ from virt_dmem.errors import PoolBusy, PoolError, PoolNotFound, PoolShort, Usage
 from virt_dmem.host import kernel, mounts
 from virt_dmem.pools import manage, record_files, registry, resize
 from virt_dmem.pools.backends.hugetlbfs import Hugetlbfs
+from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.resize import SegmentChange
 from virt_dmem.pools.savings import savings
@@ -533,3 +534,22 @@ def test_a_killed_resize_is_finished_by_asking_again_and_undone_by_asking_for_th
         to(config, 20 * HUGE)
     manage.destroy(config, "p")
     assert (taken(), HVO.read_text(), registry.records(config)) == (before, "0\n", [])
+
+
+@pytest.mark.parametrize("is_mounted", [True, False])
+@in_own_mount_namespace
+def test_a_pool_in_place_whose_mount_was_interrupted_gets_the_size_that_is_asked_for(
+    config: Config, is_mounted: bool
+) -> None:
+    made = manage.create(config, "p", sizes=32 * MIB, backend="tmpfs")
+    for size in (8 * MIB, 16 * MIB):
+        record = registry.find(config, "p")
+        record.state = "mounting"
+        record_files.write(config, record)
+        if not is_mounted:
+            backend("tmpfs").unmount(record)
+        to(config, size)
+        assert capacity(config) == {"p": size}
+        assert os.statvfs(made.mount).f_blocks * 4096 == size
+        assert registry.find(config, "p").state == "ready"
+    manage.destroy(config, "p")

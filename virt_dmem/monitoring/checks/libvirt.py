@@ -45,7 +45,7 @@ def domains(machine: Machine) -> Result:
     with Hypervisor(machine.uri) as hypervisor:
         for domain in hypervisor.domains():
             if domain.trace is not Trace.NONE and is_lost(domain.trace, remembered.find(domain.uuid)):
-                refused.append((domain.name, request_lost(domain.uuid, domain.name)))
+                refused.append((domain.name, request_lost(domain.uuid, domain.name, domain.trace)))
             if not domain.managed:
                 continue
             count += 1
