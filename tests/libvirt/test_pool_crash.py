@@ -249,4 +249,5 @@ def test_a_resize_in_place_that_is_killed_leaves_all_that_is_reserved_and_is_fin
     for step in small.each_kill("pool", "resize", "small", "--size", f"{asked}M", least=4):
         virt_dmem("pool", "resize", "small", "--size", "256M")
         assert (small.pool()["capacity_bytes"], small.pool()["state"]) == (was, "ready"), step
+    virt_dmem("pool", "resize", "small", "--size", "256M")
     small.serves()
