@@ -12,7 +12,8 @@ The packages, from the bottom to the top; each imports only from those before it
 * ``pools``: pools of guest memory, their segments and files; ``pools.backends``: the kinds of memory
 * ``allocation``: which domain has which memory; ``allocation.prezero``: memory zeroed ahead
 * ``domains``: one domain's memory, through all events of its life
-* ``monitoring``: alerts, metrics, the report; ``monitoring.checks``: ``virt-dmem check``
+* ``monitoring``: alerts, metrics, the report; ``monitoring.checks``: ``virt-dmem check``;
+  ``monitoring.watch``: what others change on the host
 * ``daemon``: ``virt-dmemd``
 * ``cli``: ``virt-dmem``; ``cli.commands``: its verbs
 

@@ -15,11 +15,13 @@ __all__ = ["deviations"]
 def deviations(sight: Sight) -> Iterator[Deviation]:
     """Yield each segment whose mount is not as it was made."""
     for record in sight.records:
-        for fault in mount_state.faults(record, root=sight.root):
+        if faults := [*mount_state.faults(record, root=sight.root)]:
+            what = ", and ".join(fault.what for fault in faults)
+            fix = ", and ".join(fault.fix for fault in faults)
             yield Deviation(
                 POOL_MOUNT_CHANGED,
                 record.name,
-                f"Pool {record.name}, mounted by virt-dmem at {record.mount}, {fault.what}.",
-                f"{fault.fix[:1].upper()}{fault.fix[1:]}." if fault.fix[0] != "'" else f"Run {fault.fix}.",
-                fault.repair,
+                f"Pool {record.name}, mounted by virt-dmem at {record.mount}, {what}.",
+                f"Run {fix}." if fix.startswith("'") else f"{fix[:1].upper()}{fix[1:]}.",
+                next((fault.repair for fault in faults if fault.repair), None),
             )
