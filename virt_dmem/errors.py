@@ -232,8 +232,9 @@ class PoolShort(PoolError):
     exit_status = ExitStatus.NOT_ENOUGH_MEMORY
     explanation = (
         "The kernel did not find enough free contiguous memory for the pool; what was allocated was freed again, "
-        "unless the message says otherwise. "
-        "Huge pages are best allocated soon after boot."
+        "unless the message says otherwise. Huge pages are best allocated soon after boot, or set aside at boot "
+        "(--existing-pages). Or a pool has lost pages, because somebody lowered vm.nr_hugepages, and the kernel "
+        "cannot provide them again."
     )
 
 

@@ -129,6 +129,28 @@ def test_a_changed_qemu_conf_is_told_of_until_libvirtd_is_restarted(
     wait_for("the end of the alert", lambda: not alerts("libvirt-settings-changed"))
 
 
+def test_libvirtd_that_is_restarted_with_other_settings_is_told_of_while_a_guest_began_with_the_former_ones(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    libvirtd.define(domain_xml("small", memory="32MiB"))
+    virt_dmem("apply", "small", "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "small")
+    before = libvirtd.qemu_conf
+    try:
+        libvirtd.qemu_conf += 'memory_backing_dir = "/run/elsewhere"\n'
+        libvirtd.restart()
+        alert = wait_for(
+            "the alert",
+            lambda: [one for one in alerts("libvirt-settings-changed") if "was restarted" in one["message"]],
+        )[0]
+        assert "memory_backing_dir = its default instead of" in alert["message"]
+        libvirtd.virsh("destroy", "small")
+        wait_for("the end of the alert", lambda: not alerts("libvirt-settings-changed"))
+    finally:
+        libvirtd.qemu_conf = before
+        libvirtd.restart()
+
+
 def test_a_hook_that_is_removed_is_told_of_until_it_is_back(libvirtd: PrivateLibvirt, daemon: Daemon) -> None:
     wait_for("the daemon to have looked", lambda: "connected to libvirt" in tail(daemon.log))
     libvirtd.remove_hook()

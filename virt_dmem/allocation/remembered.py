@@ -13,6 +13,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from virt_dmem.replaced_file import replace_file
+
 __all__ = ["Remembered"]
 
 log = logging.getLogger(__name__)
@@ -23,7 +25,10 @@ _MOST_BYTES = 256 << 10
 
 
 class Remembered:
-    """The requests of rewritten domains by UUID; a file that cannot be read or written is logged, not raised."""
+    """The requests of rewritten domains by UUID; a file that cannot be read or written is logged, not raised.
+
+    ``keep`` waits for the disk: for worker threads.
+    """
 
     def __init__(self, state_dir: Path | str) -> None:
         self._directory = Path(state_dir) / "applied"
@@ -39,13 +44,9 @@ class Remembered:
         """Remember the request of a domain, instead of an earlier one."""
         if not _UUID.fullmatch(uuid) or len(request) > _MOST_BYTES or self.find(uuid) == request:
             return
-        new = self._directory / ".new"
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:  # noqa: PTH123 -- a file descriptor
-                file.write(request)
-            new.replace(self._path(uuid))
+            replace_file(self._path(uuid), request)
         except OSError as error:
             log.warning("the request of domain %s cannot be remembered: %s", uuid, error)
 

@@ -169,7 +169,7 @@ class LibvirtEvents:
             info = await asyncio.to_thread(hypervisor.info, uuid)
             self._on_defined(uuid, info.memory if info else None)
             if info:
-                self._lost_requests.defined(info)
+                await self._lost_requests.defined(info)
         elif event is Event.UNDEFINED:
             self._auto_apply.forget(uuid)
             self._lost_requests.undefined(uuid)

@@ -39,10 +39,10 @@ class LostRequests:
         for domain, lost in zip(defined, await asyncio.to_thread(review), strict=True):
             self._report(domain, lost=lost)
 
-    def defined(self, domain: DomainInfo) -> None:
+    async def defined(self, domain: DomainInfo) -> None:
         """Look at a domain that was just defined, or changed."""
         if domain.persistent:
-            self._report(domain, lost=self._review(domain))
+            self._report(domain, lost=await asyncio.to_thread(self._review, domain))
 
     def undefined(self, uuid: str) -> None:
         """Forget a domain."""

@@ -19,6 +19,7 @@ __all__ = [
     "BEFORE_METADATA",
     "MEMORY",
     "NAMESPACE",
+    "NOT_REWRITTEN",
     "parse_domain",
     "find_request",
     "ensure_request",
@@ -35,6 +36,8 @@ __all__ = [
 NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
 MEMORY = f"{{{NAMESPACE}}}memory"
 """The name of a request."""
+NOT_REWRITTEN = "is not rewritten"
+"""Of XML that says nothing of its memory's kind: other reasons are another tool's, or a copy's."""
 BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 """The elements behind the last of which libvirt prints ``<metadata>``."""
 
@@ -114,7 +117,7 @@ def what_it_lacks(root: etree._Element) -> str:
         return f"was rewritten for another domain ({other}), from which it was copied"
     if not _is_of_shared_files(root):
         if find_child(find_request(root), f"{{{NAMESPACE}}}replaced") is None:
-            return "is not rewritten"
+            return NOT_REWRITTEN
         return "has another <memoryBacking> now than it was rewritten with"
     if any(_is_private(cell, "memAccess") for cell in root.iterfind("cpu/numa/cell")):
         return "has a guest NUMA cell with private memory"

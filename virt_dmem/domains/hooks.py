@@ -26,6 +26,7 @@ from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Phase, Reservation
 from virt_dmem.config.schema import Config
 from virt_dmem.deadline import within
+from virt_dmem.domain_xml.elements import NOT_REWRITTEN
 from virt_dmem.domain_xml.monitor import socket_of
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.domains import guest_ram
@@ -81,8 +82,9 @@ class HookOperations:
         """
         if not (domain.applied or domain.file_backed):
             raise NotRewritten(
-                f"Domain {domain.name} asks for pool memory, and its XML {domain.lacks or 'is not rewritten'}.",
-                hint=how_to_apply(domain.uuid, domain.name) + ("" if domain.lacks else _OR_AS_IT_IS),
+                f"Domain {domain.name} asks for pool memory, and its XML {domain.lacks or NOT_REWRITTEN}.",
+                hint=how_to_apply(domain.uuid, domain.name)
+                + (_OR_AS_IT_IS if domain.lacks in ("", NOT_REWRITTEN) else ""),
             )
         async with self._serving(domain.uuid, "prepare", began):
             left_over = self._ledger.find(domain.uuid)

@@ -34,15 +34,15 @@ def test_a_loss_is_an_alert_until_it_is_over(
     parts: Components, lost_requests: LostRequests, trace: Trace, end: str
 ) -> None:
     remembered = parts.service.remembered
-    lost_requests.defined(APPLIED)
+    asyncio.run(lost_requests.defined(APPLIED))
     assert (remembered.find(UUID), alerts(parts)) == (b"<request/>", [])
     asyncio.run(lost_requests.listed([replace(RAW, trace=trace)]))
     assert alerts(parts) == [("request-lost", UUID)]
     assert remembered.find(UUID) == b"<request/>", "to put it back"
     if end == "applied":
-        lost_requests.defined(APPLIED)
+        asyncio.run(lost_requests.defined(APPLIED))
     elif end == "restored":
-        lost_requests.defined(RAW)
+        asyncio.run(lost_requests.defined(RAW))
     elif end == "undefined":
         lost_requests.undefined(UUID)
     else:
@@ -55,14 +55,14 @@ def test_a_loss_is_an_alert_until_it_is_over(
 def test_what_others_write_and_a_transient_domain_are_no_loss(
     parts: Components, lost_requests: LostRequests
 ) -> None:
-    lost_requests.defined(replace(RAW, trace=Trace.BACKING))
-    lost_requests.defined(replace(APPLIED, persistent=False))
+    asyncio.run(lost_requests.defined(replace(RAW, trace=Trace.BACKING)))
+    asyncio.run(lost_requests.defined(replace(APPLIED, persistent=False)))
     assert (parts.service.remembered.uuids(), alerts(parts)) == (set(), [])
 
 
 def test_a_domain_that_is_to_be_applied_again_is_remembered_meanwhile(
     parts: Components, lost_requests: LostRequests
 ) -> None:
-    lost_requests.defined(APPLIED)
-    lost_requests.defined(replace(APPLIED, applied=False, request=b""))
+    asyncio.run(lost_requests.defined(APPLIED))
+    asyncio.run(lost_requests.defined(replace(APPLIED, applied=False, request=b"")))
     assert (parts.service.remembered.find(UUID), alerts(parts)) == (b"<request/>", [])

@@ -8,6 +8,7 @@ import mmap
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.rig.mount_namespace import in_own_mount_namespace
@@ -72,6 +73,7 @@ def test_an_empty_extent_has_its_size_and_no_memory_and_no_file_is_created_below
     assert (found.st_size, found.st_blocks) == (2 * MIB, 0)
     asyncio.run(parts.extents.populate(extent, ignore))
     assert extent.path.stat().st_blocks * 512 == 2 * MIB
-    monkeypatch.setattr(parts.extents._inventory, "mount", lambda _segment: tmp_path)
-    with pytest.raises(ExtentError, match="Pool p is not mounted"):
+    elsewhere = msgspec.structs.replace(parts.extents._inventory.record(extent.segment), mount=str(tmp_path))
+    monkeypatch.setattr(parts.extents._inventory, "record", lambda _segment: elsewhere)
+    with pytest.raises(ExtentError, match=r"Pool p, .* is not mounted any more"):
         asyncio.run(parts.extents.create_empty(extent))

@@ -16,7 +16,7 @@ from pathlib import Path
 import virt_dmem
 from virt_dmem.host import apparmor
 from virt_dmem.monitoring.alert_codes import INSTALLATION_CHANGED
-from virt_dmem.monitoring.checks.base import INSTALL
+from virt_dmem.monitoring.checks.base import INSTALL, text_of
 from virt_dmem.monitoring.watch.base import Deviation, Sight
 
 __all__ = ["HOOK", "MANIFEST", "InstalledFiles"]
@@ -48,6 +48,8 @@ class InstalledFiles:
         self._manifest = manifest
         self._manifest_seen: _Signature | None = None
         self._expected: dict[Path, str] = {}
+        self._lines: dict[Path, str] = {}
+        """A line that was added to somebody else's file."""
         self._read: dict[Path, tuple[_Signature, str]] = {}
 
     def __call__(self, sight: Sight) -> Iterator[Deviation]:
@@ -58,6 +60,11 @@ class InstalledFiles:
             if fault:
                 meaning = [text for part, text in _MEANING.items() if part in str(path)]
                 message = f"{path} {fault}{f': {meaning[-1]}' if meaning else ''}."
+                yield Deviation(INSTALLATION_CHANGED, str(path), message, INSTALL)
+
+        for path, line in self._lines.items():
+            if line not in text_of(sight.root / str(path).lstrip("/")).splitlines():
+                message = f"{path} has no line '{line}' any more: {_MEANING['/apparmor.d/']}."
                 yield Deviation(INSTALLATION_CHANGED, str(path), message, INSTALL)
 
     def _fault(self, path: Path, file: Path) -> str:
@@ -87,9 +94,10 @@ class InstalledFiles:
             if signature != self._manifest_seen:
                 lines = [line.split(" ", 2) for line in self._manifest.read_text("utf-8", "replace").splitlines()]
                 self._expected = {Path(line[2]): line[1] for line in lines if line[0] == "H" and len(line) == 3}
+                self._lines = {Path(line[1]): line[2] for line in lines if line[0] == "L" and len(line) == 3}
                 self._manifest_seen = signature
         except OSError:
-            self._manifest_seen = None
+            self._manifest_seen, self._lines = None, {}
 
 
 def _signature(status: os.stat_result) -> _Signature:

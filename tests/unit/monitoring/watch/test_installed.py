@@ -71,6 +71,19 @@ def test_a_hook_that_nobody_may_execute_is_as_good_as_none(tmp_path: Path, manif
     assert "cannot be executed any more" in message
 
 
+def test_the_line_that_an_old_libvirt_needs_is_watched_too(tmp_path: Path, manifest: Path) -> None:
+    line = "include if exists <abstractions/libvirt-qemu.d/virt-dmem>"
+    local = Path("/etc/apparmor.d/local/abstractions/libvirt-qemu")
+    with manifest.open("a") as file:
+        file.write(f"L {local} {line}\n")
+    look = InstalledFiles(manifest)
+    assert messages(look, tmp_path) == [
+        f"{local} has no line '{line}' any more: QEMU may not reach the memory of its domain at its next start."
+    ]
+    put(tmp_path, local, f"# mine\n{line}\n", 0o644)
+    assert messages(look, tmp_path) == []
+
+
 def test_another_version_may_be_installed_meanwhile(tmp_path: Path, manifest: Path) -> None:
     look = InstalledFiles(manifest)
     assert messages(look, tmp_path) == []
