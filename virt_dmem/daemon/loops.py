@@ -84,7 +84,10 @@ async def host_watch_loop(parts: Components) -> None:
     with writes.heard(huge_pages.number_files()) as written:
         while True:
             written.clear()
-            await parts.host_watch.look()
+            try:
+                await parts.host_watch.look()
+            except (DmemError, OSError) as error:
+                limited_log(logging.WARNING, "watch", "the host cannot be compared with its records: %s", error)
             await asyncio.sleep(WATCH_PAUSE_SECONDS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_SECONDS):
