@@ -128,7 +128,7 @@ def test_a_detach_without_an_answer_is_pending_and_freed_when_unplugged_also_by_
     libvirtd.virsh("resume", "grower")
     wait_for("the guest to unplug it", lambda: second not in libvirtd.virsh("dumpxml", "grower"))
     daemon.start()
-    assert reserved(roomy_pool) == 192 * MIB
+    wait_for("libvirt to be asked", lambda: reserved(roomy_pool) == 192 * MIB)
 
 
 def test_a_guest_that_refuses_keeps_its_memory_and_is_reported(
