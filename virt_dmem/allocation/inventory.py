@@ -48,9 +48,9 @@ class Inventory:
         self._damaged: Mapping[str, DmemError] = {}
         self._draining: set[str] = set()
         self._retiring: dict[Hashable, set[SegmentId]] = {}
-        """By who is about to remove them."""
+        """By the caller that is about to remove them."""
         self._limits: dict[Hashable, tuple[str, int]] = {}
-        """Pool and size by who is about to shrink it to that."""
+        """Pool and new size by the caller that is about to shrink it."""
         self._withheld: dict[SegmentId, Withheld] = {}
         self._gone: Mapping[SegmentId, Mapping[int, int]] = {}
         self._slow_nodes = numa.nodes_without_cpus()
@@ -248,7 +248,7 @@ class Inventory:
     # Pools that are about to change
 
     def retire(self, name: str, holder: Hashable) -> None:
-        """Reserve no more memory of an empty pool, or one of its segments, until ``let_go`` of who removes it.
+        """Reserve no more memory of an empty pool, or one of its segments, until ``drop_claims`` of its caller.
 
         ``name``: ``POOL`` for all of it, ``POOL+0`` and so on for one segment.
 
@@ -268,7 +268,7 @@ class Inventory:
         self._retiring.setdefault(holder, set()).update(segments)
 
     def limit(self, name: str, size_bytes: int, holder: Hashable) -> int:
-        """Reserve at most ``size_bytes`` of a pool until ``let_go`` of who shrinks it, unless more is reserved.
+        """Reserve at most ``size_bytes`` of a pool until ``drop_claims`` of its caller, unless more is reserved.
 
         For pools that consist of one segment without nodes, which shrink in place.
 
@@ -281,7 +281,7 @@ class Inventory:
             self._limits[holder] = (name, size_bytes)
         return reserved
 
-    def let_go(self, holder: Hashable) -> None:
+    def drop_claims(self, holder: Hashable) -> None:
         """End what ``retire`` and ``limit`` began for someone whose change of a pool ended, in whatever way."""
         self._retiring.pop(holder, None)
         self._limits.pop(holder, None)

@@ -217,7 +217,7 @@ class Service:
     async def retire_pool(self, name: str, holder: Hashable) -> None:
         """Stop allocating from a pool (``POOL``) or one of its segments (``POOL+N``), and background work in it.
 
-        :param holder: Who is about to remove it; see ``let_go``.
+        :param holder: The caller that is about to remove it; see ``drop_claims``.
         :raise PoolBusy: When domains hold memory of it.
         """
         self.inventory.read_records()
@@ -227,7 +227,7 @@ class Service:
     async def limit_pool(self, name: str, size_bytes: int, holder: Hashable) -> int:
         """Allocate no more than ``size_bytes`` of a pool that is about to shrink to that.
 
-        :param holder: Who is about to shrink it; see ``let_go``.
+        :param holder: The caller that is about to shrink it; see ``drop_claims``.
         :return: The bytes reserved; if that is more, nothing is limited.
         """
         _require("size in bytes", size_bytes, 0, MAX_BYTES)
@@ -236,9 +236,9 @@ class Service:
         await self.prezero.reload()
         return reserved
 
-    async def let_go(self, holder: Hashable) -> None:
+    async def drop_claims(self, holder: Hashable) -> None:
         """Allocate from pools again whose change ended, or whose changer did; read their records."""
-        self.inventory.let_go(holder)
+        self.inventory.drop_claims(holder)
         try:
             await self.refresh_pools()
         except (DmemError, OSError) as error:

@@ -136,7 +136,7 @@ class ControlInterface(Interface):
 
         In force until the caller closes the connection, or dies.
         """
-        await self.calls.run(self._service.retire_pool(name, self.calls.caller(self._service.let_go)))
+        await self.calls.run(self._service.retire_pool(name, self.calls.caller(self._service.drop_claims)))
 
     @method(returns="reserved_bytes")
     async def LimitPool(self, *, name: str, size_bytes: int) -> int:  # noqa: N802
@@ -144,7 +144,7 @@ class ControlInterface(Interface):
 
         In force until the caller closes the connection, or dies; not at all if more is reserved.
         """
-        holder = self.calls.caller(self._service.let_go)
+        holder = self.calls.caller(self._service.drop_claims)
         return await self.calls.run(self._service.limit_pool(name, size_bytes, holder))
 
     @method()

@@ -37,9 +37,9 @@ def test_a_pool_that_is_being_destroyed_gives_no_memory_whatever_is_done_with_an
         await parts.reconciler.host_stage()
         assert set(parts.inventory.free()) == {"stays"}
         await parts.service.refresh_pools()  # "stays" was resized meanwhile
-        await parts.service.let_go("one command")
+        await parts.service.drop_claims("one command")
         assert set(parts.inventory.free()) == {"stays"}
-        await parts.service.let_go("another")  # it was not destroyed after all
+        await parts.service.drop_claims("another")  # it was not destroyed after all
         assert set(parts.inventory.free()) == {"goes", "stays"}
         await parts.close()
 
@@ -63,7 +63,7 @@ def test_a_pool_that_is_about_to_shrink_gives_no_more_than_its_new_size(tmp_path
         assert await parts.service.limit_pool("p", 4 * MIB, "a command") == 0
         with pytest.raises(NotEnoughMemory):
             charge(6 * MIB)
-        await parts.service.let_go("a command")
+        await parts.service.drop_claims("a command")
         charge(6 * MIB)
         assert await parts.service.limit_pool("p", 4 * MIB, "a command") == 6 * MIB, "and nothing is limited"
         assert parts.service.list_pools()[0].capacity_bytes == 8 * MIB
