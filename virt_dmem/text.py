@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-__all__ = ["clipped", "printable"]
+__all__ = ["clipped", "counted", "printable"]
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -20,3 +20,8 @@ def printable(text: str, *, keep: str = "") -> str:
 def clipped(text: str, most: int) -> str:
     """Return ``text``, cut to ``most`` characters, with an ellipsis where it is longer."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with what it counts: ``1 domain``, ``2 domains``; ``many`` where that is not ``one`` + s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

@@ -126,6 +126,11 @@ def _choose_pool(memory: DomainMemory, pools: Mapping[str, PoolFree], default_po
             f"Domain {memory.name!r} asks for memory of pool {name!r}, which does not exist or is not usable.",
             hint="'virt-dmem pool list' shows the pools of this host.",
         )
+    if not pools:
+        raise PoolNotFound(
+            f"Domain {memory.name!r} asks for memory of a pool, and this host has no usable pool.",
+            hint="'virt-dmem pool list' shows the pools of this host; 'virt-dmem pool create' creates one.",
+        )
     raise PoolNotFound(
         f"Domain {memory.name!r} names no pool, and of {len(pools)} pools none is the default.",
         hint=f"Set default_pool in virt-dmem.toml, or name one: 'virt-dmem apply --pool NAME {memory.uuid}', for a"

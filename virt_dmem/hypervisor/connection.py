@@ -26,6 +26,7 @@ from virt_dmem.domain_xml.traces import Trace, find_trace, request_in
 from virt_dmem.errors import DmemError, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
 from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
+from virt_dmem.text import counted
 
 __all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 
@@ -303,7 +304,7 @@ class Hypervisor:
                 log.warning("%s: two concurrent redefinitions; the last one is kept", found.name())
                 return before, after
         raise HypervisorError(
-            f"The XML of {domain} changed {tries} times while it was being rewritten.",
+            f"The XML of {domain} changed {counted(tries, 'time')} while it was being rewritten.",
             hint="Another tool keeps redefining the domain; stop that tool, and try again.",
         )
 

@@ -22,6 +22,7 @@ from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord, PageCountChange
 from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.record import NodeShare
+from virt_dmem.text import counted
 from virt_dmem.units import GIB, MIB, format_size, round_up
 
 if TYPE_CHECKING:
@@ -353,7 +354,9 @@ def _set(job: Job[HugetlbfsRecord], node: int, pages: int) -> None:
 
 
 def _rejected(job: Job[HugetlbfsRecord], node: int, pages: int, error: OSError) -> DmemError:
-    doing = f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}"
+    doing = (
+        f"The kernel rejected {counted(pages, 'huge page')} of {format_size(job.record.page_size)} on node {node}"
+    )
     hint = "Pools have to be created by root, outside of containers; dmesg may say more."
     return explained(error, kind=PoolError, doing=doing, otherwise=hint)
 
