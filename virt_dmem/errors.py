@@ -9,6 +9,7 @@
      ├── PermissionRefused       permission            1
      ├── DaemonUnreachable       daemon-unreachable    4
      ├── HypervisorError         hypervisor            1
+     │    └── HypervisorDenied   hypervisor-denied     1
      ├── DomainRefused           domain-refused        1
      │    ├── DomainXmlInvalid   domain-xml-invalid    1
      │    └── NotRewritten       not-rewritten         1
@@ -48,6 +49,7 @@ __all__ = [
     "PermissionRefused",
     "DaemonUnreachable",
     "HypervisorError",
+    "HypervisorDenied",
     "DomainRefused",
     "DomainXmlInvalid",
     "NotRewritten",
@@ -144,6 +146,16 @@ class HypervisorError(DmemError):
     explanation = (
         "A libvirt call failed; the message contains libvirt's own error message. If the connection broke during "
         "the call, the change may have been made."
+    )
+
+
+class HypervisorDenied(HypervisorError):
+    """Report that libvirt does not permit this user to do something."""
+
+    code = "hypervisor-denied"
+    explanation = (
+        "libvirt runs, and does not permit this user to connect or to make the change: its socket, polkit or "
+        "its access control says no; the message contains libvirt's own error message. Nothing was changed."
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import logging
 import re
 import threading
@@ -23,7 +24,7 @@ import libvirt
 from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domain_xml.traces import Trace, find_trace, request_in
-from virt_dmem.errors import DmemError, HypervisorError, UsageError
+from virt_dmem.errors import DmemError, HypervisorDenied, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
 from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
 from virt_dmem.text import counted
@@ -92,6 +93,28 @@ _DEVICES = {
 }
 
 
+_DENIED = (
+    libvirt.VIR_ERR_AUTH_FAILED,
+    libvirt.VIR_ERR_AUTH_CANCELLED,
+    libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+    libvirt.VIR_ERR_ACCESS_DENIED,
+)
+"""Codes of libvirt that say who may not, rather than what cannot be done."""
+
+
+def _is_denied(error: libvirt.libvirtError) -> bool:
+    """Return whether polkit, libvirt's access control, or the mode of its socket keeps this user out."""
+    is_socket = error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() == errno.EACCES
+    return error.get_error_code() in _DENIED or is_socket
+
+
+def _denied(what: str, error: libvirt.libvirtError) -> HypervisorDenied:
+    return HypervisorDenied(
+        f"{what}: {error.get_error_message()}.",
+        hint="Run the command with sudo; or have root permit it: on Debian, members of the group libvirt may.",
+    )
+
+
 def _silent(_context: object, _error: object) -> None:
     """Keep libvirt from printing errors to stderr; they are raised as exceptions."""
 
@@ -127,6 +150,8 @@ class Hypervisor:
         try:
             self._connection: Any = libvirt.open(uri)
         except libvirt.libvirtError as error:
+            if _is_denied(error):
+                raise _denied(f"libvirt at {uri} does not let you in", error) from error
             raise HypervisorError(
                 f"libvirt does not answer at {uri}: {error.get_error_message()}.",
                 hint="Check that libvirtd or virtqemud is running, or use another URI with --connect.",
@@ -202,6 +227,8 @@ class Hypervisor:
         :param shown_by: The command that shows whether it did, if the connection broke before libvirt answered.
         """
         said = error.get_error_message()
+        if _is_denied(error):
+            return _denied(f"libvirt does not permit you this for {what}", error)
         if shown_by and self._is_broken(error):
             return HypervisorError(
                 f"The connection to libvirt broke during a change of {what}: {said}.",
