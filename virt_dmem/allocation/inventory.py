@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import NodeStatus, PoolStatus
+from virt_dmem.allocation.models import NodeStatus, PoolStatus, SegmentStatus
 from virt_dmem.allocation.plan import PoolFree
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError, PoolBusy, PoolDraining, PoolNotFound
@@ -300,9 +300,13 @@ class Inventory:
         segments = self._segments(pool)
         capacity: Counter[int] = Counter()
         held: Counter[int] = Counter()
+        statuses = []
         for record in segments:
-            capacity.update(self._capacity(record))
-            held.update({node: size for (segment, node), size in reserved.items() if segment == record.name})
+            has = self._capacity(record)
+            holds = {node: size for (segment, node), size in reserved.items() if segment == record.name}
+            capacity.update(has)
+            held.update(holds)
+            statuses.append(SegmentStatus(record.name, sum(has.values()), sum(holds.values())))
         nodes = [
             NodeStatus(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
         ]
@@ -327,6 +331,7 @@ class Inventory:
                 if (withheld := self._withheld.get(record.segment)) is not None
             ),
             nodes=nodes,
+            segments=statuses,
         )
 
 

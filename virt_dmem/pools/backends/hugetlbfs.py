@@ -177,8 +177,8 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
             raise PoolShort(
                 f"Pool {job.record.name} has only {format_size(has)} of its {format_size(took)}: somebody lowered"
                 " the number of huge pages (vm.nr_hugepages), and the kernel cannot provide again what it took.",
-                hint=f"Free memory on the host, then run 'virt-dmem pool mount {job.record.pool}'; or shrink the"
-                f" pool to {format_size(has)}.",
+                hint=f"Free memory on the host, then run 'virt-dmem pool mount {job.record.pool}'; or, once no"
+                f" domain holds memory of it, shrink it to {format_size(has)}.",
             )
 
     def _forget_gone(self, job: Job[HugetlbfsRecord]) -> None:

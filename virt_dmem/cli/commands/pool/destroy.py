@@ -39,6 +39,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.cli.privilege import require_root
     from virt_dmem.cli.progress import progress
     from virt_dmem.config.schema import load_config
+    from virt_dmem.host import boot_units
     from virt_dmem.pools import manage, registry
 
     config = load_config(args.config)
@@ -52,6 +53,11 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         finally:
             refresh_pools(config, args.name)
     out.text(f"Pool {args.name} destroyed.")
+    if boot_units.is_enabled(args.name):
+        unit = boot_units.unit_of(args.name)
+        out.note(
+            f"{unit} is still enabled; without a pool it does nothing. To disable it: systemctl disable {unit}"
+        )
     out.result(pool=args.name)
     return ExitStatus.DONE
 

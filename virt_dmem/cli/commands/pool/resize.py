@@ -24,7 +24,17 @@ __all__ = ["COMMANDS"]
 _ABOUT = """\
 Memory that domains hold is never touched. A command that was interrupted is
 finished by repeating it, and undone by asking for the former size. Requires
-root."""
+root.
+
+A pool of huge pages or on dmemfs consists of segments, each a mount of its own:
+the first is made by 'pool create', and each growth adds one (NAME+1, NAME+2 and
+so on). The memory of one guest NUMA cell, or of one memory device, lies within
+one segment. The kernel cannot change the size of such a mount, so a segment
+shrinks, or is removed, only while no domain holds memory in it: a pool of one
+segment does not shrink at all while any domain holds memory of it, however
+little. 'pool show' lists the segments and what is reserved in each; a pool that
+is to shrink later is best created small and grown. A tmpfs pool is one mount
+that shrinks down to what is reserved."""
 
 
 class SegmentChange:
