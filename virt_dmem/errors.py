@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import enum
 
-from virt_dmem.text import clipped
+from virt_dmem.text import clipped, did_you_mean
 
 TYPE_CHECKING = False  # every command imports this module, and importing typing takes 2 ms
 if TYPE_CHECKING:
@@ -324,5 +324,6 @@ def explain(code: str, others: dict[str, str]) -> str:
     """
     known = {name: kind.explanation for name, kind in _tree(DmemError).items()} | others
     if code not in known:
-        raise UsageError(f"There is no code {code!r}.", hint=f"The codes are: {', '.join(sorted(known))}.")
+        hint = f"{did_you_mean(code, known)}The codes are: {', '.join(sorted(known))}."
+        raise UsageError(f"There is no code {clipped(code, 80)!r}.", hint=hint)
     return known[code]

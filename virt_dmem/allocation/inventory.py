@@ -24,6 +24,7 @@ from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
+from virt_dmem.text import did_you_mean
 from virt_dmem.units import format_size
 
 __all__ = ["Inventory", "Withheld"]
@@ -92,7 +93,7 @@ class Inventory:
         :raise PoolNotFound: When there is none.
         """
         if segment not in self._records:
-            raise _not_found(segment)
+            raise self._not_found(segment)
         return self._records[segment]
 
     def _segments(self, name: str) -> list[PoolRecord]:
@@ -106,7 +107,7 @@ class Inventory:
             if name in (segment.pool, f"{segment.pool}+{segment.number}")
         ]
         if not found:
-            raise _not_found(name)
+            raise self._not_found(name)
         return sorted(found, key=lambda record: record.number)
 
     def mount(self, segment: SegmentId) -> Path:
@@ -334,6 +335,7 @@ class Inventory:
             segments=statuses,
         )
 
-
-def _not_found(name: str) -> PoolNotFound:
-    return PoolNotFound(f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' shows the pools.")
+    def _not_found(self, name: str) -> PoolNotFound:
+        near = did_you_mean(name, {segment.pool for segment in self._records})
+        hint = f"{near}'virt-dmem pool list' lists the pools."
+        return PoolNotFound(f"There is no pool {name!r} on this host.", hint=hint)

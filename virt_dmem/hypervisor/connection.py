@@ -27,7 +27,7 @@ from virt_dmem.domain_xml.traces import Trace, find_trace, request_in
 from virt_dmem.errors import DmemError, HypervisorDenied, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
 from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
-from virt_dmem.text import counted
+from virt_dmem.text import counted, did_you_mean
 
 __all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 
@@ -214,8 +214,9 @@ class Hypervisor:
             raise self._failed(domain, error) from error
 
     def _unknown(self, domain: str) -> HypervisorError:
+        near = did_you_mean(domain, self.names())
         return HypervisorError(
-            f"libvirt at {self._uri} has no domain {domain!r}.", hint="'virsh list --all' lists the domains."
+            f"libvirt at {self._uri} has no domain {domain!r}.", hint=f"{near}'virsh list --all' lists the domains."
         )
 
     def _failed(
@@ -347,6 +348,12 @@ class Hypervisor:
             raise self._failed("its versions", error) from error
         # 1000000 * major + 1000 * minor + release, everywhere
         return {name: f"{at // 10**6}.{at // 1000 % 1000}.{at % 1000}" for name, at in found.items()}
+
+    def names(self) -> list[str]:
+        """Return the names of all domains; none where libvirt does not tell."""
+        with contextlib.suppress(libvirt.libvirtError):
+            return sorted(domain.name() for domain in self._connection.listAllDomains())
+        return []
 
     def domains(self) -> list[DomainInfo]:
         """Return all domains, sorted by name, without those that disappear meanwhile."""
