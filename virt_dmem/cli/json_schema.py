@@ -194,3 +194,13 @@ class Domain(Struct):
     active: Annotated[bool, says("it is running; with --applied")] | UnsetType = UNSET
     managed: Annotated[bool, says("its XML has a request for pool memory; with --applied")] | UnsetType = UNSET
     applied: Annotated[bool, says("its XML is rewritten; with --applied")] | UnsetType = UNSET
+    pool: (
+        Annotated[
+            str | None, says("pool of its next start; null: none is chosen, or it is not known; with --applied")
+        ]
+        | UnsetType
+    ) = UNSET
+    size_bytes: Annotated[int, says("memory that its next start takes; with --applied")] | UnsetType = UNSET
+    hotplug_max_bytes: (
+        Annotated[int, says("most memory with memory attached later; 0: none can be; with --applied")] | UnsetType
+    ) = UNSET
