@@ -6,6 +6,7 @@
     DmemError                    failed                1
      ├── UsageError              usage                 2
      ├── ConfigError             config                1
+     ├── Cancelled               cancelled             1
      ├── PermissionRefused       permission            1
      ├── DaemonUnreachable       daemon-unreachable    4
      ├── HypervisorError         hypervisor            1
@@ -46,6 +47,7 @@ __all__ = [
     "ExitStatus",
     "UsageError",
     "ConfigError",
+    "Cancelled",
     "PermissionRefused",
     "DaemonUnreachable",
     "HypervisorError",
@@ -115,6 +117,15 @@ class ConfigError(DmemError):
 
     code = "config"
     explanation = "A file under /etc/virt-dmem is invalid; the message names the file and the key."
+
+
+class Cancelled(DmemError):
+    """Report a command that its user did not confirm."""
+
+    code = "cancelled"
+    explanation = (
+        "The command asked on the terminal whether to go on, and the answer was not yes. Nothing was changed."
+    )
 
 
 class PermissionRefused(DmemError):

@@ -320,7 +320,7 @@ def files_in(record: PoolRecord, root: Path = kernel.ROOT) -> list[Path]:
     return [path for path in found if not path.is_dir() or path.is_symlink()]
 
 
-def refuse_if_used(record: PoolRecord, root: Path) -> None:
+def refuse_if_used(record: PoolRecord, root: Path = kernel.ROOT) -> None:
     """Raise ``PoolBusy``, naming both, when a segment has files, or processes use it."""
     mounted = table.backend(record.backend).mounted(record, root=root)
     if not mounted:

@@ -181,6 +181,14 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
                 f" domain holds memory of it, shrink it to {format_size(has)}.",
             )
 
+    def given_back(self, record: HugetlbfsRecord) -> int:
+        """Return the bytes that were allocated for the segment: pages that the host had stay huge pages."""
+        return max(0, record.got_bytes - sum(record.of_host.values()))
+
+    def freeing(self, record: HugetlbfsRecord, *, root: Path = kernel.ROOT) -> hvo_bug.Verdict:
+        """Return what is known of how the kernel frees huge pages without their struct pages."""
+        return hvo_bug.verdict(kernel.release(root=root)) if record.optimized else hvo_bug.Verdict.GOOD
+
     def _forget_gone(self, job: Job[HugetlbfsRecord]) -> None:
         """Count what is gone as gone: it cannot be given back, and may be taken again."""
         if gone := self.gone(job):
@@ -267,9 +275,9 @@ def _check_freeing(release: str) -> Result | None:
         case hvo_bug.Verdict.BAD:
             return warned(
                 f"Linux {release} loses huge pages that HVO optimized when they are freed.",
-                "Pools work, and save as much as elsewhere. Destroy or shrink one only right before a reboot; or"
-                " boot a kernel that frees them: Debian 13's linux-image-6.12.113+deb13-amd64, or that of"
-                " trixie-backports.",
+                "Pools work, and save as much as elsewhere. Destroy or shrink one, with --force, only right before"
+                " a reboot; or boot a kernel that frees them: Debian 13's linux-image-6.12.113+deb13-amd64, or that"
+                " of trixie-backports.",
             )
         case hvo_bug.Verdict.SUSPECT:
             return warned(
