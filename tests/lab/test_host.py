@@ -137,7 +137,7 @@ def test_without_the_apparmor_rule_the_start_and_check_say_what_to_do(host: Mach
 
 
 def test_pages_return_to_the_host_when_the_pool_is_destroyed(host: Machine) -> None:
-    host.run("virt-dmem pool destroy guests")
+    host.run("virt-dmem pool destroy guests --force")
     assert host.run("cat /proc/sys/vm/nr_hugepages").stdout.strip() == "0"
 
 
