@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from virt_dmem.aio import off_loop
@@ -40,6 +42,7 @@ MOST_SECONDS = 10 * 365 * 86400
 """Limit of any duration in a request."""
 _MOST_NODES = 1023
 """The kernel's largest CONFIG_NODES_SHIFT is 10; QEMU allows fewer cells."""
+_NAME = re.compile(rb"<name>([^<]{1,1000})</name>")
 _OPERATIONS = ("prepare", "start", "started", "stopped", "release")
 
 
@@ -74,7 +77,7 @@ class Service:
         if not await off_loop(DomainDocument.is_managed, document):
             await self._hook_without_request(operation, document)
             return []
-        with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
+        with self.metrics.hook(operation if operation in _OPERATIONS else "other"), _logged(operation, document):
             return await self._run_hook(operation, document, report, began)
 
     async def _run_hook(
@@ -114,7 +117,8 @@ class Service:
             return
         uuid = await off_loop(DomainDocument.uuid, document)
         if operation == "prepare" and is_lost(trace, self.remembered.find(uuid)):
-            raise request_lost(uuid, name_of(document.xml), trace)
+            with _logged(operation, document):
+                raise request_lost(uuid, name_of(document.xml), trace)
         if self.ledger.find(uuid) is None:
             return
         if operation == "stopped":
@@ -127,7 +131,8 @@ class Service:
 
         :raise DmemError: When it cannot run here.
         """
-        adapted = await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
+        with _logged("migrate or restore", DomainDocument(xml)):
+            adapted = await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
         if adapted != xml and not await off_loop(DomainDocument.is_managed, DomainDocument(adapted)):
             # it was rewritten, and runs on ordinary memory here: its prepare must not take that for a loss
             self.remembered.forget(await off_loop(DomainDocument.uuid, DomainDocument(adapted)))
@@ -270,6 +275,18 @@ class Service:
         left = self.ledger.pause_left(APPLY)
         if left is not None and left <= 0:
             self.resume_apply()
+
+
+@contextmanager
+def _logged(operation: str, document: DomainDocument) -> Iterator[None]:
+    """Log why a domain is rejected in this context: libvirt tells only who asked for its start."""
+    try:
+        yield
+    except DmemError as error:
+        named = _NAME.search(document.xml)  # parsing it may take long
+        name = named[1].decode(errors="replace") if named else "?"
+        log.warning("domain %s: rejected at %s [%s]: %s", clipped(name, 80), operation, error.code, error)
+        raise
 
 
 def _require(what: str, number: float, least: int, most: int) -> None:
