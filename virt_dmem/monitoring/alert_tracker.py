@@ -67,12 +67,23 @@ class AlertTracker:
         self._alive: set[str] = set()
         """Guests that seem to run outside of any pool, and whose QEMU was found."""
         self._looking: dict[str, asyncio.Task[None]] = {}
-        self.connected = False
-        """libvirt answers, and the guests are current."""
+        self._gone_since: float | None = kernel.uptime()
         self.changed = asyncio.Event()
         """Set when something happened that may begin or end an alert."""
 
     # What libvirt reports
+
+    @property
+    def connected(self) -> bool:
+        """Libvirt answers, and the guests are current."""
+        return self._gone_since is None
+
+    @connected.setter
+    def connected(self, now: bool) -> None:
+        if now:
+            self._gone_since = None
+        elif self._gone_since is None:
+            self._gone_since = kernel.uptime()
 
     def set_domains(self, guests: Iterable[Guest]) -> None:
         """Replace all guests."""
@@ -149,6 +160,7 @@ class AlertTracker:
             failed=self._attempts.failed(),
             damaged_ledger=self._ledger.damaged_file(),
             failures=self._ledger.failures(),
+            libvirt_gone_seconds=0.0 if self._gone_since is None else kernel.uptime() - self._gone_since,
             definitions=self._definitions.values(),
             deviations=self._deviations,
             paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,
