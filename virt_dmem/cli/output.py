@@ -56,6 +56,11 @@ class Output:
         if self.as_json:
             _to_stdout(sys.stdout.write, _indented({"schema": SCHEMA_VERSION, **fields}) + "\n")
 
+    def line(self, **fields: object) -> None:
+        """Print ``fields`` as an object in one line, if JSON was asked for: one of many answers."""
+        if self.as_json:
+            _to_stdout(sys.stdout.write, json.dumps({"schema": SCHEMA_VERSION, **fields}) + "\n")
+
     def table(self, columns: Sequence[Column], rows: Iterable[Row], *, headings: bool = True) -> None:
         """Print ``rows`` under the names of ``columns``, unless JSON was asked for."""
         cells = [[column.name for column in columns]] if headings else []

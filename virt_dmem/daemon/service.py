@@ -17,6 +17,7 @@ from virt_dmem.allocation.models import PoolStatus, Reservation, TimedStep
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
+from virt_dmem.daemon.events import Events
 from virt_dmem.domain_xml.fields import MAX_BYTES
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS
 from virt_dmem.domain_xml.reader import DomainDocument, name_of
@@ -61,6 +62,7 @@ class Service:
     alerts: AlertTracker
     metrics: Metrics
     remembered: Remembered
+    events: Events
     on_resume: Callable[[], None]
     """Called when automatic apply is resumed, or pools have changed: all domains have to be considered again."""
 
@@ -77,7 +79,7 @@ class Service:
         if not await off_loop(DomainDocument.is_managed, document):
             await self._hook_without_request(operation, document)
             return []
-        with self.metrics.hook(operation if operation in _OPERATIONS else "other"), _logged(operation, document):
+        with self.metrics.hook(operation if operation in _OPERATIONS else "other"), self._told(operation, document):
             return await self._run_hook(operation, document, report, began)
 
     async def _run_hook(
@@ -117,7 +119,7 @@ class Service:
             return
         uuid = await off_loop(DomainDocument.uuid, document)
         if operation == "prepare" and is_lost(trace, self.remembered.find(uuid)):
-            with _logged(operation, document):
+            with self._told(operation, document):
                 raise request_lost(uuid, name_of(document.xml), trace)
         if self.ledger.find(uuid) is None:
             return
@@ -126,12 +128,24 @@ class Service:
         elif operation == "release":
             await self.hooks.release(uuid)
 
+    @contextmanager
+    def _told(self, operation: str, document: DomainDocument) -> Iterator[None]:
+        """Log why a domain is rejected in this context: libvirt tells only who asked for its start."""
+        try:
+            yield
+        except DmemError as error:
+            named = _NAME.search(document.xml)  # parsing it may take long
+            name = clipped(named[1].decode(errors="replace") if named else "?", 80)
+            log.warning("domain %s: rejected at %s [%s]: %s", name, operation, error.code, error)
+            self.events.rejected(name, operation, error)
+            raise
+
     async def filter_xml(self, xml: bytes) -> bytes:
         """Return the XML of an incoming domain, by migration or restore, adapted to this host.
 
         :raise DmemError: When it cannot run here.
         """
-        with _logged("migrate or restore", DomainDocument(xml)):
+        with self._told("migrate or restore", DomainDocument(xml)):
             adapted = await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
         if adapted != xml and not await off_loop(DomainDocument.is_managed, DomainDocument(adapted)):
             # it was rewritten, and runs on ordinary memory here: its prepare must not take that for a loss
@@ -161,7 +175,7 @@ class Service:
         _require("size in bytes", size_bytes, 1, MAX_BYTES)
         _require("guest NUMA cell", cell, 0, _MOST_NODES)
         _require("host node", node, -1, _MOST_NODES)
-        return await self.hotplug.attach(
+        change = await self.hotplug.attach(
             domain,
             size_bytes,
             report,
@@ -170,11 +184,15 @@ class Service:
             node=node if node >= 0 else None,
             persistent=persistent,
         )
+        self.events.device_changed(change)
+        return change
 
     async def detach(self, domain: str, alias: str, wait_seconds: float, report: ReportProgress) -> DeviceChange:
         """Ask a guest to hot-unplug a memory device, and wait up to ``wait_seconds``."""
         _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
-        return await self.hotplug.detach(domain, alias, report, wait_seconds=wait_seconds)
+        change = await self.hotplug.detach(domain, alias, report, wait_seconds=wait_seconds)
+        self.events.device_changed(change)
+        return change
 
     async def resize(
         self, domain: str, alias: str, size_bytes: int, wait_seconds: float, report: ReportProgress
@@ -182,7 +200,9 @@ class Service:
         """Ask a guest to plug or unplug blocks of virtio-mem, and wait up to ``wait_seconds``."""
         _require("size in bytes", size_bytes, 0, MAX_BYTES)
         _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
-        return await self.virtio_mem.resize(domain, alias, size_bytes, report, wait_seconds=wait_seconds)
+        change = await self.virtio_mem.resize(domain, alias, size_bytes, report, wait_seconds=wait_seconds)
+        self.events.device_changed(change)
+        return change
 
     def show_domain(self, domain: str) -> tuple[Reservation, Sequence[TimedStep]]:
         """Return the memory of a domain, by UUID or name, and the steps of its last start.
@@ -210,7 +230,12 @@ class Service:
         """Read the records of the pools again, after a change of one ended or failed."""
         self.inventory.read_records()
         await self.prezero.reload()
+        self.note_pools()
         self.on_resume()
+
+    def note_pools(self) -> None:
+        """Record how the pools changed."""
+        self.events.pools_seen({one.name: (one.state, one.capacity_bytes) for one in self.list_pools()})
 
     def reread_nodes(self) -> None:
         """Read the host's NUMA nodes again, after its processors or memory changed."""
@@ -257,6 +282,7 @@ class Service:
         self.inventory.read_records()
         self.inventory.drain(name, undo=undo)
         self.prezero.invalidate()
+        self.note_pools()
 
     def pause_apply(self, seconds: float) -> None:
         """Pause automatic apply; 0: until ``resume_apply``."""
@@ -275,18 +301,6 @@ class Service:
         left = self.ledger.pause_left(APPLY)
         if left is not None and left <= 0:
             self.resume_apply()
-
-
-@contextmanager
-def _logged(operation: str, document: DomainDocument) -> Iterator[None]:
-    """Log why a domain is rejected in this context: libvirt tells only who asked for its start."""
-    try:
-        yield
-    except DmemError as error:
-        named = _NAME.search(document.xml)  # parsing it may take long
-        name = named[1].decode(errors="replace") if named else "?"
-        log.warning("domain %s: rejected at %s [%s]: %s", clipped(name, 80), operation, error.code, error)
-        raise
 
 
 def _require(what: str, number: float, least: int, most: int) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,8 @@ class AlertTracker:
         """Guests that seem to run outside of any pool, and whose QEMU was found."""
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._gone_since: float | None = kernel.uptime()
+        self.on_change: Callable[[ActiveAlert, bool], object] = lambda _alert, _active: None
+        """Called when an alert began (true) or ended."""
         self.changed = asyncio.Event()
         """Set when something happened that may begin or end an alert."""
 
@@ -137,12 +139,15 @@ class AlertTracker:
         for key in sorted(self._active.keys() - due.keys()):
             over = self._active.pop(key)
             log.info("alert %s ended: %s", over.code, over.message)
+            self.on_change(over, False)
         for key, alert in due.items():
             known = self._active.get(key)
             if known is None:
                 log.warning("alert %s: %s %s", alert.code, alert.message, alert.hint)
             since = known.since if known else time.time()
             self._active[key] = ActiveAlert(alert.code, alert.subject, alert.message, alert.hint, since)
+            if known is None:
+                self.on_change(self._active[key], True)
         return [self._active[key] for key in sorted(self._active)]
 
     def _facts(self) -> alert_rules.Facts:
