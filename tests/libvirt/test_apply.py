@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import subprocess
@@ -230,8 +231,19 @@ def test_a_tool_that_knows_nothing_of_us_gets_its_changes_and_we_ours(
     assert defined_events("managed") == 6
 
 
+def opened(path: Path) -> bool:
+    """Return whether this process has the file open that is there now."""
+    with suppress(OSError):  # it was replaced, or a descriptor was closed meanwhile
+        there = path.stat()
+        return any(os.path.samestat(fd.stat(), there) for fd in Path("/proc/self/fd").iterdir())
+    return False
+
+
 class Overtaken(Hypervisor):
-    """Let another tool define between the daemon's last read and its define, for the first ``times`` times."""
+    """Let another tool define between the daemon's last read and its define, for the first ``times`` times.
+
+    And early enough that what it wrote is opened before it is replaced: a busy machine may let our thread wait.
+    """
 
     def __init__(self, define: Callable[[], object], times: int) -> None:
         super().__init__(PrivateLibvirt.uri)
@@ -245,6 +257,7 @@ class Overtaken(Hypervisor):
         self._looks += 1
         if self._looks in self._overtaken_at:
             self._define()
+            wait_for("its file to be opened", lambda: opened(Path("/etc/libvirt/qemu/overtaken.xml")))
         return seen
 
 
