@@ -31,7 +31,17 @@ from pathlib import Path
 from tests.rig.processes import RigError
 from virt_dmem.native.build import PROGRAMS
 
-__all__ = ["PROJECT", "Image", "NoPackages", "missing_for_lab", "pack_tree", "suite", "the_image", "the_root"]
+__all__ = [
+    "PROJECT",
+    "Image",
+    "NoPackages",
+    "missing_for_lab",
+    "pack_tree",
+    "suite",
+    "the_image",
+    "the_root",
+    "the_root_with",
+]
 
 _REPOSITORY = Path(__file__).parents[2]
 _CACHE = _REPOSITORY / ".cache/lab"
@@ -80,6 +90,19 @@ for profile in *; do
     *) rm -rf "$profile" ;; # each costs seconds at boot, and none is about guests
     esac
 done
+"""
+_MORE = """
+set -eu
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+units() {{ find /etc/systemd/system -path '*.wants/*' | sort; }}
+units >/run/units
+echo 'exit 101' >/usr/sbin/policy-rc.d
+chmod 755 /usr/sbin/policy-rc.d
+apt-get -q update
+apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-unsafe-io install {names}
+rm /usr/sbin/policy-rc.d
+units | comm -13 /run/units - | xargs -r rm
+rm -rf /var/cache/apt/archives/*.deb
 """
 _INSTALL = """
 set -eu
@@ -162,6 +185,26 @@ def the_root(release: str) -> Path:
     """
     with _only_one_at_a_time(), tempfile.TemporaryDirectory(dir=_CACHE, prefix="making-") as name:
         return _base(release, Path(name)) / "root"
+
+
+def the_root_with(release: str, packages: Iterable[str]) -> Path:
+    """Return a root as ``the_root`` does that has these packages too; none of their units starts by itself.
+
+    :raise NoPackages: When the cache is empty, and the mirror does not answer.
+    :raise RigError: When it cannot be built; with the last lines of output.
+    """
+    names = " ".join(sorted(packages))
+    with _only_one_at_a_time(), tempfile.TemporaryDirectory(dir=_CACHE, prefix="making-") as name:
+        base = _base(release, Path(name))
+        more = base / f"with-{_digest([], names)}"
+        if not more.exists():
+            _require_packages(release)
+            made = Path(name) / "root"
+            _run("cp", "-a", "--reflink=auto", base / "root", made)
+            with _network_of_this_host(made):
+                _timed(f"the root of {release} with {names}", lambda: _run_in(made, _MORE.format(names=names)))
+            made.rename(more)
+    return more
 
 
 def _base(release: str, making: Path) -> Path:
@@ -297,8 +340,16 @@ def _set_up(root: Path) -> None:
         _run("cp", "-a", _REPOSITORY / name, project)
     for built in PROGRAMS:
         (project / "virt_dmem/native" / built).unlink(missing_ok=True)
+    with _network_of_this_host(root):
+        _run_in(root, _IN_THE_ROOT.format(project=PROJECT))
+
+
+@contextmanager
+def _network_of_this_host(root: Path) -> Iterator[None]:
+    """Lend ``root`` this host's network settings."""
     lent = [Path(path) for path in ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf")]
     lent += [Path(os.environ[name]) for name in ("SSL_CERT_FILE", "PIP_CERT") if name in os.environ]
+    lent += [path for path in Path("/etc/apt/apt.conf.d").iterdir() if path.is_file()]
     wheels = os.environ.get("PIP_FIND_LINKS", "")
     was = {path: (root / str(path)[1:]).read_bytes() for path in lent if (root / str(path)[1:]).is_file()}
     for path in lent:
@@ -307,11 +358,13 @@ def _set_up(root: Path) -> None:
             shutil.copy(path, root / str(path)[1:])
     if wheels.startswith("/"):
         (root / wheels[1:]).mkdir(parents=True, exist_ok=True)
-    _run_in(root, _IN_THE_ROOT.format(project=PROJECT))
-    for path in lent:
-        (root / str(path)[1:]).unlink(missing_ok=True)
-        if path in was:
-            (root / str(path)[1:]).write_bytes(was[path])
+    try:
+        yield
+    finally:
+        for path in lent:
+            (root / str(path)[1:]).unlink(missing_ok=True)
+            if path in was:
+                (root / str(path)[1:]).write_bytes(was[path])
 
 
 def _run_in(root: Path, script: str) -> None:
