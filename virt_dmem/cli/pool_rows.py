@@ -34,7 +34,8 @@ def pool_rows(config: Config, out: Output) -> list[dict[str, Any]]:
         found = registry.records(config)
         by_pool = itertools.groupby(zip(found, registry.capacities(found), strict=True), lambda one: one[0].pool)
         rows = [_row(*zip(*segments, strict=True)) for _, segments in by_pool]
-    return [row | {"on_boot": boot_units.is_enabled(row["name"])} for row in rows]
+    later = {"segments": [], "ready_note": None}  # a virt-dmemd that was not restarted yet does not tell
+    return [later | row | {"on_boot": boot_units.is_enabled(row["name"])} for row in rows]
 
 
 def row_of(segments: list[PoolRecord]) -> dict[str, Any]:
