@@ -54,10 +54,11 @@ JSON_HEAD = f"""\
 
 <!-- made by docs/generate.py from virt_dmem/cli -->
 
-With `--json` every command prints one JSON object on standard output, and nothing else. Sizes are integers in
-bytes, times seconds since the epoch. `schema` is the version of the format, now 1: it is incremented when a field
-is removed or changes its meaning. Fields may be added at any time: ignore those you do not know. The same as a JSON
-Schema: [{SCHEMA}]({SCHEMA}); its `commands` names the type of each command's output.
+With `--json` every command prints one JSON object on standard output, and nothing else; `events` prints
+one in each line. Sizes are integers in bytes, times seconds since the epoch. `schema` is the version of the
+format, now 1: it is incremented when a field is removed or changes its meaning. Fields may be added at any time:
+ignore those you do not know. The same as a JSON Schema: [{SCHEMA}]({SCHEMA}); its
+`commands` names the type of each command's output.
 
 A failure is an object as well, with a non-zero exit status: see [errors](errors.md).
 """
@@ -151,10 +152,14 @@ def _command(name: str, parser: argparse.ArgumentParser, summary: str, globals_:
     text = f".SS {_roff(parser.prog.removeprefix('virt-dmem '))}\n{_usage(parser, globals_)}\n"
     paragraphs = (parser.description or "").split("\n\n")
     text += "".join(f".PP\n{_roff(paragraph)}\n" for paragraph in paragraphs)
-    text += _options([action for action in globals_.without(parser) if action.help])
+    text += _options([action for action in globals_.without(parser) if _is_shown(action)])
     if parser.epilog:  # the columns of a table
         text += f".PP\n.nf\n{_roff(parser.epilog)}\n.fi\n"
     return text
+
+
+def _is_shown(action: argparse.Action) -> bool:
+    return bool(action.help) and action.help != argparse.SUPPRESS
 
 
 def _sentence(summary: str) -> str:

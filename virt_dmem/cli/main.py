@@ -32,6 +32,10 @@ LIST_JSON_PARSED = {
     "command": "list",
     "applied": False,
     "output": None,
+    "no_headings": False,
+    "sort": None,
+    "reverse": False,
+    "filter": [],
     "json": True,
     "bytes": False,
     "config": None,
@@ -72,7 +76,8 @@ def _replace_closed_streams() -> None:
 
 
 def _run(arguments: list[str]) -> ExitStatus:
-    out = Output(as_json="--json" in arguments, in_bytes="--bytes" in arguments)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments  # behind it are names
+    out = Output(as_json="--json" in options, in_bytes="--bytes" in options)
     try:
         args = _parse(arguments)
         status = registry.load(_name(args)).run(args, out)
@@ -85,8 +90,8 @@ def _run(arguments: list[str]) -> ExitStatus:
     except PermissionError as error:
         failure = PermissionRefused(
             _explained(error).message,
-            hint="Run it as root; members of the group virt-dmem may use list, show, pool list, pool show, alerts"
-            " and metrics.",
+            hint="Run it as root; members of virt-dmemd's group may use list, show, pool list, pool show, alerts,"
+            " events and metrics.",
         )
     except OSError as error:
         failure = _explained(error)

@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Self
+from typing import Any, Self
 
 from virt_dmem.cli.output import Output
 from virt_dmem.config.schema import Config
-from virt_dmem.errors import DaemonUnreachable
+from virt_dmem.errors import DaemonUnreachable, PoolBusy, PoolError
 from virt_dmem.host import kernel
+from virt_dmem.host.hvo_bug import Verdict
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools import prezeroed_files, registry
+from virt_dmem.pools.backends.table import backend
+from virt_dmem.pools.record import PoolRecord
+from virt_dmem.units import format_size
 
-__all__ = ["PoolDaemon", "refresh_pools", "reporting_lost_pages"]
+__all__ = ["PoolDaemon", "refresh_pools", "reporting_lost_pages", "require_nothing_lost", "wait_until_empty"]
 
 
 class PoolDaemon:
@@ -55,10 +60,62 @@ class PoolDaemon:
         return self._client
 
 
+def wait_until_empty(daemon: Client, pool: str, out: Output, timeout: float | None) -> dict[str, Any]:
+    """Wait until no domain holds memory of a pool that is draining, and tell how much is left.
+
+    :param timeout: In seconds; ``None``: for ever.
+    :return: The pool, in the form of ``PoolView``.
+    :raise PoolBusy: When some is held after that time; the pool is still draining.
+    """
+    ends = None if timeout is None else time.monotonic() + timeout
+    before = None
+    while True:
+        found: dict[str, Any] = next(one for one in daemon.call("ListPools")["pools"] if one["name"] == pool)
+        left = found["reserved_bytes"]
+        if left != before:
+            holds = f"domains hold {out.size(left)} of it" if left else "no domain holds memory from it"
+            out.text(f"Pool {pool} is draining: {holds}.")
+        if not left:
+            return found
+        if ends is not None and time.monotonic() >= ends:
+            raise PoolBusy(
+                f"Domains still hold {format_size(left)} of pool {pool} after {timeout:g} s.",
+                hint="'virt-dmem list' lists them. Wait longer, or shut them down.",
+            )
+        before = left
+        time.sleep(1 if ends is None else min(1.0, max(0.01, ends - time.monotonic())))
+
+
 def refresh_pools(config: Config, name: str) -> None:
     """Tell virt-dmemd that a change of a pool ended or failed; one that does not run reads its record later."""
     with suppress(DaemonUnreachable), Client(config.socket_path) as daemon:
         daemon.call("RefreshPools", name=name)
+
+
+def require_nothing_lost(out: Output, pool: str, freed: Iterable[tuple[PoolRecord, int]], *, forced: bool) -> None:
+    """Warn, or refuse, before memory is given back by a kernel that loses some of it.
+
+    :param freed: Segments, and the bytes of each that are to be given back.
+    :param forced: Lose it.
+    :raise PoolError: When it would be lost.
+    """
+    found = [(backend(record.backend).freeing(record), size) for record, size in freed if size > 0]
+    lost = sum(size for verdict, size in found if verdict is Verdict.BAD)
+    if lost and not forced:
+        raise PoolError(
+            f"Linux {kernel.release()} loses huge pages that HVO optimized when they are freed: of pool {pool}"
+            f" {format_size(lost)} would be freed, and most of that gone until the next boot. Nothing was changed.",
+            hint="Boot another kernel ('virt-dmem check', line hvo), or do it right before a reboot with --force.",
+        )
+    if lost:
+        out.note(
+            f"Linux {kernel.release()} loses most of the {format_size(lost)} that are freed, until the next boot."
+        )
+    elif any(verdict is Verdict.SUSPECT for verdict, _ in found):
+        out.note(
+            f"Linux {kernel.release()} may lose huge pages that HVO optimized when they are freed;"
+            " 'virt-dmem check' shows it afterwards, and a reboot recovers them."
+        )
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from virt_dmem.errors import ConfigError, DmemError, ExitStatus
 from virt_dmem.host import uevents
 from virt_dmem.ipc.server import ControlServer
 from virt_dmem.os_errors import explained, remedy
+from virt_dmem.text import counted
 
 __all__ = ["main", "build_parser", "serve", "shut_down"]
 
@@ -130,7 +131,7 @@ async def _serve_until(end: asyncio.Event, parts: Components, server: ControlSer
     server.start()
     tasks = [asyncio.create_task(restart_on_error(loop)) for loop in all_loops(parts)]
     notify("READY=1")
-    log.info("serving %d pools", len(parts.service.list_pools()))
+    log.info("serving %s", counted(len(parts.service.list_pools()), "pool"))
 
     stopping = asyncio.create_task(end.wait())
     await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -161,7 +162,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="configuration file, instead of /etc/virt-dmem/virt-dmem.toml"
     )
     levels = ["debug", "info", "warning", "error"]
-    parser.add_argument("--log-level", default="info", choices=levels, help="lowest level logged to standard error")
+    parser.add_argument(
+        "--log-level", choices=levels, help="lowest level logged to standard error; default: [daemon] log_level"
+    )
     parser.add_argument("--version", action="version", version=f"virt-dmemd {__version__}")
     return parser
 
@@ -169,10 +172,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the daemon in the foreground; return the exit status."""
     arguments = build_parser().parse_args(argv)
-    set_up_logging(arguments.log_level)
+    set_up_logging(arguments.log_level or "info")
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         config = load_config(arguments.config)
+        logging.getLogger().setLevel((arguments.log_level or config.daemon.log_level).upper())
         _take_lock(config)
         asyncio.Runner().run(serve(config))
     except (DmemError, OSError) as error:

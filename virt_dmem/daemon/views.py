@@ -26,11 +26,14 @@ from virt_dmem.ipc.messages import (
     ChangeReply,
     ChangeView,
     DomainView,
+    EventView,
     ExtentView,
     HookReply,
     Link,
+    NewsView,
     NodeView,
     PoolView,
+    SegmentView,
     StepView,
 )
 
@@ -157,6 +160,12 @@ class ControlInterface(Interface):
         """Return the active alerts."""
         return [AlertView(**asdict(alert)) for alert in self._service.alerts.refresh()]
 
+    @method(returns="news")
+    def ListEvents(self, *, after: int) -> NewsView:  # noqa: N802
+        """Return what happened after an event (its number); -1: nothing, only the number to ask with."""
+        news = self._service.events.since(after)
+        return NewsView([EventView(**asdict(event)) for event in news.events], news.next, news.missed)
+
     @method(returns="text")
     def ShowMetrics(self) -> str:  # noqa: N802
         """Return all metrics in Prometheus' text format."""
@@ -208,7 +217,9 @@ def _domain(held: Reservation, steps: Sequence[TimedStep] = ()) -> DomainView:
 
 
 def _pool(status: PoolStatus) -> PoolView:
-    return PoolView(**asdict(status) | {"nodes": [NodeView(**asdict(node)) for node in status.nodes]})
+    nodes = [NodeView(**asdict(node)) for node in status.nodes]
+    segments = [SegmentView(**asdict(segment)) for segment in status.segments]
+    return PoolView(**asdict(status) | {"nodes": nodes, "segments": segments})
 
 
 def _backend(backend: QemuMemoryBackend) -> BackendView:

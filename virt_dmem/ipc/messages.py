@@ -15,11 +15,14 @@ __all__ = [
     "ChangeReply",
     "ChangeView",
     "DomainView",
+    "EventView",
+    "NewsView",
     "ExtentView",
     "HookReply",
     "Link",
     "NodeView",
     "PoolView",
+    "SegmentView",
     "StepView",
 ]
 
@@ -32,6 +35,15 @@ class NodeView:
     capacity_bytes: int
     reserved_bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True)
+class SegmentView:
+    """Describe one of a pool's mounts."""
+
+    name: str
+    capacity_bytes: int
+    reserved_bytes: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class PoolView:
     ready_policy: str
     pinned_bytes: int
     nodes: list[NodeView]
+    segments: list[SegmentView]
+    ready_note: str
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,29 @@ class AlertView:
     message: str
     hint: str
     since: float
+
+
+@dataclass(frozen=True)
+class EventView:
+    """Describe something that happened."""
+
+    sequence: int
+    at: float
+    kind: str
+    subject: str
+    name: str
+    state: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class NewsView:
+    """Hold events, the number to ask with the next time, and whether some were forgotten in between."""
+
+    events: list[EventView]
+    next: int
+    missed: bool
 
 
 @dataclass(frozen=True)

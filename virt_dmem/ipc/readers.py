@@ -33,7 +33,7 @@ __all__ = ["READ_METHODS", "Readers"]
 limited_log = RateLimitedLog(logging.getLogger(__name__))
 
 READ_METHODS = frozenset(
-    {"ListDomains", "ShowDomain", "ShowBackends", "ListPools", "ListAlerts", "ShowMetrics"}
+    {"ListDomains", "ShowDomain", "ShowBackends", "ListPools", "ListAlerts", "ListEvents", "ShowMetrics"}
     | {"GetInfo", "GetInterfaceDescription"}
 )
 ASKS_QEMU = f"{INTERFACE}.ShowBackends"
@@ -94,7 +94,9 @@ class _Dispatcher(Caller):
         if call.method_name not in READ_METHODS:
             raise failed(
                 PermissionRefused(
-                    f"Only root may call {call.method_name} of virt-dmemd.", hint="Run the command with sudo."
+                    "Only root may do this; the members of virt-dmemd's group may only read (list, show, pool list,"
+                    " pool show, alerts, events, metrics).",
+                    hint="Run the command with sudo.",
                 )
             )
         answer: asyncio.Future[None] | None = super().call_received(call, fds)

@@ -31,9 +31,11 @@ from virt_dmem.pool_name import POOL_NAME, POOL_NAME_HINT
 from virt_dmem.pools import ballast, prezeroed_files, record_files
 from virt_dmem.pools.backends import table
 from virt_dmem.pools.backends.base import Backend, Job, ProgressCallback
+from virt_dmem.pools.backends.host_options import exact_size
 from virt_dmem.pools.lock import locked
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.registry import records, segments
+from virt_dmem.text import counted
 from virt_dmem.units import format_size
 
 __all__ = ["create", "mount", "destroy"]
@@ -319,7 +321,7 @@ def files_in(record: PoolRecord, root: Path = kernel.ROOT) -> list[Path]:
     return [path for path in found if not path.is_dir() or path.is_symlink()]
 
 
-def refuse_if_used(record: PoolRecord, root: Path) -> None:
+def refuse_if_used(record: PoolRecord, root: Path = kernel.ROOT) -> None:
     """Raise ``PoolBusy``, naming both, when a segment has files, or processes use it."""
     mounted = table.backend(record.backend).mounted(record, root=root)
     if not mounted:
@@ -329,8 +331,8 @@ def refuse_if_used(record: PoolRecord, root: Path) -> None:
     users = [f"{processes.process_name(pid, root=root)} ({pid})" for pid in pids]
     if files or users:
         raise PoolBusy(
-            f"Pool {record.name} contains {len(files)} files ({_some(files)}), and is used by"
-            f" {len(users)} processes ({_some(users)}).",
+            f"Pool {record.name} contains {counted(len(files), 'file')} ({_some(files)}), and is used by"
+            f" {counted(len(users), 'process', 'processes')} ({_some(users)}).",
             hint="Shut these domains down, or run 'virt-dmem reconcile' to remove files that are no longer used.",
         )
 
@@ -363,10 +365,10 @@ def shares_of(
     for size in [sizes] if isinstance(sizes, int) else sizes.values():
         if size < least * page_size or size % page_size:
             below = size // page_size * page_size
-            nearest = [format_size(at) for at in (below, below + page_size) if at >= least * page_size]
+            nearest = [exact_size(at) for at in (below, below + page_size) if at >= least * page_size]
             raise UsageError(
                 f"{size} bytes are not a whole number of pages of {format_size(page_size)}.",
-                hint=f"The nearest size is {' or '.join(nearest or [format_size(least * page_size)])}.",
+                hint=f"The nearest size is {' or '.join(nearest or [exact_size(least * page_size)])}.",
             )
     if isinstance(sizes, int):
         if not near:

@@ -8,7 +8,7 @@ is imported where it is needed (decision 0007).
 
 from __future__ import annotations
 
-from virt_dmem.cli.columns import Column, choose, joined, size, table, text
+from virt_dmem.cli.columns import Column, choose, joined, select, size, table, text
 from virt_dmem.cli.command import Command
 from virt_dmem.config.files import DEFAULT_RUN_DIR, SOCKET_NAME, mentions
 from virt_dmem.errors import DaemonUnreachable, ExitStatus
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from virt_dmem.cli.columns import Table
     from virt_dmem.cli.json_schema import Domain
     from virt_dmem.cli.output import Output
+    from virt_dmem.config.schema import Config
 
     Rows = list[dict[str, Any]]
 
@@ -28,7 +30,11 @@ __all__ = ["COMMANDS"]
 
 _ABOUT = """\
 It asks virt-dmemd only. With --applied it asks libvirt, and waits while libvirt
-waits for a domain that is being started."""
+waits for a domain that is being started.
+
+PHASE is how far the memory of a domain has come: reserved (charged, being
+created), prepared (every page is populated), linked (where QEMU opens it),
+running (QEMU maps it), stopped (the domain ends, nothing is freed yet)."""
 
 _COLUMNS = table(
     text("NAME", "name", "name of the domain"),
@@ -40,8 +46,19 @@ _COLUMNS = table(
         "pools it holds memory from",
     ),
     Column("ACTIVE", lambda row: "yes" if row["active"] else "no", "whether libvirt runs it now (with --applied)"),
+    text("POOL", "pool", "pool that it will get memory from at its next start (with --applied)"),
+    size("SIZE", "size_bytes", "memory that it will take at its next start (with --applied)"),
+    Column(
+        "HOTPLUG-MAX",
+        lambda row: row["hotplug_max_bytes"] or None,
+        "most memory that it may have with memory attached later; - when none can be (with --applied)",
+        size=True,
+    ),
     text("UUID", "uuid", "its UUID"),
 )
+
+
+_WITH_APPLIED = ("ACTIVE", "POOL", "SIZE", "HOTPLUG-MAX")
 
 
 class ListAnswer:
@@ -61,7 +78,9 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """List the domains that hold pool memory, or those whose persistent XML is rewritten."""
     shown = _columns(args) if args.output or not out.as_json else []
     rows = _applied(args, out) if args.applied else _held(args)
-    out.table(shown, rows)
+    if args.filter or args.sort or args.reverse:
+        rows = select(rows, _available(args), args)
+    out.table(shown, rows, headings=not args.no_headings)
     if not out.as_json:
         _note_alerts(args, out)
     out.result(domains=rows)
@@ -70,9 +89,12 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 
 def _columns(args: argparse.Namespace) -> list[Column]:
     if args.applied:
-        return choose(_COLUMNS, args.output, "NAME,ACTIVE,PHASE,RESERVED,UUID")
-    available = {name: column for name, column in _COLUMNS.items() if name != "ACTIVE"}
-    return choose(available, args.output, "NAME,PHASE,RESERVED,POOLS,UUID")
+        return choose(_COLUMNS, args.output, "NAME,ACTIVE,POOL,SIZE,HOTPLUG-MAX,PHASE,RESERVED,UUID")
+    return choose(_available(args), args.output, "NAME,PHASE,RESERVED,POOLS,UUID")
+
+
+def _available(args: argparse.Namespace) -> Table:
+    return {name: column for name, column in _COLUMNS.items() if args.applied or name not in _WITH_APPLIED}
 
 
 def _held(args: argparse.Namespace) -> Rows:
@@ -104,12 +126,11 @@ def _socket_path(args: argparse.Namespace) -> str:
 
 def _applied(args: argparse.Namespace, out: Output) -> Rows:
     """Return the applied domains; their memory is ``None`` where virt-dmemd does not answer."""
-    from dataclasses import asdict
-
     from virt_dmem.config.schema import load_config
     from virt_dmem.hypervisor.connection import Hypervisor
 
-    with Hypervisor(args.connect or load_config(args.config).libvirt.uri) as hypervisor:
+    config = load_config(args.config)
+    with Hypervisor(args.connect or config.libvirt.uri) as hypervisor:
         domains = [domain for domain in hypervisor.domains() if domain.applied]
     known = True
     held: dict[str, dict[str, Any]] = {}
@@ -119,9 +140,33 @@ def _applied(args: argparse.Namespace, out: Output) -> Rows:
         known = False
         out.note(f"{error.message} The memory that domains hold is not shown.")
     nothing: dict[str, Any] = {"phase": None, "reserved_bytes": 0 if known else None, "extents": []}
-    internal = ("persistent", "trace", "request")
-    rows = [{key: value for key, value in asdict(domain).items() if key not in internal} for domain in domains]
-    return [row | {key: held.get(row["uuid"], nothing)[key] for key in nothing} for row in rows]
+    default = _default_pool(config, args)
+    return [
+        {
+            "uuid": domain.uuid,
+            "name": domain.name,
+            "active": domain.active,
+            "managed": domain.managed,
+            "applied": domain.applied,
+            "pool": (domain.memory.pool if domain.memory else "") or default,
+            "size_bytes": domain.memory.total_bytes if domain.memory else 0,
+            "hotplug_max_bytes": domain.memory.max_bytes if domain.memory else 0,
+            **{key: held.get(domain.uuid, nothing)[key] for key in nothing},
+        }
+        for domain in domains
+    ]
+
+
+def _default_pool(config: Config, args: argparse.Namespace) -> str | None:
+    """Return the pool of domains that name none; ``None`` where there is none, or it cannot be known."""
+    from contextlib import suppress
+
+    if config.default_pool:
+        return config.default_pool
+    names = []
+    with suppress(DaemonUnreachable), Client(_socket_path(args)) as daemon:
+        names = [pool["name"] for pool in daemon.call("ListPools")["pools"]]
+    return names[0] if len(names) == 1 else None
 
 
 COMMANDS = (
@@ -132,6 +177,7 @@ COMMANDS = (
         about=_ABOUT,
         arguments=add_arguments,
         columns=_COLUMNS,
+        selects=True,
         answer="ListAnswer",
     ),
 )

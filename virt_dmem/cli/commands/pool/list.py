@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from virt_dmem.cli.columns import BACKEND, PAGES, choose, size, table, text
+from virt_dmem.cli.columns import BACKEND, PAGES, Column, choose, select, size, table, text
 from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus
 
@@ -37,6 +37,11 @@ COLUMNS = table(
     ),
     size("PINNED", "pinned_bytes", "memory returned by guests that is still pinned; not in capacity"),
     text("STATE", "state", "creating, mounting, ready, resizing, draining or destroying"),
+    Column(
+        "ON-BOOT",
+        lambda row: {True: "yes", False: "no"}.get(row["on_boot"], "-"),
+        "whether it is restored at each boot: virt-dmem-pool@NAME.service is enabled",
+    ),
     text("MOUNT", "mount", "mount point"),
 )
 
@@ -53,15 +58,21 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.config.schema import load_config
 
     config = load_config(args.config)
-    shown = choose(COLUMNS, args.output, "NAME,BACKEND,PAGES,CAPACITY,RESERVED,FREE,STATE")
-    rows = pool_rows(config, out)
-    out.table(shown, rows)
+    shown = choose(COLUMNS, args.output, "NAME,BACKEND,PAGES,CAPACITY,RESERVED,FREE,STATE,ON-BOOT")
+    rows = select(pool_rows(config, out), COLUMNS, args)
+    out.table(shown, rows, headings=not args.no_headings)
     out.result(pools=rows)
     return ExitStatus.DONE
 
 
 COMMANDS = (
     Command(
-        "pool list", "list the pools of this host", run, about=_ABOUT, columns=COLUMNS, answer="PoolListAnswer"
+        "pool list",
+        "list the pools of this host",
+        run,
+        about=_ABOUT,
+        columns=COLUMNS,
+        selects=True,
+        answer="PoolListAnswer",
     ),
 )

@@ -3,18 +3,27 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from pathlib import Path
 
+import pytest
+
 from tests.rig.command_line import Command
+from tests.rig.golden import GOLDEN
 from tests.rig.mount_namespace import in_own_mount_namespace
+from virt_dmem.domain_xml.rewrite import apply
 from virt_dmem.errors import ExitStatus
+from virt_dmem.host import hvo_bug
+from virt_dmem.ipc.client import Client
+from virt_dmem.pools.backends import table
 
 
 @in_own_mount_namespace
 def test_a_pool_with_a_file_in_it_is_kept_also_when_no_daemon_can_be_asked(command: Command) -> None:
     mount = Path(command.json("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")["pool"]["mount"])
     (mount / "extent").write_bytes(b"guest memory")
-    assert "contains 1 files" in command("pool", "destroy", "small", status=ExitStatus.FAILED)
+    assert "contains 1 file (" in command("pool", "destroy", "small", status=ExitStatus.FAILED)
     assert (mount / "extent").read_bytes() == b"guest memory"
 
 
@@ -25,3 +34,59 @@ def test_a_pool_that_could_not_be_destroyed_gives_memory_again(command: Command)
         (mount / "stray").touch()
         command("pool", "destroy", "small", status=ExitStatus.FAILED)
         assert command.json("pool", "show", "small")["pool"]["state"] == "ready"
+
+
+@in_own_mount_namespace
+def test_a_dry_run_says_what_would_be_given_back_and_keeps_the_pool(command: Command) -> None:
+    command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
+    assert "give 8 MiB back to the host" in command("pool", "destroy", "small", "--dry-run")
+    answer = command.json("pool", "destroy", "small", "--dry-run")
+    assert answer == {"pool": "small", "destroyed": False, "given_back_bytes": 8 << 20}
+    assert command.json("pool", "destroy", "small")["destroyed"] is True
+
+
+@in_own_mount_namespace
+def test_a_kernel_that_loses_what_it_frees_is_told_of_before_and_needs_force(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's verdict is a stand-in: no test makes a kernel lose memory."""
+    command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
+    kind = type(table.BACKENDS["tmpfs"])
+    monkeypatch.setattr(kind, "freeing", lambda *_args, **_more: hvo_bug.Verdict.BAD)
+    for args in (["destroy", "small"], ["destroy", "small", "--dry-run"], ["resize", "small", "--size", "4M"]):
+        said = command("pool", *args, status=ExitStatus.FAILED)
+        assert "gone until the next boot. Nothing was changed." in said
+        assert "--force" in said
+    assert command.json("pool", "list")["pools"][0]["capacity_bytes"] == 8 << 20
+    command("pool", "resize", "small", "--size", "16M")
+    command("pool", "resize", "small", "--size", "4M", "--force")
+    command("pool", "destroy", "small", "--force")
+    assert command.json("pool", "list") == {"pools": []}
+
+
+@in_own_mount_namespace
+def test_with_wait_a_pool_is_drained_first_and_gives_memory_again_if_that_takes_too_long(command: Command) -> None:
+    xml = re.sub(rb"(emory unit='KiB'>)\d+", rb"\g<1>4096", (GOLDEN / "plain-in.xml").read_bytes())
+    with command.daemon():
+        command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
+
+        def hook(operation: str) -> None:
+            with Client(command.directory / "run/sock") as daemon:
+                for _ in daemon.call_more("Hook", operation=operation, xml=apply(xml, pool="small").decode()):
+                    pass
+
+        hook("prepare")
+        said = command("pool", "destroy", "small", "--wait", "--timeout", "1s", status=ExitStatus.FAILED)
+        assert "Domains still hold 4 MiB of pool small after 1 s" in said
+        assert command.json("pool", "show", "small")["pool"]["state"] == "ready"
+        command("pool", "drain", "small")
+        command("pool", "drain", "small", "--wait", "--timeout", "1s", status=ExitStatus.FAILED)
+        assert command.json("pool", "show", "small")["pool"]["state"] == "draining"
+        later = threading.Timer(0.5, hook, ["release"])
+        later.start()
+        command("pool", "destroy", "small", "--wait")
+        later.join()
+        assert command.json("pool", "list") == {"pools": []}
+    assert "--timeout requires --wait" in command(
+        "pool", "destroy", "x", "--timeout", "1s", status=ExitStatus.USAGE
+    )
