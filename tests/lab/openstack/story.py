@@ -24,7 +24,7 @@ from tests.lab.image import PROJECT, NoPackages, the_root_with
 from tests.rig.hugepages_lock import hugepages_lock
 
 HERE = "tests/lab/openstack"
-PACKAGES = re.findall(r"^#   ([a-z][^\n]*)$", (Path(__file__).parent / "setup.sh").read_text(), re.MULTILINE)
+PACKAGES = re.findall(r"^#   ([a-z][a-z0-9 -]*)$", (Path(__file__).parent / "setup.sh").read_text(), re.MULTILINE)
 POOL_MIB, SERVER_MIB = 512, 128
 MIB = 1 << 20
 RULE = """[[adopt]]
