@@ -131,6 +131,7 @@ async def _serve_until(end: asyncio.Event, parts: Components, server: ControlSer
     server.start()
     tasks = [asyncio.create_task(restart_on_error(loop)) for loop in all_loops(parts)]
     notify("READY=1")
+    parts.service.note_pools()
     log.info("serving %s", counted(len(parts.service.list_pools()), "pool"))
 
     stopping = asyncio.create_task(end.wait())

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from virt_dmem.aio import off_loop
@@ -234,8 +234,10 @@ class Service:
         self.on_resume()
 
     def note_pools(self) -> None:
-        """Record how the pools changed."""
-        self.events.pools_seen({one.name: (one.state, one.capacity_bytes) for one in self.list_pools()})
+        """Record how the pools changed; one that cannot be looked at keeps nothing from being done."""
+        with suppress(DmemError, OSError):
+            statuses = self.inventory.pool_statuses()
+            self.events.pools_seen({one.name: (one.state, one.capacity_bytes) for one in statuses})
 
     def reread_nodes(self) -> None:
         """Read the host's NUMA nodes again, after its processors or memory changed."""
