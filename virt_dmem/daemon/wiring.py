@@ -147,6 +147,7 @@ def build(config: Config) -> Components:
         AutoApply(config, alerts, lambda outcome: metrics.applied.labels(outcome).inc()),
         alerts,
         LostRequests(remembered, alerts),
+        rules=config.adopt,
         sequence=ledger.sequence,
         on_listed=domains_listed,
         on_defined=prezero.update_domain,
