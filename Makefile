@@ -12,10 +12,10 @@ workers := -n $(shell cpus=$$(nproc); echo $$((cpus < 4 ? cpus + 1 : 4)))
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh packaging/install.sh packaging/uninstall.sh packaging/module.sh .ci/run
+shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh packaging/install.sh packaging/uninstall.sh packaging/module.sh tests/lab/openstack/setup.sh .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large fleet lab-shell lint docs install uninstall clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs install uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
@@ -59,6 +59,9 @@ lab: setup ## Run the tests on a whole Debian host, booted in QEMU (LAB_SUITE=bo
 
 lab-large: setup ## Measure there what 320 GiB of guest memory cost a host
 	$(pytest) tests/lab/large_host.py
+
+module-all: setup ## Build the module for all supported kernels, of arm64 too, and run its checks on each
+	$(pytest) tests/lab/kernels.py
 
 fleet: setup ## Run servers of a real nova there: OpenStack from Debian's packages on a host with a pool
 	$(pytest) tests/lab/openstack/story.py
