@@ -24,7 +24,7 @@ setup: ## Install missing Debian packages (as root), create .venv, build the C p
 	@tests/rig/setup.sh
 	@$(MAKE) --no-print-directory --silent $(programs)
 
-$(programs): virt_dmem/native/virt-dmem-%: virt_dmem/native/%.c virt_dmem/native/build.py
+$(programs): virt_dmem/native/virt-dmem-%: virt_dmem/native/%.c virt_dmem/native/build.py virt_dmem/__init__.py
 	@$(python) -m virt_dmem.native.build virt-dmem-$*
 
 plots: setup
