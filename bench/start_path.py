@@ -146,7 +146,7 @@ def pool(name: str, size: int, *more: str) -> Iterator[None]:
     finally:
         try:
             virt_dmem("reconcile")
-            virt_dmem("pool", "destroy", name)
+            virt_dmem("pool", "destroy", name, "--force")
         except RigError as error:
             print(error, file=sys.stderr)
 

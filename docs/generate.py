@@ -151,10 +151,14 @@ def _command(name: str, parser: argparse.ArgumentParser, summary: str, globals_:
     text = f".SS {_roff(parser.prog.removeprefix('virt-dmem '))}\n{_usage(parser, globals_)}\n"
     paragraphs = (parser.description or "").split("\n\n")
     text += "".join(f".PP\n{_roff(paragraph)}\n" for paragraph in paragraphs)
-    text += _options([action for action in globals_.without(parser) if action.help])
+    text += _options([action for action in globals_.without(parser) if _is_shown(action)])
     if parser.epilog:  # the columns of a table
         text += f".PP\n.nf\n{_roff(parser.epilog)}\n.fi\n"
     return text
+
+
+def _is_shown(action: argparse.Action) -> bool:
+    return bool(action.help) and action.help != argparse.SUPPRESS
 
 
 def _sentence(summary: str) -> str:

@@ -28,14 +28,25 @@ async def off_loop(work: Callable[[Document], T], document: Document) -> T:
     return await asyncio.get_running_loop().run_in_executor(_parsers, work, document)
 
 
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Run work to its end, and deliver a cancellation only then: files and their bookkeeping change together."""
-    task = asyncio.ensure_future(work)
+async def uninterrupted(work: Coroutine[Any, Any, T], most_seconds: float | None = None) -> T:
+    """Run work to its end, and deliver a cancellation only then: files and their bookkeeping change together.
+
+    After a cancellation, an error of the work is dropped; and it is cancelled too after ``most_seconds`` more.
+    """
+    task = asyncio.create_task(work)
+    task.add_done_callback(_read_error)
     try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
         await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=most_seconds)
+        task.cancel()
         raise
+    return await task
+
+
+def _read_error(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -6,9 +6,11 @@
     DmemError                    failed                1
      ├── UsageError              usage                 2
      ├── ConfigError             config                1
+     ├── Cancelled               cancelled             1
      ├── PermissionRefused       permission            1
      ├── DaemonUnreachable       daemon-unreachable    4
      ├── HypervisorError         hypervisor            1
+     │    └── HypervisorDenied   hypervisor-denied     1
      ├── DomainRefused           domain-refused        1
      │    ├── DomainXmlInvalid   domain-xml-invalid    1
      │    └── NotRewritten       not-rewritten         1
@@ -34,7 +36,7 @@ from __future__ import annotations
 
 import enum
 
-from virt_dmem.text import clipped
+from virt_dmem.text import clipped, did_you_mean
 
 TYPE_CHECKING = False  # every command imports this module, and importing typing takes 2 ms
 if TYPE_CHECKING:
@@ -45,9 +47,11 @@ __all__ = [
     "ExitStatus",
     "UsageError",
     "ConfigError",
+    "Cancelled",
     "PermissionRefused",
     "DaemonUnreachable",
     "HypervisorError",
+    "HypervisorDenied",
     "DomainRefused",
     "DomainXmlInvalid",
     "NotRewritten",
@@ -115,6 +119,15 @@ class ConfigError(DmemError):
     explanation = "A file under /etc/virt-dmem is invalid; the message names the file and the key."
 
 
+class Cancelled(DmemError):
+    """Report a command that its user did not confirm."""
+
+    code = "cancelled"
+    explanation = (
+        "The command asked on the terminal whether to go on, and the answer was not yes. Nothing was changed."
+    )
+
+
 class PermissionRefused(DmemError):
     """Report missing permissions of the caller."""
 
@@ -144,6 +157,16 @@ class HypervisorError(DmemError):
     explanation = (
         "A libvirt call failed; the message contains libvirt's own error message. If the connection broke during "
         "the call, the change may have been made."
+    )
+
+
+class HypervisorDenied(HypervisorError):
+    """Report that libvirt does not permit this user to do something."""
+
+    code = "hypervisor-denied"
+    explanation = (
+        "libvirt runs, and does not permit this user to connect or to make the change: its socket, polkit or "
+        "its access control says no; the message contains libvirt's own error message. Nothing was changed."
     )
 
 
@@ -312,5 +335,6 @@ def explain(code: str, others: dict[str, str]) -> str:
     """
     known = {name: kind.explanation for name, kind in _tree(DmemError).items()} | others
     if code not in known:
-        raise UsageError(f"There is no code {code!r}.", hint=f"The codes are: {', '.join(sorted(known))}.")
+        hint = f"{did_you_mean(code, known)}The codes are: {', '.join(sorted(known))}."
+        raise UsageError(f"There is no code {clipped(code, 80)!r}.", hint=hint)
     return known[code]

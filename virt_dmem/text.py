@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
-__all__ = ["clipped", "printable"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["clipped", "counted", "did_you_mean", "printable"]
+
+_MOST_COMPARED = 20_000
+"""Names to compare with what was typed, within 0.2 s."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -20,3 +27,19 @@ def printable(text: str, *, keep: str = "") -> str:
 def clipped(text: str, most: int) -> str:
     """Return ``text``, cut to ``most`` characters, with an ellipsis where it is longer."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with what it counts: ``1 domain``, ``2 domains``; ``many`` where that is not ``one`` + s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def did_you_mean(typed: str, known: Iterable[str]) -> str:
+    """Return a question with the known name that is nearest to what was typed, and a space; empty: none is near."""
+    import difflib  # noqa: PLC0415 -- for a typo only
+    from itertools import islice  # noqa: PLC0415
+
+    names = [*islice(known, _MOST_COMPARED)]
+    same = [name for name in names if name.lower() == typed.lower()]
+    near = same or difflib.get_close_matches(clipped(typed, 80), names, n=1, cutoff=0.7)
+    return f"Did you mean {printable(near[0])!r}? " if near else ""

@@ -14,26 +14,50 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
+PIB = 1024 * TIB
+EIB = 1024 * PIB
 
 _MAX_BYTES = 2**63 - 1
 """The largest off_t."""
 _MAX_ADDRESS = 2**64 - 1
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
-_SIZE = r"(?ia)0*(\d{1,19})\s*([KMGT]?)(?:i?B)?"  # 19 digits are 63 bits, and int() refuses 4300
+_PREFIXES = "KMGTPE"
+_SIZE = r"(?ia)0*(\d{1,19})(?:\.(\d{1,18}))?\s*(|b|bytes?|([KMGTPE])(|i?B))"
+"""19 digits are 63 bits, and int() refuses 4300."""
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size: ``64M``, ``64MiB``, ``1G``, ``4096``; K, M, G, T are powers of 1024.
+    """Return the bytes of a size, with libvirt's units (``virScaleInteger`` in its virutil.c).
 
-    :raise UsageError: When it is no size, zero, or more than a file can have.
+    ``64M`` and ``64MiB`` are powers of 1024, ``64MB`` of 1000, ``4096`` and ``4096B`` bytes. A decimal fraction is
+    possible where it gives whole bytes: ``1.5G``.
+
+    :raise UsageError: When it is no size, zero, not in whole bytes, or more than a file can have.
     """
     match = re.fullmatch(_SIZE, text.strip())
-    size_bytes = int(match[1]) * _FACTORS[match[2].upper()] if match else 0
-    if not 0 < size_bytes <= _MAX_BYTES:
+    if match is None:
+        raise _no_size(text)
+    base = 1000 if (match[5] or "").lower() == "b" else 1024
+    factor: int = base ** (_PREFIXES.index(match[4].upper()) + 1) if match[4] else 1
+    fraction = match[2] or ""
+    parts: int = 10 ** len(fraction)
+    size_bytes, rest = divmod(int(match[1] + fraction) * factor, parts)
+    if rest:
         raise UsageError(
-            f"{clipped(text, 80)!r} is not a size.", hint="Write a number and K, M, G or T, such as 512M or 4G."
+            f"{clipped(text, 80)!r} is not a whole number of bytes.",
+            hint="Write a whole number with a smaller unit, such as 1536M for 1.5G.",
         )
+    if not 0 < size_bytes <= _MAX_BYTES:
+        raise _no_size(text)
     return size_bytes
+
+
+def _no_size(text: str) -> UsageError:
+    return UsageError(
+        f"{clipped(text, 80)!r} is not a size.",
+        hint="Write a number and K, M, G or T (powers of 1024), such as 512M or 4G; KB, MB, GB and TB are powers of"
+        " 1000.",
+    )
 
 
 def parse_number(text: str, shown: str = "") -> int:
@@ -70,8 +94,13 @@ def parse_duration(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """Return a size for display: at most one decimal, exact where it is a whole number of units."""
-    for factor, unit in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+    """Return a size for display: at most one decimal, exact where it is a whole number of units.
+
+    More than a 64-bit number of bytes, which nothing can have, is shown with its order of magnitude.
+    """
+    if abs(size_bytes) >= 1024 * EIB:
+        return f"{size_bytes / EIB:.1e} EiB"
+    for factor, unit in ((EIB, "EiB"), (PIB, "PiB"), (TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if abs(size_bytes) >= factor:
             value = size_bytes / factor
             return f"{value:.0f} {unit}" if size_bytes % factor == 0 else f"{value:.1f} {unit}"

@@ -224,7 +224,7 @@ def test_a_pool_that_cannot_be_mounted_delays_no_boot(host: Machine) -> None:
 
 
 def test_pages_return_to_the_host_when_the_pool_is_destroyed(host: Machine) -> None:
-    host.run("virsh -q destroy two-cells && virt-dmem pool destroy guests")
+    host.run("virsh -q destroy two-cells && virt-dmem pool destroy guests --force")
     assert host.run("cat /proc/sys/vm/nr_hugepages").stdout.strip() == "0"
 
 

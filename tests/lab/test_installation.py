@@ -47,7 +47,7 @@ def test_uninstalling_is_refused_while_a_domain_needs_us(host: Machine, uuid: st
 
 
 def test_uninstalling_leaves_nothing_but_state(host: Machine, uuid: str) -> None:
-    host.run("virsh -q destroy lives-on && virt-dmem unapply lives-on && virt-dmem pool destroy guests")
+    host.run("virsh -q destroy lives-on && virt-dmem unapply lives-on && virt-dmem pool destroy guests --force")
     host.run(f"make -C {PROJECT} uninstall", timeout=120)
     left = host.run("find /usr /etc /run -xdev -name '*virt-dmem*' -not -path '*/__pycache__/*'").stdout.split()
     assert [path for path in left if not path.startswith("/run/virt-dmem")] == []

@@ -323,3 +323,23 @@ def test_what_libvirt_refuses_to_define_was_not_changed(libvirtd: PrivateLibvirt
     with Hypervisor("qemu:///system") as hypervisor, pytest.raises(HypervisorError) as caught:
         hypervisor.redefine(shape, lambda xml: xml.replace(b"hvm", b"no such type"))
     assert "Its definition was not changed." in caught.value.hint
+
+
+def test_several_are_applied_at_once_and_one_that_can_never_fit_is_told_of(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    for name, memory in (("web1", "64MiB"), ("web2", "64MiB"), ("db", "1TiB")):
+        libvirtd.define(domain_xml(name, memory=memory))
+    several = virt_dmem_json("apply", "--matching", "web*", "--pool", tmpfs_pool)["domains"]
+    assert [(one["name"], one["changed"], one["error"]) for one in several] == [
+        ("web1", True, None),
+        ("web2", True, None),
+    ]
+    listed = {row["name"]: row for row in virt_dmem_json("list", "--applied")["domains"]}
+    assert {row["pool"] for row in listed.values()} == {tmpfs_pool}
+    assert (listed["web1"]["size_bytes"], listed["web1"]["hotplug_max_bytes"]) == (64 * MIB, 0)
+    assert "shut off and holds no memory; at its next start it takes 64 MiB" in virt_dmem_fails(
+        "show", "web1", status=1
+    )
+    virt_dmem("apply", "db", "--pool", tmpfs_pool, "--dry-run")
+    assert virt_dmem("unapply", "--all").endswith("2 domains: 2 restored, 0 unchanged, 0 refused.\n")

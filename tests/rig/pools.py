@@ -28,11 +28,11 @@ def without_pool(libvirtd: PrivateLibvirt, name: str, *, instead: str = "") -> I
 
     ``instead``: a pool that was created meanwhile, to be destroyed before, with all domains.
     """
-    virt_dmem("pool", "destroy", name)
+    virt_dmem("pool", "destroy", name, "--force")
     try:
         yield
     finally:
         libvirtd.remove()
         if instead:
-            virt_dmem("pool", "destroy", instead)
+            virt_dmem("pool", "destroy", instead, "--force")
         create_pool(name)

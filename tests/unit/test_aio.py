@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -27,3 +28,47 @@ def test_work_on_files_is_not_left_half_done_by_a_cancelled_caller() -> None:
 
     asyncio.run(cancelled())
     assert steps == ["done", "cancelled"]
+
+
+def test_an_error_of_work_whose_caller_is_gone_is_not_logged() -> None:
+    unread = []
+
+    async def work() -> None:
+        await asyncio.sleep(0.02)
+        raise OSError("disk full")
+
+    async def story() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, said: unread.append(said))
+        with pytest.raises(OSError, match="disk full"):
+            await uninterrupted(work())
+        task = asyncio.create_task(uninterrupted(work()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        gc.collect()
+
+    asyncio.run(story())
+    assert not unread
+
+
+def test_work_that_does_not_end_is_cancelled_some_time_after_its_caller() -> None:
+    ended = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append("cancelled")
+
+    async def story() -> None:
+        task = asyncio.create_task(uninterrupted(work(), 0.05))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        assert ended == ["cancelled"]
+
+    asyncio.run(story())

@@ -196,3 +196,13 @@ def test_every_error_has_its_place_in_the_documents(code: str) -> None:
 def test_every_check_has_a_name_of_its_own() -> None:
     names = [check.name for check in CHECKS]
     assert len(set(names)) == len(names)
+
+
+def test_a_manual_page_that_a_unit_names_exists() -> None:
+    named = {
+        match
+        for unit in (REPOSITORY / "systemd").iterdir()
+        for match in re.findall(r"man:([\w.-]+)\((\d)\)", unit.read_text("utf-8"))
+    }
+    assert named
+    assert {page for page, section in named if not (REPOSITORY / f"docs/man/{page}.{section}").exists()} == set()

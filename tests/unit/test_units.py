@@ -3,23 +3,65 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virt_dmem.domain_xml.fields import read_size
 from virt_dmem.errors import UsageError
-from virt_dmem.units import GIB, KIB, MIB, TIB, format_size, parse_duration, parse_number, parse_size, round_up
+from virt_dmem.units import (
+    EIB,
+    GIB,
+    KIB,
+    MIB,
+    PIB,
+    TIB,
+    format_size,
+    parse_duration,
+    parse_number,
+    parse_size,
+    round_up,
+)
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("4096", 4096), ("64M", 64 * MIB), ("64MiB", 64 * MIB), (" 1 g ", GIB), ("2TB", 2 * TIB), ("7kib", 7 * KIB)],
+    [("4096", 4096), ("64M", 64 * MIB), ("64MiB", 64 * MIB), (" 1 g ", GIB), ("2TiB", 2 * TIB), ("7kib", 7 * KIB)],
 )
 def test_a_size_is_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1G", "1.5G", "G", "1P", "8E", "9999999T", "1 0M", "٣M"])
+def test_units_are_those_of_libvirt() -> None:
+    """``virScaleInteger``: one letter and iB are powers of 1024, B after a prefix of 1000, in any case."""
+    powers = {
+        f"2{prefix}{unit}": 2 * base ** (power + 1)
+        for power, prefix in enumerate("KMGTP")
+        for unit, base in (("", 1024), ("iB", 1024), ("B", 1000))
+    }
+    powers |= {text.lower(): size for text, size in powers.items()}
+    powers |= {"512B": 512, "512 bytes": 512, "512byte": 512, "7E": 7 * EIB}
+    assert {text: parse_size(text) for text in powers} == powers
+    assert {
+        text: read_size(*re.fullmatch(r"(\d+) ?(\w+)", text).groups()) for text in powers if "7E" not in text
+    } == {  # type: ignore[union-attr]
+        text: round_up(size, KIB) for text, size in powers.items() if "7E" not in text
+    }
+
+
+def test_a_fraction_is_read_where_it_is_a_whole_number_of_bytes() -> None:
+    assert [parse_size(text) for text in ("1.5G", "0.5 GiB", "2.25TB")] == [3 * GIB // 2, GIB // 2, 2_250 * 10**9]
+    for text in ("1.3G", "0.5", "1.0001K"):
+        with pytest.raises(UsageError, match="is not a whole number of bytes") as caught:
+            parse_size(text)
+        assert "1536M" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0.0G", "-1G", "1.G", ".5G", "1,5G", "G", "8E", "9999999T", "1 0M", "٣M", "1Kb/s"]
+)
 def test_what_is_no_size_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
         parse_size(text)
@@ -42,6 +84,14 @@ def test_a_duration_is_read(text: str, seconds: int) -> None:
 def test_what_is_no_duration_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match="is not a duration"):
         parse_duration(text)
+
+
+def test_a_size_that_nothing_can_have_is_shown_by_its_magnitude() -> None:
+    assert [format_size(size) for size in (9 * PIB, 2**63 - 1, 5 * 10**19 * TIB)] == [
+        "9 PiB",
+        "8.0 EiB",
+        "4.8e+13 EiB",
+    ]
 
 
 def test_a_size_is_shown_exactly_or_with_one_decimal() -> None:

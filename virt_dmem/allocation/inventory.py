@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import NodeStatus, PoolStatus
+from virt_dmem.allocation.models import NodeStatus, PoolStatus, SegmentStatus
 from virt_dmem.allocation.plan import PoolFree
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError, PoolBusy, PoolDraining, PoolNotFound
@@ -24,6 +24,7 @@ from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
+from virt_dmem.text import did_you_mean
 from virt_dmem.units import format_size
 
 __all__ = ["Inventory", "Withheld"]
@@ -92,7 +93,7 @@ class Inventory:
         :raise PoolNotFound: When there is none.
         """
         if segment not in self._records:
-            raise _not_found(segment)
+            raise self._not_found(segment)
         return self._records[segment]
 
     def _segments(self, name: str) -> list[PoolRecord]:
@@ -106,7 +107,7 @@ class Inventory:
             if name in (segment.pool, f"{segment.pool}+{segment.number}")
         ]
         if not found:
-            raise _not_found(name)
+            raise self._not_found(name)
         return sorted(found, key=lambda record: record.number)
 
     def mount(self, segment: SegmentId) -> Path:
@@ -300,9 +301,13 @@ class Inventory:
         segments = self._segments(pool)
         capacity: Counter[int] = Counter()
         held: Counter[int] = Counter()
+        statuses = []
         for record in segments:
-            capacity.update(self._capacity(record))
-            held.update({node: size for (segment, node), size in reserved.items() if segment == record.name})
+            has = self._capacity(record)
+            holds = {node: size for (segment, node), size in reserved.items() if segment == record.name}
+            capacity.update(has)
+            held.update(holds)
+            statuses.append(SegmentStatus(record.name, sum(has.values()), sum(holds.values())))
         nodes = [
             NodeStatus(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
         ]
@@ -327,8 +332,10 @@ class Inventory:
                 if (withheld := self._withheld.get(record.segment)) is not None
             ),
             nodes=nodes,
+            segments=statuses,
         )
 
-
-def _not_found(name: str) -> PoolNotFound:
-    return PoolNotFound(f"There is no pool {name!r} on this host.", hint="'virt-dmem pool list' shows the pools.")
+    def _not_found(self, name: str) -> PoolNotFound:
+        near = did_you_mean(name, {segment.pool for segment in self._records})
+        hint = f"{near}'virt-dmem pool list' lists the pools."
+        return PoolNotFound(f"There is no pool {name!r} on this host.", hint=hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ __all__ = [
     "TimedStep",
     "PoolStatus",
     "NodeStatus",
+    "SegmentStatus",
 ]
 
 
@@ -177,6 +178,15 @@ class NodeStatus:
 
 
 @dataclass(frozen=True)
+class SegmentStatus:
+    """Describe one of a pool's mounts, in bytes: it can shrink or be removed while nothing of it is reserved."""
+
+    name: str
+    capacity_bytes: int
+    reserved_bytes: int
+
+
+@dataclass(frozen=True)
 class PoolStatus:
     """Describe a pool as recorded, mounted and reserved, with its pre-zeroed memory (``ready_*``); in bytes."""
 
@@ -194,3 +204,6 @@ class PoolStatus:
     ready_policy: str
     pinned_bytes: int
     nodes: list[NodeStatus]
+    segments: list[SegmentStatus] = field(default_factory=list)
+    ready_note: str = ""
+    """Why no more memory is pre-zeroed; empty: all that is to be is."""

@@ -19,6 +19,7 @@ from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.domain_xml.requirements import require_possible, require_whole_pages
 from virt_dmem.errors import NotEnoughMemory, PoolNotFound
 from virt_dmem.pools.segment_id import SegmentId
+from virt_dmem.text import did_you_mean
 from virt_dmem.units import format_size
 
 __all__ = ["plan_domain", "Plan", "ExtentPlan", "PoolFree", "NO_NODE"]
@@ -124,7 +125,12 @@ def _choose_pool(memory: DomainMemory, pools: Mapping[str, PoolFree], default_po
     if name:
         raise PoolNotFound(
             f"Domain {memory.name!r} asks for memory of pool {name!r}, which does not exist or is not usable.",
-            hint="'virt-dmem pool list' shows the pools of this host.",
+            hint=f"{did_you_mean(name, pools)}'virt-dmem pool list' lists the pools of this host.",
+        )
+    if not pools:
+        raise PoolNotFound(
+            f"Domain {memory.name!r} asks for memory of a pool, and this host has no usable pool.",
+            hint="'virt-dmem pool list' lists the pools of this host; 'virt-dmem pool create' creates one.",
         )
     raise PoolNotFound(
         f"Domain {memory.name!r} names no pool, and of {len(pools)} pools none is the default.",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from virt_dmem.errors import UsageError
+from virt_dmem.text import did_you_mean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def choose(table: Table, names: str | None, default: str) -> list[Column]:
     wanted = [name.strip().upper() for name in (names or default).split(",")]
     for name in wanted:
         if name not in table:
-            raise UsageError(f"Unknown column {name!r}.", hint=f"Available columns: {', '.join(table)}.")
+            hint = f"{did_you_mean(name, table)}Available columns: {', '.join(table)}."
+            raise UsageError(f"Unknown column {name!r}.", hint=hint)
     return [table[name] for name in wanted]
 
 

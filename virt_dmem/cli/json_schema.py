@@ -94,6 +94,14 @@ class PoolNode(Struct):
     free_bytes: Annotated[int | None, says("capacity less reserved, never negative; null likewise")]
 
 
+class PoolSegment(Struct):
+    """One of a pool's mounts: it can shrink or be removed only while domains hold nothing of it."""
+
+    name: Annotated[str, says("its name: that of the pool, later ones with `+` and a number")]
+    capacity_bytes: Annotated[int, says("current size")]
+    reserved_bytes: Annotated[int | None, says("memory held by domains; null: virt-dmemd does not answer")]
+
+
 class Pool(Struct):
     """One pool."""
 
@@ -117,6 +125,13 @@ class Pool(Struct):
         says("memory returned by guests that is still pinned; not in capacity; null likewise"),
     ]
     nodes: list[PoolNode]
+    segments: list[PoolSegment]
+    ready_note: Annotated[
+        str | None, says("why no more is pre-zeroed; empty: all that is to be is; null: virt-dmemd does not answer")
+    ]
+    on_boot: Annotated[
+        bool | None, says("its systemd unit is enabled, which restores it at each boot; null: there is no systemd")
+    ]
 
 
 class PoolAnswer(Answer):
@@ -179,3 +194,13 @@ class Domain(Struct):
     active: Annotated[bool, says("it is running; with --applied")] | UnsetType = UNSET
     managed: Annotated[bool, says("its XML has a request for pool memory; with --applied")] | UnsetType = UNSET
     applied: Annotated[bool, says("its XML is rewritten; with --applied")] | UnsetType = UNSET
+    pool: (
+        Annotated[
+            str | None, says("pool of its next start; null: none is chosen, or it is not known; with --applied")
+        ]
+        | UnsetType
+    ) = UNSET
+    size_bytes: Annotated[int, says("memory that its next start takes; with --applied")] | UnsetType = UNSET
+    hotplug_max_bytes: (
+        Annotated[int, says("most memory with memory attached later; 0: none can be; with --applied")] | UnsetType
+    ) = UNSET

@@ -72,7 +72,8 @@ def _replace_closed_streams() -> None:
 
 
 def _run(arguments: list[str]) -> ExitStatus:
-    out = Output(as_json="--json" in arguments, in_bytes="--bytes" in arguments)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments  # behind it are names
+    out = Output(as_json="--json" in options, in_bytes="--bytes" in options)
     try:
         args = _parse(arguments)
         status = registry.load(_name(args)).run(args, out)

@@ -9,12 +9,13 @@ from pathlib import Path
 from virt_dmem.cli import registry
 from virt_dmem.cli.columns import describe
 from virt_dmem.errors import UsageError
+from virt_dmem.text import clipped, did_you_mean
 from virt_dmem.version import ShowVersion
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import NoReturn
+    from collections.abc import Iterable, Sequence
+    from typing import Any, NoReturn
 
     from virt_dmem.cli.command import Command
 
@@ -36,8 +37,59 @@ exit status:
 class _Parser(argparse.ArgumentParser):
     """Report a usage error like every other failure, also as JSON."""
 
+    _given: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.", hint=f"See '{self.prog} --help'.")
+        hint = f"See '{self.prog} --help'."
+        if "are required" in message:
+            unknown = [word for word in self._given if word not in self._option_string_actions]
+            hint = f"{self._how_to_name(unknown)}{hint}"
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", hint=hint)
+
+    def parse_known_args(  # type: ignore[override] # argparse's own has overloads for other namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does; reject here, where the command and its options are known, what it leaves over.
+
+        :raise UsageError: When it leaves something.
+        """
+        self._given = args or ()
+        parsed, left = super().parse_known_args(args, namespace)
+        if left:
+            raise self._unrecognized(left)
+        return parsed, left
+
+    def _unrecognized(self, left: list[str]) -> UsageError:
+        first = next((word for word in left if word.startswith("-")), left[0])
+        hint = did_you_mean(first.partition("=")[0], self._option_string_actions) or self._how_to_name([first])
+        return UsageError(
+            f"Unrecognized arguments: {clipped(' '.join(left), 200)}.", hint=f"{hint}See '{self.prog} --help'."
+        )
+
+    def _how_to_name(self, words: list[str]) -> str:
+        """Return how to give a name that begins with a hyphen, if one of the words may be meant as one."""
+        behind = next((word for word in words if word.startswith("-") and word != "--"), "")
+        if "--" in words or not behind or all(action.option_strings for action in self._actions):
+            return ""
+        return f"A name that begins with '-' goes behind '--': {self.prog} -- {clipped(behind, 80)}. "
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401 -- as argparse's own
+        """Reject a word that is none of the choices.
+
+        :raise UsageError: Names the nearest of them.
+        """
+        if action.choices is None or value in action.choices:
+            return
+        known, typed = [*map(str, action.choices)], clipped(str(value), 80)
+        near = did_you_mean(typed, known)
+        if isinstance(action, argparse._SubParsersAction):
+            words = f"{self.prog} {typed}".removeprefix("virt-dmem ")
+            raise UsageError(f"There is no command {words!r}.", hint=f"{near}See '{self.prog} --help'.")
+        what = action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
+        raise UsageError(
+            f"{what} cannot be {typed!r}: invalid choice.",
+            hint=f"{near}It can be {', '.join(known)}. See '{self.prog} --help'.",
+        )
 
 
 def build_parser(names: Iterable[str] = registry.MODULES) -> argparse.ArgumentParser:

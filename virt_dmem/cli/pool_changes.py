@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
 from virt_dmem.cli.output import Output
 from virt_dmem.config.schema import Config
-from virt_dmem.errors import DaemonUnreachable
+from virt_dmem.errors import DaemonUnreachable, PoolError
 from virt_dmem.host import kernel
+from virt_dmem.host.hvo_bug import Verdict
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools import prezeroed_files, registry
+from virt_dmem.pools.backends.table import backend
+from virt_dmem.pools.record import PoolRecord
+from virt_dmem.units import format_size
 
-__all__ = ["PoolDaemon", "refresh_pools", "reporting_lost_pages"]
+__all__ = ["PoolDaemon", "refresh_pools", "reporting_lost_pages", "require_nothing_lost"]
 
 
 class PoolDaemon:
@@ -59,6 +63,32 @@ def refresh_pools(config: Config, name: str) -> None:
     """Tell virt-dmemd that a change of a pool ended or failed; one that does not run reads its record later."""
     with suppress(DaemonUnreachable), Client(config.socket_path) as daemon:
         daemon.call("RefreshPools", name=name)
+
+
+def require_nothing_lost(out: Output, pool: str, freed: Iterable[tuple[PoolRecord, int]], *, forced: bool) -> None:
+    """Warn, or refuse, before memory is given back by a kernel that loses some of it.
+
+    :param freed: Segments, and the bytes of each that are to be given back.
+    :param forced: Lose it.
+    :raise PoolError: When it would be lost.
+    """
+    found = [(backend(record.backend).freeing(record), size) for record, size in freed if size > 0]
+    lost = sum(size for verdict, size in found if verdict is Verdict.BAD)
+    if lost and not forced:
+        raise PoolError(
+            f"Linux {kernel.release()} loses huge pages that HVO optimized when they are freed: of pool {pool}"
+            f" {format_size(lost)} would be freed, and most of that gone until the next boot. Nothing was changed.",
+            hint="Boot another kernel ('virt-dmem check', line hvo), or do it right before a reboot with --force.",
+        )
+    if lost:
+        out.note(
+            f"Linux {kernel.release()} loses most of the {format_size(lost)} that are freed, until the next boot."
+        )
+    elif any(verdict is Verdict.SUSPECT for verdict, _ in found):
+        out.note(
+            f"Linux {kernel.release()} may lose huge pages that HVO optimized when they are freed;"
+            " 'virt-dmem check' shows it afterwards, and a reboot recovers them."
+        )
 
 
 @contextmanager

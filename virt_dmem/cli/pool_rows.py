@@ -12,6 +12,7 @@ from typing import Any
 from virt_dmem.cli.output import Output
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import DaemonUnreachable
+from virt_dmem.host import boot_units
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools import registry
 from virt_dmem.pools.record import PoolRecord
@@ -33,12 +34,12 @@ def pool_rows(config: Config, out: Output) -> list[dict[str, Any]]:
         found = registry.records(config)
         by_pool = itertools.groupby(zip(found, registry.capacities(found), strict=True), lambda one: one[0].pool)
         rows = [_row(*zip(*segments, strict=True)) for _, segments in by_pool]
-    return rows
+    return [row | {"on_boot": boot_units.is_enabled(row["name"])} for row in rows]
 
 
 def row_of(segments: list[PoolRecord]) -> dict[str, Any]:
     """Return what records and mounts of one pool tell, in the form of ``PoolView``; reservations are unknown."""
-    return _row(segments, registry.capacities(segments))
+    return _row(segments, registry.capacities(segments)) | {"on_boot": boot_units.is_enabled(segments[0].pool)}
 
 
 def _row(segments: Sequence[PoolRecord], capacities: Sequence[Mapping[int, int]]) -> dict[str, Any]:
@@ -61,6 +62,11 @@ def _row(segments: Sequence[PoolRecord], capacities: Sequence[Mapping[int, int]]
         "ready_policy": None,
         "pinned_bytes": None,
         "nodes": [{"node": node, "capacity_bytes": size, **unknown} for node, size in sorted(capacity.items())],
+        "segments": [
+            {"name": record.name, "capacity_bytes": sum(has.values()), "reserved_bytes": None}
+            for record, has in zip(segments, capacities, strict=True)
+        ],
+        "ready_note": None,
     }
 
 

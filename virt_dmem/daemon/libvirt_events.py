@@ -22,6 +22,7 @@ from virt_dmem.errors import DmemError, HypervisorError
 from virt_dmem.hypervisor.connection import DomainInfo, Event, Hypervisor, run_event_loop
 from virt_dmem.hypervisor.processes import libvirt_runs
 from virt_dmem.monitoring.alert_tracker import AlertTracker
+from virt_dmem.text import counted
 
 __all__ = ["LibvirtEvents"]
 
@@ -145,7 +146,7 @@ class LibvirtEvents:
     async def _list(self, hypervisor: Hypervisor) -> None:
         listed_at = self._sequence()
         domains = await asyncio.to_thread(hypervisor.domains)
-        log.info("connected to libvirt: %d domains", len(domains))
+        log.info("connected to libvirt: %s", counted(len(domains), "domain"))
         self._alerts.connected = True
         await self._on_listed(domains, listed_at)
         active = [domain.uuid for domain in domains if domain.active]

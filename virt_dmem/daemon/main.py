@@ -32,6 +32,7 @@ from virt_dmem.errors import ConfigError, DmemError, ExitStatus
 from virt_dmem.host import uevents
 from virt_dmem.ipc.server import ControlServer
 from virt_dmem.os_errors import explained, remedy
+from virt_dmem.text import counted
 from virt_dmem.version import ShowVersion
 
 __all__ = ["main", "build_parser", "serve", "shut_down"]
@@ -130,7 +131,7 @@ async def _serve_until(end: asyncio.Event, parts: Components, server: ControlSer
     server.start()
     tasks = [asyncio.create_task(restart_on_error(loop)) for loop in all_loops(parts)]
     notify("READY=1")
-    log.info("serving %d pools", len(parts.service.list_pools()))
+    log.info("serving %s", counted(len(parts.service.list_pools()), "pool"))
 
     stopping = asyncio.create_task(end.wait())
     await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)

@@ -31,6 +31,7 @@ from virt_dmem.ipc.messages import (
     Link,
     NodeView,
     PoolView,
+    SegmentView,
     StepView,
 )
 
@@ -208,7 +209,9 @@ def _domain(held: Reservation, steps: Sequence[TimedStep] = ()) -> DomainView:
 
 
 def _pool(status: PoolStatus) -> PoolView:
-    return PoolView(**asdict(status) | {"nodes": [NodeView(**asdict(node)) for node in status.nodes]})
+    nodes = [NodeView(**asdict(node)) for node in status.nodes]
+    segments = [SegmentView(**asdict(segment)) for segment in status.segments]
+    return PoolView(**asdict(status) | {"nodes": nodes, "segments": segments})
 
 
 def _backend(backend: QemuMemoryBackend) -> BackendView:

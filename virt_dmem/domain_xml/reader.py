@@ -23,7 +23,15 @@ from virt_dmem.domain_xml.elements import (
     requested_pool,
     what_it_lacks,
 )
-from virt_dmem.domain_xml.fields import DUMPXML, read_name, read_number, read_uuid_of
+from virt_dmem.domain_xml.fields import (
+    DUMPXML,
+    find_child,
+    read_name,
+    read_number,
+    read_size,
+    read_uuid_of,
+    text_of,
+)
 from virt_dmem.domain_xml.memory_backends import Cell, machine_without_name, memory_backends
 from virt_dmem.domain_xml.pinning import Obstacle, obstacles
 from virt_dmem.errors import DomainXmlInvalid
@@ -65,6 +73,8 @@ class DomainMemory:
     """Why it cannot be started on pool memory though it asks for it; continues a sentence about its XML."""
     file_backed: bool = False
     """Its memory backends are shared files, whoever wrote that: it can be started on pool memory as it is."""
+    max_bytes: int = 0
+    """``<maxMemory>``: the most it may have with memory attached later; 0: none can be."""
 
     @property
     def total_bytes(self) -> int:
@@ -147,6 +157,7 @@ class DomainDocument:
             apparmor_label=_label(root, "apparmor", "label"),
             obstacles=obstacles(root)[:_MOST_OBSTACLES],
             file_backed=is_file_backed(root),
+            max_bytes=_max_memory(root),
         )
 
     def _free_tree(self, answer: T) -> T:
@@ -170,6 +181,11 @@ def name_of(xml: bytes) -> str:
 def is_managed(xml: bytes) -> bool:
     """Return whether the domain in ``xml`` asks for pool memory; see ``DomainDocument.is_managed``."""
     return DomainDocument(xml).is_managed()
+
+
+def _max_memory(root: etree._Element) -> int:
+    maximum = find_child(root, "maxMemory")
+    return 0 if maximum is None else read_size(text_of(maximum), maximum.get("unit"))
 
 
 def _label(root: etree._Element, model: str, kind: str) -> str | None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from virt_dmem.allocation.plan import PoolFree, plan_domain
 from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml import rewrite
@@ -18,8 +19,8 @@ from virt_dmem.domain_xml.monitor import has_monitor
 from virt_dmem.domain_xml.pinning import may_run_guests
 from virt_dmem.domain_xml.reader import DomainDocument
 from virt_dmem.domain_xml.traces import Trace, find_trace, put_back, remove_traces
-from virt_dmem.errors import DomainRefused, DomainXmlInvalid, PoolError
-from virt_dmem.host import kernel
+from virt_dmem.errors import DomainRefused, DomainXmlInvalid, NotEnoughMemory, PoolError
+from virt_dmem.host import kernel, numa
 from virt_dmem.hypervisor.remedies import is_transient
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.table import backend
@@ -35,6 +36,7 @@ __all__ = [
     "doubt",
     "is_lost",
     "name_pool",
+    "never_fits",
     "recovered",
     "request_lost",
 ]
@@ -179,6 +181,35 @@ def doubt(config: Config, xml: bytes) -> str:
         "Its guest may run guests of its own, and on a pool without struct pages that fails here. If it shall, set"
         " the parameter kvm.allow_unsafe_mappings=1 (module kvm; it can be set when the module is loaded)."
     )
+
+
+def never_fits(config: Config, xml: bytes) -> str:
+    """Return why the domain of rewritten ``xml`` cannot start on its pool even if that is empty; empty: it can.
+
+    :raise PoolNotFound: When there is no such pool.
+    """
+    memory = DomainDocument(xml).memory()
+    segments = registry.segments(config, registry.choose(config, memory.pool).pool)
+    first, kind = segments[0], backend(segments[0].backend)
+    empty = PoolFree(
+        name=first.pool,
+        backend=first.backend,
+        page_size=first.page_size,
+        segments={
+            record.segment: {node: share.wanted_bytes for node, share in record.nodes.items()}
+            for record in segments
+        },
+        slow_nodes=numa.nodes_without_cpus(),
+        may_lock=kind.lockable,
+        may_pin=kind.has_struct_pages,
+    )
+    try:
+        plan_domain(memory, {first.pool: empty}, first.pool)
+    except NotEnoughMemory as error:
+        return f"It cannot start as it is: it does not fit pool {first.pool} even if that is empty. {error.message}"
+    except DomainRefused as error:
+        return f"It cannot start as it is: {error.message}"
+    return ""
 
 
 def name_pool(config: Config, xml: bytes, pool: str) -> bytes:

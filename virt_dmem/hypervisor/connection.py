@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import logging
 import re
 import threading
@@ -23,9 +24,10 @@ import libvirt
 from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domain_xml.traces import Trace, find_trace, request_in
-from virt_dmem.errors import DmemError, HypervisorError, UsageError
+from virt_dmem.errors import DmemError, HypervisorDenied, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
 from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
+from virt_dmem.text import counted, did_you_mean
 
 __all__ = ["DomainInfo", "Event", "Hypervisor", "run_event_loop"]
 
@@ -91,6 +93,28 @@ _DEVICES = {
 }
 
 
+_DENIED = (
+    libvirt.VIR_ERR_AUTH_FAILED,
+    libvirt.VIR_ERR_AUTH_CANCELLED,
+    libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+    libvirt.VIR_ERR_ACCESS_DENIED,
+)
+"""Codes of libvirt that say who may not, rather than what cannot be done."""
+
+
+def _is_denied(error: libvirt.libvirtError) -> bool:
+    """Return whether polkit, libvirt's access control, or the mode of its socket keeps this user out."""
+    is_socket = error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() == errno.EACCES
+    return error.get_error_code() in _DENIED or is_socket
+
+
+def _denied(what: str, error: libvirt.libvirtError) -> HypervisorDenied:
+    return HypervisorDenied(
+        f"{what}: {error.get_error_message()}.",
+        hint="Run the command with sudo; or have root permit it: on Debian, members of the group libvirt may.",
+    )
+
+
 def _silent(_context: object, _error: object) -> None:
     """Keep libvirt from printing errors to stderr; they are raised as exceptions."""
 
@@ -126,6 +150,8 @@ class Hypervisor:
         try:
             self._connection: Any = libvirt.open(uri)
         except libvirt.libvirtError as error:
+            if _is_denied(error):
+                raise _denied(f"libvirt at {uri} does not let you in", error) from error
             raise HypervisorError(
                 f"libvirt does not answer at {uri}: {error.get_error_message()}.",
                 hint="Check that libvirtd or virtqemud is running, or use another URI with --connect.",
@@ -188,8 +214,9 @@ class Hypervisor:
             raise self._failed(domain, error) from error
 
     def _unknown(self, domain: str) -> HypervisorError:
+        near = did_you_mean(domain, self.names())
         return HypervisorError(
-            f"libvirt at {self._uri} has no domain {domain!r}.", hint="'virsh list --all' lists the domains."
+            f"libvirt at {self._uri} has no domain {domain!r}.", hint=f"{near}'virsh list --all' lists the domains."
         )
 
     def _failed(
@@ -201,6 +228,8 @@ class Hypervisor:
         :param shown_by: The command that shows whether it did, if the connection broke before libvirt answered.
         """
         said = error.get_error_message()
+        if _is_denied(error):
+            return _denied(f"libvirt does not permit you this for {what}", error)
         if shown_by and self._is_broken(error):
             return HypervisorError(
                 f"The connection to libvirt broke during a change of {what}: {said}.",
@@ -303,7 +332,7 @@ class Hypervisor:
                 log.warning("%s: two concurrent redefinitions; the last one is kept", found.name())
                 return before, after
         raise HypervisorError(
-            f"The XML of {domain} changed {tries} times while it was being rewritten.",
+            f"The XML of {domain} changed {counted(tries, 'time')} while it was being rewritten.",
             hint="Another tool keeps redefining the domain; stop that tool, and try again.",
         )
 
@@ -319,6 +348,12 @@ class Hypervisor:
             raise self._failed("its versions", error) from error
         # 1000000 * major + 1000 * minor + release, everywhere
         return {name: f"{at // 10**6}.{at // 1000 % 1000}.{at % 1000}" for name, at in found.items()}
+
+    def names(self) -> list[str]:
+        """Return the names of all domains; none where libvirt does not tell."""
+        with contextlib.suppress(libvirt.libvirtError):
+            return sorted(domain.name() for domain in self._connection.listAllDomains())
+        return []
 
     def domains(self) -> list[DomainInfo]:
         """Return all domains, sorted by name, without those that disappear meanwhile."""

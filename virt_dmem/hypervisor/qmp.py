@@ -22,7 +22,7 @@ from typing import Any
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
 
-from virt_dmem.aio import cancel_and_wait
+from virt_dmem.aio import cancel_and_wait, uninterrupted
 from virt_dmem.domain_xml.monitor import socket_name, socket_of, sockets
 from virt_dmem.hypervisor import unix_socket
 from virt_dmem.rate_limit import RateLimitedLog
@@ -48,6 +48,8 @@ LAST_RETRY_SECONDS = 30.0
 FLOOD_RETRY_SECONDS = 600.0
 """The longest pause before reconnecting to a QEMU that exceeded a limit."""
 ANSWER_SECONDS = 5.0
+LAST_SECONDS = 1.0
+"""The longest that a connection may take to close once nobody waits for it."""
 LINE_BYTES = 32 << 10
 """Limit of an event: ten times the longest one."""
 ANSWER_BYTES = 512 << 10
@@ -299,12 +301,12 @@ async def _wait_closed(client: QMPClient) -> None:
 
 
 async def _disconnect(client: QMPClient) -> None:
-    """Close a connection.
+    """Close a connection, also when cancelled meanwhile: asyncio logs each error of a task that nobody has read.
 
     :raise Refused: When that was the reason for which it was closed.
     """
     try:
-        await client.disconnect()
+        await uninterrupted(client.disconnect(), LAST_SECONDS)
     except Refused:
         raise
     except Exception as error:  # noqa: BLE001 -- whatever closed it

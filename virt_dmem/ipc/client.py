@@ -45,6 +45,11 @@ class Client:
             except PermissionError:  # all but root use the read-only socket: READERS_SOCKET_NAME
                 self._path = f"{path}-ro"
                 self._socket.connect(self._path)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            self._socket.close()
+            if self._path != path:
+                raise self._serves_root_only(path, error) from error
+            raise self._unreachable_by(error) from error
         except OSError as error:
             self._socket.close()
             raise self._unreachable_by(error) from error
@@ -66,13 +71,39 @@ class Client:
                 "Restart it with 'systemctl restart virt-dmemd.service'; running guests are not affected.",
             )
         if isinstance(error, PermissionError):
-            return self._unreachable(
-                "only root and members of its group may connect",
-                "Run the command as root, or as a member of the group that 'ls -l' shows for that socket.",
+            return DaemonUnreachable(
+                f"You may not connect to virt-dmemd at {self._path}: only root and members of its group may.",
+                hint=f"Run the command with sudo, or {self._how_to_join()}.",
             )
         if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
             return self._unreachable("it closed the connection", _HUNG_UP)
         return self._unreachable(error.strerror or error)
+
+    def _how_to_join(self) -> str:
+        """Return how to become one of those who may use the socket."""
+        import grp  # noqa: PLC0415 -- for this error only
+        import os  # noqa: PLC0415
+
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 -- pathlib takes 10 ms
+            group = grp.getgrgid(found.st_gid).gr_name
+        except (OSError, KeyError):
+            return "as a member of the group that 'ls -l' shows for that socket"
+        if not found.st_gid:
+            return "have root create that group ('virt-dmem check' shows how)"
+        return f"have root add you to the group {group} ('usermod -aG {group} USER'), and log in again"
+
+    def _serves_root_only(self, path: object, error: OSError) -> DaemonUnreachable:
+        """Return the error of a user other than root where root's socket exists, and that of the others does not.
+
+        systemd may listen at root's while virt-dmemd, which creates the other one, does not run.
+        """
+        return DaemonUnreachable(
+            f"virt-dmemd does not serve you now: root alone may connect at {path}, and at {self._path} it says:"
+            f" {error.strerror}.",
+            hint="Run the command with sudo, which starts virt-dmemd if it does not run; while it runs, members of"
+            " its group may read.",
+        )
 
     def _unreachable(
         self,

@@ -20,6 +20,7 @@ __all__ = [
     "Link",
     "NodeView",
     "PoolView",
+    "SegmentView",
     "StepView",
 ]
 
@@ -32,6 +33,15 @@ class NodeView:
     capacity_bytes: int
     reserved_bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True)
+class SegmentView:
+    """Describe one of a pool's mounts."""
+
+    name: str
+    capacity_bytes: int
+    reserved_bytes: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,8 @@ class PoolView:
     ready_policy: str
     pinned_bytes: int
     nodes: list[NodeView]
+    segments: list[SegmentView]
+    ready_note: str
 
 
 @dataclass(frozen=True)

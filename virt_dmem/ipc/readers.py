@@ -94,7 +94,9 @@ class _Dispatcher(Caller):
         if call.method_name not in READ_METHODS:
             raise failed(
                 PermissionRefused(
-                    f"Only root may call {call.method_name} of virt-dmemd.", hint="Run the command with sudo."
+                    "Only root may do this; the members of virt-dmemd's group may only read (list, show, pool list,"
+                    " pool show, alerts, metrics).",
+                    hint="Run the command with sudo.",
                 )
             )
         answer: asyncio.Future[None] | None = super().call_received(call, fds)

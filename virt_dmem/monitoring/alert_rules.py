@@ -27,6 +27,7 @@ from virt_dmem.monitoring.alert_codes import (
     POOL_SHORT,
     RECONCILE_FAILED,
 )
+from virt_dmem.text import counted
 from virt_dmem.units import format_size
 
 __all__ = ["Alert", "Facts", "due"]
@@ -169,7 +170,7 @@ def _more(code: str, number: int) -> Iterable[Alert]:
         yield Alert(
             code,
             "more",
-            f"There are {number - _LIMIT} more alerts of this kind than the {_LIMIT} that are listed.",
+            f"{counted(number - _LIMIT, 'more alert')} of this kind beside the {_LIMIT} that are listed.",
             "Fix those that are listed, and see what remains.",
         )
 

@@ -34,6 +34,7 @@ from virt_dmem.pools.backends.base import Backend, Job, ProgressCallback
 from virt_dmem.pools.lock import locked
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.registry import records, segments
+from virt_dmem.text import counted
 from virt_dmem.units import format_size
 
 __all__ = ["create", "mount", "destroy"]
@@ -319,7 +320,7 @@ def files_in(record: PoolRecord, root: Path = kernel.ROOT) -> list[Path]:
     return [path for path in found if not path.is_dir() or path.is_symlink()]
 
 
-def refuse_if_used(record: PoolRecord, root: Path) -> None:
+def refuse_if_used(record: PoolRecord, root: Path = kernel.ROOT) -> None:
     """Raise ``PoolBusy``, naming both, when a segment has files, or processes use it."""
     mounted = table.backend(record.backend).mounted(record, root=root)
     if not mounted:
@@ -329,8 +330,8 @@ def refuse_if_used(record: PoolRecord, root: Path) -> None:
     users = [f"{processes.process_name(pid, root=root)} ({pid})" for pid in pids]
     if files or users:
         raise PoolBusy(
-            f"Pool {record.name} contains {len(files)} files ({_some(files)}), and is used by"
-            f" {len(users)} processes ({_some(users)}).",
+            f"Pool {record.name} contains {counted(len(files), 'file')} ({_some(files)}), and is used by"
+            f" {counted(len(users), 'process', 'processes')} ({_some(users)}).",
             hint="Shut these domains down, or run 'virt-dmem reconcile' to remove files that are no longer used.",
         )
 

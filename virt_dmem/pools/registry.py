@@ -14,6 +14,7 @@ from virt_dmem.pools import record_files
 from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
+from virt_dmem.text import did_you_mean
 
 __all__ = ["records", "readable", "segments", "find", "choose", "complete", "capacity", "capacities"]
 
@@ -56,7 +57,8 @@ def segments(config: Config, name: str) -> list[PoolRecord]:
     if not found:
         raise PoolNotFound(
             f"There is no pool {name!r} on this host.",
-            hint="'virt-dmem pool list' lists the pools"
+            hint=did_you_mean(name, {record.pool for record in records(config)})
+            + "'virt-dmem pool list' lists the pools"
             + (
                 f", and 'virt-dmem pool create {name} --size SIZE' creates it."
                 if POOL_NAME.fullmatch(name)

@@ -236,9 +236,15 @@ def _without(there: list[PoolRecord], less: int | dict[int, int], root: Path) ->
             f"Pool {name} of {format_size(has)} cannot give back {format_size(asked)}"
             f"{'' if isinstance(less, int) else ' of these nodes'}: domains hold {format_size(held)} in segment"
             f" {kept}, and the others can free only {format_size(asked - wanted)}.",
-            hint="Shut these domains down first: a segment can shrink or be removed only while it is empty.",
+            hint="Shut the domains of a segment down first: it can shrink or be removed only while it is empty"
+            f" ('virt-dmem pool show {name}'){_instead(has, asked - wanted)}.",
         )
     return changes
+
+
+def _instead(has: int, freeable: int) -> str:
+    """Return the size that the pool can have now, as a part of a sentence."""
+    return f"; or ask for {format_size(has - freeable)}, which it can have now" if freeable else ""
 
 
 def _evenly_from(sizes: Mapping[int, int], most: int, page_size: int) -> dict[int, int]:

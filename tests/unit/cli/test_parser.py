@@ -17,7 +17,7 @@ from virt_dmem.errors import ExitStatus
     ("args", "complaint"),
     [
         ([], "COMMAND"),
-        (["frobnicate"], "invalid choice"),
+        (["frobnicate"], "There is no command 'frobnicate'"),
         (["pool"], "VERB"),
         (["pool", "create"], "NAME"),
         (["pool", "create", "p"], "The size of the pool is missing"),
@@ -58,3 +58,31 @@ def test_the_parser_of_one_command_has_the_same_help_as_that_of_all(name: str) -
     words = name.split()
     alone = leaf(build_parser(registry.named([*words, "--help"])), words)
     assert alone.format_help() == leaf(build_parser(), words).format_help()
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["shwo", "guest"], "Did you mean 'show'? See 'virt-dmem --help'."),
+        (["pool", "lst"], "Did you mean 'list'? See 'virt-dmem pool --help'."),
+        (["list", "--aplied"], "Did you mean '--applied'? See 'virt-dmem list --help'."),
+        (["pool", "create", "p", "--size", "1G", "--backend", "tmpf"], "Did you mean 'tmpfs'? It can be"),
+        (["pool", "list", "-o", "name,fre"], "Did you mean 'FREE'? Available columns:"),
+        (["explain", "pool-bussy"], "Did you mean 'pool-busy'? The codes are:"),
+        (["show", "-weird"], "goes behind '--': virt-dmem show -- -weird. See"),
+        (["detach", "guest", "-weird"], "goes behind '--': virt-dmem detach -- -weird. See"),
+        (["rewrite", "guest.xml"], "Run: virt-dmem rewrite < guest.xml > NEW; see 'virt-dmem rewrite --help'."),
+    ],
+)
+def test_what_was_probably_meant_is_said(
+    nowhere: str, args: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", nowhere, *args]) == ExitStatus.USAGE
+    assert hint in capsys.readouterr().err
+
+
+def test_behind_two_hyphens_all_are_names(nowhere: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build_parser().parse_args(["show", "--timing", "--", "-weird"]).domain == "-weird"
+    main(["explain", "--config", nowhere, "--", "--json"])
+    said = capsys.readouterr()
+    assert (said.out, said.err[:31]) == ("", "virt-dmem: There is no code '--")

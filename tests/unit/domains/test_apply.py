@@ -22,6 +22,7 @@ from virt_dmem.domains.apply import (
     apply_if_requested,
     apply_offline,
     doubt,
+    never_fits,
     recovered,
 )
 from virt_dmem.errors import DomainRefused, PoolNotFound
@@ -124,3 +125,12 @@ def test_a_doubt_about_guests_in_guests_is_said_where_the_pool_and_the_host_give
     assert doubt(config, apply(config, plain, ApplyOptions(pool="dm"))) == ""
     monkeypatch.setattr(kernel, "nested_guests_need_struct_pages", lambda: False)
     assert doubt(config, on["dm"]) == ""
+
+
+def test_a_domain_that_does_not_even_fit_its_empty_pool_is_told_of(config: Config) -> None:
+    """The pools of the fixture have 1 GiB each."""
+    fits = apply(config, domain(memory="<memory unit='GiB'>1</memory>"), ApplyOptions(pool="hp"))
+    assert never_fits(config, fits) == ""
+    larger = apply(config, domain(memory="<memory unit='GiB'>2</memory>"), ApplyOptions(pool="hp"))
+    assert "does not fit pool hp even if that is empty" in never_fits(config, larger)
+    assert "asks pool 'hp' for 2 GiB, and 1 GiB is free" in never_fits(config, larger)

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import libvirt
 import pytest
 
-from virt_dmem.errors import HypervisorError, UsageError
+from virt_dmem.errors import HypervisorDenied, HypervisorError, UsageError
 from virt_dmem.hypervisor.connection import Hypervisor
 
 OURS = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -78,3 +82,40 @@ def test_a_number_that_is_the_id_of_one_and_the_name_of_another_is_refused(hyper
         assert default.UUIDString() in str(caught.value)
     finally:
         named.undefine()
+
+
+def test_a_user_whom_libvirt_s_socket_keeps_out_is_not_told_to_look_whether_it_runs() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: to become another user")
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        Path(directory).chmod(0o711)
+        listener.bind(path := f"{directory}/libvirt-sock")
+        Path(path).chmod(0o600)
+        listener.listen()
+        if not (child := os.fork()):
+            os.setgroups([])
+            os.setuid(65534)
+            try:
+                Hypervisor(f"qemu+unix:///system?socket={path}")
+            except HypervisorDenied as error:
+                os._exit(0 if "running" not in error.hint and "sudo" in error.hint else 1)
+            except HypervisorError:
+                os._exit(2)
+            os._exit(3)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("code", [libvirt.VIR_ERR_AUTH_UNAVAILABLE, libvirt.VIR_ERR_ACCESS_DENIED])
+def test_a_user_to_whom_polkit_gives_no_leave_is_told_so(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """libvirt's answer is a fake: there is no polkit where the tests run."""
+    said = "authentication unavailable: no polkit agent available to authenticate action 'org.libvirt.unix.manage'"
+
+    def refuse(_uri: str) -> None:
+        error = libvirt.libvirtError("")
+        error.err = (code, libvirt.VIR_FROM_RPC, said, 2, "", None, None, -1, -1)
+        raise error
+
+    monkeypatch.setattr(libvirt, "open", refuse)
+    with pytest.raises(HypervisorDenied, match="does not let you in: authentication unavailable") as caught:
+        Hypervisor("qemu:///system")
+    assert "group libvirt" in caught.value.hint

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -128,6 +129,41 @@ def test_a_flood_is_cut_off_passed_on_in_parts_and_logged_once(caplog: pytest.Lo
     assert said
     assert len(said) <= 4
     assert f"monitor of domain {UUID} disconnected: more than 300 events at once" in said[0]
+
+
+@pytest.mark.parametrize("passes", range(1, 12))
+def test_whenever_it_is_given_up_while_it_closes_no_error_is_left_unread(
+    passes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio logs the errors that nobody read; which it keeps differs between Python 3.11 and 3.13."""
+    unread: list[str] = []
+
+    async def speak(reader: asyncio.StreamReader, writer: Writer) -> None:
+        await greet(reader, writer)
+        writer.write(event("RESUME") * 400)
+        await writer.drain()
+        await reader.read()
+
+    async def story() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, said: unread.append(str(said["message"])))
+        async with listening(speak) as rig:
+            client = qmp._Client(UUID, lambda _name, _data: None)
+            await qmp._connect(client, monitor.socket_of(UUID), os.getpid())
+            await qmp._wait_closed(client)
+            closing = asyncio.create_task(qmp._disconnect(client))
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            assert closing.cancelled() or isinstance(closing.exception(), qmp.Refused)
+            assert rig.connections
+        del client, closing
+        gc.collect()
+
+    asyncio.run(story())
+    gc.collect()
+    assert not unread
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_other_tasks_run_while_one_monitor_floods() -> None:

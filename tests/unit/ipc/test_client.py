@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import socket
@@ -55,7 +56,54 @@ def test_a_user_who_may_not_connect_is_told_who_may_and_nothing_of_starting_the_
             try:
                 Client(f"{directory}/sock")
             except DaemonUnreachable as error:
-                os._exit(0 if "sock-ro: only root and members" in error.message and "root" in error.hint else 1)
+                told = "sock-ro: only root and members" in error.message and "systemctl" not in error.hint
+                os._exit(0 if told and "sudo" in error.hint else 1)
+            os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_user_whom_nobody_serves_yet_is_not_told_to_start_what_root_can_reach(stale: bool) -> None:
+    """systemd listens at root's socket; virt-dmemd, which makes the readers' one, does not run (any more)."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: to become another user")
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        os.chmod(directory, 0o711)  # noqa: PTH101
+        for name, mode in [("sock", 0o600), *([("sock-ro", 0o666)] if stale else [])]:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(f"{directory}/{name}")
+            Path(directory, name).chmod(mode)
+            if mode == 0o600:
+                listener.listen()
+        if not (child := os.fork()):
+            os.setgroups([])
+            os.setuid(65534)
+            try:
+                Client(f"{directory}/sock")
+            except DaemonUnreachable as error:
+                told = "does not serve you now: root alone may connect at" in error.message
+                os._exit(0 if told and "sudo" in error.hint and "systemctl" not in error.hint else 1)
+            os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_group_of_the_socket_is_named_to_who_is_not_in_it() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: to become another user")
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        os.chmod(directory, 0o711)  # noqa: PTH101
+        for name in ("sock", "sock-ro"):
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(f"{directory}/{name}")
+            os.chown(f"{directory}/{name}", 0, grp.getgrnam("adm").gr_gid)
+            Path(directory, name).chmod(0o660)
+        if not (child := os.fork()):
+            os.setgroups([])
+            os.setuid(65534)
+            try:
+                Client(f"{directory}/sock")
+            except DaemonUnreachable as error:
+                os._exit(0 if "usermod -aG adm USER" in error.hint else 1)
             os._exit(2)
         assert os.waitpid(child, 0)[1] == 0
 

@@ -321,7 +321,7 @@ def test_a_pool_with_files_is_not_destroyed(config: Config) -> None:
     file = config.pools_dir / "p/libvirt-1/ram"
     file.parent.mkdir()
     file.touch()
-    with pytest.raises(PoolBusy, match=r"1 files \(libvirt-1/ram\)"):
+    with pytest.raises(PoolBusy, match=r"1 file \(libvirt-1/ram\)"):
         manage.destroy(config, "p")
     assert registry.find(config, "p") == record
     file.unlink()

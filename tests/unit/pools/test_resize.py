@@ -256,8 +256,9 @@ def test_a_pool_of_huge_pages_becomes_larger_and_smaller_while_it_is_used(config
     assert savings(config)[0].net_bytes == 19 * 28 * 1024
     with pytest.raises(
         PoolBusy, match="domains hold 8 MiB in segment p of 32 MiB, and the others can free only 6 MiB"
-    ):
+    ) as refused:
         to(config, SIZE - HUGE)
+    assert "or ask for 32 MiB, which it can have now" in refused.value.hint
     assert taken() == before + 19
     to(config, SIZE)
     assert taken() == before + 16

@@ -46,6 +46,10 @@ class PrezeroCache:
         self._last_run = ledger.last_steps()
         self._targets: list[Target] = []
         self._is_stale = True
+        self.is_host_busy = False
+        """Populating is paused, as tasks of the host wait for CPUs or memory."""
+        self.obstacles: dict[SegmentId, str] = {}
+        """Why populating did not go on, by segment."""
 
     def of(self, segment: SegmentId) -> SegmentCache:
         """Return the cache of a segment."""
@@ -147,11 +151,34 @@ class PrezeroCache:
                 ready_goal_bytes=target,
                 ready_most_bytes=0 if policy in {"off", "kernel"} else self._limit_bytes(status.name),
                 ready_policy=policy,
+                ready_note=self._note(status, policy, now, target),
             )
             for status in self._inventory.pool_statuses()
             for now, target in [by_pool.get(status.name, (0, 0))]
             for policy in [self._config.prefault.ready if backend(status.backend).prezeroable else "kernel"]
         ]
+
+    def _note(self, status: PoolStatus, policy: str, now_bytes: int, target_bytes: int) -> str:
+        """Return why no more of a pool is pre-zeroed; empty: all that is to be is."""
+        if policy == "kernel":
+            return "the kernel itself zeroes this memory"
+        if policy == "off":
+            return "it is switched off: [prefault] ready"
+        if status.state != "ready":
+            return f"the pool is {status.state}"
+        if not self._limit_bytes(status.name):
+            return "it is limited to nothing: [prefault] ready_percent"
+        if now_bytes < target_bytes:
+            if self.is_host_busy:
+                return "paused: tasks of the host wait for CPUs or memory ([prefault] ready_pressure)"
+            why = [why for segment, why in self.obstacles.items() if segment.pool == status.name]
+            return why[0] if why else "under way"
+        if target_bytes:
+            return ""
+        if not self._has_domains:
+            return "libvirt has not told which domains there are"
+        ran = "ran here before, is shut off" if policy == "recent" else "is shut off"
+        return f"no target: no applied domain {ran} and fits in what is free"
 
     def _prezeroed_bytes(self) -> dict[str, tuple[int, int]]:
         """Return the bytes that are pre-zeroed now, and that are to be, by pool."""

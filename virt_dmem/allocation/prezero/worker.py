@@ -59,7 +59,7 @@ class PrezeroWorker:
         """Populate one chunk; return whether there may be another."""
         await self._prezero.clear_disabled()
         await self._prezero.update_targets()
-        if self._is_busy():
+        if self._note_host(is_busy=self._is_busy()):
             await self._relieve_host()
         elif await self._target_step() or await self._incomplete_step():
             return True
@@ -116,6 +116,7 @@ class PrezeroWorker:
         growth = prezeroed_files.held_by_node([replace(extent, zeroed_bytes=extent.zeroed_bytes + size)])
         growth.subtract(prezeroed_files.held_by_node([extent]))
         if backend(cache.record.backend).from_host and not _host_can_spare(size):
+            self._prezero.obstacles[cache.segment] = "the host has too little memory to spare for it"
             return False
         async with cache:
             if not cache.has(extent):  # a starting domain was quicker
@@ -146,9 +147,11 @@ class PrezeroWorker:
         except PrefaultFailed as failure:
             log.warning("pool %s: cannot pre-zero memory: %s", cache.segment, failure)
             self._failed_at[cache.segment] = time.monotonic()
+            self._prezero.obstacles[cache.segment] = "the kernel did not provide it; tried again within a minute"
             async with cache:
                 await cache.discard(extent)
             return False
+        self._prezero.obstacles.pop(cache.segment, None)
         return True
 
     # Ballast
@@ -198,6 +201,18 @@ class PrezeroWorker:
         """Tell whether tasks of the host are stalled, so that background work has to wait."""
         limit = self._settings.ready_pressure
         return any(kernel.pressure(of) > limit for of in ("cpu", "memory"))
+
+    def _note_host(self, *, is_busy: bool) -> bool:
+        """Record, and log where it changes, whether the host is too busy; return it."""
+        if is_busy != self._prezero.is_host_busy and self._prezero.targets():
+            log.info(
+                "pre-zeroing %s: pressure on CPUs or memory is %s %g %%",
+                "pauses" if is_busy else "resumes",
+                "above" if is_busy else "below",
+                self._settings.ready_pressure,
+            )
+        self._prezero.is_host_busy = is_busy
+        return is_busy
 
     async def _relieve_host(self) -> None:
         """Free the extent that is the least likely to be needed, where the host lacks memory."""

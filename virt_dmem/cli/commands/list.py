@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from virt_dmem.cli.json_schema import Domain
     from virt_dmem.cli.output import Output
+    from virt_dmem.config.schema import Config
 
     Rows = list[dict[str, Any]]
 
@@ -28,7 +29,11 @@ __all__ = ["COMMANDS"]
 
 _ABOUT = """\
 It asks virt-dmemd only. With --applied it asks libvirt, and waits while libvirt
-waits for a domain that is being started."""
+waits for a domain that is being started.
+
+PHASE is how far the memory of a domain has come: reserved (charged, being
+created), prepared (every page is populated), linked (where QEMU opens it),
+running (QEMU maps it), stopped (the domain ends, nothing is freed yet)."""
 
 _COLUMNS = table(
     text("NAME", "name", "name of the domain"),
@@ -40,8 +45,19 @@ _COLUMNS = table(
         "pools it holds memory from",
     ),
     Column("ACTIVE", lambda row: "yes" if row["active"] else "no", "whether libvirt runs it now (with --applied)"),
+    text("POOL", "pool", "pool that it will get memory from at its next start (with --applied)"),
+    size("SIZE", "size_bytes", "memory that it will take at its next start (with --applied)"),
+    Column(
+        "HOTPLUG-MAX",
+        lambda row: row["hotplug_max_bytes"] or None,
+        "most memory that it may have with memory attached later; - when none can be (with --applied)",
+        size=True,
+    ),
     text("UUID", "uuid", "its UUID"),
 )
+
+
+_WITH_APPLIED = ("ACTIVE", "POOL", "SIZE", "HOTPLUG-MAX")
 
 
 class ListAnswer:
@@ -70,8 +86,8 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 
 def _columns(args: argparse.Namespace) -> list[Column]:
     if args.applied:
-        return choose(_COLUMNS, args.output, "NAME,ACTIVE,PHASE,RESERVED,UUID")
-    available = {name: column for name, column in _COLUMNS.items() if name != "ACTIVE"}
+        return choose(_COLUMNS, args.output, "NAME,ACTIVE,POOL,SIZE,HOTPLUG-MAX,PHASE,RESERVED,UUID")
+    available = {name: column for name, column in _COLUMNS.items() if name not in _WITH_APPLIED}
     return choose(available, args.output, "NAME,PHASE,RESERVED,POOLS,UUID")
 
 
@@ -104,12 +120,11 @@ def _socket_path(args: argparse.Namespace) -> str:
 
 def _applied(args: argparse.Namespace, out: Output) -> Rows:
     """Return the applied domains; their memory is ``None`` where virt-dmemd does not answer."""
-    from dataclasses import asdict
-
     from virt_dmem.config.schema import load_config
     from virt_dmem.hypervisor.connection import Hypervisor
 
-    with Hypervisor(args.connect or load_config(args.config).libvirt.uri) as hypervisor:
+    config = load_config(args.config)
+    with Hypervisor(args.connect or config.libvirt.uri) as hypervisor:
         domains = [domain for domain in hypervisor.domains() if domain.applied]
     known = True
     held: dict[str, dict[str, Any]] = {}
@@ -119,9 +134,33 @@ def _applied(args: argparse.Namespace, out: Output) -> Rows:
         known = False
         out.note(f"{error.message} The memory that domains hold is not shown.")
     nothing: dict[str, Any] = {"phase": None, "reserved_bytes": 0 if known else None, "extents": []}
-    internal = ("persistent", "trace", "request")
-    rows = [{key: value for key, value in asdict(domain).items() if key not in internal} for domain in domains]
-    return [row | {key: held.get(row["uuid"], nothing)[key] for key in nothing} for row in rows]
+    default = _default_pool(config, args)
+    return [
+        {
+            "uuid": domain.uuid,
+            "name": domain.name,
+            "active": domain.active,
+            "managed": domain.managed,
+            "applied": domain.applied,
+            "pool": (domain.memory.pool if domain.memory else "") or default,
+            "size_bytes": domain.memory.total_bytes if domain.memory else 0,
+            "hotplug_max_bytes": domain.memory.max_bytes if domain.memory else 0,
+            **{key: held.get(domain.uuid, nothing)[key] for key in nothing},
+        }
+        for domain in domains
+    ]
+
+
+def _default_pool(config: Config, args: argparse.Namespace) -> str | None:
+    """Return the pool of domains that name none; ``None`` where there is none, or it cannot be known."""
+    from contextlib import suppress
+
+    if config.default_pool:
+        return config.default_pool
+    names = []
+    with suppress(DaemonUnreachable), Client(_socket_path(args)) as daemon:
+        names = [pool["name"] for pool in daemon.call("ListPools")["pools"]]
+    return names[0] if len(names) == 1 else None
 
 
 COMMANDS = (

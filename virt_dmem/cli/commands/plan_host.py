@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from virt_dmem.cli.arguments import add_dry_run
 from virt_dmem.cli.columns import BACKEND, GROSS, LEFT, NET, PAGES, Column, choose, size, table, text
 from virt_dmem.cli.command import Command
+from virt_dmem.cli.confirm import add_yes, confirm
 from virt_dmem.errors import ExitStatus, UsageError
 from virt_dmem.units import parse_size
 
@@ -29,8 +31,9 @@ addresses: whole sections of 128 MiB, from the upper end of each node, so that
 no struct pages remain.
 
 Nothing is changed, except by --write-grub, which writes
-/etc/default/grub.d/virt-dmem.cfg, and --remove-grub, which removes it. Both
-take effect after update-grub (or grub2-mkconfig) and a reboot."""
+/etc/default/grub.d/virt-dmem.cfg, and --remove-grub, which removes it; on a
+terminal both ask first, and --dry-run only prints what they would do. Both take
+effect after update-grub (or grub2-mkconfig) and a reboot."""
 
 _COLUMNS = table(
     BACKEND,
@@ -95,6 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the kernel parameters for dmemfs to /etc/default/grub.d (as root)",
     )
     grub.add_argument("--remove-grub", action="store_true", help="only remove them again (as root)")
+    add_dry_run(parser, "print what --write-grub or --remove-grub would do, and change nothing")
+    add_yes(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
@@ -104,7 +109,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.pools import host_planning as planning
 
     if args.remove_grub:
-        return _remove_grub(out)
+        return _remove_grub(args, out)
     if args.guest_memory is None:
         raise UsageError("The total memory of all guests is missing.", hint="Give --guest-memory SIZE.")
     facts = planning.read_host()
@@ -124,7 +129,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
             _paragraph(out, note)
     for warning in warnings:
         out.note(warning)
-    grub = _write_grub(options, out) if args.write_grub else None
+    grub = _write_grub(args, options, out) if args.write_grub else None
     out.result(
         guest_memory_bytes=args.guest_memory,
         nodes=[{"node": node, "total_bytes": total} for node, total in facts.nodes.items()],
@@ -136,7 +141,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     return ExitStatus.DONE
 
 
-def _write_grub(options: list[host_options.HostOption], out: Output) -> str:
+def _write_grub(args: argparse.Namespace, options: list[host_options.HostOption], out: Output) -> str | None:
     """Write the kernel parameters that reserve memory for a pool to GRUB's configuration.
 
     :raise UsageError: When the addresses are unknown.
@@ -151,21 +156,30 @@ def _write_grub(options: list[host_options.HostOption], out: Output) -> str:
             "GRUB's settings cannot be written: the addresses of the memory to reserve are unknown.",
             hint="Run it as root on the host itself, for less memory than the host has.",
         )
+    path = boot_reservation.GRUB_DROP_IN
+    if args.dry_run:
+        out.note(f"Would write {path}, which adds to the kernel command line: {line}")
+        return None
+    confirm(args, f"Write {path}, which adds '{line}' to the kernel command line of the next boots?")
     path = boot_reservation.write_grub(line)
     out.note(f"Wrote {path}: {line}. Run update-grub (or grub2-mkconfig), then reboot.")
     return str(path)
 
 
-def _remove_grub(out: Output) -> ExitStatus:
+def _remove_grub(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Remove what ``_write_grub`` wrote."""
     from virt_dmem.host import boot_reservation
 
-    removed = boot_reservation.remove_grub()
     path = boot_reservation.GRUB_DROP_IN
-    if removed:
-        out.note(f"Removed {path}. Run update-grub (or grub2-mkconfig), then reboot.")
-    else:
+    removed = False
+    if not path.exists():
         out.note(f"{path} does not exist.")
+    elif args.dry_run:
+        out.note(f"Would remove {path}.")
+    else:
+        confirm(args, f"Remove {path} with virt-dmem's kernel parameters?")
+        removed = boot_reservation.remove_grub()
+        out.note(f"Removed {path}. Run update-grub (or grub2-mkconfig), then reboot.")
     out.result(
         guest_memory_bytes=None, nodes=[], hvo=None, options=[], warnings=[], grub=str(path) if removed else None
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus
+from virt_dmem.text import counted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     config, origins = load_config_and_origins(args.config)
     path = args.file or Path(f"virt-dmem-report-{time.strftime('%Y%m%dT%H%M%S')}.tar.gz")
     names = write(Source(config, origins, args.connect or config.libvirt.uri), path)
-    out.text(f"{path}: {len(names)} files, with names and UUIDs of domains: review it before you pass it on.")
+    out.text(
+        f"{path}: {counted(len(names), 'file')}, with names and UUIDs of domains: review it before you pass it on."
+    )
     out.result(file=str(path), names=names)
     return ExitStatus.DONE
 

@@ -49,7 +49,10 @@ class RewriteAnswer:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Declare the options; the file is accepted to say that there is none."""
+    import argparse
+
+    parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--undo", action="store_true", help="unapply instead")
     parser.add_argument(
         "--migratable",
@@ -63,12 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Rewrite the domain XML on stdin to stdout."""
+    import shlex
+
     from virt_dmem.cli.output import unified_diff
     from virt_dmem.config.schema import load_config
     from virt_dmem.domain_xml import rewrite as rewriting
     from virt_dmem.domains.apply import ApplyOptions, apply_offline, recovered
     from virt_dmem.os_errors import naming
 
+    if args.file is not None:
+        raise UsageError(
+            "The filter reads domain XML from standard input, and takes no file name.",
+            hint=f"Run: virt-dmem rewrite < {shlex.quote(args.file)} > NEW; see 'virt-dmem rewrite --help'.",
+        )
     config = load_config(args.config)
     with naming(os.path.realpath("/proc/self/fd/0")):
         given = sys.stdin.buffer.read()

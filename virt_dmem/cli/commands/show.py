@@ -8,7 +8,7 @@ import time
 from virt_dmem.cli.arguments import add_domain
 from virt_dmem.cli.columns import Column, joined, size, text
 from virt_dmem.cli.command import Command
-from virt_dmem.errors import ExitStatus
+from virt_dmem.errors import DomainRefused, ExitStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _ABOUT = """\
-Lists its extents with their pool, size and nodes. If QEMU has a second monitor,
-also what QEMU reports for each memory backend."""
+Lists its extents (files in a pool, one for each of QEMU's memory backends) with
+their pool, size and nodes. If QEMU has a second monitor, also what QEMU reports
+for each memory backend. Of a domain that holds no memory it says why: it is shut
+off, not applied, or does not exist. The phases are those of 'virt-dmem list'.
+
+With --timing it lists the steps of the last start, each with the time at which
+it ended: 'prepare', 'start' and 'started' are libvirt's calls of the hook, as
+virt-dmemd served them; with 'hook' behind it, the time until virt-dmemd had the
+call; any other step is a part of one of them. The sum of the calls is what pool
+memory added to the start."""
 
 _EXTENTS = (
     text("ALIAS", "alias"),
@@ -69,7 +77,12 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.cli.output import local_time
 
     with connect(args) as daemon:
-        domain: dict[str, Any] = daemon.call("ShowDomain", domain=args.domain)["domain"]
+        try:
+            domain: dict[str, Any] = daemon.call("ShowDomain", domain=args.domain)["domain"]
+        except DomainRefused as refusal:
+            from virt_dmem.cli.domain_state import holds_nothing
+
+            raise holds_nothing(args, refusal) from refusal
         domain["backends"] = daemon.call("ShowBackends", domain=domain["uuid"])["backends"]
     ours = {name for extent in domain["extents"] for name in (extent["alias"], f"mem{extent['alias']}")}
     for backend in domain["backends"]:
@@ -88,8 +101,16 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     if args.timing:
         out.text("")
         out.table(_STEPS, domain["steps"])
+        if total := _hook_seconds(domain["steps"]):
+            out.text(f"\nThe hooks of its start took {total:.3f} s in all.")
     out.result(domain=domain)
     return ExitStatus.DONE
+
+
+def _hook_seconds(steps: list[dict[str, Any]]) -> float:
+    """Return how long the hooks of a start took: the calls as a whole, not their parts, nor those of its end."""
+    calls = {f"{name}{hook}" for name in ("prepare", "start", "started") for hook in ("", ": hook")}
+    return sum((float(step["seconds"]) for step in steps if step["step"] in calls), 0.0)
 
 
 COMMANDS = (

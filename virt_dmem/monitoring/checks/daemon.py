@@ -10,6 +10,7 @@ from virt_dmem.ipc.client import Client
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.native.programs import HELPER
 from virt_dmem.pools.backends.checks import Result, failed, passed, warned
+from virt_dmem.text import counted
 
 __all__ = ["daemon", "alerts", "group", "helper"]
 
@@ -23,7 +24,7 @@ def daemon(machine: Machine) -> Result:
         if isinstance(error, PermissionRefused) or isinstance(error.__cause__, PermissionError):
             return warned(error.message, "Run the check as root, or as a member of the group.")
         raise
-    return passed(f"virt-dmemd answers; {count} domains hold memory.")
+    return passed(f"virt-dmemd answers; {counted(count, 'domain holds', 'domains hold')} memory.")
 
 
 def alerts(machine: Machine) -> Result:

@@ -22,6 +22,7 @@ from virt_dmem.monitoring.checks.hooks import hook, hook_in_force
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.checks import Result, Status, failed, passed, warned
 from virt_dmem.pools.backends.table import backend
+from virt_dmem.text import counted
 
 __all__ = ["connection", "domains", "memory_backing_dir"]
 
@@ -63,11 +64,12 @@ def domains(machine: Machine) -> Result:
     if waiting:
         names = ", ".join([*(domain.name for domain in waiting[:_MOST_NAMED]), *_more(waiting)])
         return warned(
-            f"{len(waiting)} of {count} domains that ask for pool memory are not rewritten: {names}.",
+            f"Of {counted(count, 'domain that asks', 'domains that ask')} for pool memory,"
+            f" {counted(len(waiting), 'is', 'are')} not rewritten: {names}.",
             "virt-dmemd does that where auto_apply is set. Otherwise, for the first:"
             f" {how_to_apply(waiting[0].uuid, waiting[0].name)}",
         )
-    return passed(f"{count} domains ask for pool memory, and can use it.")
+    return passed(f"{counted(count, 'domain asks', 'domains ask')} for pool memory, and can use it.")
 
 
 def _is_fulfilled(config: Config, xml: bytes) -> bool:

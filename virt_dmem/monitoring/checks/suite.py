@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from virt_dmem.errors import DmemError
+from virt_dmem.errors import DmemError, HypervisorDenied, PermissionRefused
 from virt_dmem.monitoring.checks import confinement, daemon, hooks, host, libvirt, memory
 from virt_dmem.monitoring.checks.base import Check, Machine
 from virt_dmem.os_errors import explained
@@ -49,6 +49,8 @@ def run(machine: Machine) -> Iterator[tuple[Check, Result]]:
             hint = "Run the check as root." if os.geteuid() else "Find out why it cannot be read."
             failure = explained(error, otherwise=hint)
             result = warned(failure.message, failure.hint)
+        except (PermissionRefused, HypervisorDenied) as error:  # it may well work for those who need it
+            result = warned(error.message, error.hint)
         except DmemError as error:
             result = failed(error.message, error.hint)
         yield check, result

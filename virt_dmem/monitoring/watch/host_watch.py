@@ -20,6 +20,7 @@ from virt_dmem.monitoring.watch.table import WATCHES
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.lock import unless_locked
+from virt_dmem.text import counted
 
 __all__ = ["HostWatch", "LINGER_SECONDS"]
 
@@ -118,7 +119,8 @@ class HostWatch:
         limit = self._limits.get((one.code, one.subject))
         if limit is None or not limit.recent:
             return _alert(one)
-        often = f"virt-dmemd tried to put it right {limit.recent} times within {PERIOD_SECONDS / 60:g} minutes"
+        times = counted(limit.recent, "time")
+        often = f"virt-dmemd tried to put it right {times} within {PERIOD_SECONDS / 60:g} minutes"
         return _alert(one, f"{often}, and leaves it to you now." if limit.given_up else f"{often}.")
 
     def _lingering(self, right: Iterable[tuple[str, str]]) -> Iterable[Alert]:

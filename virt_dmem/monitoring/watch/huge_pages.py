@@ -14,6 +14,7 @@ from virt_dmem.pools import registry
 from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.page_counts import PageCount
 from virt_dmem.pools.lock import unless_locked
+from virt_dmem.text import counted
 from virt_dmem.units import format_size
 
 __all__ = ["deviations"]
@@ -62,7 +63,7 @@ def _hint(count: PageCount) -> str:
     return (
         f"Run {commands}, which takes them again. Find out what sets vm.nr_hugepages"
         " (grep -r hugepages /etc/sysctl.d /etc/tuned /etc/libvirt/hooks), and let it count"
-        f" the {count.recorded} pages of the pools too."
+        f" the {counted(count.recorded, 'page')} of the pools too."
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from virt_dmem.errors import PoolBusy, PoolError, UsageError
-from virt_dmem.host import kernel, mounts, numa, processes
+from virt_dmem.host import hvo_bug, kernel, mounts, numa, processes
 from virt_dmem.pools.backends.checks import BackendCheck
 from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.record import PoolRecord
@@ -152,6 +152,14 @@ class Backend(ABC, Generic[Record]):
         :raise UsageError: When the size has to be given.
         """
         raise UsageError("The size of the pool is missing.", hint="Give --size SIZE, or --node N=SIZE.")
+
+    def given_back(self, record: Record) -> int:
+        """Return the bytes that the host gets when a segment is destroyed."""
+        return record.got_bytes
+
+    def freeing(self, record: Record, *, root: Path = kernel.ROOT) -> hvo_bug.Verdict:
+        """Return whether the kernel loses memory of this segment when it is given back."""
+        return hvo_bug.Verdict.GOOD
 
     def zeroes(self, record: Record) -> bool:
         """Return whether the kernel zeroes the memory of this pool when it allocates it."""

@@ -22,6 +22,7 @@ from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord, PageCountChange
 from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.record import NodeShare
+from virt_dmem.text import counted
 from virt_dmem.units import GIB, MIB, format_size, round_up
 
 if TYPE_CHECKING:
@@ -176,9 +177,17 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
             raise PoolShort(
                 f"Pool {job.record.name} has only {format_size(has)} of its {format_size(took)}: somebody lowered"
                 " the number of huge pages (vm.nr_hugepages), and the kernel cannot provide again what it took.",
-                hint=f"Free memory on the host, then run 'virt-dmem pool mount {job.record.pool}'; or shrink the"
-                f" pool to {format_size(has)}.",
+                hint=f"Free memory on the host, then run 'virt-dmem pool mount {job.record.pool}'; or, once no"
+                f" domain holds memory of it, shrink it to {format_size(has)}.",
             )
+
+    def given_back(self, record: HugetlbfsRecord) -> int:
+        """Return the bytes that were allocated for the segment: pages that the host had stay huge pages."""
+        return max(0, record.got_bytes - sum(record.of_host.values()))
+
+    def freeing(self, record: HugetlbfsRecord, *, root: Path = kernel.ROOT) -> hvo_bug.Verdict:
+        """Return what is known of how the kernel frees huge pages without their struct pages."""
+        return hvo_bug.verdict(kernel.release(root=root)) if record.optimized else hvo_bug.Verdict.GOOD
 
     def _forget_gone(self, job: Job[HugetlbfsRecord]) -> None:
         """Count what is gone as gone: it cannot be given back, and may be taken again."""
@@ -266,9 +275,9 @@ def _check_freeing(release: str) -> Result | None:
         case hvo_bug.Verdict.BAD:
             return warned(
                 f"Linux {release} loses huge pages that HVO optimized when they are freed.",
-                "Pools work, and save as much as elsewhere. Destroy or shrink one only right before a reboot; or"
-                " boot a kernel that frees them: Debian 13's linux-image-6.12.113+deb13-amd64, or that of"
-                " trixie-backports.",
+                "Pools work, and save as much as elsewhere. Destroy or shrink one, with --force, only right before"
+                " a reboot; or boot a kernel that frees them: Debian 13's linux-image-6.12.113+deb13-amd64, or that"
+                " of trixie-backports.",
             )
         case hvo_bug.Verdict.SUSPECT:
             return warned(
@@ -353,7 +362,9 @@ def _set(job: Job[HugetlbfsRecord], node: int, pages: int) -> None:
 
 
 def _rejected(job: Job[HugetlbfsRecord], node: int, pages: int, error: OSError) -> DmemError:
-    doing = f"The kernel rejected {pages} huge pages of {format_size(job.record.page_size)} on node {node}"
+    doing = (
+        f"The kernel rejected {counted(pages, 'huge page')} of {format_size(job.record.page_size)} on node {node}"
+    )
     hint = "Pools have to be created by root, outside of containers; dmesg may say more."
     return explained(error, kind=PoolError, doing=doing, otherwise=hint)
 

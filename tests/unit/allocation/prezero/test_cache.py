@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+
+import pytest
 
 from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.rig.prezero import ONE, TWO, Rig, domain
+from virt_dmem.host import kernel
 
 
 @in_own_mount_namespace
@@ -20,3 +24,30 @@ def test_when_a_domain_ran_is_remembered_while_libvirt_knows_it(tmp_path: Path) 
     for known in (None, domain(ONE, 8)):
         rig.prezero.update_domain(ONE, known)
     assert rig.prezero.likelihood(ONE) == 0
+
+
+@in_own_mount_namespace
+def test_it_tells_why_no_more_is_pre_zeroed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path)
+
+    def note() -> str:
+        (status,) = rig.prezero.pool_statuses()
+        return status.ready_note
+
+    async def story() -> None:
+        await rig.worker.run()
+        assert note() == "libvirt has not told which domains there are"
+        rig.prezero.set_domains([])
+        await rig.worker.run()
+        assert note().startswith("no target: no applied domain is shut off")
+        rig.prezero.set_domains([domain(ONE, 8)])
+        monkeypatch.setattr(kernel, "pressure", lambda _of: 101.0)
+        await rig.worker.run()
+        assert note().startswith("paused: tasks of the host wait")
+        monkeypatch.setattr(kernel, "pressure", lambda _of: 0.0)
+        rig.prezero.is_host_busy = False
+        assert note() == "under way"
+        await rig.worker.run()
+        assert note() == ""
+
+    asyncio.run(story())

@@ -3,8 +3,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
 from tests.rig.command_line import Command
+from virt_dmem.cli.commands import plan_host
+from virt_dmem.cli.output import Output
 from virt_dmem.errors import ExitStatus
+from virt_dmem.host import boot_reservation
 
 
 def test_one_kind_of_memory_is_recommended_with_how_to_get_it(command: Command) -> None:
@@ -16,3 +24,22 @@ def test_one_kind_of_memory_is_recommended_with_how_to_get_it(command: Command) 
 
 def test_without_a_size_there_is_no_plan(command: Command) -> None:
     assert "total memory of all guests is missing" in command("plan-host", status=ExitStatus.USAGE)
+
+
+def test_what_would_be_written_for_grub_is_said_first(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GRUB's directory is another one, and the addresses are those of no host."""
+    drop_in = command.directory / "grub.d/virt-dmem.cfg"
+    monkeypatch.setattr(boot_reservation, "GRUB_DROP_IN", drop_in)
+    out = Output(as_json=False)
+    args: Any = SimpleNamespace(dry_run=True, yes=False, remove_grub=True)
+    option: Any = SimpleNamespace(backend="dmemfs", kernel_command_line="memmap=1G$4G")
+    assert plan_host._write_grub(args, [option], out) is None
+    assert f"Would write {drop_in}, which adds to the kernel command line: memmap=1G$4G" in capsys.readouterr().err
+    assert not drop_in.exists()
+    drop_in.parent.mkdir()
+    drop_in.touch()
+    assert plan_host.run(args, out) == ExitStatus.DONE
+    assert "Would remove" in capsys.readouterr().err
+    assert drop_in.exists()

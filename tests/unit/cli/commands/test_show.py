@@ -21,7 +21,12 @@ DOMAIN = {
         {"alias": "ram0", "pool": "p", "size_bytes": 4096, "page_size": 4096, "nodes": [0, 1], "state": "ready"}
         | {"path": "/p/ram0", "policy": "none"}
     ],
-    "steps": [{"step": "prepare", "at": 0.0, "seconds": 0.25}],
+    "steps": [
+        {"step": "prepare: hook", "at": 0.0, "seconds": 0.01},
+        {"step": "populate pc.ram", "at": 0.0, "seconds": 0.2},
+        {"step": "prepare", "at": 0.0, "seconds": 0.25},
+        {"step": "release", "at": 0.0, "seconds": 9.0},
+    ],
 }
 BACKEND = {"id": "ram0", "kind": "file", "path": "", "size_bytes": 4096, "policy": "bind", "host_nodes": [0]}
 
@@ -44,9 +49,12 @@ def test_a_domain_is_shown_extent_by_extent(command: Command, monkeypatch: pytes
     header = next(line for line in said if line.startswith("BACKEND"))
     rows = [line for line in said[said.index(header) + 1 :] if line.startswith(("ram0", "shm"))]
     assert [line[header.index("POOL") :].split()[0] for line in rows] == ["yes", "no"]
-    assert said[-1].split()[1:] == ["0.250", "prepare"]
+    assert said[-4].split()[1:] == ["0.250", "prepare"]
+    assert said[-1] == "The hooks of its start took 0.260 s in all."
 
 
 def test_an_unknown_domain_is_named(command: Command) -> None:
     with command.daemon():
-        assert "ghost" in command("show", "ghost", status=ExitStatus.FAILED)
+        assert "has no domain 'ghost'" in command("show", "ghost", status=ExitStatus.FAILED)
+        assert "Did you mean 'test'?" in command("show", "tset", status=ExitStatus.FAILED)
+        assert "Domain test runs on ordinary memory" in command("show", "test", status=ExitStatus.FAILED)

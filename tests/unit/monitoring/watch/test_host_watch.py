@@ -83,8 +83,8 @@ def test_a_thing_that_was_put_right_stays_an_alert_for_a_while(
 
 def test_a_thing_that_cannot_be_put_right_is_said_to_be_wrong(thing: Thing) -> None:
     thing.wrong, thing.repairable = True, False
-    assert thing.look() == "It is wrong. virt-dmemd tried to put it right 1 times within 10 minutes."
-    assert thing.look() == "It is wrong. virt-dmemd tried to put it right 1 times within 10 minutes."  # not at once
+    assert thing.look() == "It is wrong. virt-dmemd tried to put it right 1 time within 10 minutes."
+    assert thing.look() == "It is wrong. virt-dmemd tried to put it right 1 time within 10 minutes."  # not at once
     assert thing.repairs == ["code"]
 
 

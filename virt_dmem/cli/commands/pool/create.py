@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pool(parser)
     add_sizes(parser, "total size, spread evenly over the host's nodes")
     parser.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; default: 2M")
+    parser.add_argument(
+        "--on-boot",
+        action="store_true",
+        help="have systemd restore it at each boot (enables virt-dmem-pool@NAME.service)",
+    )
     table.add_options(parser)
 
 
@@ -45,6 +50,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.cli.privilege import require_root
     from virt_dmem.cli.progress import progress
     from virt_dmem.config.schema import load_config
+    from virt_dmem.host import boot_units
     from virt_dmem.pools import manage
     from virt_dmem.pools.backends import table
 
@@ -64,8 +70,11 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         )
     pages = f"pages of {format_size(record.page_size)}"
     out.text(f"Pool {record.name}: {format_size(record.got_bytes)} in {pages} at {record.mount}")
-    out.result(pool=row_of([record]))
     refresh_pools(config, args.name)
+    if args.on_boot:
+        boot_units.enable(args.name)
+        out.note(f"{boot_units.unit_of(args.name)} is enabled: it restores the pool at each boot.")
+    out.result(pool=row_of([record]))
     return ExitStatus.DONE
 
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from virt_dmem.cli.arguments import add_pool
+from virt_dmem.cli.arguments import add_dry_run, add_pool
 from virt_dmem.cli.command import Command
+from virt_dmem.cli.confirm import add_yes, confirm
 from virt_dmem.errors import ExitStatus
 
 TYPE_CHECKING = False
@@ -18,14 +19,28 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _ABOUT = """\
-Rejected while domains hold memory from it. Memory that the kernel does not take
-back is reported, and the command may be repeated. Requires root."""
+Rejected while domains hold memory from it. On a terminal it asks first. Memory
+that the kernel does not take back is reported, and the command may be repeated.
+Some kernels lose huge pages when they free them ('virt-dmem check', line hvo):
+there it is refused without --force. Requires root."""
 
 
 class PoolDestroyAnswer:
     """`pool destroy`."""
 
-    pool: Annotated[str, says("name of the destroyed pool")]
+    pool: Annotated[str, says("name of the pool")]
+    destroyed: Annotated[bool, says("it is gone; false with --dry-run")]
+    given_back_bytes: Annotated[int, says("memory that the host gets back, or would (--dry-run)")]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_pool(parser)
+    add_dry_run(parser)
+    add_yes(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="also on a kernel that loses the memory until the next boot"
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
@@ -35,15 +50,30 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     Where nobody listens nobody allocates either, and ``manage.destroy`` still refuses a pool that holds a file. A
     virt-dmemd that listens but does not answer may be allocating: then nothing is done.
     """
-    from virt_dmem.cli.pool_changes import PoolDaemon, refresh_pools, reporting_lost_pages
+    from virt_dmem.cli.pool_changes import PoolDaemon, refresh_pools, reporting_lost_pages, require_nothing_lost
     from virt_dmem.cli.privilege import require_root
     from virt_dmem.cli.progress import progress
     from virt_dmem.config.schema import load_config
+    from virt_dmem.host import boot_units
     from virt_dmem.pools import manage, registry
+    from virt_dmem.pools.backends.table import backend
 
     config = load_config(args.config)
     require_root("Destroying a pool")
-    registry.find(config, args.name)
+    there = registry.segments(config, args.name)
+    freed = {record.name: backend(record.backend).given_back(record) for record in there}
+    size = out.size(sum(freed.values()))
+    by_record = [(record, freed[record.name]) for record in there]
+    if args.dry_run:
+        for record in there:
+            manage.refuse_if_used(record)
+        require_nothing_lost(out, args.name, by_record, forced=args.force)
+        mounts = ", ".join(record.mount for record in there)
+        out.text(f"Would unmount {mounts} and give {size} back to the host.")
+        out.result(pool=args.name, destroyed=False, given_back_bytes=sum(freed.values()))
+        return ExitStatus.DONE
+    require_nothing_lost(out, args.name, by_record, forced=args.force)
+    confirm(args, f"Destroy pool {args.name} and give {size} back to the host?")
     with PoolDaemon(config) as daemon:
         daemon.retire(args.name)
         try:
@@ -52,7 +82,12 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         finally:
             refresh_pools(config, args.name)
     out.text(f"Pool {args.name} destroyed.")
-    out.result(pool=args.name)
+    if boot_units.is_enabled(args.name):
+        unit = boot_units.unit_of(args.name)
+        out.note(
+            f"{unit} is still enabled; without a pool it does nothing. To disable it: systemctl disable {unit}"
+        )
+    out.result(pool=args.name, destroyed=True, given_back_bytes=sum(freed.values()))
     return ExitStatus.DONE
 
 
@@ -62,7 +97,7 @@ COMMANDS = (
         "unmount a pool and return its memory to the host",
         run,
         about=_ABOUT,
-        arguments=add_pool,
+        arguments=add_arguments,
         answer="PoolDestroyAnswer",
     ),
 )

@@ -53,8 +53,10 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 
 
 def _pool(daemon: Client, name: str) -> dict[str, Any]:
+    from virt_dmem.host.boot_units import is_enabled
+
     found: dict[str, Any] = next(pool for pool in daemon.call("ListPools")["pools"] if pool["name"] == name)
-    return found
+    return found | {"on_boot": is_enabled(name)}
 
 
 def _report(out: Output, pool: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from virt_dmem.cli.columns import BACKEND, PAGES, choose, size, table, text
+from virt_dmem.cli.columns import BACKEND, PAGES, Column, choose, size, table, text
 from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus
 
@@ -37,6 +37,11 @@ COLUMNS = table(
     ),
     size("PINNED", "pinned_bytes", "memory returned by guests that is still pinned; not in capacity"),
     text("STATE", "state", "creating, mounting, ready, resizing, draining or destroying"),
+    Column(
+        "ON-BOOT",
+        lambda row: {True: "yes", False: "no"}.get(row["on_boot"], "-"),
+        "whether it is restored at each boot: virt-dmem-pool@NAME.service is enabled",
+    ),
     text("MOUNT", "mount", "mount point"),
 )
 
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.config.schema import load_config
 
     config = load_config(args.config)
-    shown = choose(COLUMNS, args.output, "NAME,BACKEND,PAGES,CAPACITY,RESERVED,FREE,STATE")
+    shown = choose(COLUMNS, args.output, "NAME,BACKEND,PAGES,CAPACITY,RESERVED,FREE,STATE,ON-BOOT")
     rows = pool_rows(config, out)
     out.table(shown, rows)
     out.result(pools=rows)

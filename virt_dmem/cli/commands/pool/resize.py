@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from virt_dmem.cli.arguments import add_dry_run, add_pool, add_sizes, sizes
 from virt_dmem.cli.command import Command
+from virt_dmem.cli.confirm import add_yes, confirm
 from virt_dmem.errors import ExitStatus, UsageError
 from virt_dmem.units import format_size
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from virt_dmem.cli.json_schema import Pool, says
     from virt_dmem.cli.output import Output
+    from virt_dmem.config.schema import Config
     from virt_dmem.pools import resize as resizing
 
 __all__ = ["COMMANDS"]
@@ -24,7 +26,21 @@ __all__ = ["COMMANDS"]
 _ABOUT = """\
 Memory that domains hold is never touched. A command that was interrupted is
 finished by repeating it, and undone by asking for the former size. Requires
-root."""
+root.
+
+A pool of huge pages or on dmemfs consists of segments, each a mount of its own:
+the first is made by 'pool create', and each growth adds one (NAME+1, NAME+2 and
+so on). The memory of one guest NUMA cell, or of one memory device, lies within
+one segment. The kernel cannot change the size of such a mount, so a segment
+shrinks, or is removed, only while no domain holds memory in it: a pool of one
+segment does not shrink at all while any domain holds memory of it, however
+little. 'pool show' lists the segments and what is reserved in each; a pool that
+is to shrink later is best created small and grown. A tmpfs pool is one mount
+that shrinks down to what is reserved.
+
+On a terminal it asks before it gives memory back. Some kernels lose huge pages
+when they free them ('virt-dmem check', line hvo): there shrinking is refused
+without --force."""
 
 
 class SegmentChange:
@@ -51,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pool(parser)
     add_sizes(parser, "new total size; the difference is spread over the nodes")
     add_dry_run(parser)
+    add_yes(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="shrink also on a kernel that loses the memory until the next boot"
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
@@ -68,6 +88,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     if size is None:
         raise UsageError("The size of the pool is missing.", hint="Give --size SIZE, or --node N=SIZE.")
     require_root("Resizing a pool")
+    _require_agreed(args, out, config, size)
     with PoolDaemon(config) as daemon:
         try:
             with reporting_lost_pages(out), progress(out) as report:
@@ -83,6 +104,29 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         out.text(f"Pool {args.name} has {format_size(row['capacity_bytes'])}.")
     out.result(pool=row, changes=[_change(change) for change in changes])
     return ExitStatus.DONE
+
+
+def _require_agreed(args: argparse.Namespace, out: Output, config: Config, size: int | dict[int, int]) -> None:
+    """Ask, on a terminal, before a pool gives memory back; refuse it where the kernel would lose that.
+
+    :raise PoolError: When it would be lost.
+    :raise Cancelled: When the answer is no.
+    """
+    from virt_dmem.cli.pool_changes import PoolDaemon, require_nothing_lost
+    from virt_dmem.pools import registry
+    from virt_dmem.pools.resize import resize
+
+    with PoolDaemon(config) as daemon:  # which a dry run does not ask
+        changes = resize(config, args.name, sizes=size, daemon=daemon, dry_run=True)
+    records = {record.name: record for record in registry.segments(config, args.name)}
+    less = [
+        (records[change.segment], sum(change.before.values()) - sum(change.after.values()))
+        for change in changes
+        if change.segment in records
+    ]
+    require_nothing_lost(out, args.name, less, forced=args.force)
+    if not args.dry_run and (freed := sum(size for _, size in less if size > 0)):
+        confirm(args, f"Shrink pool {args.name} and give {out.size(freed)} back to the host?")
 
 
 def _change(change: resizing.SegmentChange) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from virt_dmem.cli.arguments import add_pool
-from virt_dmem.cli.columns import Column
+from virt_dmem.cli.columns import Column, text
 from virt_dmem.cli.command import Command
 from virt_dmem.cli.commands.pool.list import COLUMNS
 from virt_dmem.errors import ExitStatus
@@ -12,12 +12,21 @@ from virt_dmem.errors import ExitStatus
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
+    from typing import Any
 
     from virt_dmem.cli.output import Output
 
 __all__ = ["COMMANDS"]
 
+_ABOUT = """\
+READY is memory that is populated and zeroed ahead of the next start, TARGET what
+is to be, LIMIT the most that may be ([prefault] in virt-dmem.toml(5)). Below the
+nodes it shows the segments, if there are several, and why no more is pre-zeroed:
+switched off, no target, or paused because the host is busy."""
+
 _SHOWN = ("NAME", "BACKEND", "PAGES", "READY", "TARGET", "LIMIT", "READY-FOR", "PINNED", "STATE", "MOUNT")
+_SEGMENT = text("SEGMENT", "name", "one of its mounts")
 _NODE = Column("NODE", lambda row: "any" if row["node"] < 0 else str(row["node"]), "host node", right=True)
 
 
@@ -34,8 +43,30 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     out.table([COLUMNS[name] for name in _SHOWN], [row])
     out.text("")
     out.table([_NODE, *(COLUMNS[name] for name in ("CAPACITY", "RESERVED", "FREE"))], row["nodes"])
+    if len(row["segments"]) > 1:
+        out.text("")
+        out.table([_SEGMENT, *(COLUMNS[name] for name in ("CAPACITY", "RESERVED"))], row["segments"])
+        out.text("\nA segment can shrink or be removed only while nothing of it is reserved.")
+    if row["ready_note"]:
+        out.text(f"\n{_prezeroed(out, row)}: {row['ready_note']}.")
     out.result(pool=row)
     return ExitStatus.DONE
 
 
-COMMANDS = (Command("pool show", "show one pool, node by node", run, arguments=add_pool, answer="PoolAnswer"),)
+def _prezeroed(out: Output, row: Mapping[str, Any]) -> str:
+    """Return how much is pre-zeroed, of how much that is to be."""
+    if not row["ready_goal_bytes"]:
+        return "Nothing is pre-zeroed"
+    return f"{out.size(row['ready_bytes'])} of {out.size(row['ready_goal_bytes'])} are pre-zeroed"
+
+
+COMMANDS = (
+    Command(
+        "pool show",
+        "show one pool, node by node",
+        run,
+        about=_ABOUT,
+        arguments=add_pool,
+        answer="PoolAnswer",
+    ),
+)

@@ -19,8 +19,8 @@ def test_a_pool_is_created_shown_and_destroyed_without_a_daemon(command: Command
     made = command.json("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")["pool"]
     assert (made["capacity_bytes"], made["state"], made["reserved_bytes"]) == (8 * MIB, "ready", None)
     listed = command("pool", "list").splitlines()
-    assert listed[0].split() == ["NAME", "BACKEND", "PAGES", "CAPACITY", "RESERVED", "FREE", "STATE"]
-    assert listed[1].split() == ["small", "tmpfs", "4", "KiB", "8", "MiB", "-", "-", "ready"]
+    assert listed[0].split() == ["NAME", "BACKEND", "PAGES", "CAPACITY", "RESERVED", "FREE", "STATE", "ON-BOOT"]
+    assert listed[1].split()[:-1] == ["small", "tmpfs", "4", "KiB", "8", "MiB", "-", "-", "ready"]
     assert command("pool", "list", "-o", "mount,name").splitlines()[1].split() == [
         str(command.directory / "run/pools/small"),
         "small",

@@ -10,7 +10,9 @@ from virt_dmem.errors import ExitStatus
 
 @in_own_mount_namespace
 def test_without_a_daemon_pools_are_read_from_their_records(command: Command) -> None:
-    assert command("pool", "list").splitlines() == ["NAME  BACKEND  PAGES  CAPACITY  RESERVED  FREE  STATE"]
+    assert command("pool", "list").splitlines() == [
+        "NAME  BACKEND  PAGES  CAPACITY  RESERVED  FREE  STATE  ON-BOOT"
+    ]
     command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
     assert command("pool", "list", "-o", "reserved,target,name").splitlines()[1].split() == ["-", "-", "small"]
     assert "Unknown column 'COLOUR'" in command("pool", "list", "-o", "colour", status=ExitStatus.USAGE)
