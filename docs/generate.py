@@ -54,10 +54,11 @@ JSON_HEAD = f"""\
 
 <!-- made by docs/generate.py from virt_dmem/cli -->
 
-With `--json` every command prints one JSON object on standard output, and nothing else. Sizes are integers in
-bytes, times seconds since the epoch. `schema` is the version of the format, now 1: it is incremented when a field
-is removed or changes its meaning. Fields may be added at any time: ignore those you do not know. The same as a JSON
-Schema: [{SCHEMA}]({SCHEMA}); its `commands` names the type of each command's output.
+With `--json` every command prints one JSON object on standard output, and nothing else; `events` prints
+one in each line. Sizes are integers in bytes, times seconds since the epoch. `schema` is the version of the
+format, now 1: it is incremented when a field is removed or changes its meaning. Fields may be added at any time:
+ignore those you do not know. The same as a JSON Schema: [{SCHEMA}]({SCHEMA}); its
+`commands` names the type of each command's output.
 
 A failure is an object as well, with a non-zero exit status: see [errors](errors.md).
 """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Provide a booted host for each module, with the project installed, and add its logs to the report of a failure.
 
-A module describes its host in ``MACHINE``; two modules run at a time (``make lab``).
+A module that needs a kernel of its own, KVM or AppArmor describes its machine in ``MACHINE``; others have a
+container. Two modules run at a time (``make lab``).
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.image import Image, NoPackages, the_image
-from tests.lab.machine import PATIENCE, Machine
+from tests.lab.container import Container
+from tests.lab.host import PATIENCE, Host
+from tests.lab.image import PROJECT, Image, NoPackages, suite, the_image, the_root
+from tests.lab.machine import Machine
+from tests.rig.hugepages_lock import hugepages_lock
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 _HERE = Path(__file__).parent
-_machine: pytest.StashKey[Machine] = pytest.StashKey()
+_host: pytest.StashKey[Host] = pytest.StashKey()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,9 +46,31 @@ def lab_image() -> Image:
 def machine(lab_image: Image, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """Provide the module's running host."""
     with Machine(lab_image, **request.module.MACHINE) as machine:
-        request.node.stash[_machine] = machine
+        request.node.stash[_host] = machine
         print(f"lab: booted in {machine.boot_seconds[-1]:.0f} s")
         yield machine
+
+
+@pytest.fixture(scope="session")
+def lab_root() -> Path:
+    """Provide the root of that Debian release, without the project."""
+    try:
+        return the_root(suite())
+    except NoPackages as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def container(lab_root: Path, request: pytest.FixtureRequest) -> Iterator[Container]:
+    """Provide a container that the project was installed in once it had booted, and this machine's huge pages."""
+    with hugepages_lock(), Container(lab_root) as container:
+        request.node.stash[_host] = container
+        container.unpack_project()
+        container.run("rm /lib/modules/*/build")  # of a kernel that does not run here: no module is built for it
+        container.run(
+            f"make --silent -C {PROJECT} install && systemctl try-reload-or-restart libvirtd", timeout=400
+        )
+        yield container
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,9 +78,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Add the ends of the host's logs to the report of a failure."""
     report = yield
     module = item.getparent(pytest.Module)
-    machine = module.stash.get(_machine, None) if module is not None else None
-    if report.failed and machine is not None:
-        report.sections.extend(machine.logs().items())
+    host = module.stash.get(_host, None) if module is not None else None
+    if report.failed and host is not None:
+        report.sections.extend(host.logs().items())
     return report
 
 

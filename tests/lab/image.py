@@ -36,7 +36,7 @@ __all__ = ["PROJECT", "Image", "NoPackages", "missing_for_lab", "pack_tree", "su
 _REPOSITORY = Path(__file__).parents[2]
 _CACHE = _REPOSITORY / ".cache/lab"
 _SETUP = _REPOSITORY / "tests/rig/setup.sh"
-_PROGRAMS = ("mmdebstrap", "mke2fs", "qemu-img", "qemu-system-x86_64", "unshare")
+_PROGRAMS = ("mmdebstrap", "mke2fs", "qemu-img", "qemu-system-x86_64", "systemd-nspawn", "unshare")
 _OF_DEBIAN = re.compile(r"^(?:URIs:|deb(?:\s+\[.*?\])?)\s+(\S+/debian)/?(?:\s|$)", re.MULTILINE)
 _PACKAGES = """
     systemd systemd-sysv udev dbus kmod iproute2 procps numactl ca-certificates qemu-guest-agent apparmor

@@ -8,9 +8,7 @@ A machine writes to a layer above the image, which exists as long as the machine
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
-import os
 import shlex
 import socket
 import subprocess
@@ -21,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.lab.host import PATIENCE, Done, Host, LabCommandFailed
 from tests.lab.image import PROJECT, Image, the_image
 from tests.rig.processes import RigError, tail
 
-__all__ = ["PATIENCE", "Done", "LabCommandFailed", "Machine"]
+__all__ = ["Machine"]
 
 _REPOSITORY = Path(__file__).parents[2]
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -34,29 +33,10 @@ _CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off systemd.show
 _CPU = "max,-erms,-fsrm"
 """All features but string instructions, which TCG runs bytewise: the kernel zeroes 1.5 times as fast without."""
 _ENVIRONMENT = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
-PATIENCE = float(os.environ.get("LAB_PATIENCE", "2"))
-"""Factor for all timeouts: increase it if the machine's CPUs are busy."""
 _BOOT_SECONDS = 75
 """An idle machine of 2 cores takes 20."""
 _BOOT_TRIES = 3
 """Occasionally one hangs before its root is mounted: a CPU waits for a timer that never fires."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """The result of a command on the lab's host."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
-class LabCommandFailed(AssertionError):
-    """A command on the lab's host failed; with its complete output."""
-
-    def __init__(self, command: str, done: Done) -> None:
-        super().__init__(f"{command}\nstatus {done.status}\n{done.stdout}{done.stderr}".rstrip())
-        self.done = done
 
 
 class _Agent:
@@ -108,7 +88,7 @@ class _Agent:
         return line
 
 
-class Machine:
+class Machine(Host):
     """A host with NUMA nodes, the project's tree in ``PROJECT``, and the project installed.
 
     ``node_gib``: memory of each node, which has one CPU. ``hole_mib``: the memory at the end of each node that is
@@ -294,28 +274,6 @@ class Machine:
             raise LabCommandFailed(shown, done)
         return done
 
-    def json(self, command: str, **options: Any) -> Any:
-        """Run a command and return its decoded JSON output."""
-        return json.loads(self.run(command, **options).stdout)
-
-    def write(self, path: str, text: str | bytes) -> None:
-        """Write a file; its directory must exist."""
-        self.run(["/usr/bin/dd", "status=none", f"of={path}"], stdin=text or b"\n")
-
-    def wait_for(self, command: str, *, timeout: float = 60.0) -> str:
-        """Repeat a shell command until its status is 0; return its output.
-
-        :raise LabCommandFailed: After ``timeout`` seconds; with its last output.
-        """
-        deadline = time.monotonic() + timeout * PATIENCE
-        pause = 0.3
-        while (done := self.run(command, check=False)).status:
-            if time.monotonic() > deadline:
-                raise LabCommandFailed(f"waited {timeout:g} s in vain for: {command}", done)
-            time.sleep(pause)  # polling takes CPU time from the awaited work
-            pause = min(pause * 1.5, 5)
-        return done.stdout
-
     def _ask(self, command: str, arguments: Mapping[str, Any]) -> Any:
         if self._agent is None:
             raise RigError("The lab's machine is not up.")
@@ -324,21 +282,9 @@ class Machine:
         except OSError as error:
             raise RigError(f"{command}: {error}\n{tail(self.console)}") from error
 
-    def logs(self) -> dict[str, str]:
-        """Return the ends of the logs by name, for the report of a failure."""
-        logs = {"console": tail(self.console)}
-        wanted = {
-            "kernel log": "dmesg | tail -n 40",
-            "journal": "journalctl --no-pager -b -n 300 -o short-monotonic | grep -v qemu-ga | tail -n 80",
-            "libvirt and QEMU": "tail -n 30 /var/log/libvirt/qemu/*.log /var/log/libvirt/consoles/*.log",
-        }
-        for name, command in wanted.items():
-            try:
-                done = self.run(command, check=False, timeout=60)
-                logs[name] = done.stdout + done.stderr
-            except (RigError, ValueError, OSError) as error:
-                logs[name] = f"cannot be had: {error}"
-        return logs
+    def console_tail(self) -> str:
+        """Return the end of its serial console's output."""
+        return tail(self.console)
 
 
 def _qemu_of(root: Path) -> list[str]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab import guests, module_build
-from tests.lab.machine import LabCommandFailed, Machine
+from tests.lab.host import LabCommandFailed
+from tests.lab.machine import Machine
 from tests.rig.domains import domain_xml
 
 if TYPE_CHECKING:

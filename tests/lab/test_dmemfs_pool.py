@@ -11,8 +11,9 @@ import re
 import pytest
 
 from tests.lab import guests
+from tests.lab.host import LabCommandFailed
 from tests.lab.image import PROJECT
-from tests.lab.machine import LabCommandFailed, Machine
+from tests.lab.machine import Machine
 
 MACHINE = {"node_gib": (3, 3), "cmdline": "memmap=1G$1G memmap=1G$6G", "name": "dmemfs"}
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10

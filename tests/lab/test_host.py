@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Test virt-dmem on a booted Debian host with two nodes and 2 MiB pages: systemd, AppArmor, KVM, a reboot.
+"""Test virt-dmem on a booted Debian host with two nodes and 2 MiB pages: AppArmor, KVM, shutdown.
 
 The tests are one story and run in this order.
 """
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from tests.lab import guests
+from tests.lab.host import LabCommandFailed
 from tests.lab.image import PROJECT
-from tests.lab.machine import LabCommandFailed, Machine
+from tests.lab.machine import Machine
 
 MACHINE = {"node_gib": (2, 2), "hole_mib": 128, "name": "host"}
 MIB = 1 << 20
@@ -25,7 +24,6 @@ WHOLE = {"capacity_bytes": 1024 * MIB, "reserved_bytes": 0, "free_bytes": 1024 *
 def host(machine: Machine) -> Machine:
     guests.provide_guest(machine)
     machine.run("virt-dmem pool create guests --node 0=512M --node 1=512M --page-size 2M")
-    machine.run("systemctl -q enable virt-dmem-pool@guests.service")
     return machine
 
 
@@ -36,14 +34,6 @@ def uuid(host: Machine) -> str:
 
 def denied(host: Machine) -> str:
     return host.run("dmesg | grep 'apparmor=\"DENIED\"' | grep -v qemu-ga", check=False).stdout
-
-
-def active(host: Machine, unit: str) -> str:
-    return host.run(["/usr/bin/systemctl", "is-active", unit], check=False).stdout.strip()
-
-
-def since_boot(host: Machine, unit: str, what: str = "ActiveEnter") -> int:
-    return int(host.run(f"systemctl show -P {what}TimestampMonotonic {unit}").stdout)
 
 
 def test_the_holes_in_the_hosts_memory_are_no_memory_of_the_kernel(host: Machine) -> None:
@@ -58,19 +48,6 @@ def test_check_finds_nothing_wrong_after_the_installation(host: Machine) -> None
     assert guests.complaints(host) == {}
 
 
-def test_the_units_are_right_for_systemd(host: Machine) -> None:
-    units = "virt-dmemd.service virt-dmemd.socket virt-dmem-pool@guests.service"
-    said = host.run(f"systemd-analyze verify --man=no {units}")
-    assert said.stdout + said.stderr == ""
-
-
-def test_the_daemon_is_exposed_as_little_as_possible(host: Machine) -> None:
-    said = host.run("systemd-analyze security --no-pager virt-dmemd.service | tail -n 1").stdout
-    level = re.search(r"exposure level for virt-dmemd.service: ([\d.]+)", said)
-    assert level is not None
-    assert float(level[1]) <= 3.0, said
-
-
 def test_the_daemon_hears_in_its_sandbox_that_a_processor_goes_and_comes(host: Machine) -> None:
     heard = 'journalctl -u virt-dmemd --since @{} | grep "processors or memory changed"'
     try:
@@ -80,13 +57,6 @@ def test_the_daemon_hears_in_its_sandbox_that_a_processor_goes_and_comes(host: M
             host.wait_for(heard.format(began))
     finally:
         host.run("echo 1 >/sys/devices/system/cpu/cpu1/online")
-
-
-def test_the_socket_starts_the_daemon(host: Machine) -> None:
-    host.run("systemctl stop virt-dmemd.service")
-    assert (active(host, "virt-dmemd.socket"), active(host, "virt-dmemd.service")) == ("active", "inactive")
-    host.wait_for("virt-dmem list --json")  # repeatedly, as the daemon may take longer than a command waits
-    assert active(host, "virt-dmemd.service") == "active"
 
 
 def test_each_cell_of_a_kvm_guest_is_on_its_node_in_huge_pages(host: Machine, uuid: str) -> None:
@@ -166,65 +136,8 @@ def test_without_the_apparmor_rule_the_start_and_check_say_what_to_do(host: Mach
         host.run(f"mv /root/rule {RULE}")
 
 
-def test_libvirtd_stopped_by_its_administrator_stays_stopped(host: Machine) -> None:
-    host.run("systemctl stop libvirtd.service")
-    host.run("sleep 7")
-    assert active(host, "libvirtd.service") == "inactive"
-    host.run("systemctl start libvirtd.service")
-    host.wait_for("virt-dmem check | grep -q 'PASS  libvirt:'")
-
-
-def test_the_watchdog_restarts_a_daemon_that_hangs(host: Machine) -> None:
-    host.run("mkdir -p /run/systemd/system/virt-dmemd.service.d")
-    host.write(
-        "/run/systemd/system/virt-dmemd.service.d/lab.conf", "[Service]\nWatchdogSec=8s\nTimeoutAbortSec=2s\n"
-    )
-    host.run("systemctl daemon-reload && systemctl restart virt-dmemd.service")
-    hung = host.run("systemctl show -P MainPID virt-dmemd.service").stdout.strip()
-    host.run(f"kill -STOP {hung}")
-    host.wait_for(f"! test -d /proc/{hung} && systemctl is-active -q virt-dmemd.service", timeout=60)
-    assert host.json("virt-dmem list --json", timeout=60)["schema"] == 1
-    assert "atchdog timeout" in host.run("journalctl -b -u virt-dmemd.service --no-pager").stdout
-
-
-def test_after_a_reboot_an_autostarted_guest_has_its_memory_in_the_pool(host: Machine, uuid: str) -> None:
-    host.run("virsh -q autostart two-cells")
-    # a stand-in: Debian has only libvirtd
-    host.write(
-        "/etc/systemd/system/virtqemud.service",
-        "[Service]\nType=oneshot\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n",
-    )
-    host.run("systemctl -q enable virtqemud.service")
-    # and an impossible pool: there are no 64 GiB
-    host.run(
-        'sed \'s/"guests"/"ghost"/; s|pools/guests|pools/ghost|; s/536870912/34359738368/g\''
-        " /var/lib/virt-dmem/pools/guests.json >/var/lib/virt-dmem/pools/ghost.json"
-        " && systemctl -q enable virt-dmem-pool@ghost.service"
-    )
-    host.reboot()
-    host.wait_for("virsh domstate two-cells | grep -q running", timeout=120)
-    guests.boot(host, "two-cells")
-    assert guests.memory_of(host, uuid) == ON_THEIR_NODES
-    assert guests.pool(host)["reserved_bytes"] == 384 * MIB
-
-
-def test_pools_and_daemon_were_up_before_libvirtd(host: Machine) -> None:
-    for unit in ("libvirtd.service", "virtqemud.service"):
-        begun = since_boot(host, unit, "InactiveExit")
-        assert 0 < since_boot(host, "virt-dmemd.service") <= begun
-        assert 0 < since_boot(host, "virt-dmem-pool@guests.service") <= begun
-
-
-def test_a_pool_that_cannot_be_mounted_delays_no_boot(host: Machine) -> None:
-    assert active(host, "virt-dmem-pool@ghost.service") == "failed"
-    assert active(host, "multi-user.target") == "active"
-    host.run("systemctl -q disable virt-dmem-pool@ghost.service; virt-dmem pool destroy ghost")
-    failed = host.run("journalctl -b --no-pager -u virt-dmem-pool@ghost.service").stdout
-    assert "64 GiB" in failed or "32 GiB" in failed, failed
-
-
 def test_pages_return_to_the_host_when_the_pool_is_destroyed(host: Machine) -> None:
-    host.run("virsh -q destroy two-cells && virt-dmem pool destroy guests --force")
+    host.run("virt-dmem pool destroy guests --force")
     assert host.run("cat /proc/sys/vm/nr_hugepages").stdout.strip() == "0"
 
 

@@ -14,7 +14,7 @@ packages="
     gcc libc6-dev libjson-c-dev make pkg-config
     python3 python3-dev python3-venv libvirt-dev
     libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
-    qemu-system-x86 qemu-utils mmdebstrap e2fsprogs strace
+    qemu-system-x86 qemu-utils mmdebstrap e2fsprogs strace systemd-container
 "
 
 cd "$(dirname "$0")/../.."

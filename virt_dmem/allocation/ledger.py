@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +38,10 @@ class Ledger(LedgerQueries):
     def __init__(self, path: Path, boot_id: str) -> None:
         super().__init__(path)
         self._boot_id = boot_id
+        self.on_phase: Callable[[str, Phase | None], object] = lambda _uuid, _phase: None
+        """Called when the phase of a domain (UUID) was recorded; ``None``: its reservation was deleted."""
+        self.on_extent_gone: Callable[[Extent], object] = lambda _extent: None
+        """Called when an extent was deleted."""
         with self._explained():
             now = uptime()
             # of another process only the wall clock tells how much is left
@@ -64,6 +68,7 @@ class Ledger(LedgerQueries):
             db.execute("DELETE FROM step WHERE uuid = ?", (plan.uuid,))
             self._charge_plan(db, plan, paths, capacity)
         self._phases[plan.uuid] = change
+        self.on_phase(plan.uuid, change.phase)
 
     def reserve_more(
         self, plan: Plan, paths: Mapping[str, Path], capacity: Mapping[tuple[SegmentId, int], int]
@@ -146,8 +151,9 @@ class Ledger(LedgerQueries):
                     (extent.uuid, name, self._boot_id, change.phase.value, change.since),
                 )
             self._charge(db, extent)
-        if extent.state is not ExtentState.QUARANTINED:
-            self._phases.setdefault(extent.uuid, change)
+        is_held = extent.state is not ExtentState.QUARANTINED
+        if is_held and self._phases.setdefault(extent.uuid, change) is change:
+            self.on_phase(extent.uuid, change.phase)
 
     @staticmethod
     def _charge(db: sqlite3.Connection, extent: Extent) -> None:
@@ -173,6 +179,7 @@ class Ledger(LedgerQueries):
             )
         if uuid in self._phases:
             self._phases[uuid] = change
+            self.on_phase(uuid, phase)
 
     def _changed(self, phase: Phase) -> PhaseChange:
         self._sequence += 1
@@ -182,7 +189,8 @@ class Ledger(LedgerQueries):
         """Delete a domain's reservation, whose extents are gone or quarantined."""
         with self._transaction() as db:
             db.execute("DELETE FROM reservation WHERE uuid = ?", (uuid,))
-        self._phases.pop(uuid, None)
+        if self._phases.pop(uuid, None) is not None:
+            self.on_phase(uuid, None)
 
     # States of extents
 
@@ -218,6 +226,7 @@ class Ledger(LedgerQueries):
         """Delete an extent, whose file is gone, and its charges."""
         with self._transaction() as db:
             db.execute("DELETE FROM extent WHERE id = ?", (extent.id,))
+        self.on_extent_gone(extent)
 
     # Failed memory, steps
 

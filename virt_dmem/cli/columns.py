@@ -8,8 +8,11 @@ from virt_dmem.text import did_you_mean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+    from typing import Any, TypeVar
+
+    RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
     Row = Mapping[str, Any]
     Table = Mapping[str, "Column"]
@@ -21,6 +24,8 @@ __all__ = [
     "size",
     "joined",
     "choose",
+    "add_selection",
+    "select",
     "describe",
     "BACKEND",
     "PAGES",
@@ -84,6 +89,67 @@ def choose(table: Table, names: str | None, default: str) -> list[Column]:
             hint = f"{did_you_mean(name, table)}Available columns: {', '.join(table)}."
             raise UsageError(f"Unknown column {name!r}.", hint=hint)
     return [table[name] for name in wanted]
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose and order rows; ``select`` reads them."""
+    parser.add_argument("--no-headings", action="store_true", help="omit the line of column names")
+    parser.add_argument(
+        "--sort", metavar="COLUMN", help="order the rows by a column, sizes by their number of bytes"
+    )
+    parser.add_argument("--reverse", action="store_true", help="the other way round")
+    parser.add_argument(
+        "--filter",
+        metavar="CONDITION",
+        action="append",
+        default=[],
+        help="only rows for which this holds, such as 'NAME=web*', 'STATE!=ready' or 'FREE>=4G' (repeatable: all)",
+    )
+
+
+def select(rows: Iterable[RowT], table: Table, args: argparse.Namespace) -> list[RowT]:
+    """Return the rows that ``--filter`` lets through, in the order of ``--sort``.
+
+    :raise UsageError: When a column does not exist, or a condition is none.
+    """
+    chosen = list(rows)
+    for condition in args.filter:
+        holds = _condition(condition, table)
+        chosen = [row for row in chosen if holds(row)]
+    if args.sort:
+        (column,) = choose(table, args.sort, "")
+        chosen.sort(key=lambda row: _rank(column.value(row)))
+    return chosen[::-1] if args.reverse else chosen
+
+
+def _rank(value: object) -> tuple[bool, object]:
+    """Return a key by which values of one column are ordered, unknown ones first."""
+    return value is not None, "" if value is None else value
+
+
+def _condition(text: str, table: Table) -> Callable[[Row], bool]:
+    """Return whether a row fulfils a condition such as ``NAME=web*``."""
+    import fnmatch  # noqa: PLC0415 -- for --filter only
+    import operator  # noqa: PLC0415
+    import re  # noqa: PLC0415
+
+    from virt_dmem.units import parse_size  # noqa: PLC0415
+
+    found = re.fullmatch(r"\s*([\w-]+?)\s*(!=|<=|>=|=|<|>)(.*)", text, re.DOTALL)
+    if not found:
+        raise UsageError(
+            f"{text!r} is not a condition.", hint="Write a column, =, !=, <, <=, > or >=, and a value: 'NAME=web*'."
+        )
+    (column,) = choose(table, found[1], "")
+    wanted = found[3].strip()
+    names = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
+    compare = getattr(operator, names[found[2]])
+    if column.size:
+        size = 0 if wanted == "0" else parse_size(wanted)
+        return lambda row: (value := column.value(row)) is not None and bool(compare(value, size))
+    if found[2] not in {"=", "!="}:
+        raise UsageError(f"{column.name} is not a size: {text!r}.", hint="Compare it by = or !=, with a pattern.")
+    return lambda row: fnmatch.fnmatchcase(str(column.value(row)), wanted) == (found[2] == "=")
 
 
 def describe(table: Table) -> str:

@@ -20,7 +20,8 @@ class Command:
 
     ``name`` is what is typed, such as ``pool create``; ``summary`` begins with a verb and has no full stop.
     ``about`` holds the paragraphs below it in ``--help`` and the manual page. ``arguments`` adds to the command's
-    own parser. ``columns`` is the table that ``--output`` chooses from. ``answer`` names the type of the ``--json``
+    own parser. ``columns`` is the table that ``--output`` chooses from; with ``selects`` its rows can
+    be filtered and ordered. ``answer`` names the type of the ``--json``
     output: a class of the command's own module, or of ``json_schema``.
     """
 
@@ -34,6 +35,7 @@ class Command:
         about: str = "",
         arguments: Callable[[argparse.ArgumentParser], None] | None = None,
         columns: Table | None = None,
+        selects: bool = False,
     ) -> None:
         self.name = name
         self.summary = summary
@@ -42,3 +44,4 @@ class Command:
         self.about = about
         self.arguments = arguments
         self.columns = columns
+        self.selects = selects

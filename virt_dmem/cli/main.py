@@ -32,6 +32,10 @@ LIST_JSON_PARSED = {
     "command": "list",
     "applied": False,
     "output": None,
+    "no_headings": False,
+    "sort": None,
+    "reverse": False,
+    "filter": [],
     "json": True,
     "bytes": False,
     "config": None,
@@ -86,8 +90,8 @@ def _run(arguments: list[str]) -> ExitStatus:
     except PermissionError as error:
         failure = PermissionRefused(
             _explained(error).message,
-            hint="Run it as root; members of the group virt-dmem may use list, show, pool list, pool show, alerts"
-            " and metrics.",
+            hint="Run it as root; members of the group virt-dmem may use list, show, pool list, pool show, alerts,"
+            " events and metrics.",
         )
     except OSError as error:
         failure = _explained(error)

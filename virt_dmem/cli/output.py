@@ -56,13 +56,18 @@ class Output:
         if self.as_json:
             _to_stdout(sys.stdout.write, _indented({"schema": SCHEMA_VERSION, **fields}) + "\n")
 
-    def table(self, columns: Sequence[Column], rows: Iterable[Row]) -> None:
+    def line(self, **fields: object) -> None:
+        """Print ``fields`` as an object in one line, if JSON was asked for: one of many answers."""
+        if self.as_json:
+            _to_stdout(sys.stdout.write, json.dumps({"schema": SCHEMA_VERSION, **fields}) + "\n")
+
+    def table(self, columns: Sequence[Column], rows: Iterable[Row], *, headings: bool = True) -> None:
         """Print ``rows`` under the names of ``columns``, unless JSON was asked for."""
-        cells = [[column.name for column in columns]]
+        cells = [[column.name for column in columns]] if headings else []
         for row in rows:
             values = ((column, column.value(row)) for column in columns)
             cells.append([self.size(value) if column.size else printable(value) for column, value in values])
-        widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+        widths = [max((len(line[index]) for line in cells), default=0) for index in range(len(columns))]
         for line in cells:
             padded = (
                 cell.rjust(width) if column.right else cell.ljust(width)
@@ -90,10 +95,9 @@ class Output:
         sys.stderr.write(f"virt-dmem: {printable(text)}\n")
 
     def error(self, error: DmemError) -> None:
-        """Report a failure: two lines on stderr, and an object on stdout if JSON was asked for."""
+        """Report a failure: two lines on stderr, with its code, and an object on stdout if JSON was asked for."""
         self.note(error.message)
-        if error.hint:
-            sys.stderr.write(f"  {printable(error.hint)}\n")
+        sys.stderr.write(f"  {f'{printable(error.hint)} ' if error.hint else ''}[{error.code}]\n")
         self.result(error={"code": error.code, "message": error.message, "hint": error.hint})
 
 

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from virt_dmem.cli import registry
-from virt_dmem.cli.columns import describe
+from virt_dmem.cli.columns import add_selection, describe
 from virt_dmem.errors import UsageError
 from virt_dmem.text import clipped, did_you_mean
 from virt_dmem.version import ShowVersion
@@ -159,6 +159,8 @@ def _add_command(commands: Parsers, verb: str, command: Command) -> None:
     )
     if command.columns:
         parser.add_argument("--output", "-o", metavar="COLUMNS", help="columns to show, separated by commas")
+        if command.selects:
+            add_selection(parser)
     if command.arguments:
         command.arguments(parser)
 

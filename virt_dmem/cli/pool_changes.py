@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Self
+from typing import Any, Self
 
 from virt_dmem.cli.output import Output
 from virt_dmem.config.schema import Config
-from virt_dmem.errors import DaemonUnreachable, PoolError
+from virt_dmem.errors import DaemonUnreachable, PoolBusy, PoolError
 from virt_dmem.host import kernel
 from virt_dmem.host.hvo_bug import Verdict
 from virt_dmem.ipc.client import Client
@@ -18,7 +19,7 @@ from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
-__all__ = ["PoolDaemon", "refresh_pools", "reporting_lost_pages", "require_nothing_lost"]
+__all__ = ["PoolDaemon", "refresh_pools", "reporting_lost_pages", "require_nothing_lost", "wait_until_empty"]
 
 
 class PoolDaemon:
@@ -57,6 +58,32 @@ class PoolDaemon:
             with suppress(DaemonUnreachable):
                 self._client = Client(self._config.socket_path)
         return self._client
+
+
+def wait_until_empty(daemon: Client, pool: str, out: Output, timeout: float | None) -> dict[str, Any]:
+    """Wait until no domain holds memory of a pool that is draining, and tell how much is left.
+
+    :param timeout: In seconds; ``None``: for ever.
+    :return: The pool, in the form of ``PoolView``.
+    :raise PoolBusy: When some is held after that time; the pool is still draining.
+    """
+    ends = None if timeout is None else time.monotonic() + timeout
+    before = None
+    while True:
+        found: dict[str, Any] = next(one for one in daemon.call("ListPools")["pools"] if one["name"] == pool)
+        left = found["reserved_bytes"]
+        if left != before:
+            holds = f"domains hold {out.size(left)} of it" if left else "no domain holds memory from it"
+            out.text(f"Pool {pool} is draining: {holds}.")
+        if not left:
+            return found
+        if ends is not None and time.monotonic() >= ends:
+            raise PoolBusy(
+                f"Domains still hold {format_size(left)} of pool {pool} after {timeout:g} s.",
+                hint="'virt-dmem list' lists them. Wait longer, or shut them down.",
+            )
+        before = left
+        time.sleep(1 if ends is None else min(1.0, max(0.01, ends - time.monotonic())))
 
 
 def refresh_pools(config: Config, name: str) -> None:

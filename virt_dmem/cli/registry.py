@@ -33,6 +33,7 @@ MODULES = {
     "detach": "hotplug",
     "resize": "hotplug",
     "alerts": "alerts",
+    "events": "events",
     "metrics": "metrics",
     "pause-apply": "pause_apply",
     "report": "report",

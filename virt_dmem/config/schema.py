@@ -37,6 +37,8 @@ class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Directory of the control socket and the pool mounts; created by tmpfiles."""
     group: str = "virt-dmem"
     """Members of this group may read over the control socket; only root may change anything."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level of messages that virt-dmemd logs; the option --log-level of virt-dmemd takes precedence."""
 
 
 class LibvirtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -162,7 +162,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="configuration file, instead of /etc/virt-dmem/virt-dmem.toml"
     )
     levels = ["debug", "info", "warning", "error"]
-    parser.add_argument("--log-level", default="info", choices=levels, help="lowest level logged to standard error")
+    parser.add_argument(
+        "--log-level", choices=levels, help="lowest level logged to standard error; default: [daemon] log_level"
+    )
     parser.add_argument("--version", action=ShowVersion)
     return parser
 
@@ -170,10 +172,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the daemon in the foreground; return the exit status."""
     arguments = build_parser().parse_args(argv)
-    set_up_logging(arguments.log_level)
+    set_up_logging(arguments.log_level or "info")
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         config = load_config(arguments.config)
+        logging.getLogger().setLevel((arguments.log_level or config.daemon.log_level).upper())
         _take_lock(config)
         asyncio.Runner().run(serve(config))
     except (DmemError, OSError) as error:

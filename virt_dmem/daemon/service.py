@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from virt_dmem.aio import off_loop
@@ -15,6 +17,7 @@ from virt_dmem.allocation.models import PoolStatus, Reservation, TimedStep
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
+from virt_dmem.daemon.events import Events
 from virt_dmem.domain_xml.fields import MAX_BYTES
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS
 from virt_dmem.domain_xml.reader import DomainDocument, name_of
@@ -40,6 +43,7 @@ MOST_SECONDS = 10 * 365 * 86400
 """Limit of any duration in a request."""
 _MOST_NODES = 1023
 """The kernel's largest CONFIG_NODES_SHIFT is 10; QEMU allows fewer cells."""
+_NAME = re.compile(rb"<name>([^<]{1,1000})</name>")
 _OPERATIONS = ("prepare", "start", "started", "stopped", "release")
 
 
@@ -58,6 +62,7 @@ class Service:
     alerts: AlertTracker
     metrics: Metrics
     remembered: Remembered
+    events: Events
     on_resume: Callable[[], None]
     """Called when automatic apply is resumed, or pools have changed: all domains have to be considered again."""
 
@@ -74,7 +79,7 @@ class Service:
         if not await off_loop(DomainDocument.is_managed, document):
             await self._hook_without_request(operation, document)
             return []
-        with self.metrics.hook(operation if operation in _OPERATIONS else "other"):
+        with self.metrics.hook(operation if operation in _OPERATIONS else "other"), self._told(operation, document):
             return await self._run_hook(operation, document, report, began)
 
     async def _run_hook(
@@ -114,7 +119,8 @@ class Service:
             return
         uuid = await off_loop(DomainDocument.uuid, document)
         if operation == "prepare" and is_lost(trace, self.remembered.find(uuid)):
-            raise request_lost(uuid, name_of(document.xml), trace)
+            with self._told(operation, document):
+                raise request_lost(uuid, name_of(document.xml), trace)
         if self.ledger.find(uuid) is None:
             return
         if operation == "stopped":
@@ -122,12 +128,25 @@ class Service:
         elif operation == "release":
             await self.hooks.release(uuid)
 
+    @contextmanager
+    def _told(self, operation: str, document: DomainDocument) -> Iterator[None]:
+        """Log why a domain is rejected in this context: libvirt tells only who asked for its start."""
+        try:
+            yield
+        except DmemError as error:
+            named = _NAME.search(document.xml)  # parsing it may take long
+            name = clipped(named[1].decode(errors="replace") if named else "?", 80)
+            log.warning("domain %s: rejected at %s [%s]: %s", name, operation, error.code, error)
+            self.events.rejected(name, operation, error)
+            raise
+
     async def filter_xml(self, xml: bytes) -> bytes:
         """Return the XML of an incoming domain, by migration or restore, adapted to this host.
 
         :raise DmemError: When it cannot run here.
         """
-        adapted = await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
+        with self._told("migrate or restore", DomainDocument(xml)):
+            adapted = await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
         if adapted != xml and not await off_loop(DomainDocument.is_managed, DomainDocument(adapted)):
             # it was rewritten, and runs on ordinary memory here: its prepare must not take that for a loss
             self.remembered.forget(await off_loop(DomainDocument.uuid, DomainDocument(adapted)))
@@ -156,7 +175,7 @@ class Service:
         _require("size in bytes", size_bytes, 1, MAX_BYTES)
         _require("guest NUMA cell", cell, 0, _MOST_NODES)
         _require("host node", node, -1, _MOST_NODES)
-        return await self.hotplug.attach(
+        change = await self.hotplug.attach(
             domain,
             size_bytes,
             report,
@@ -165,11 +184,15 @@ class Service:
             node=node if node >= 0 else None,
             persistent=persistent,
         )
+        self.events.device_changed(change)
+        return change
 
     async def detach(self, domain: str, alias: str, wait_seconds: float, report: ReportProgress) -> DeviceChange:
         """Ask a guest to hot-unplug a memory device, and wait up to ``wait_seconds``."""
         _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
-        return await self.hotplug.detach(domain, alias, report, wait_seconds=wait_seconds)
+        change = await self.hotplug.detach(domain, alias, report, wait_seconds=wait_seconds)
+        self.events.device_changed(change)
+        return change
 
     async def resize(
         self, domain: str, alias: str, size_bytes: int, wait_seconds: float, report: ReportProgress
@@ -177,7 +200,9 @@ class Service:
         """Ask a guest to plug or unplug blocks of virtio-mem, and wait up to ``wait_seconds``."""
         _require("size in bytes", size_bytes, 0, MAX_BYTES)
         _require("time to wait in seconds", wait_seconds, 0, MOST_SECONDS)
-        return await self.virtio_mem.resize(domain, alias, size_bytes, report, wait_seconds=wait_seconds)
+        change = await self.virtio_mem.resize(domain, alias, size_bytes, report, wait_seconds=wait_seconds)
+        self.events.device_changed(change)
+        return change
 
     def show_domain(self, domain: str) -> tuple[Reservation, Sequence[TimedStep]]:
         """Return the memory of a domain, by UUID or name, and the steps of its last start.
@@ -205,7 +230,12 @@ class Service:
         """Read the records of the pools again, after a change of one ended or failed."""
         self.inventory.read_records()
         await self.prezero.reload()
+        self.note_pools()
         self.on_resume()
+
+    def note_pools(self) -> None:
+        """Record how the pools changed."""
+        self.events.pools_seen({one.name: (one.state, one.capacity_bytes) for one in self.list_pools()})
 
     def reread_nodes(self) -> None:
         """Read the host's NUMA nodes again, after its processors or memory changed."""
@@ -252,6 +282,7 @@ class Service:
         self.inventory.read_records()
         self.inventory.drain(name, undo=undo)
         self.prezero.invalidate()
+        self.note_pools()
 
     def pause_apply(self, seconds: float) -> None:
         """Pause automatic apply; 0: until ``resume_apply``."""

@@ -26,9 +26,11 @@ from virt_dmem.ipc.messages import (
     ChangeReply,
     ChangeView,
     DomainView,
+    EventView,
     ExtentView,
     HookReply,
     Link,
+    NewsView,
     NodeView,
     PoolView,
     SegmentView,
@@ -157,6 +159,12 @@ class ControlInterface(Interface):
     def ListAlerts(self) -> list[AlertView]:  # noqa: N802
         """Return the active alerts."""
         return [AlertView(**asdict(alert)) for alert in self._service.alerts.refresh()]
+
+    @method(returns="news")
+    def ListEvents(self, *, after: int) -> NewsView:  # noqa: N802
+        """Return what happened after an event (its number); -1: nothing, only the number to ask with."""
+        news = self._service.events.since(after)
+        return NewsView([EventView(**asdict(event)) for event in news.events], news.next, news.missed)
 
     @method(returns="text")
     def ShowMetrics(self) -> str:  # noqa: N802

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config
 from virt_dmem.daemon.auto_apply import AutoApply
 from virt_dmem.daemon.domain_list import DomainList
+from virt_dmem.daemon.events import Events
 from virt_dmem.daemon.guest_events import GuestEvents
 from virt_dmem.daemon.libvirt_events import LibvirtEvents
 from virt_dmem.daemon.lost_requests import LostRequests
@@ -31,6 +33,7 @@ from virt_dmem.domains.hooks import HookOperations
 from virt_dmem.domains.hotplug import Hotplug
 from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.domains.virtio_mem import VirtioMem
+from virt_dmem.errors import DmemError
 from virt_dmem.host.kernel import boot_id
 from virt_dmem.hypervisor.connection import DomainInfo
 from virt_dmem.hypervisor.processes import qemu_pid
@@ -162,8 +165,10 @@ def build(config: Config) -> Components:
         alerts=alerts,
         metrics=metrics,
         remembered=remembered,
+        events=_connected_events(ledger, alerts),
         on_resume=libvirt_events.relist,
     )
+    service.note_pools()
     domain_list = DomainList(ledger, domain_json)
     return Components(
         config=config,
@@ -186,3 +191,19 @@ def build(config: Config) -> Components:
         domain_list=domain_list,
         interface=ControlInterface(service, reconciler, domain_list),
     )
+
+
+def _connected_events(ledger: Ledger, alerts: AlertTracker) -> Events:
+    """Return the memory of events, told by ledger and alerts."""
+
+    def name_of(uuid: str) -> str:
+        with suppress(DmemError):  # what was done is not undone because its event has no name
+            found = ledger.find(uuid)
+            return found.name if found else ""
+        return ""
+
+    events = Events(name_of, {held.uuid: held.name for held in ledger.reservations()})
+    ledger.on_phase = events.phase_changed
+    ledger.on_extent_gone = events.extent_gone
+    alerts.on_change = lambda alert, active: events.alert_changed(alert, active=active)
+    return events

@@ -15,6 +15,8 @@ __all__ = [
     "ChangeReply",
     "ChangeView",
     "DomainView",
+    "EventView",
+    "NewsView",
     "ExtentView",
     "HookReply",
     "Link",
@@ -111,6 +113,29 @@ class AlertView:
     message: str
     hint: str
     since: float
+
+
+@dataclass(frozen=True)
+class EventView:
+    """Describe something that happened."""
+
+    sequence: int
+    at: float
+    kind: str
+    subject: str
+    name: str
+    state: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class NewsView:
+    """Hold events, the number to ask with the next time, and whether some were forgotten in between."""
+
+    events: list[EventView]
+    next: int
+    missed: bool
 
 
 @dataclass(frozen=True)

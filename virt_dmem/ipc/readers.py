@@ -33,7 +33,7 @@ __all__ = ["READ_METHODS", "Readers"]
 limited_log = RateLimitedLog(logging.getLogger(__name__))
 
 READ_METHODS = frozenset(
-    {"ListDomains", "ShowDomain", "ShowBackends", "ListPools", "ListAlerts", "ShowMetrics"}
+    {"ListDomains", "ShowDomain", "ShowBackends", "ListPools", "ListAlerts", "ListEvents", "ShowMetrics"}
     | {"GetInfo", "GetInterfaceDescription"}
 )
 ASKS_QEMU = f"{INTERFACE}.ShowBackends"
@@ -95,7 +95,7 @@ class _Dispatcher(Caller):
             raise failed(
                 PermissionRefused(
                     "Only root may do this; the members of virt-dmemd's group may only read (list, show, pool list,"
-                    " pool show, alerts, metrics).",
+                    " pool show, alerts, events, metrics).",
                     hint="Run the command with sudo.",
                 )
             )

@@ -18,6 +18,7 @@ __all__ = [
     "HOST_MEMORY_OFFLINE",
     "INSTALLATION_CHANGED",
     "LIBVIRT_SETTINGS_CHANGED",
+    "LIBVIRT_UNREACHABLE",
     "LEDGER_DAMAGED",
     "RECONCILE_FAILED",
     "APPLY_FIGHT",
@@ -41,6 +42,7 @@ POOL_MOUNT_CHANGED = "pool-mount-changed"
 HOST_MEMORY_OFFLINE = "host-memory-offline"
 INSTALLATION_CHANGED = "installation-changed"
 LIBVIRT_SETTINGS_CHANGED = "libvirt-settings-changed"
+LIBVIRT_UNREACHABLE = "libvirt-unreachable"
 LEDGER_DAMAGED = "ledger-damaged"
 RECONCILE_FAILED = "reconcile-failed"
 APPLY_FIGHT = "apply-fight"
@@ -125,6 +127,10 @@ EXPLANATIONS = {
         "not been restarted since: virt-dmemd reads the file, libvirtd uses what it read when it started. Or "
         "libvirtd was restarted with other settings while domains with pool memory run: they keep running with "
         "the earlier ones."
+    ),
+    LIBVIRT_UNREACHABLE: (
+        "Domains hold pool memory, and virt-dmemd has had no connection to libvirt for a minute. Running guests go"
+        " on. While libvirtd is down none starts or stops, and nothing is applied."
     ),
     LEDGER_DAMAGED: (
         "The ledger could not be read when virt-dmemd started, so it was set aside and a new one was created. "

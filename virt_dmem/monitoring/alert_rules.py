@@ -21,6 +21,7 @@ from virt_dmem.monitoring.alert_codes import (
     EXTENT_QUARANTINED,
     GUEST_OUTSIDE_POOL,
     LEDGER_DAMAGED,
+    LIBVIRT_UNREACHABLE,
     MEMORY_FAILED,
     MEMORY_OUTSIDE_POOL,
     MEMORY_PINNED,
@@ -36,6 +37,9 @@ _LIMIT = 100
 """Alerts of one kind that are named, where others can cause any number."""
 START_SECONDS = 30.0
 """Time within which a guest that libvirt calls started is expected to be RUNNING in the ledger."""
+
+LIBVIRT_SECONDS = 60.0
+"""Time for which libvirt may be away, as it is when it is restarted."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Facts:
     """What is wrong with the definitions of domains, found when they were defined or listed."""
     deviations: Iterable[Alert] = ()
     """Alerts of what others changed on the host."""
+    libvirt_gone_seconds: float = 0.0
+    """How long libvirt has not answered; 0: it does."""
     paused_until: float | None = None
     """End of the pause of automatic apply, in seconds since the epoch; ``None``: it is not paused."""
     is_alive: Callable[[Guest], bool] = lambda _: True
@@ -99,6 +105,7 @@ def due(facts: Facts) -> list[Alert]:
         *_pools(facts),
         *facts.deviations,
         *_pinned(facts),
+        *_libvirt(facts),
         *_reconcile(facts),
         *_apply(facts),
     ]
@@ -198,6 +205,19 @@ def _pinned(facts: Facts) -> Iterable[Alert]:
             "They are freed automatically once they are unpinned: look for processes of QEMU's user that"
             " outlive their guest, for direct I/O or RDMA that does not end, and for files in the pool that"
             " virt-dmem did not create.",
+        )
+
+
+def _libvirt(facts: Facts) -> Iterable[Alert]:
+    """Yield an alert where it is missed: without guests, Debian's libvirtd ends by itself after two minutes."""
+    if facts.phases and facts.libvirt_gone_seconds > LIBVIRT_SECONDS:
+        hold = counted(len(facts.phases), "domain holds", "domains hold")
+        yield Alert(
+            LIBVIRT_UNREACHABLE,
+            "",
+            f"virt-dmemd has no connection to libvirt, and {hold} pool memory.",
+            "Running guests are not affected. Start libvirtd or virtqemud ('systemctl start libvirtd'), and see"
+            " 'virt-dmem check', line libvirt.",
         )
 
 

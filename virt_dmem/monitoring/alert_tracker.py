@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,12 +67,25 @@ class AlertTracker:
         self._alive: set[str] = set()
         """Guests that seem to run outside of any pool, and whose QEMU was found."""
         self._looking: dict[str, asyncio.Task[None]] = {}
-        self.connected = False
-        """libvirt answers, and the guests are current."""
+        self._gone_since: float | None = kernel.uptime()
+        self.on_change: Callable[[ActiveAlert, bool], object] = lambda _alert, _active: None
+        """Called when an alert began (true) or ended."""
         self.changed = asyncio.Event()
         """Set when something happened that may begin or end an alert."""
 
     # What libvirt reports
+
+    @property
+    def connected(self) -> bool:
+        """Libvirt answers, and the guests are current."""
+        return self._gone_since is None
+
+    @connected.setter
+    def connected(self, now: bool) -> None:
+        if now:
+            self._gone_since = None
+        elif self._gone_since is None:
+            self._gone_since = kernel.uptime()
 
     def set_domains(self, guests: Iterable[Guest]) -> None:
         """Replace all guests."""
@@ -126,12 +139,15 @@ class AlertTracker:
         for key in sorted(self._active.keys() - due.keys()):
             over = self._active.pop(key)
             log.info("alert %s ended: %s", over.code, over.message)
+            self.on_change(over, False)
         for key, alert in due.items():
             known = self._active.get(key)
             if known is None:
                 log.warning("alert %s: %s %s", alert.code, alert.message, alert.hint)
             since = known.since if known else time.time()
             self._active[key] = ActiveAlert(alert.code, alert.subject, alert.message, alert.hint, since)
+            if known is None:
+                self.on_change(self._active[key], True)
         return [self._active[key] for key in sorted(self._active)]
 
     def _facts(self) -> alert_rules.Facts:
@@ -149,6 +165,7 @@ class AlertTracker:
             failed=self._attempts.failed(),
             damaged_ledger=self._ledger.damaged_file(),
             failures=self._ledger.failures(),
+            libvirt_gone_seconds=0.0 if self._gone_since is None else kernel.uptime() - self._gone_since,
             definitions=self._definitions.values(),
             deviations=self._deviations,
             paused_until=time.time() + left if (left := self._ledger.pause_left(APPLY) or 0) > 0 else None,

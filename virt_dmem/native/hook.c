@@ -129,15 +129,17 @@ __attribute__((noreturn)) static void no_memory(void)
 
 __attribute__((noreturn)) static void unreachable(const char *reason)
 {
-	refuse("virt-dmemd does not answer at %s: %s. Start it with 'systemctl start virt-dmemd.socket'.", work.path,
-	       reason);
+	refuse("virt-dmemd does not answer at %s: %s. Start it with 'systemctl start virt-dmemd.socket'."
+	       " [daemon-unreachable]",
+	       work.path, reason);
 }
 
 __attribute__((noreturn)) static void unreachable_by(int error)
 {
 	if (error == EAGAIN) /* a socket's timeout */
 		refuse("virt-dmemd does not answer at %s: timed out after " TEXT_OF(ANSWER_SECONDS) " s without a reply. "
-		       "Restart it with 'systemctl restart virt-dmemd.service'; running guests are not affected.",
+		       "Restart it with 'systemctl restart virt-dmemd.service'; running guests are not affected. "
+		       "[daemon-unreachable]",
 		       work.path);
 	unreachable(strerror(error));
 }
@@ -331,7 +333,9 @@ __attribute__((noreturn)) static void pass_on(struct json_object *refusal)
 		refuse("%s", string(work.answer, "error"));
 	if (!has(refusal, "hint"))
 		refuse("%s", string(refusal, "message"));
-	refuse("%s %s", string(refusal, "message"), string(refusal, "hint"));
+	if (!has(refusal, "code"))
+		refuse("%s %s", string(refusal, "message"), string(refusal, "hint"));
+	refuse("%s %s [%s]", string(refusal, "message"), string(refusal, "hint"), string(refusal, "code"));
 }
 
 /* Return the parameters of the next reply, and whether more replies follow; exit if it is an error. */

@@ -27,6 +27,8 @@ from virt_dmem.domain_xml.rewrite import apply
 from virt_dmem.errors import ExitStatus
 from virt_dmem.ipc.client import Client
 
+IN_OWN_TESTS = {"check", "events"}
+"""One fails in a private namespace, the other has an object for each event."""
 IN_LIBVIRT_TESTS = {"apply", "attach", "detach", "resize", "unapply"}
 """Need a libvirt with QEMU: tests/rig/command.py holds every answer there against its type as well."""
 
@@ -100,7 +102,7 @@ def test_what_every_command_prints_is_as_documented(command: Command, monkeypatc
         stdin = io.BytesIO((GOLDEN / "plain-in.xml").read_bytes())
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=stdin))
         ask("rewrite", *options)
-    assert sorted(seen | {"check"}) == sorted(set(answers()) - IN_LIBVIRT_TESTS)
+    assert sorted(seen | IN_OWN_TESTS) == sorted(set(answers()) - IN_LIBVIRT_TESTS)
 
 
 @pytest.mark.parametrize("args", [["explain", "nonsense"], ["pool", "show", "none"], ["frobnicate"]], ids=" ".join)

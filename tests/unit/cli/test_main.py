@@ -26,6 +26,7 @@ def test_a_failure_is_what_happened_and_below_it_what_to_do(capsys: pytest.Captu
     assert said.out == ""
     assert said.err.startswith("virt-dmem: There is no code 'nonsense'.\n  The codes are: ")
     assert "memory-pinned" in said.err, "the codes of alerts as well"
+    assert said.err.endswith(" [usage]\n"), "its own code"
 
 
 @pytest.mark.parametrize("args", [["--json", "explain", "nonsense"], ["explain", "nonsense", "--json"]])

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How virt-dmemd shuts down."""
+"""How virt-dmemd shuts down, and what it logs."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from tests.rig.mount_namespace import in_own_mount_namespace
+from tests.rig.repository import REPOSITORY
 from virt_dmem.aio import cancel_and_wait
 from virt_dmem.daemon.main import shut_down
+from virt_dmem.errors import DaemonUnreachable
+from virt_dmem.ipc.client import Client
 
 
 def test_tasks_are_cancelled_and_one_that_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
@@ -41,3 +49,23 @@ def test_tasks_are_cancelled_and_one_that_does_not_end_is_named_and_left(caplog:
     asyncio.run(story())
     (said,) = [record.message for record in caplog.records if "timed out" in record.message]
     assert "stubborn" in said
+
+
+@in_own_mount_namespace
+def test_the_configured_level_decides_what_is_logged(tmp_path: Path) -> None:
+    for level, logged in (("info", True), ("error", False)):
+        config = tmp_path / f"{level}.toml"
+        config.write_text(
+            f'[daemon]\nrun_dir = "{tmp_path}/run"\nstate_dir = "{tmp_path}/state"\nlog_level = "{level}"\n'
+            '[libvirt]\nuri = "test:///default"\n'
+        )
+        arguments = [sys.executable, "-m", "virt_dmem.daemon.main", "--config", str(config)]
+        with subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None:
+                with suppress(DaemonUnreachable), Client(tmp_path / "run/sock") as daemon:
+                    daemon.call("ListPools")
+                    break
+            process.terminate()
+            said = process.communicate(timeout=120)[1]
+        assert ("serving 0 pools" in said) is logged, said
+        (tmp_path / "run/sock").unlink(missing_ok=True)

@@ -85,3 +85,10 @@ def test_a_number_that_comes_over_the_socket_and_cannot_be_is_refused(parts: Com
 def test_a_hook_with_an_impossible_time_of_its_beginning_is_served(parts: Components, began: float) -> None:
     asyncio.run(parts.service.hook("release", domain(), lambda _: None, began))
     assert [step.step for step in parts.ledger.steps(UUID)] == ["release"]
+
+
+def test_a_rejected_start_is_in_the_log_with_its_code(parts: Components, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"), pytest.raises(DmemError) as rejected:
+        asyncio.run(parts.service.hook("prepare", domain(name="web1"), lambda _: None))
+    (line,) = [record.getMessage() for record in caplog.records if "web1" in record.getMessage()]
+    assert line.startswith(f"domain web1: rejected at prepare [{rejected.value.code}]: {rejected.value.message}")

@@ -96,6 +96,14 @@ def test_a_pause_is_an_alert_as_long_as_it_lasts() -> None:
     assert codes(Facts(NOW, paused_until=None)) == []
 
 
+def test_a_libvirt_that_is_away_is_an_alert_after_a_minute_and_only_where_domains_hold_memory() -> None:
+    held = {UUID: PhaseChange(Phase.RUNNING, 0.0)}
+    assert codes(Facts(NOW, phases=held, libvirt_gone_seconds=59.0)) == []
+    (alert,) = due(Facts(NOW, phases=held, libvirt_gone_seconds=61.0))
+    assert (alert.code, "and 1 domain holds pool memory" in alert.message) == ("libvirt-unreachable", True)
+    assert codes(Facts(NOW, libvirt_gone_seconds=1e6)) == []
+
+
 def test_memory_devices_are_read_from_live_xml_by_their_alias() -> None:
     found = read_guest(
         b"""<domain type='kvm' id='3'><name>guest1</name><uuid>4dea22b3-1d52-d8f3-2516-782e98ab3fa0</uuid>

@@ -15,6 +15,7 @@ from virt_dmem.allocation.models import Phase
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.domain_xml.live import Guest, MemoryDevice
 from virt_dmem.errors import DomainRefused
+from virt_dmem.host import kernel
 from virt_dmem.monitoring import alert_tracker
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.pools.segment_id import SegmentId
@@ -26,6 +27,20 @@ WAITS = "import sys; sys.stdin.read()"
 
 def codes(parts: Components) -> list[str]:
     return [alert.code for alert in parts.alerts.refresh()]
+
+
+def test_how_long_libvirt_is_away_counts_from_the_moment_that_it_left(
+    parts: Components, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(1, (0, 1), (1, 2))
+    parts.ledger.reserve(plan, paths_of(plan), {("fast", node): 1000 * PAGE for node in range(2)})
+    now = kernel.uptime()
+    for away, at, expected in ((False, 0.0, False), (True, 0.0, False), (True, 59.0, False), (True, 61.0, True)):
+        monkeypatch.setattr(kernel, "uptime", lambda at=at: now + at)
+        parts.alerts.connected = not away
+        assert ("libvirt-unreachable" in codes(parts)) is expected
+    parts.alerts.connected = True
+    assert "libvirt-unreachable" not in codes(parts)
 
 
 REVERTED = DomainRefused("Another tool reverts vm.", hint="Find it.")

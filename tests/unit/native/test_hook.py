@@ -371,7 +371,8 @@ def test_an_answer_without_an_end_is_not_kept_for_ever(hook: Hook, stand_in: Sta
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        ({"code": "x", "message": "It does not fit.", "hint": "Make room."}, "It does not fit. Make room."),
+        ({"code": "x", "message": "It does not fit.", "hint": "Make room."}, "It does not fit. Make room. [x]"),
+        ({"message": "It does not fit.", "hint": "Make room."}, "It does not fit. Make room."),
         ({"message": "It does not fit."}, "It does not fit."),
         ({"code": "x"}, "dev.virt-dmem.Failed"),
         ({"message": "a\nb\r\x1b[2Jc\x7f\x9bd\u20ac", "hint": "%s %n"}, "a b  [2Jc   d\u20ac %s %n"),
@@ -509,7 +510,7 @@ REPLIES = st.fixed_dictionaries(
     optional={
         "parameters": st.fixed_dictionaries({}, optional={
             "reply": st.fixed_dictionaries({}, optional={"links": st.just([]) | LINKS | JSON}) | JSON,
-            "message": JSON, "hint": JSON, "xml": JSON,
+            "message": JSON, "hint": JSON, "code": JSON, "xml": JSON,
         }) | JSON,
         "continues": st.booleans() | JSON,
     },

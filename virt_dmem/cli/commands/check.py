@@ -19,9 +19,17 @@ __all__ = ["COMMANDS"]
 
 _ABOUT = """\
 Checks kernel, pools, daemon, hook, libvirt and AppArmor, and prints a line for
-each check, beginning with PASS, WARN (it works, but with limitations, or it
-cannot be determined) or FAIL (domains with pool memory may not start). A hint
-on how to fix it follows. The exit status is 3 if a check failed."""
+each check, with its name and beginning with
+
+  PASS  it is as it should be
+  WARN  it works with a limitation, or could not be determined, by this user for
+        example
+  FAIL  domains with pool memory do not start, or not as they are configured;
+        those that run are not affected
+
+A hint on how to fix it follows. What others changed on the host and what is
+wrong with single domains is in 'virt-dmem alerts' as well. The exit status is 3
+if a check failed."""
 
 
 class CheckResult:

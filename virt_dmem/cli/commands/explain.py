@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
+_ABOUT = """\
+Every failure has such a code: it stands in brackets behind the message of a
+command or of the hook, in the log of virt-dmemd, and in the output of --json."""
+
 
 class ExplainAnswer:
     """`explain`."""
@@ -45,7 +49,7 @@ COMMANDS = (
         "explain",
         "explain the code of an error or alert",
         run,
-        about="Every failure has such a code: --json prints it, and so does the hook.",
+        about=_ABOUT,
         arguments=add_arguments,
         answer="ExplainAnswer",
     ),

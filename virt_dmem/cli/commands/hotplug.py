@@ -32,12 +32,15 @@ plugged, and may be resized. Requires root."""
 _ABOUT_DETACH = """\
 A guest may refuse, or not respond: then the memory stays reserved, the
 operation pending, and the memory is freed as soon as the guest releases it,
-however long that takes. A device in the domain's persistent XML is removed from
-there at once. Requires root."""
+however long that takes. The exit status is 0 also of a pending operation; --json
+says "pending" as its state, and 'virt-dmem events' tells when the memory is free.
+A device in the domain's persistent XML is removed from there at once. Requires
+root."""
 _ABOUT_RESIZE = """\
 To plug more, the whole device is reserved and populated first. Unplugged memory
 returns to the pool once the guest has unplugged all that was requested, unless
-the device spans several nodes. Requires root."""
+the device spans several nodes. The exit status is 0 also if the guest has not
+done so yet; --json says "pending" as the state. Requires root."""
 
 
 class MemoryChange:
@@ -78,6 +81,7 @@ def add_detach_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("alias", metavar="ALIAS", help="alias of the memory device, as printed by 'virt-dmem show'")
     parser.add_argument(
         "--wait",
+        "--timeout",
         type=parse_duration,
         default=10,
         metavar="TIME",

@@ -8,7 +8,7 @@ is imported where it is needed (decision 0007).
 
 from __future__ import annotations
 
-from virt_dmem.cli.columns import Column, choose, joined, size, table, text
+from virt_dmem.cli.columns import Column, choose, joined, select, size, table, text
 from virt_dmem.cli.command import Command
 from virt_dmem.config.files import DEFAULT_RUN_DIR, SOCKET_NAME, mentions
 from virt_dmem.errors import DaemonUnreachable, ExitStatus
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from virt_dmem.cli.columns import Table
     from virt_dmem.cli.json_schema import Domain
     from virt_dmem.cli.output import Output
     from virt_dmem.config.schema import Config
@@ -77,7 +78,9 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """List the domains that hold pool memory, or those whose persistent XML is rewritten."""
     shown = _columns(args) if args.output or not out.as_json else []
     rows = _applied(args, out) if args.applied else _held(args)
-    out.table(shown, rows)
+    if args.filter or args.sort or args.reverse:
+        rows = select(rows, _available(args), args)
+    out.table(shown, rows, headings=not args.no_headings)
     if not out.as_json:
         _note_alerts(args, out)
     out.result(domains=rows)
@@ -87,8 +90,11 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 def _columns(args: argparse.Namespace) -> list[Column]:
     if args.applied:
         return choose(_COLUMNS, args.output, "NAME,ACTIVE,POOL,SIZE,HOTPLUG-MAX,PHASE,RESERVED,UUID")
-    available = {name: column for name, column in _COLUMNS.items() if name not in _WITH_APPLIED}
-    return choose(available, args.output, "NAME,PHASE,RESERVED,POOLS,UUID")
+    return choose(_available(args), args.output, "NAME,PHASE,RESERVED,POOLS,UUID")
+
+
+def _available(args: argparse.Namespace) -> Table:
+    return {name: column for name, column in _COLUMNS.items() if args.applied or name not in _WITH_APPLIED}
 
 
 def _held(args: argparse.Namespace) -> Rows:
@@ -171,6 +177,7 @@ COMMANDS = (
         about=_ABOUT,
         arguments=add_arguments,
         columns=_COLUMNS,
+        selects=True,
         answer="ListAnswer",
     ),
 )

@@ -153,6 +153,10 @@ class Backend(ABC, Generic[Record]):
         """
         raise UsageError("The size of the pool is missing.", hint="Give --size SIZE, or --node N=SIZE.")
 
+    def created_otherwise(self, record: Record) -> str:
+        """Return how a new pool differs from what was asked for; empty: it does not."""
+        return ""
+
     def given_back(self, record: Record) -> int:
         """Return the bytes that the host gets when a segment is destroyed."""
         return record.got_bytes

@@ -65,7 +65,11 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Add ``--no-hvo`` and ``--existing-pages``."""
-        parser.add_argument("--no-hvo", action="store_true", help="do not switch HVO on: keep all struct pages")
+        parser.add_argument(
+            "--no-hvo",
+            action="store_true",
+            help="do not switch HVO on, to keep all struct pages; without effect where it is on already",
+        )
         parser.add_argument(
             "--existing-pages",
             action="store_true",
@@ -180,6 +184,15 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
                 hint=f"Free memory on the host, then run 'virt-dmem pool mount {job.record.pool}'; or, once no"
                 f" domain holds memory of it, shrink it to {format_size(has)}.",
             )
+
+    def created_otherwise(self, record: HugetlbfsRecord) -> str:
+        """Return that HVO was on, and took the struct pages of a pool that was to keep them."""
+        if record.hvo or not huge_pages.hvo() or not record.got_bytes:
+            return ""
+        return (
+            "HVO was on already, so the struct pages of this pool are freed all the same. To keep them destroy it,"
+            " run 'sysctl vm.hugetlb_optimize_vmemmap=0', and create it again."
+        )
 
     def given_back(self, record: HugetlbfsRecord) -> int:
         """Return the bytes that were allocated for the segment: pages that the host had stay huge pages."""

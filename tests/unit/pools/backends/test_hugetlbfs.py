@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.rig.checked_machine import bare_machine, pool
 from tests.rig.fake_tree import BOOT, MIB, fake_tree, put
@@ -15,7 +16,7 @@ from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.monitoring.checks.suite import CHECKS
 from virt_dmem.pools.backends.base import Job
 from virt_dmem.pools.backends.checks import Result, Status
-from virt_dmem.pools.backends.hugetlbfs import HugetlbfsRecord, PageCountChange
+from virt_dmem.pools.backends.hugetlbfs import Hugetlbfs, HugetlbfsRecord, PageCountChange
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import NodeShare, PoolRecord
 
@@ -152,3 +153,15 @@ class FakeKernel:
             put(counters / "nr_hugepages", f"{self.persistent + self.surplus}\n")
             put(counters / "free_hugepages", f"{self.persistent + self.surplus}\n")
             put(counters / "surplus_hugepages", f"{self.surplus}\n")
+
+
+def test_a_pool_without_hvo_says_when_hvo_was_on_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = {0: NodeShare(4 << 20, 4 << 20)}
+    without = HugetlbfsRecord("p", "hugetlbfs", 2 << 20, "/m", nodes, hvo=False)
+    for on, record, told in (
+        (True, without, True),
+        (False, without, False),
+        (True, replace(without, hvo=True), False),
+    ):
+        monkeypatch.setattr("virt_dmem.host.huge_pages.hvo", lambda on=on, **_: on)
+        assert bool(Hugetlbfs().created_otherwise(record)) is told

@@ -69,6 +69,8 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
             report=report,
         )
     pages = f"pages of {format_size(record.page_size)}"
+    if note := table.backend(record.backend).created_otherwise(record):
+        out.note(note)
     out.text(f"Pool {record.name}: {format_size(record.got_bytes)} in {pages} at {record.mount}")
     refresh_pools(config, args.name)
     if args.on_boot:

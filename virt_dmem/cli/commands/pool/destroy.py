@@ -6,7 +6,8 @@ from __future__ import annotations
 from virt_dmem.cli.arguments import add_dry_run, add_pool
 from virt_dmem.cli.command import Command
 from virt_dmem.cli.confirm import add_yes, confirm
-from virt_dmem.errors import ExitStatus
+from virt_dmem.errors import DaemonUnreachable, ExitStatus, UsageError
+from virt_dmem.units import parse_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dry_run(parser)
     add_yes(parser)
     parser.add_argument(
+        "--wait", action="store_true", help="first drain it, and wait until no domain holds memory from it"
+    )
+    parser.add_argument(
+        "--timeout", type=parse_duration, metavar="TIME", help="with --wait: give up after this time, such as 10m"
+    )
+    parser.add_argument(
         "--force", action="store_true", help="also on a kernel that loses the memory until the next boot"
     )
 
@@ -58,6 +65,8 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.pools import manage, registry
     from virt_dmem.pools.backends.table import backend
 
+    if args.timeout and not args.wait:
+        raise UsageError("--timeout requires --wait.", hint="See 'virt-dmem pool destroy --help'.")
     config = load_config(args.config)
     require_root("Destroying a pool")
     there = registry.segments(config, args.name)
@@ -74,6 +83,8 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         return ExitStatus.DONE
     require_nothing_lost(out, args.name, by_record, forced=args.force)
     confirm(args, f"Destroy pool {args.name} and give {size} back to the host?")
+    if args.wait:
+        _drain(args, out)
     with PoolDaemon(config) as daemon:
         daemon.retire(args.name)
         try:
@@ -89,6 +100,27 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         )
     out.result(pool=args.name, destroyed=True, given_back_bytes=sum(freed.values()))
     return ExitStatus.DONE
+
+
+def _drain(args: argparse.Namespace, out: Output) -> None:
+    """Drain the pool and wait until it is empty; if that takes too long, it gives memory again.
+
+    :raise PoolBusy: When it does.
+    """
+    from contextlib import suppress
+
+    from virt_dmem.cli.daemon import connect
+    from virt_dmem.cli.pool_changes import wait_until_empty
+
+    with suppress(DaemonUnreachable), connect(args) as daemon:  # while none runs, no domain gets any
+        states = {pool["name"]: pool["state"] for pool in daemon.call("ListPools")["pools"]}
+        daemon.call("DrainPool", name=args.name, undo=False)
+        try:
+            wait_until_empty(daemon, args.name, out, args.timeout)
+        except BaseException:  # also Ctrl-C
+            if states.get(args.name) != "draining":
+                daemon.call("DrainPool", name=args.name, undo=True)
+            raise
 
 
 COMMANDS = (

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import time
-
 from virt_dmem.cli.arguments import add_pool
 from virt_dmem.cli.command import Command
-from virt_dmem.errors import ExitStatus
+from virt_dmem.errors import ExitStatus, UsageError
+from virt_dmem.units import parse_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,24 +29,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--undo", action="store_true", help="allow allocations from it again")
     either.add_argument("--wait", action="store_true", help="wait until no domain holds memory from it")
+    parser.add_argument(
+        "--timeout", type=parse_duration, metavar="TIME", help="with --wait: fail after this time, such as 10m"
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Have virt-dmemd stop or resume allocating; with ``--wait`` wait until no domain holds memory from it."""
     from virt_dmem.cli.daemon import connect
+    from virt_dmem.cli.pool_changes import wait_until_empty
 
+    if args.timeout and not args.wait:
+        raise UsageError("--timeout requires --wait.", hint="See 'virt-dmem pool drain --help'.")
     with connect(args) as daemon:
         daemon.call("DrainPool", name=args.name, undo=args.undo)
+        if args.wait:
+            wait_until_empty(daemon, args.name, out, args.timeout)
         pool = _pool(daemon, args.name)
         if args.undo:
             out.text(f"Pool {args.name} is in use again.")
-        else:
+        elif not args.wait:
             _report(out, pool)
-        while args.wait and pool["reserved_bytes"]:
-            time.sleep(1)
-            before, pool = pool, _pool(daemon, args.name)
-            if pool["reserved_bytes"] != before["reserved_bytes"]:
-                _report(out, pool)
     out.result(pool=pool)
     return ExitStatus.DONE
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from virt_dmem.cli.columns import BACKEND, PAGES, Column, choose, size, table, text
+from virt_dmem.cli.columns import BACKEND, PAGES, Column, choose, select, size, table, text
 from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus
 
@@ -59,14 +59,20 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 
     config = load_config(args.config)
     shown = choose(COLUMNS, args.output, "NAME,BACKEND,PAGES,CAPACITY,RESERVED,FREE,STATE,ON-BOOT")
-    rows = pool_rows(config, out)
-    out.table(shown, rows)
+    rows = select(pool_rows(config, out), COLUMNS, args)
+    out.table(shown, rows, headings=not args.no_headings)
     out.result(pools=rows)
     return ExitStatus.DONE
 
 
 COMMANDS = (
     Command(
-        "pool list", "list the pools of this host", run, about=_ABOUT, columns=COLUMNS, answer="PoolListAnswer"
+        "pool list",
+        "list the pools of this host",
+        run,
+        about=_ABOUT,
+        columns=COLUMNS,
+        selects=True,
+        answer="PoolListAnswer",
     ),
 )

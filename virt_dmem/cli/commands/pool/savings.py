@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from virt_dmem.cli.columns import BACKEND, GROSS, LEFT, NET, PAGES, choose, size, table, text
+from virt_dmem.cli.columns import BACKEND, GROSS, LEFT, NET, PAGES, choose, select, size, table, text
 from virt_dmem.cli.command import Command
 from virt_dmem.errors import ExitStatus
 
@@ -65,7 +65,9 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
     require_readable(config)
     rows = [asdict(item) | {"how": "measured" if item.measured else "estimated"} for item in savings(config)]
-    out.table(choose(_COLUMNS, args.output, "POOL,SIZE,PAGES,GROSS,LEFT,NET,HOW"), rows)
+    shown = choose(_COLUMNS, args.output, "POOL,SIZE,PAGES,GROSS,LEFT,NET,HOW")
+    rows = select(rows, _COLUMNS, args)
+    out.table(shown, rows, headings=not args.no_headings)
     out.result(pools=rows)
     return ExitStatus.DONE
 
@@ -77,6 +79,7 @@ COMMANDS = (
         run,
         about=_ABOUT,
         columns=_COLUMNS,
+        selects=True,
         answer="SavingsAnswer",
     ),
 )

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.rig.command_line import Command
+from tests.rig.golden import GOLDEN
 from tests.rig.mount_namespace import in_own_mount_namespace
+from virt_dmem.domain_xml.rewrite import apply
 from virt_dmem.errors import ExitStatus
 from virt_dmem.host import hvo_bug
+from virt_dmem.ipc.client import Client
 from virt_dmem.pools.backends import table
 
 
@@ -57,3 +62,31 @@ def test_a_kernel_that_loses_what_it_frees_is_told_of_before_and_needs_force(
     command("pool", "resize", "small", "--size", "4M", "--force")
     command("pool", "destroy", "small", "--force")
     assert command.json("pool", "list") == {"pools": []}
+
+
+@in_own_mount_namespace
+def test_with_wait_a_pool_is_drained_first_and_gives_memory_again_if_that_takes_too_long(command: Command) -> None:
+    xml = re.sub(rb"(emory unit='KiB'>)\d+", rb"\g<1>4096", (GOLDEN / "plain-in.xml").read_bytes())
+    with command.daemon():
+        command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
+
+        def hook(operation: str) -> None:
+            with Client(command.directory / "run/sock") as daemon:
+                for _ in daemon.call_more("Hook", operation=operation, xml=apply(xml, pool="small").decode()):
+                    pass
+
+        hook("prepare")
+        said = command("pool", "destroy", "small", "--wait", "--timeout", "1s", status=ExitStatus.FAILED)
+        assert "Domains still hold 4 MiB of pool small after 1 s" in said
+        assert command.json("pool", "show", "small")["pool"]["state"] == "ready"
+        command("pool", "drain", "small")
+        command("pool", "drain", "small", "--wait", "--timeout", "1s", status=ExitStatus.FAILED)
+        assert command.json("pool", "show", "small")["pool"]["state"] == "draining"
+        later = threading.Timer(0.5, hook, ["release"])
+        later.start()
+        command("pool", "destroy", "small", "--wait")
+        later.join()
+        assert command.json("pool", "list") == {"pools": []}
+    assert "--timeout requires --wait" in command(
+        "pool", "destroy", "x", "--timeout", "1s", status=ExitStatus.USAGE
+    )
