@@ -39,11 +39,6 @@ number() { # RELEASE
     esac
 }
 
-mirror() { # this host's, or Debian's own
-    cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
-        sed -nE 's#^(URIs:|deb( +\[[^]]*\])?) +([^ ]+/debian)/?( .*)?$#\3#p' | head -n 1 | grep . || echo http://deb.debian.org/debian
-}
-
 get_sources() {
     mkdir -p "$sources"
     sed -n 's/^\([^=# ]*\)==\([^ ]*\) .*sha256:\(.*\)/\1 \2 \3/p' packaging/bundled.txt | while read -r name number sum; do
@@ -75,17 +70,7 @@ make_root() { # RELEASE
 }
 
 source_package() { # RELEASE DIRECTORY: the archives, and debian/ beside them
-    date=$(sed -n 's/^ -- .*>  //p' packaging/debian/changelog | head -n 1)
-    mkdir -p "$2/tree/virt-dmem-$version"
-    git ls-files --cached --others --exclude-standard | while read -r file; do
-        [ ! -f "$file" ] || echo "$file"
-    done >"$2/files"
-    tar -c --files-from="$2/files" | tar -x -C "$2/tree/virt-dmem-$version"
-    git describe --always --dirty --exclude='*' >"$2/tree/virt-dmem-$version/virt_dmem/commit"
-    chmod -R u=rwX,go=rX "$2/tree"
-    tar -c -C "$2/tree" --sort=name --owner=0 --group=0 --numeric-owner --mtime="$date" "virt-dmem-$version" |
-        xz -T1 -6 >"$2/virt-dmem_$version.orig.tar.xz"
-    rm "$2/files"
+    source_tree "$version" "$2"
     cp "$sources"/asyncvarlink-*.tar.gz "$2/virt-dmem_$version.orig-asyncvarlink.tar.gz"
     cp "$sources"/qemu_qmp-*.tar.gz "$2/virt-dmem_$version.orig-qemu-qmp.tar.gz"
     cp "$sources"/msgspec-*.tar.gz "$2/virt-dmem_$version.orig-msgspec.tar.gz"

@@ -84,7 +84,7 @@ if "$dest$lib/integrate" needs-line; then
     directory 0755 "$(dirname "${path%% *}")"
     echo "$line" >>"$work/manifest"
 fi
-first=$("$dest$lib/integrate" connect)
+changed=$("$dest$lib/integrate" connect)
 echo "F $hook" >>"$work/manifest"
 digest "$dest$hook" "$hook"
 
@@ -123,7 +123,7 @@ fi
 if [ "$prefix" != /usr ] && [ -e /etc/apparmor.d/usr.sbin.libvirtd ]; then
     echo "install: AppArmor may keep libvirtd from running programs in $prefix/bin; 'virt-dmem check' tells"
 fi
-if [ -n "$first" ]; then
+if [ -n "$changed" ]; then
     echo "install: libvirt looks for hooks when it starts. If it is running already, reload it (guests keep running):"
     echo "install:     systemctl try-reload-or-restart libvirtd.service    (or virtqemud.service)"
 fi

@@ -4,7 +4,7 @@
 # Integrate an installed virt-dmem with this host's libvirt.
 #
 #   integrate connect      put libvirt's hook to its place, and add the lines that the manifest names to files of
-#                          others; say "first" if libvirt had no hook before
+#                          others; say "changed" unless the hook was there
 #   integrate reload       have a libvirt that runs look for hooks: it does so when it starts, and then
 #   integrate disconnect   take hook and lines away again
 #   integrate applied      list the domains that use memory from pools
@@ -25,10 +25,6 @@ local=/etc/apparmor.d/local/abstractions/libvirt-qemu
 line='include if exists <abstractions/libvirt-qemu.d/virt-dmem>' # else no guest starts once it is removed
 
 connect() {
-    first=first
-    for hook in "$hooks/qemu" "$hooks"/qemu.d/*; do
-        [ ! -x "$hook" ] || first=
-    done
     sed -n 's/^L //p' "$manifest" | while read -r path text; do
         mkdir -p "$(dirname "$dest$path")"
         grep -qsxF "$text" "$dest$path" || echo "$text" >>"$dest$path"
@@ -38,8 +34,12 @@ connect() {
         sed "s|@PREFIX""@|$prefix|g" "$shipped" >"$hooks/.virt-dmem-new"
     done
     chmod 0755 "$hooks/.virt-dmem-new"
-    mv -f "$hooks/.virt-dmem-new" "$hooks/qemu.d/50-virt-dmem"
-    [ -z "$first" ] || echo first
+    if cmp -s "$hooks/.virt-dmem-new" "$hooks/qemu.d/50-virt-dmem" && [ -x "$hooks/qemu.d/50-virt-dmem" ]; then
+        rm "$hooks/.virt-dmem-new"
+    else
+        mv -f "$hooks/.virt-dmem-new" "$hooks/qemu.d/50-virt-dmem"
+        echo changed
+    fi
 }
 
 reload() { # guests are not affected
@@ -47,6 +47,8 @@ reload() { # guests are not affected
     for daemon in libvirtd virtqemud; do
         systemctl try-reload-or-restart "$daemon.service" 2>/dev/null || true
     done
+    mkdir -p /run/virt-dmem
+    touch /run/virt-dmem/libvirt-reloaded # for 'virt-dmem check'
 }
 
 disconnect() {

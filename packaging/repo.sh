@@ -41,10 +41,10 @@ cd /share
 dist=dists/$release/main
 for architecture in $architectures; do
     mkdir -p "$dist/binary-$architecture"
-    apt-ftparchive --arch "$architecture" packages "pool/$release" >"$dist/binary-$architecture/Packages"
+    apt-ftparchive -qq --arch "$architecture" packages "pool/$release" >"$dist/binary-$architecture/Packages"
 done
 mkdir -p "$dist/source"
-apt-ftparchive sources "pool/$release" >"$dist/source/Sources"
+apt-ftparchive -qq sources "pool/$release" >"$dist/source/Sources"
 for index in "$dist"/*/*; do
     xz --keep "$index"
     mkdir -p "${index%/*}/by-hash/SHA256"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=sh
 #
-# The roots of Debian releases that deb.sh builds packages in and repo.sh indexes them in.
+# What deb.sh, repo.sh and rpm.sh share: the roots of Debian releases that they work in, and the archive of this tree.
 
 tools="lintian apt-utils gnupg"
 
@@ -28,4 +28,23 @@ in_root() { # ROOT SHARED SCRIPT: run it there, on a layer in memory, without a 
         rmdir "$layer"
         exit $status
     ' "$1" "$2" "$3"
+}
+
+mirror() { # this host's, or Debian's own
+    cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+        sed -nE 's#^(URIs:|deb( +\[[^]]*\])?) +([^ ]+/debian)/?( .*)?$#\3#p' | head -n 1 | grep . || echo http://deb.debian.org/debian
+}
+
+source_tree() { # VERSION DIRECTORY: write the archive of this tree there, the same bytes from the same files
+    date=$(sed -n 's/^ -- .*>  //p' packaging/debian/changelog | head -n 1)
+    mkdir -p "$2/tree/virt-dmem-$1"
+    git ls-files --cached --others --exclude-standard | while read -r file; do
+        [ ! -f "$file" ] || echo "$file"
+    done >"$2/files"
+    tar -c --files-from="$2/files" | tar -x -C "$2/tree/virt-dmem-$1"
+    git describe --always --dirty --exclude='*' >"$2/tree/virt-dmem-$1/virt_dmem/commit"
+    chmod -R u=rwX,go=rX "$2/tree"
+    tar -c -C "$2/tree" --sort=name --owner=0 --group=0 --numeric-owner --mtime="$date" "virt-dmem-$1" |
+        xz -T1 -6 >"$2/virt-dmem_$1.orig.tar.xz"
+    rm "$2/files"
 }

@@ -44,7 +44,11 @@ def host_root(release: str) -> Path:
         command = ["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet", f"--include={_INCLUDED}"]
         command += ["--aptopt=APT::Install-Recommends false"]
         command += [f"--customize-hook={_SATISFY.format(needed)}"]
-        command += ['--customize-hook=rm -rf "$1"/etc/apt/sources.list*', release, str(making)]
+        command += [
+            '--customize-hook=rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*',
+            release,
+            str(making),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RigError(f"The root of {release} cannot be made:\n{done.stderr}")

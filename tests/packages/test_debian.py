@@ -48,7 +48,7 @@ class Installation:
     def run(self, script: str, *, check: bool = True, timeout: float = 300) -> str:
         """Run a script in the directory of the checkout, and return all that it said."""
         command = f"exec 2>&1; export DEBIAN_FRONTEND=noninteractive; cd {REPOSITORY}; {script}"
-        return self.container.run(command, check=check, timeout=timeout).stdout
+        return self.container.run(command, check=check, timeout=timeout).stdout.replace("\r", "")
 
     def refuses(self, script: str) -> str:
         """Return what a command that fails said."""
