@@ -34,7 +34,9 @@ static inline unsigned long dmemfs_search_area(struct file *file, unsigned long 
 					       unsigned long len, unsigned long pgoff,
 					       unsigned long flags)
 {
-#ifdef HAVE_MM_UNMAPPED_AREA
+#ifdef HAVE_MM_UNMAPPED_AREA_NO_MM
+	return mm_get_unmapped_area(file, addr, len, pgoff, flags);
+#elif defined(HAVE_MM_UNMAPPED_AREA)
 	return mm_get_unmapped_area(current->mm, file, addr, len, pgoff, flags);
 #else
 	return current->mm->get_unmapped_area(file, addr, len, pgoff, flags);
@@ -49,6 +51,30 @@ static inline unsigned long dmemfs_copy(void *to, const void *from, unsigned lon
 #else
 	memcpy(to, from, size);
 	return 0;
+#endif
+}
+
+#ifndef HAVE_JUST_DROP
+#define inode_just_drop	generic_delete_inode
+#endif
+
+/* A name lives without being used: simple_unlink() and umount take it away. */
+static inline void dmemfs_keep_name(struct dentry *dentry, struct inode *inode)
+{
+#ifdef HAVE_MAKE_PERSISTENT
+	d_make_persistent(dentry, inode);
+#else
+	d_instantiate(dentry, inode);
+	dget(dentry);
+#endif
+}
+
+static inline void dmemfs_kill_super(struct super_block *sb)
+{
+#ifdef HAVE_MAKE_PERSISTENT
+	kill_anon_super(sb);
+#else
+	kill_litter_super(sb);
 #endif
 }
 

@@ -39,6 +39,20 @@ struct dmemfs_region {
 	void *va;		/* the one write-back mapping */
 };
 
+/* A range of the firmware's map of memory. */
+struct dmemfs_range {
+	u64 start;
+	u64 end;
+	bool ram;
+	char what[32];		/* in the firmware's words */
+};
+
+struct dmemfs_map {
+	struct dmemfs_range *ranges;
+	unsigned int count;
+	unsigned int room;
+};
+
 struct dmemfs_node;
 
 /*
@@ -153,6 +167,13 @@ int dmemfs_show_options(struct seq_file *m, struct dentry *root);
 int dmemfs_claim_region(struct fs_context *fc, struct dmemfs_region *region,
 			unsigned int page_shift);
 void dmemfs_release_region(struct dmemfs_region *region);
+
+/* firmware.c */
+int dmemfs_read_firmware_map(struct dmemfs_map *map);
+void dmemfs_free_firmware_map(struct dmemfs_map *map);
+
+/* support.c */
+const char *dmemfs_unsupported(void);
 
 /* pool.c */
 struct dmemfs_pool *dmemfs_create_pool(struct fs_context *fc, struct dmemfs_options *opt);

@@ -26,8 +26,10 @@ static unsigned long entry_size(const struct vm_area_struct *vma)
 
 	if (!pool->huge)
 		return PAGE_SIZE;
+#ifdef HAVE_HUGE_PUD
 	if (pool->page_size >= PUD_SIZE && IS_ALIGNED(off, PUD_SIZE))
 		return PUD_SIZE;
+#endif
 	if (pool->page_size >= PMD_SIZE && IS_ALIGNED(off, PMD_SIZE))
 		return PMD_SIZE;
 	return PAGE_SIZE;
@@ -94,8 +96,10 @@ static vm_fault_t insert(struct vm_fault *vmf, unsigned long pfn, unsigned int o
 #ifdef HAVE_HUGE_PFN
 	case PMD_SHIFT - PAGE_SHIFT:
 		return vmf_insert_pfn_pmd(vmf, huge_pfn(pfn), write);
+#ifdef HAVE_HUGE_PUD
 	case PUD_SHIFT - PAGE_SHIFT:
 		return vmf_insert_pfn_pud(vmf, huge_pfn(pfn), write);
+#endif
 #endif
 	}
 	return VM_FAULT_FALLBACK;

@@ -353,6 +353,18 @@ static loff_t dmemfs_llseek(struct file *file, loff_t offset, int whence)
 	return offset;
 }
 
+/*
+ * Raw PFNs: no struct pages, so no GUP, no dump, no growing. KVM on arm64 logs
+ * no dirty pages of VM_PFNMAP, and QEMU aborts when it learns that; it knows
+ * VM_MIXEDMAP, which needs walks that ask (dmemfs_unsupported()), as most of
+ * them pass by VM_PFNMAP alone.
+ */
+#ifdef CONFIG_ARM64
+#define RAW_FRAMES	(VM_MIXEDMAP | VM_IO)
+#else
+#define RAW_FRAMES	VM_PFNMAP
+#endif
+
 static int dmemfs_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	if (!(vma->vm_flags & VM_SHARED)) {
@@ -361,8 +373,7 @@ static int dmemfs_mmap(struct file *file, struct vm_area_struct *vma)
 			return -EINVAL;
 		vm_flags_clear(vma, VM_MAYWRITE);
 	}
-	/* raw PFNs: no struct pages, so no GUP, no dump, no growing */
-	vm_flags_set(vma, VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP);
+	vm_flags_set(vma, RAW_FRAMES | VM_DONTEXPAND | VM_DONTDUMP);
 	/* huge faults also where transparent huge pages are for madvise() only */
 	if (dmemfs_pool(file_inode(file))->huge)
 		vm_flags_set(vma, VM_HUGEPAGE);

@@ -5,7 +5,8 @@
  * not check the "special" bit). No file system callback comes before it, so a
  * probe makes the walk skip dmemfs VMAs, as it skips all that cannot be
  * migrated when the flag is not given. If the probe cannot be installed,
- * there are no huge entries.
+ * there are no huge entries. Kernels whose walks ask vm_normal_folio_pmd()
+ * need no probe.
  */
 
 #include <linux/kprobes.h>
@@ -15,13 +16,24 @@
 
 static bool guarded;
 
-#if defined(HAVE_HUGE_PFN) && defined(CONFIG_KRETPROBES) && defined(CONFIG_X86_64)
+#if defined(HAVE_HUGE_PFN) && defined(HAVE_WALKS_ASK)
+
+void dmemfs_init_guard(void)
+{
+	guarded = true;
+}
+
+void dmemfs_exit_guard(void)
+{
+}
+
+#elif defined(HAVE_HUGE_PFN) && defined(CONFIG_KRETPROBES)
 
 #define AT_ONCE	1024	/* concurrent calls, each shorter than a time slice */
 
 static int entering(struct kretprobe_instance *call, struct pt_regs *regs)
 {
-	struct mm_walk *walk = (void *)regs->dx;
+	struct mm_walk *walk = (void *)regs_get_kernel_argument(regs, 2);
 
 	return !walk->vma || walk->vma->vm_ops != &dmemfs_vm_ops;	/* not dmemfs: unchanged */
 }

@@ -83,17 +83,29 @@ static int add_inode(struct inode *dir, struct dentry *dentry, struct inode *ino
 {
 	if (!inode)
 		return -ENOSPC;
-	d_instantiate(dentry, inode);
-	dget(dentry);	/* a name lives without being used */
+	dmemfs_keep_name(dentry, inode);
 	dmemfs_touch(dir);
 	return 0;
 }
 
-static int dmemfs_create(struct dmemfs_idmap *idmap, struct inode *dir, struct dentry *dentry,
-			 umode_t mode, bool excl)
+static int make_file(struct inode *dir, struct dentry *dentry, umode_t mode)
 {
 	return add_inode(dir, dentry, dmemfs_new_inode(dir->i_sb, dir, mode | S_IFREG));
 }
+
+#ifdef HAVE_CREATE_NO_EXCL
+static int dmemfs_create(struct dmemfs_idmap *idmap, struct inode *dir, struct dentry *dentry,
+			 umode_t mode)
+{
+	return make_file(dir, dentry, mode);
+}
+#else
+static int dmemfs_create(struct dmemfs_idmap *idmap, struct inode *dir, struct dentry *dentry,
+			 umode_t mode, bool excl)
+{
+	return make_file(dir, dentry, mode);
+}
+#endif
 
 static int make_directory(struct inode *dir, struct dentry *dentry, umode_t mode)
 {

@@ -60,12 +60,30 @@ static int parse_page_size(struct fs_context *fc, struct dmemfs_options *opt, co
 	return 0;
 }
 
+#define NO_HOST		"dmemfs: not supported on this host: %s"
+
+/* The reason goes where those of region.c go: to the caller of mount and to the kernel log. */
+static int check_host(struct fs_context *fc)
+{
+	const char *reason = dmemfs_unsupported();
+
+	if (!reason)
+		return 0;
+	if (fc->log.log)
+		pr_err(NO_HOST "\n", reason);
+	errorf(fc, NO_HOST, reason);
+	return -EOPNOTSUPP;
+}
+
 static int dmemfs_parse(struct fs_context *fc, struct fs_parameter *param)
 {
 	struct dmemfs_options *opt = fc->fs_private;
 	struct fs_parse_result result;
-	int what = fs_parse(fc, dmemfs_parameters, param, &result);
+	int what = check_host(fc);
 
+	if (what)
+		return what;	/* before an option is found wrong that is only so here */
+	what = fs_parse(fc, dmemfs_parameters, param, &result);
 	switch (what) {
 	case OPT_REGION:
 		return parse_regions(fc, opt, param->string);
@@ -153,7 +171,10 @@ static void dmemfs_free_fc(struct fs_context *fc)
 static int dmemfs_get_tree(struct fs_context *fc)
 {
 	struct dmemfs_options *opt = fc->fs_private;
+	int err = check_host(fc);
 
+	if (err)
+		return err;
 	if (!opt->nr_regions)
 		return invalf(fc, "dmemfs: region=BASE+SIZE is missing");
 	if (!opt->page_shift)

@@ -7,13 +7,16 @@
 #include <linux/io.h>
 #include <linux/ioport.h>
 #include <linux/memory.h>
-#include <linux/sched.h>
-#include <asm/e820/api.h>
 
 #include "dmemfs.h"
 
-#ifndef CONFIG_X86_64
-#error "dmemfs is for x86-64 only: elsewhere nothing tells a module what is RAM to the firmware"
+#ifdef CONFIG_X86_64
+#define PHYS_LIMIT	(1ULL << boot_cpu_data.x86_phys_bits)
+#define WITHHELD_BY	"memmap=SIZE$BASE"
+#else
+#define PHYS_LIMIT	(1ULL << id_aa64mmfr0_parange_to_phys_shift(			\
+				read_sanitised_ftr_reg(SYS_ID_AA64MMFR0_EL1) & 0xf))
+#define WITHHELD_BY	"mem=SIZE"
 #endif
 
 #define EDGE		(1UL << SECTION_SIZE_BITS) /* the memory map comes in 128 MiB */
@@ -32,7 +35,7 @@
 static int check_shape(struct fs_context *fc, struct dmemfs_region *region, unsigned int page_shift)
 {
 	u64 page = 1ULL << page_shift;
-	u64 limit = 1ULL << boot_cpu_data.x86_phys_bits;
+	u64 limit = PHYS_LIMIT;
 
 	if (!IS_ALIGNED(region->start, page) || !IS_ALIGNED(region->size, page)) {
 		refuse(fc, region, "is not aligned to the page size of 0x%llx", page);
@@ -45,37 +48,58 @@ static int check_shape(struct fs_context *fc, struct dmemfs_region *region, unsi
 	return 0;
 }
 
-static int check_firmware(struct fs_context *fc, struct dmemfs_region *region)
+/* The entry that has @at and is RAM; NULL if none is. */
+static const struct dmemfs_range *ram_at(const struct dmemfs_map *map, u64 at)
 {
-	static const enum e820_type others[] = {
-		E820_TYPE_RESERVED, E820_TYPE_ACPI, E820_TYPE_NVS, E820_TYPE_UNUSABLE,
-		E820_TYPE_PMEM, E820_TYPE_PRAM, E820_TYPE_SOFT_RESERVED,
-	};
-	u64 at, end = region->start + region->size;
 	unsigned int i;
 
-	for (i = 0; i < ARRAY_SIZE(others); i++) {
-		if (e820__mapped_raw_any(region->start, end, others[i])) {
+	for (i = 0; i < map->count; i++)
+		if (map->ranges[i].ram && map->ranges[i].start <= at && at < map->ranges[i].end)
+			return &map->ranges[i];
+	return NULL;
+}
+
+static int compare_to_map(struct fs_context *fc, struct dmemfs_region *region,
+			  const struct dmemfs_map *map)
+{
+	u64 at = region->start, end = region->start + region->size;
+	unsigned int i;
+
+	for (i = 0; i < map->count; i++) {
+		const struct dmemfs_range *range = &map->ranges[i];
+
+		if (!range->ram && range->start < end && range->end > at) {
 			refuse(fc, region,
-			       "is not all RAM in the firmware's map: a part has type %u",
-			       others[i]);
+			       "is not all RAM in the firmware's map: 0x%llx+0x%llx is \"%s\"",
+			       range->start, range->end - range->start, range->what);
 			return -EINVAL;
 		}
 	}
 	/* and no gap between two entries of the map */
-	for (at = region->start; at < end; at += PAGE_SIZE) {
-		if (!e820__mapped_raw_any(at, at + PAGE_SIZE, E820_TYPE_RAM)) {
+	while (at < end) {
+		const struct dmemfs_range *range = ram_at(map, at);
+
+		if (!range) {
 			refuse(fc, region, "is not all RAM in the firmware's map: 0x%llx is not",
 			       at);
 			return -EINVAL;
 		}
-		if (!(at & (SZ_128M - 1))) {
-			cond_resched();
-			if (fatal_signal_pending(current))
-				return -EINTR;
-		}
+		at = range->end;
 	}
 	return 0;
+}
+
+static int check_firmware(struct fs_context *fc, struct dmemfs_region *region)
+{
+	struct dmemfs_map map;
+	int err = dmemfs_read_firmware_map(&map);
+
+	if (err)
+		refuse(fc, region, "cannot be checked: the firmware's map is not readable (%d)", err);
+	else
+		err = compare_to_map(fc, region, &map);
+	dmemfs_free_firmware_map(&map);
+	return err;
 }
 
 static int check_kernel(struct fs_context *fc, struct dmemfs_region *region)
@@ -85,7 +109,7 @@ static int check_kernel(struct fs_context *fc, struct dmemfs_region *region)
 	if (region_intersects(region->start, region->size, IORESOURCE_SYSTEM_RAM,
 			      IORES_DESC_NONE) != REGION_DISJOINT) {
 		refuse(fc, region,
-		       "is the kernel's own memory (System RAM); reserve it by memmap=SIZE$BASE");
+		       "is the kernel's own memory (System RAM); reserve it by " WITHHELD_BY);
 		return -EBUSY;
 	}
 	for (at = region->start; at < end; at += MAP_STEP - (at & (MAP_STEP - 1))) {

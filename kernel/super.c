@@ -70,7 +70,7 @@ static const struct super_operations dmemfs_super_operations = {
 	.alloc_inode	= dmemfs_alloc_inode,
 	.free_inode	= dmemfs_free_inode,
 	.evict_inode	= dmemfs_evict_inode,
-	.drop_inode	= generic_delete_inode,
+	.drop_inode	= inode_just_drop,
 	.statfs		= dmemfs_statfs,
 	.show_options	= dmemfs_show_options,
 };
@@ -119,7 +119,7 @@ static void dmemfs_kill_sb(struct super_block *sb)
 	/* named by the device number, which is another mount's as soon as it is free */
 	if (pool)
 		dmemfs_hide_pool(pool);
-	kill_litter_super(sb);
+	dmemfs_kill_super(sb);
 	if (pool) {
 		dmemfs_stop_scrubbers(pool);
 		dmemfs_destroy_pool(pool);

@@ -3,7 +3,7 @@
 #include <linux/mm.h>
 #include <linux/huge_mm.h>
 
-#if !defined(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP) || !defined(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP)
+#ifndef CONFIG_ARCH_SUPPORTS_PMD_PFNMAP
 #error "the architecture cannot mark huge entries special"
 #endif
 

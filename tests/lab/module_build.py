@@ -25,6 +25,7 @@ _SOURCE = Path(__file__).parents[2] / "kernel"
 _IN_THE_ROOT = """
 set -e
 mount --rbind /dev "$0/dev"
+mount -t proc proc "$0/proc" # objtool of Linux 7 reads its limits
 mount -t tmpfs tmp "$0/tmp"
 mount --bind "$1" "$0/mnt"
 exec chroot "$0" /bin/sh -ec '
@@ -43,6 +44,7 @@ class Built:
     module: bytes
     program: bytes
     vfio_program: bytes
+    kvm_program: bytes
     said: str
 
 
@@ -60,5 +62,5 @@ def build(image: Image) -> Built:
         if done.returncode:
             raise RigError(f"The dmemfs module does not build for {image.suite}:\n{done.stdout}")
         subprocess.run(["strip", "--strip-debug", source / "dmemfs.ko"], check=True)  # most of it
-        programs = [(source / "tests" / name).read_bytes() for name in ("dmemtest", "vfiotest")]
+        programs = [(source / "tests" / name).read_bytes() for name in ("dmemtest", "vfiotest", "kvmtest")]
         return Built((source / "dmemfs.ko").read_bytes(), *programs, done.stdout)

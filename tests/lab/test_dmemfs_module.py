@@ -95,7 +95,8 @@ def host(lab_image: Image, machine: Machine) -> Host:
     built = module_build.build(lab_image)
     # no depmod: it would unpack each of the kernel's modules, which takes minutes here
     machine.run(f"xz -dc >{MODULE}", stdin=lzma.compress(built.module))
-    machine.run("xz -dc >/usr/bin/dmemtest && chmod 755 /usr/bin/dmemtest", stdin=lzma.compress(built.program))
+    for name, program in (("dmemtest", built.program), ("kvmtest", built.kvm_program)):
+        machine.run(f"xz -dc >/usr/bin/{name} && chmod 755 /usr/bin/{name}", stdin=lzma.compress(program))
     machine.run(f"insmod {MODULE} && sysctl -qw kernel.hung_task_timeout_secs=60")
     return Host(machine, built.said)
 
@@ -130,6 +131,7 @@ def test_a_region_must_be_memory_that_nobody_else_has(host: Host) -> None:
     assert "System RAM" in host.refused(f"region={NODE0}+2G,pagesize=2M")
     assert "not all RAM in the firmware's map" in host.refused("region=0xe0000000+128M,pagesize=2M")
     assert "not all RAM in the firmware's map" in host.refused("region=512G+1G,pagesize=1G")
+    assert 'is "Reserved"' in host.refused("region=0xf8000000+128M,pagesize=2M")  # the BIOS at its end
     assert "not aligned to the page size" in host.refused(f"region={NODE0}+3M,pagesize=2M")
     assert "not aligned to the page size" in host.refused("region=0x40200000+1G,pagesize=1G")
     assert "CPU can address" in host.refused("region=0xfffffffff0000000+256M,pagesize=2M")
@@ -190,6 +192,10 @@ def test_files_do_what_files_do(host: Host, mounted: str) -> None:
     """Each word is a check of one of kernel/tests/*.c."""
     # fewer pages than the others need where a page is 1 GiB: three
     host.check(CHECKS, timeout=600)
+
+
+def test_kvm_runs_a_guest_on_it_and_logs_its_dirty_pages(host: Host, mounted: str) -> None:
+    assert "ok kvm" in host.machine.run("kvmtest /mnt").stdout
 
 
 def test_memory_follows_the_policy_of_mapping_and_task(host: Host) -> None:

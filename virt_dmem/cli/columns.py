@@ -103,7 +103,8 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         metavar="CONDITION",
         action="append",
         default=[],
-        help="only rows for which this holds, such as 'NAME=web*', 'STATE!=ready' or 'FREE>=4G' (repeatable: all)",
+        help="only rows for which this holds: COLUMN=PATTERN, COLUMN!=PATTERN, or of sizes COLUMN>=4G"
+        " (repeatable: all have to hold)",
     )
 
 

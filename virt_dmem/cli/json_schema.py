@@ -182,7 +182,7 @@ class Domain(Struct):
 
     uuid: Uuid
     name: Annotated[str, says("its name")]
-    phase: Annotated[str | None, says("progress of its memory allocation; null: it holds none")]
+    phase: Annotated[str | None, says("reserved, prepared, linked, running or stopped; null: it holds none")]
     reserved_bytes: Annotated[int | None, says("memory it holds in pools; null: virt-dmemd does not answer")]
     extents: list[Extent]
     since: Since | UnsetType = UNSET

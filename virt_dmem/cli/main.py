@@ -90,7 +90,7 @@ def _run(arguments: list[str]) -> ExitStatus:
     except PermissionError as error:
         failure = PermissionRefused(
             _explained(error).message,
-            hint="Run it as root; members of the group virt-dmem may use list, show, pool list, pool show, alerts,"
+            hint="Run it as root; members of virt-dmemd's group may use list, show, pool list, pool show, alerts,"
             " events and metrics.",
         )
     except OSError as error:

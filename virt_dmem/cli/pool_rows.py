@@ -11,7 +11,7 @@ from typing import Any
 
 from virt_dmem.cli.output import Output
 from virt_dmem.config.schema import Config
-from virt_dmem.errors import DaemonUnreachable
+from virt_dmem.errors import DaemonUnreachable, PermissionRefused
 from virt_dmem.host import boot_units
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools import registry
@@ -24,17 +24,21 @@ def pool_rows(config: Config, out: Output) -> list[dict[str, Any]]:
     """Return all pools as virt-dmemd describes them; from their records, with a note, when it does not answer.
 
     :raise PermissionError: When the records have to be read and are hidden from the caller.
+    :raise PermissionRefused: When the caller may not ask virt-dmemd.
     """
     try:
         with Client(config.socket_path) as daemon:
             rows: list[dict[str, Any]] = daemon.call("ListPools")["pools"]
     except DaemonUnreachable as error:
+        if isinstance(error.__cause__, PermissionError):  # it runs, and the records are hidden as well
+            raise PermissionRefused(error.message, hint=error.hint) from error
         require_readable(config)
         out.note(f"{error.message} Reserved memory is not shown.")
         found = registry.records(config)
         by_pool = itertools.groupby(zip(found, registry.capacities(found), strict=True), lambda one: one[0].pool)
         rows = [_row(*zip(*segments, strict=True)) for _, segments in by_pool]
-    return [row | {"on_boot": boot_units.is_enabled(row["name"])} for row in rows]
+    later: dict[str, Any] = {"segments": [], "ready_note": None}  # which a virt-dmemd before its restart omits
+    return [later | row | {"on_boot": boot_units.is_enabled(row["name"])} for row in rows]
 
 
 def row_of(segments: list[PoolRecord]) -> dict[str, Any]:

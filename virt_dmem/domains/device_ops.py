@@ -28,6 +28,7 @@ from virt_dmem.domains.extents import ExtentManager
 from virt_dmem.errors import DomainRefused, ExtentError
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.pools import extent_files
+from virt_dmem.text import did_you_mean
 
 __all__ = [
     "Cancellation",
@@ -170,7 +171,9 @@ class DeviceOperations:
         :raise DomainRefused: When it does not run on memory of a pool.
         :raise UsageError: When several have that name.
         """
-        return _require_running(self.ledger.find_named(domain), domain)
+        found = self.ledger.find_named(domain)
+        near = "" if found else did_you_mean(domain, (held.name for held in self.ledger.reservations()))
+        return _require_running(found, domain, near)
 
     def current(self, extent: Extent) -> Extent | None:
         """Return an extent as the ledger has it now; ``None`` when it is gone."""
@@ -202,12 +205,12 @@ class DeviceOperations:
             self.ledger.set_state(extent, ExtentState.POPULATED)
 
 
-def _require_running(reservation: Reservation | None, domain: str) -> Reservation:
+def _require_running(reservation: Reservation | None, domain: str, near: str = "") -> Reservation:
     if reservation is None or reservation.phase is not Phase.RUNNING:
         raise DomainRefused(
             f"Domain {domain} does not run on memory of a pool.",
-            hint="'virt-dmem list' shows the domains that do; apply this one ('virt-dmem apply', or 'virt-dmem"
-            " rewrite' where it is transient), and start it.",
+            hint=f"{near}'virt-dmem list' shows the domains that do; apply this one ('virt-dmem apply', or"
+            " 'virt-dmem rewrite' where it is transient), and start it.",
         )
     return reservation
 
@@ -219,7 +222,8 @@ def require_device(reservation: Reservation, alias: str) -> Extent:
     """
     found = {extent.alias: extent for extent in reservation.extents if not is_boot_backend(extent.alias)}
     if alias not in found:
-        has = f"It has {', '.join(found)}." if found else "It has none; 'virsh detach-device' removes others."
+        near = did_you_mean(alias, found)
+        has = f"{near}It has {', '.join(found)}." if found else "It has none; 'virsh detach-device' removes others."
         raise DomainRefused(f"Domain {reservation.name} has no memory device {alias!r} from a pool.", hint=has)
     return found[alias]
 

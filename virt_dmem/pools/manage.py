@@ -31,6 +31,7 @@ from virt_dmem.pool_name import POOL_NAME, POOL_NAME_HINT
 from virt_dmem.pools import ballast, prezeroed_files, record_files
 from virt_dmem.pools.backends import table
 from virt_dmem.pools.backends.base import Backend, Job, ProgressCallback
+from virt_dmem.pools.backends.host_options import exact_size
 from virt_dmem.pools.lock import locked
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.registry import records, segments
@@ -364,10 +365,10 @@ def shares_of(
     for size in [sizes] if isinstance(sizes, int) else sizes.values():
         if size < least * page_size or size % page_size:
             below = size // page_size * page_size
-            nearest = [format_size(at) for at in (below, below + page_size) if at >= least * page_size]
+            nearest = [exact_size(at) for at in (below, below + page_size) if at >= least * page_size]
             raise UsageError(
                 f"{size} bytes are not a whole number of pages of {format_size(page_size)}.",
-                hint=f"The nearest size is {' or '.join(nearest or [format_size(least * page_size)])}.",
+                hint=f"The nearest size is {' or '.join(nearest or [exact_size(least * page_size)])}.",
             )
     if isinstance(sizes, int):
         if not near:

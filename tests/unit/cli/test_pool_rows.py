@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,28 @@ def test_records_that_are_hidden_from_the_caller_are_no_empty_list(capsys: pytes
             if os.getuid() == 0:
                 os.seteuid(0)
             records.chmod(0o700)
+
+
+def test_who_may_not_ask_the_daemon_is_told_so_not_that_a_file_is_hidden(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root: to become another user")
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        Path(directory).chmod(0o755)
+        for name in ("sock", "sock-ro"):
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(f"{directory}/{name}")
+            Path(directory, name).chmod(0o600)
+        config = Path(directory) / "virt-dmem.toml"
+        config.write_text(f'[daemon]\nrun_dir = "{directory}"\nstate_dir = "{directory}/state"\n')
+        main(["pool", "list", "--config", str(config)])  # imports what it needs while it may
+        capsys.readouterr()
+        os.seteuid(65534)
+        try:
+            assert main(["pool", "list", "--config", str(config)]) == ExitStatus.FAILED
+        finally:
+            os.seteuid(0)
+        said = capsys.readouterr().err
+        assert said.startswith("virt-dmem: You may not connect to virt-dmemd")
+        assert said.endswith("[permission]\n")

@@ -91,6 +91,9 @@ def test_a_device_is_required_of_a_running_domain(tmp_path: Path) -> None:
         assert parts.operations.require_running(UUID) == parts.operations.require_running_named("vm")
         with pytest.raises(DomainRefused, match="no memory device 'ram-node0' from a pool"):
             require_device(parts.held(), "ram-node0")
+        with pytest.raises(DomainRefused) as refused:
+            parts.operations.require_running_named("VM")
+        assert refused.value.hint.startswith("Did you mean 'vm'? ")
 
     asyncio.run(story())
 

@@ -51,7 +51,8 @@ def test_what_is_mounted_in_the_place_of_a_pool_is_left_as_it_is(config: Config,
 
 
 @pytest.mark.parametrize(
-    ("size", "nearest"), [(HUGE + 1, "2 MiB or 4 MiB"), (HUGE - 1, "is 2 MiB"), (0, "2 MiB"), (-HUGE, "2 MiB")]
+    ("size", "nearest"),
+    [(HUGE + 1, "2M or 4M"), (HUGE - 1, "is 2M"), (0, "2M"), (-HUGE, "2M"), (2 * 10**9, "is 1906M or 1908M")],
 )
 def test_a_size_between_pages_is_refused_with_the_nearest(
     config: Config, tmp_path: Path, size: int, nearest: str

@@ -37,8 +37,9 @@ unplugs to virt-dmemd; libvirt then calls the domain tainted (custom-argv). To d
 without, use --no-monitor, which is remembered until unapply, or set
 [libvirt] monitor = false.
 
-With --all or --matching each persistent domain is rewritten by itself: what is
-wrong with one is reported, the others are still done, and the exit status is 1."""
+With --all or --matching each persistent domain is rewritten by itself: one that
+is refused is reported, and the others are still done. The exit status is 1 if
+any was refused."""
 _ABOUT_UNAPPLY = """\
 The domain then has the XML that it had before apply. Its request for pool memory
 is removed as well, even if it was there before: otherwise virt-dmemd would apply

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,20 @@ def test_a_pool_of_tmpfs_asks_for_huge_pages_and_keeps_them_when_it_is_resized(c
         assert {"huge=within_size", f"size={size}"} <= set(found.options.split(","))
         command("pool", "resize", "small", "--size", "16M")
     command("pool", "destroy", "small")
+
+
+@in_own_mount_namespace
+def test_a_pool_that_is_to_come_back_at_boot_has_its_unit_enabled(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemctl is a fake that notes its arguments."""
+    fake = command.directory / "systemctl"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {command.directory}/asked\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.directory}:{os.environ['PATH']}")
+    command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs", "--on-boot")
+    assert (command.directory / "asked").read_text() == "enable virt-dmem-pool@small.service\n"
+    fake.write_text("#!/bin/sh\necho No. >&2; exit 1\n")
+    said = command("pool", "create", "other", "--size", "8M", "--backend", "tmpfs", "--on-boot", status=1)
+    assert "Pool other is there, and will not be restored at boot: No." in said
+    assert [pool["name"] for pool in command.json("pool", "list")["pools"]] == ["other", "small"]
