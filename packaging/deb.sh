@@ -18,7 +18,7 @@ cd "$(dirname "$0")/.."
 cache=$PWD/.cache/packages
 sources=$cache/sources
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' virt_dmem/__init__.py)
-lintian='lintian --allow-root --display-info --show-overrides --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs'
+lintian='lintian --allow-root --display-info --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs'
 
 . packaging/root.sh
 
@@ -129,7 +129,7 @@ again() { # RELEASE
 
 [ "$(id -u)" -eq 0 ] || die "only root can make a root of Debian, and enter it"
 command=${1:-}
-[ $# -lt 2 ] || shift
+[ $# -eq 0 ] || shift
 case $command in
 inputs)
     get_sources

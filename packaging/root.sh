@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=sh
 #
-# What deb.sh, repo.sh and rpm.sh share: the roots of Debian releases that they work in, and the archive of this tree.
+# What deb.sh and repo.sh share: the roots of Debian releases that they work in, and the archive of this tree.
 
 tools="lintian apt-utils gnupg"
 
