@@ -24,6 +24,7 @@ BENCHMARKS = {
     "prefault": "bench.prefault",
     "cleaning": "bench.cleaning",
     "start": "bench.start_path",
+    "adopted": "bench.adopted",
     "hook": "bench.hook_cost",
     "list": "bench.list_cost",
     "attach": "bench.attach",

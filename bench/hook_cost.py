@@ -17,6 +17,7 @@ from pathlib import Path
 from bench.alone import run_alone
 from bench.goals import at_most
 from bench.results import Results
+from tests.rig import nova
 from tests.rig.daemon import Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.namespace import enter_private_namespace
@@ -28,6 +29,7 @@ __all__ = ["seconds_of", "commands"]
 NAME, WHAT = "hook", "a process from start to end"
 BARE = "python3 -IS -c pass"
 NOT_OURS = "not ours, prepare"
+SHARED = "not ours, of shared files, prepare"
 OURS = "ours, release"
 METADATA = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='bench'/>"
 
@@ -48,11 +50,13 @@ def seconds_of(command: list[str], stdin: bytes) -> float:
 def commands(scratch: Path) -> dict[str, tuple[list[str], bytes]]:
     """Return the compared cases: a command line, and its input. The hook is written to ``scratch``."""
     plain = domain_xml("plain", uuid=str(uuid.uuid4())).encode()
+    shared = domain_xml("shared", uuid=str(uuid.uuid4()), memory_backing=nova.FILE_BACKED).encode()
     managed = domain_xml("managed", uuid=str(uuid.uuid4()), metadata=METADATA).encode()
     hook = str(write_hook(scratch / "hook"))
     return {
         BARE: (["/usr/bin/python3", "-IS", "-c", "pass"], plain),
         NOT_OURS: ([hook, "plain", "prepare", "begin", "-"], plain),
+        SHARED: ([hook, "shared", "prepare", "begin", "-"], shared),
         "not ours, reconnect": ([hook, "plain", "reconnect", "begin", "-"], plain),
         "ours, stopped": ([hook, "managed", "stopped", "end", "-"], managed),
         OURS: ([hook, "managed", "release", "end", "-"], managed),

@@ -64,6 +64,8 @@ class Case:
     name: str
     pool: str = ""
     memory_backing: str = ""
+    metadata: str = ""
+    """By which a rule adopts it to the pool, instead of an apply."""
 
     @property
     def huge_pages(self) -> bool:
@@ -114,11 +116,13 @@ def wait_until_prezeroed(pool: str, size: int) -> str:
 
 def start_once(libvirt: PrivateLibvirt, case: Case, size: int) -> tuple[float, float, str]:
     """Start a guest; return the seconds from hook to hook and of all of it, and what was amiss."""
-    libvirt.define(domain_xml(GUEST, memory=str(size), memory_backing=case.memory_backing))
+    xml = domain_xml(GUEST, memory=str(size), memory_backing=case.memory_backing, metadata=case.metadata)
+    libvirt.define(xml)
     try:
         amiss = ""
         if case.pool:
-            virt_dmem("apply", GUEST, "--pool", case.pool)
+            if not case.metadata:
+                virt_dmem("apply", GUEST, "--pool", case.pool)
             amiss = wait_until_prezeroed(case.pool, size)
         CLOCK.unlink(missing_ok=True)
         began = time.monotonic()

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 
@@ -198,6 +198,8 @@ def _keys() -> str:
     said = _docstrings()
     lines, section = [], ""
     for key, kind, default in keys():
+        if key == "adopt":
+            continue
         of, _, name = key.rpartition(".")
         if of != section:
             section = of
@@ -206,7 +208,15 @@ def _keys() -> str:
         lines += [".TP", f".B {_roff(name)}", f"{_roff(text)}"]
         value = _roff(json.dumps(default)).replace('"', "\\(dq")
         lines += [".br", f"{_kind(kind)}; default: \\fB{value}\\fR"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_rule_keys(said)]) + "\n"
+
+
+def _rule_keys(said: dict[str, str]) -> Iterator[str]:
+    """Yield the keys of a rule, after what rules are."""
+    yield f".SS [[adopt]]\n{_roff(said['adopt'].replace('``', ''))}"
+    for name, kind in get_type_hints(schema.AdoptRule).items():
+        value = _roff(json.dumps(getattr(schema.AdoptRule(), name))).replace('"', "\\(dq")
+        yield f".TP\n.B {_roff(name)}\n{_roff(said[f'adopt.{name}'])}\n.br\n{_kind(kind)}; default: \\fB{value}\\fR"
 
 
 def _kind(kind: object) -> str:
@@ -225,6 +235,7 @@ def _docstrings() -> dict[str, str]:
     sections = {
         kind.__name__: name for name, kind in schema.Config.__annotations__.items() if inspect.isclass(kind)
     }
+    sections["AdoptRule"] = "adopt"
     sections |= {text: name for name, text in schema.Config.__annotations__.items() if isinstance(text, str)}
     for name, node in classes.items():
         above = f"{sections[name]}." if name in sections else ""

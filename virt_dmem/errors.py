@@ -13,7 +13,8 @@
      │    └── HypervisorDenied   hypervisor-denied     1
      ├── DomainRefused           domain-refused        1
      │    ├── DomainXmlInvalid   domain-xml-invalid    1
-     │    └── NotRewritten       not-rewritten         1
+     │    ├── NotRewritten       not-rewritten         1
+     │    └── AdoptionRefused    adoption-refused      1
      ├── NotEnoughMemory         not-enough-memory     5
      ├── PoolError               pool                  1
      │    ├── PoolNotFound       pool-not-found        1
@@ -55,6 +56,7 @@ __all__ = [
     "DomainRefused",
     "DomainXmlInvalid",
     "NotRewritten",
+    "AdoptionRefused",
     "NotEnoughMemory",
     "PoolError",
     "PoolNotFound",
@@ -193,6 +195,17 @@ class NotRewritten(DomainRefused):
     explanation = (
         "A libvirt hook cannot change the XML at start, so it has to be rewritten when the domain is defined: "
         "automatically by virt-dmemd, by 'virt-dmem apply', or by piping it through 'virt-dmem rewrite'."
+    )
+
+
+class AdoptionRefused(DomainRefused):
+    """Report a domain that a rule takes, and whose memory cannot come from a pool as its XML is."""
+
+    code = "adoption-refused"
+    explanation = (
+        "A rule of [[adopt]] takes the domain, its memory is not of shared files (huge pages, memfd, ordinary "
+        "memory) or cannot come from any pool, and the rule says to reject such domains. 'virt-dmem rules DOMAIN' "
+        "shows the judgement of every rule."
     )
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.hook_cost import NOT_OURS, OURS, commands
+from bench.hook_cost import NOT_OURS, OURS, SHARED, commands
 from bench.list_cost import LIST, cases, hold
+from tests.rig import nova
 from tests.rig.daemon import Daemon
 from tests.rig.processes import answers, wait_for
 from virt_dmem.domain_xml.monitor import socket_of
@@ -83,12 +84,33 @@ def test_the_helper_makes_a_call_for_2_mib_of_tmpfs(tmp_path: Path) -> None:
     assert calls[1] - calls[0] == PAGES
 
 
-@pytest.mark.parametrize(("case", "ceiling"), [(NOT_OURS, 217), ("not ours, reconnect", 59), (OURS, 298)])
+@pytest.mark.parametrize(
+    ("case", "ceiling"), [(NOT_OURS, 217), (SHARED, 217), ("not ours, reconnect", 59), (OURS, 298)]
+)
 def test_the_hook_makes_few_calls(rig: None, tmp_path: Path, case: str, ceiling: int) -> None:
     with Daemon():
         command, stdin = commands(tmp_path)[case]
         calls = system_calls(command, tmp_path, stdin)
     assert calls.total() <= ceiling, calls
+
+
+@pytest.mark.parametrize("case", [NOT_OURS, SHARED])
+def test_of_a_domain_that_no_rule_takes_nothing_is_started_and_rules_are_hardly_looked_at(
+    rig: None, tmp_path: Path, case: str
+) -> None:
+    found = {}
+    for name, config in (("without rules", ""), ("with a rule", nova.RULE)):
+        with Daemon(config):
+            command, stdin = commands(tmp_path)[case]
+            found[name] = system_calls(command, tmp_path, stdin)
+            found["start"] = system_calls([command[0], command[1], "start", *command[3:]], tmp_path, stdin)
+    for calls in found.values():
+        assert calls["execve"] == 2, "the shell and cat"
+        assert calls["connect"] == 0
+    more = found["with a rule"] - found["without rules"]
+    assert more.total() <= (60 if case is SHARED else 0), more  # it reads the marks byte by byte
+    if case is NOT_OURS:
+        assert (found["without rules"] - found["start"]).total() <= 1, "it looks for rules that reject domains"
 
 
 def test_list_json_makes_few_calls(rig: None, tmp_path: Path) -> None:

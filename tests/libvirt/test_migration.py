@@ -391,10 +391,15 @@ def test_post_copy_to_memory_without_struct_pages_is_refused_before_it_starts(
         second.virsh("destroy", "mover")
         libvirtd.remove()
         paused(libvirtd, tmpfs_pool, "--no-monitor")
-        assert "QEMU does not tell whether domain mover arrives by post-copy" in migrate(
-            libvirtd, second, check=False
-        )
+        libvirtd.virsh("resume", "mover")
+        said = migrate(libvirtd, second, "--postcopy", check=False)
+        assert "mover is about to arrive by post-copy migration" in said, "libvirt's own record tells"
         assert (here(), there(second)) == ({"mover": 64}, {})
+        migrate(libvirtd, second)
+        assert (here(), there(second)) == ({}, {"mover": 64})
+        second.virsh("save", "mover", "/var/lib/libvirt/mover.save")
+        second.virsh("restore", "/var/lib/libvirt/mover.save")
+        assert (here(), there(second)) == ({}, {"mover": 64})
 
 
 def test_a_guest_moves_clean_to_a_host_without_us(

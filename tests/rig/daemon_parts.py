@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.rig.domain_documents import UUID
 from virt_dmem.allocation.models import Phase
-from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
+from virt_dmem.config.schema import AdoptRule, Config, DaemonConfig, LibvirtConfig, PrefaultConfig
 from virt_dmem.daemon.wiring import Components, build
 from virt_dmem.domain_xml.memory_backends import Cell
 from virt_dmem.domain_xml.reader import DomainMemory
@@ -17,7 +17,9 @@ from virt_dmem.units import MIB
 __all__ = ["hold_memory", "parts_with_pools"]
 
 
-def parts_with_pools(directory: Path, *, uri: str = "test:///default") -> Components:
+def parts_with_pools(
+    directory: Path, *, uri: str = "test:///default", rules: tuple[AdoptRule, ...] = ()
+) -> Components:
     """Return the parts of a daemon with the pools ``p`` and ``q``; only in a mount namespace of its own.
 
     libvirt's test driver has one domain, which asks for no pool memory.
@@ -29,6 +31,7 @@ def parts_with_pools(directory: Path, *, uri: str = "test:///default") -> Compon
         daemon=DaemonConfig(state_dir=str(directory / "state"), run_dir=str(directory / "run")),
         libvirt=LibvirtConfig(uri=uri, config_file=str(libvirt / "qemu.conf"), run_dir=str(libvirt)),
         prefault=PrefaultConfig(ready="off"),
+        adopt=rules,
     )
     for name in ("p", "q"):
         manage.create(config, name, sizes=16 * MIB, backend="tmpfs")

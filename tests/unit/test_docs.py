@@ -20,7 +20,7 @@ from tests.rig.command_line import error_codes
 from tests.rig.documents import DOCUMENTS, MANUAL_PAGES, NOT_RUN, examples, inline, lines
 from tests.rig.repository import REPOSITORY
 from virt_dmem.cli.parser import build_parser
-from virt_dmem.config.schema import keys
+from virt_dmem.config.schema import AdoptRule, keys
 from virt_dmem.errors import ExitStatus
 from virt_dmem.monitoring.checks.suite import CHECKS
 
@@ -182,7 +182,8 @@ def test_the_manual_page_knows_every_exit_status() -> None:
 
 def test_the_manual_page_of_the_configuration_knows_every_key() -> None:
     page = spoken(REPOSITORY / "docs/man/virt-dmem.toml.5")
-    for key, _, _ in keys():
+    rules = [f"[adopt].{name}" for name in AdoptRule.__struct_fields__]
+    for key in [*rules, *(key for key, _, _ in keys() if key != "adopt")]:
         section, _, name = key.rpartition(".")
         below = page.partition(f"\n[{section}]\n")[2] if section else page
         assert re.search(rf"^{name}$", below.partition("\n[")[0], re.MULTILINE), key

@@ -174,6 +174,11 @@ class LedgerQueries(LedgerFile):
             rows = self._db.execute("SELECT step, at, seconds FROM step WHERE uuid = ? ORDER BY rowid", (uuid,))
             return [TimedStep(*row) for row in rows]
 
+    def names(self) -> dict[str, str]:
+        """Return the names of the domains that hold memory, by UUID."""
+        with self._explained():
+            return dict(self._db.execute("SELECT uuid, name FROM reservation").fetchall())
+
     def last_steps(self) -> dict[str, float]:
         """Return the time of each domain's last step (seconds since the epoch), by UUID."""
         with self._explained():

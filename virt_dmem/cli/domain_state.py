@@ -22,8 +22,9 @@ def holds_nothing(args: argparse.Namespace, refusal: DomainRefused) -> DomainRef
     :param refusal: What virt-dmemd says; stays where libvirt cannot be asked.
     :raise UsageError: When the name is ambiguous.
     """
+    config = load_config(args.config)
     try:
-        hypervisor = Hypervisor(args.connect or load_config(args.config).libvirt.uri)
+        hypervisor = Hypervisor(args.connect or config.libvirt.uri, rules=config.adopt)
     except HypervisorError as error:
         hint = f"{refusal.hint} Whether there is such a domain is not known: {error.message}"
         return DomainRefused(refusal.message, hint=hint)
@@ -37,6 +38,8 @@ def holds_nothing(args: argparse.Namespace, refusal: DomainRefused) -> DomainRef
 
 def _of(domain: DomainInfo) -> DomainRefused:
     applied = "'virt-dmem list --applied' lists the domains that are applied."
+    if domain.refusal:
+        return domain.refusal
     if domain.memory is None:
         asks = "asks for pool memory and is not rewritten" if domain.managed else "is not applied"
         state = "runs on ordinary memory" if domain.active else "is shut off"
@@ -47,7 +50,7 @@ def _of(domain: DomainInfo) -> DomainRefused:
         )
     if domain.active:
         return DomainRefused(
-            f"Domain {domain.name} runs on ordinary memory: it is applied, and was not when it started.",
+            f"Domain {domain.name} runs on ordinary memory: it is {_how(domain)}, and was not when it started.",
             hint="Shut it down and start it; if it was started since, run 'virt-dmem check'.",
         )
     where = f"pool {domain.memory.pool}" if domain.memory.pool else "the default pool"
@@ -55,5 +58,9 @@ def _of(domain: DomainInfo) -> DomainRefused:
     return DomainRefused(
         f"Domain {domain.name} is shut off and holds no memory; at its next start it takes"
         f" {format_size(domain.memory.total_bytes)} of {where}{most}.",
-        hint=applied,
+        hint=f"'virt-dmem rules {domain.uuid}' tells why it is adopted." if domain.adopted else applied,
     )
+
+
+def _how(domain: DomainInfo) -> str:
+    return f"adopted by rule {domain.memory.rule}" if domain.adopted and domain.memory else "applied"

@@ -26,6 +26,7 @@ MODULES = {
     "apply": "apply",
     "unapply": "apply",
     "rewrite": "rewrite",
+    "rules": "rules",
     "list": "list",
     "show": "show",
     "reconcile": "reconcile",

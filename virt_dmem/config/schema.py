@@ -15,8 +15,10 @@ import msgspec
 
 from virt_dmem.config.files import DEFAULT_RUN_DIR, READERS_SOCKET_NAME, SOCKET_NAME, read_files
 from virt_dmem.errors import ConfigError
+from virt_dmem.pool_name import POOL_NAME, POOL_NAME_HINT
 
 __all__ = [
+    "AdoptRule",
     "Config",
     "DaemonConfig",
     "LibvirtConfig",
@@ -26,6 +28,11 @@ __all__ = [
     "load_config",
     "load_config_and_origins",
 ]
+
+
+_RULES = "adopt"
+_MOST_RULES = 100
+_LONGEST_PATTERN = 256
 
 
 class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +97,33 @@ class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Interval at which that file is written, in seconds."""
 
 
+class AdoptRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[adopt]]``."""
+
+    rule: str = ""
+    """Name of the rule, for messages; empty: its number."""
+    metadata: str = ""
+    """Namespace of an element in the domain's metadata, such as "http://openstack.org/xmlns/libvirt/nova/*"."""
+    domain: str = ""
+    """Name of the domain, such as "instance-*"."""
+    flavor: str = ""
+    """Name of its flavor, in the metadata of OpenStack's nova."""
+    extra_spec: str = ""
+    """An extra spec of its flavor, "KEY" or "KEY=VALUE", likewise; nova writes them from 32.0 (2025.2) on."""
+    pool: str = ""
+    """Pool that its memory comes from; empty: the default pool."""
+    unsuitable: Literal["ignore", "refuse"] = "ignore"
+    """What to do with a domain that the rule takes and whose memory is not of shared files (huge pages, memfd,
+    ordinary memory), or cannot come from any pool: leave it as it is, without pool memory ("ignore"), or reject its
+    start ("refuse")."""
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """The patterns that a domain has to match, all of them, by their keys."""
+        keys = ("metadata", "domain", "flavor", "extra_spec")
+        return {key: pattern for key in keys if (pattern := getattr(self, key))}
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; every key has a usable default."""
 
@@ -97,6 +131,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Pool of domains that name none; empty: the only pool, if there is exactly one."""
     templates_dir: str = "/etc/virt-dmem/templates"
     """Directory of XML fragments that replace those of the package, file by file."""
+    adopt: tuple[AdoptRule, ...] = ()
+    """Rules for domains that do not ask for pool memory, as another program generates their XML. The first rule
+    whose patterns a domain matches takes it: if its memory is of shared files (``<source type='file'/>``, ``<access
+    mode='shared'/>`` in its ``<memoryBacking>``), it comes from the rule's pool, and the XML stays as it is. In a
+    pattern ``*`` stands for any text, ``?`` for one character, ``[abc]`` for one of these. The rules of all files
+    are in force, in the order of the files."""
     daemon: DaemonConfig = DaemonConfig()
     libvirt: LibvirtConfig = LibvirtConfig()
     prefault: PrefaultConfig = PrefaultConfig()
@@ -149,8 +189,12 @@ def load_config_and_origins(path: Path | None = None) -> tuple[Config, dict[str,
         for key, value in _checked(
             Config, content, file
         ):  # each file by itself: the message has to name the wrong one
-            origins[key] = file
             section, dot, name = key.rpartition(".")
+            if key == _RULES:
+                merged[key] = [*merged.get(key, []), *value]
+                origins[key] = ", ".join(dict.fromkeys([*filter(None, [origins.get(key)]), file]))
+                continue
+            origins[key] = file
             (merged.setdefault(section, {}) if dot else merged)[name] = value
     return msgspec.convert(merged, Config), origins
 
@@ -181,6 +225,8 @@ def _checked(
         if _is_section(known[name]) and isinstance(value, dict):
             yield from _checked(known[name], value, file, f"{key}.")
             continue
+        if key == _RULES and isinstance(value, list):
+            _require_rules(value, file)
         try:
             msgspec.convert(value, known[name])
         except msgspec.ValidationError as error:
@@ -189,6 +235,35 @@ def _checked(
                 hint="virt-dmem.toml(5) describes every key; 'virt-dmem config show' prints them all.",
             ) from error
         yield key, value
+
+
+def _require_rules(rules: list[Any], file: str) -> None:
+    """Refuse rules with unknown keys, without a pattern, or with one that no domain could match.
+
+    :raise ConfigError: Names the rule by its number in the file.
+    """
+    if len(rules) > _MOST_RULES:
+        raise ConfigError(f"In {file}, there are {len(rules)} rules.", hint=f"Use at most {_MOST_RULES}.")
+    for number, table in enumerate(rules, 1):
+        if not isinstance(table, dict):
+            continue  # its type is checked with all others
+        for _ in _checked(AdoptRule, table, file, f"{_RULES}."):
+            pass
+        rule = msgspec.convert(table, AdoptRule)
+        where = f"In {file}, rule {number} of [[{_RULES}]]"
+        if not rule.patterns:
+            raise ConfigError(
+                f"{where} has no pattern.",
+                hint='Set metadata, domain, flavor or extra_spec; domain = "*" takes every domain.',
+            )
+        for key, pattern in rule.patterns.items():
+            if len(pattern) > _LONGEST_PATTERN:
+                raise ConfigError(
+                    f"{where} has a pattern of {len(pattern)} characters in {key}.",
+                    hint=f"Use at most {_LONGEST_PATTERN}.",
+                )
+        if rule.pool and not POOL_NAME.fullmatch(rule.pool):
+            raise ConfigError(f"{where} names pool {rule.pool!r}, which cannot exist.", hint=POOL_NAME_HINT)
 
 
 def _unknown(key: str, name: str, section: str, known: list[str], file: str) -> ConfigError:

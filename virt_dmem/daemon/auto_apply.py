@@ -15,10 +15,10 @@ from collections.abc import Callable
 from virt_dmem.aio import off_loop
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
-from virt_dmem.domains import migration
+from virt_dmem.domains import adoption, migration
 from virt_dmem.domains.apply import XmlChange, apply_if_requested
 from virt_dmem.errors import DmemError, DomainRefused, NotRewritten
-from virt_dmem.hypervisor.connection import Hypervisor
+from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
 from virt_dmem.monitoring.alert_codes import APPLY_FIGHT, REQUEST_UNFULFILLED
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.pools import registry
@@ -61,6 +61,22 @@ class AutoApply:
         else:
             self._waiting.pop(uuid, None)
             self._alerts.set_definition(REQUEST_UNFULFILLED, uuid, None)
+
+    async def consider_adopted(self, domain: DomainInfo) -> None:
+        """Report a domain that a rule takes and rejects, or whose pool cannot serve it, until that has changed."""
+        error: DmemError | None = domain.refusal
+        if domain.memory is not None:
+            try:
+                await asyncio.to_thread(adoption.require_servable, self._config, domain.memory)
+            except DmemError as failed:
+                error = failed
+        self._alerts.set_definition(APPLY_FIGHT, domain.uuid, None)
+        self._alerts.set_definition(REQUEST_UNFULFILLED, domain.uuid, error)
+        if error is None:
+            self._waiting.pop(domain.uuid, None)
+        elif self._waiting.get(domain.uuid) != str(error):
+            log.warning("domain %s cannot be adopted: %s", domain.uuid, error)
+            self._waiting[domain.uuid] = str(error)
 
     async def _apply(self, hypervisor: Hypervisor, uuid: str) -> None:
         xml = await asyncio.to_thread(hypervisor.inactive_xml, uuid)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from virt_dmem.config.schema import LibvirtConfig
+from virt_dmem.config.schema import AdoptRule, LibvirtConfig
 from virt_dmem.daemon.auto_apply import AutoApply
 from virt_dmem.daemon.lost_requests import LostRequests
 from virt_dmem.domain_xml.live import Guest, read_guest
@@ -63,6 +64,7 @@ class _Queue:
 class LibvirtEvents:
     """Report defined domains to ``auto_apply``, running ones to ``alerts``.
 
+    :param rules: Those by which domains are adopted.
     :param sequence: Returns the ledger's sequence number; called right before libvirt is asked for all domains.
     :param on_listed: Awaited with all domains, and the result of ``sequence``, each time they were listed.
     :param on_defined: Called with UUID and definition of an applied domain; ``None``: it is not applied, or gone.
@@ -77,6 +79,7 @@ class LibvirtEvents:
         alerts: AlertTracker,
         lost_requests: LostRequests,
         *,
+        rules: Sequence[AdoptRule] = (),
         sequence: Callable[[], int],
         on_listed: Callable[[list[DomainInfo], int], Awaitable[None]],
         on_defined: Callable[[str, DomainMemory | None], None],
@@ -87,6 +90,7 @@ class LibvirtEvents:
         self._auto_apply = auto_apply
         self._alerts = alerts
         self._lost_requests = lost_requests
+        self._rules = rules
         self._sequence = sequence
         self._on_listed = on_listed
         self._on_defined = on_defined
@@ -109,7 +113,7 @@ class LibvirtEvents:
         while True:
             await self._wait_for_libvirt()
             try:
-                hypervisor = await asyncio.to_thread(Hypervisor, self._config.uri)
+                hypervisor = await asyncio.to_thread(partial(Hypervisor, self._config.uri, rules=self._rules))
             except HypervisorError as error:
                 log.debug("%s", error)
             else:
@@ -157,6 +161,9 @@ class LibvirtEvents:
         pools: dict[str, bool] = {}
         """Whether each pool that applied domains ask for is there, looked up once."""
         for uuid, domain in defined.items():
+            if domain.adopted or domain.refusal:
+                await self._auto_apply.consider_adopted(domain)
+                continue
             if domain.memory and domain.memory.pool not in pools:
                 pools[domain.memory.pool] = self._auto_apply.has_pool(domain.memory.pool)
             if (domain.memory and not pools[domain.memory.pool]) or domain.managed > domain.applied:
@@ -166,8 +173,12 @@ class LibvirtEvents:
 
     async def _handle(self, hypervisor: Hypervisor, uuid: str, event: Event, alias: str) -> None:
         if event is Event.DEFINED:
-            await self._auto_apply.consider(hypervisor, uuid)
-            info = await asyncio.to_thread(hypervisor.info, uuid)
+            info = await asyncio.to_thread(hypervisor.info, uuid) if self._rules else None
+            if info and info.persistent and (info.adopted or info.refusal):
+                await self._auto_apply.consider_adopted(info)
+            else:
+                await self._auto_apply.consider(hypervisor, uuid)
+                info = await asyncio.to_thread(hypervisor.info, uuid)
             self._on_defined(uuid, info.memory if info else None)
             if info:
                 await self._lost_requests.defined(info)
@@ -184,11 +195,10 @@ class LibvirtEvents:
             if alias:
                 await self._on_device(uuid, event, alias)
 
-    @staticmethod
-    async def _read(hypervisor: Hypervisor, uuid: str) -> Guest | None:
+    async def _read(self, hypervisor: Hypervisor, uuid: str) -> Guest | None:
         def read() -> Guest | None:
             xml = hypervisor.live_xml(uuid)
-            return read_guest(xml) if xml else None
+            return read_guest(xml, self._rules) if xml else None
 
         try:
             return await asyncio.to_thread(read)

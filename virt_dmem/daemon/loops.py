@@ -16,6 +16,7 @@ from typing import Any
 from virt_dmem.daemon.systemd import notify, watchdog_seconds
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.deadline import within
+from virt_dmem.domains import adoption
 from virt_dmem.errors import DmemError
 from virt_dmem.host import huge_pages, writes
 from virt_dmem.monitoring.metrics import write_textfile
@@ -108,8 +109,18 @@ async def housekeeping_loop(parts: Components) -> None:
             parts.service.end_due_pause()
         except DmemError as error:
             log.warning("%s", error)
+        restore_marks(parts)
         await reconcile_host(parts)
         took = time.monotonic() - began
+
+
+def restore_marks(parts: Components) -> None:
+    """Write the marks of rules again that somebody removed or changed: without them no rule takes a domain."""
+    try:
+        if adoption.write_marks(parts.config):
+            log.warning("the marks of rules for the hook were changed by others; written again")
+    except OSError as error:
+        limited_log(logging.WARNING, "marks", "the marks of rules cannot be written for the hook: %s", error)
 
 
 async def reconcile_host(parts: Components) -> None:

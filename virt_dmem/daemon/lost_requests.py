@@ -53,8 +53,8 @@ class LostRequests:
         """Return whether a domain has lost its request; else remember the request, or forget the domain."""
         if domain.applied:
             self._remembered.keep(domain.uuid, domain.request)
-        elif domain.managed:  # to be applied: what an earlier rewrite replaced is known until then
-            pass
+        elif domain.managed or domain.adopted:
+            pass  # what an earlier rewrite replaced is known until it is applied again, or the rule is gone
         elif domain.trace is Trace.MONITOR_ALONE or is_lost(domain.trace, self._remembered.find(domain.uuid)):
             return True
         else:

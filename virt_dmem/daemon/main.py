@@ -28,6 +28,7 @@ from virt_dmem.daemon.log_format import set_up_logging
 from virt_dmem.daemon.loops import all_loops, reconcile_host, restart_on_error
 from virt_dmem.daemon.systemd import notify
 from virt_dmem.daemon.wiring import Components, build
+from virt_dmem.domains import adoption
 from virt_dmem.errors import ConfigError, DmemError, ExitStatus
 from virt_dmem.host import uevents
 from virt_dmem.ipc.server import ControlServer
@@ -127,10 +128,12 @@ async def serve(config: Config) -> None:
 
 
 async def _serve_until(end: asyncio.Event, parts: Components, server: ControlServer) -> None:
+    adoption.write_marks(parts.config)
     await reconcile_host(parts)
     server.start()
     tasks = [asyncio.create_task(restart_on_error(loop)) for loop in all_loops(parts)]
     notify("READY=1")
+    parts.service.note_pools()
     log.info("serving %s", counted(len(parts.service.list_pools()), "pool"))
 
     stopping = asyncio.create_task(end.wait())

@@ -7,8 +7,9 @@ import logging
 import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from virt_dmem.aio import off_loop
 from virt_dmem.allocation.inventory import Inventory
@@ -18,18 +19,19 @@ from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
 from virt_dmem.daemon.events import Events
+from virt_dmem.domain_xml.adoption.adopt import adopt
 from virt_dmem.domain_xml.fields import MAX_BYTES
 from virt_dmem.domain_xml.memory_backends import PLACED_MODELS
 from virt_dmem.domain_xml.reader import DomainDocument, name_of
-from virt_dmem.domain_xml.traces import Trace, find_trace
-from virt_dmem.domains import migration, passthrough, postcopy
+from virt_dmem.domain_xml.traces import find_trace
+from virt_dmem.domains import adoption, migration, passthrough, postcopy
 from virt_dmem.domains.apply import is_lost, request_lost
 from virt_dmem.domains.device_ops import DeviceChange
 from virt_dmem.domains.extents import ReportProgress
 from virt_dmem.domains.hooks import HookOperations, Link
 from virt_dmem.domains.hotplug import Hotplug
 from virt_dmem.domains.virtio_mem import VirtioMem
-from virt_dmem.errors import DmemError, DomainRefused, UsageError
+from virt_dmem.errors import DmemError, DomainRefused, DomainXmlInvalid, UsageError
 from virt_dmem.hypervisor.qmp import Monitors, QemuMemoryBackend
 from virt_dmem.monitoring.alert_tracker import APPLY, AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
@@ -69,7 +71,7 @@ class Service:
     async def hook(
         self, operation: str, xml: bytes, report: ReportProgress, began: float | None = None
     ) -> Sequence[Link]:
-        """Run a hook operation; do nothing for domains without pool memory.
+        """Run a hook operation; do nothing for domains that neither ask for pool memory nor are adopted.
 
         :param began: When the hook began, in seconds since the epoch.
         :return: The links for the hook to verify.
@@ -77,8 +79,7 @@ class Service:
         """
         document = DomainDocument(xml)
         if not await off_loop(DomainDocument.is_managed, document):
-            await self._hook_without_request(operation, document)
-            return []
+            return await self._hook_without_request(operation, document, report, began)
         with self.metrics.hook(operation if operation in _OPERATIONS else "other"), self._told(operation, document):
             return await self._run_hook(operation, document, report, began)
 
@@ -109,23 +110,40 @@ class Service:
                 )
         return []
 
-    async def _hook_without_request(self, operation: str, document: DomainDocument) -> None:
-        """Refuse the start of a domain that lost its request; end that of one which lost it while it ran.
+    async def _hook_without_request(
+        self, operation: str, document: DomainDocument, report: ReportProgress, began: float | None
+    ) -> Sequence[Link]:
+        """Serve a domain that a rule takes, or took at its start; refuse the start of one that lost its request.
 
+        A domain that lost it while it ran ends like any other.
+
+        :raise AdoptionRefused: When a rule takes it, its memory cannot come from a pool, and the rule rejects that.
         :raise DomainRefused: When it was rewritten: its memory would be a file on a disk.
         """
+        if operation == "prepare":
+            await self._prepare_without_request(document, report, began)
+            return []
+        if self.ledger.find(await off_loop(_uuid_of, document)) is None:
+            return []
+        with self.metrics.hook(operation), self._told(operation, document):
+            return await self._run_hook(operation, document, report, began)
+
+    async def _prepare_without_request(
+        self, document: DomainDocument, report: ReportProgress, began: float | None
+    ) -> None:
+        with self.metrics.hook("prepare"), self._told("prepare", document):
+            domain = await off_loop(partial(adopt, self.config.adopt), document)
+            if domain is not None:
+                adoption.pool_of(self.config, domain)
+                log.info("%s: adopted by rule %s", domain.name, domain.rule)
+                await self.hooks.prepare(domain, report, began=began)
+                return
         trace = await off_loop(lambda document: find_trace(document.xml), document)
-        if trace is Trace.NONE:
-            return
-        uuid = await off_loop(DomainDocument.uuid, document)
-        if operation == "prepare" and is_lost(trace, self.remembered.find(uuid)):
-            with self._told(operation, document):
+        uuid = await off_loop(_uuid_of, document)
+        if is_lost(trace, self.remembered.find(uuid)):
+            with self._told("prepare", document):
                 raise request_lost(uuid, name_of(document.xml), trace)
-        if self.ledger.find(uuid) is None:
-            return
-        if operation == "stopped":
-            await self.hooks.stopped(uuid)
-        elif operation == "release":
+        if self.ledger.find(uuid):  # of an earlier start, during which libvirtd ended
             await self.hooks.release(uuid)
 
     @contextmanager
@@ -234,8 +252,10 @@ class Service:
         self.on_resume()
 
     def note_pools(self) -> None:
-        """Record how the pools changed."""
-        self.events.pools_seen({one.name: (one.state, one.capacity_bytes) for one in self.list_pools()})
+        """Record how the pools changed; one that cannot be looked at keeps nothing from being done."""
+        with suppress(DmemError, OSError):
+            statuses = self.inventory.pool_statuses()
+            self.events.pools_seen({one.name: (one.state, one.capacity_bytes) for one in statuses})
 
     def reread_nodes(self) -> None:
         """Read the host's NUMA nodes again, after its processors or memory changed."""
@@ -301,6 +321,14 @@ class Service:
         left = self.ledger.pause_left(APPLY)
         if left is not None and left <= 0:
             self.resume_apply()
+
+
+def _uuid_of(document: DomainDocument) -> str:
+    """Return the UUID of a domain that is perhaps not ours to judge; empty where it has none, or is no domain."""
+    try:
+        return document.uuid()
+    except DomainXmlInvalid:
+        return ""
 
 
 def _require(what: str, number: float, least: int, most: int) -> None:

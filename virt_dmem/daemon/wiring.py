@@ -147,6 +147,7 @@ def build(config: Config) -> Components:
         AutoApply(config, alerts, lambda outcome: metrics.applied.labels(outcome).inc()),
         alerts,
         LostRequests(remembered, alerts),
+        rules=config.adopt,
         sequence=ledger.sequence,
         on_listed=domains_listed,
         on_defined=prezero.update_domain,
@@ -168,7 +169,6 @@ def build(config: Config) -> Components:
         events=_connected_events(ledger, alerts),
         on_resume=libvirt_events.relist,
     )
-    service.note_pools()
     domain_list = DomainList(ledger, domain_json)
     return Components(
         config=config,
@@ -202,7 +202,7 @@ def _connected_events(ledger: Ledger, alerts: AlertTracker) -> Events:
             return found.name if found else ""
         return ""
 
-    events = Events(name_of, {held.uuid: held.name for held in ledger.reservations()})
+    events = Events(name_of, ledger.names())
     ledger.on_phase = events.phase_changed
     ledger.on_extent_gone = events.extent_gone
     alerts.on_change = lambda alert, active: events.alert_changed(alert, active=active)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from virt_dmem.config.schema import AdoptRule
+from virt_dmem.domain_xml.adoption.adopt import rule_of
 from virt_dmem.domain_xml.elements import find_request, parse_domain
 from virt_dmem.domain_xml.fields import find_child, read_size, read_uuid_of, text_of
 from virt_dmem.domain_xml.pinning import Obstacle, obstacles
@@ -32,11 +35,14 @@ class Guest:
     devices: tuple[MemoryDevice, ...]
     obstacles: tuple[Obstacle, ...] = ()
     """The parts that cannot work on memory without struct pages: attached while it runs, or by a network."""
+    rule: str = ""
+    """The rule that adopts it, as its XML is; it does not ask for pool memory itself."""
 
 
-def read_guest(xml: bytes) -> Guest:
+def read_guest(xml: bytes, rules: Sequence[AdoptRule] = ()) -> Guest:
     """Return the running domain in a live XML, as libvirt printed it (each memory device with alias, and in KiB).
 
+    :param rules: Those by which domains are adopted.
     :raise DomainXmlInvalid: When it is no domain XML.
     """
     root = parse_domain(xml)
@@ -56,4 +62,5 @@ def read_guest(xml: bytes) -> Guest:
         managed=find_request(root) is not None,
         devices=tuple(devices),
         obstacles=obstacles(root),
+        rule=rule_of(rules, root),
     )

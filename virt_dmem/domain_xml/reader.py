@@ -73,6 +73,8 @@ class DomainMemory:
     """Why it cannot be started on pool memory though it asks for it; continues a sentence about its XML."""
     file_backed: bool = False
     """Its memory backends are shared files, whoever wrote that: it can be started on pool memory as it is."""
+    rule: str = ""
+    """The rule of ``[[adopt]]`` that took it, which does not ask for pool memory itself; empty: none."""
     max_bytes: int = 0
     """``<maxMemory>``: the most it may have with memory attached later; 0: none can be."""
 

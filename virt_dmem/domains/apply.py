@@ -15,6 +15,7 @@ from virt_dmem.allocation.plan import PoolFree, plan_domain
 from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml import rewrite
+from virt_dmem.domain_xml.adoption.adopt import rule_of
 from virt_dmem.domain_xml.monitor import has_monitor
 from virt_dmem.domain_xml.pinning import may_run_guests
 from virt_dmem.domain_xml.reader import DomainDocument
@@ -29,6 +30,7 @@ from virt_dmem.pools.record import PoolRecord
 __all__ = [
     "ApplyOptions",
     "XmlChange",
+    "adopted_by",
     "apply",
     "apply_if_requested",
     "apply_incoming",
@@ -121,6 +123,14 @@ def apply_incoming(config: Config, xml: bytes, record: PoolRecord, pool: str) ->
     :raise DomainRefused: When the domain's memory cannot come from that pool.
     """
     return _rewrite(config, xml, record, pool=pool)
+
+
+def adopted_by(config: Config, xml: bytes) -> str:
+    """Return the label of the rule that adopts a domain, so that it needs no rewrite; empty: it is not adopted.
+
+    :raise DomainXmlInvalid: When ``xml`` is no domain XML.
+    """
+    return rule_of(config.adopt, DomainDocument(xml).root) if config.adopt else ""
 
 
 def is_lost(trace: Trace, remembered: bytes) -> bool:

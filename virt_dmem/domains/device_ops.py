@@ -172,7 +172,7 @@ class DeviceOperations:
         :raise UsageError: When several have that name.
         """
         found = self.ledger.find_named(domain)
-        near = "" if found else did_you_mean(domain, (held.name for held in self.ledger.reservations()))
+        near = "" if found else did_you_mean(domain, self.ledger.names().values())
         return _require_running(found, domain, near)
 
     def current(self, extent: Extent) -> Extent | None:

@@ -178,6 +178,8 @@ class Hotplug:
         persistent: bool,
     ) -> DeviceChange:
         memory = await off_loop(partial(memory_of, device=device), live)
+        if not memory.managed:  # adopted: a rule named the pool when it started
+            memory = replace(memory, pool=reservation.extents[0].segment.pool)
         async with self._extents.lock(reservation.uuid):
             self._operations.require_running(reservation.uuid)
             (extent,) = await self._operations.admission.reserve_more(memory)

@@ -13,7 +13,7 @@ import errno
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,10 +21,12 @@ from typing import Any, Self
 
 import libvirt
 
+from virt_dmem.config.schema import AdoptRule
+from virt_dmem.domain_xml.adoption.adopt import adopt
 from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domain_xml.traces import Trace, find_trace, request_in
-from virt_dmem.errors import DmemError, HypervisorDenied, HypervisorError, UsageError
+from virt_dmem.errors import AdoptionRefused, DmemError, HypervisorDenied, HypervisorError, UsageError
 from virt_dmem.hypervisor import define_race
 from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
 from virt_dmem.text import counted, did_you_mean
@@ -49,12 +51,16 @@ class DomainInfo:
     managed: bool
     applied: bool
     memory: DomainMemory | None
-    """``None`` if it is not applied."""
+    """``None`` if it is neither applied nor adopted."""
     persistent: bool = True
     trace: Trace = Trace.NONE
     """What it has of a rewrite, though it does not ask for pool memory; of persistent domains only."""
     request: bytes = b""
     """Its request with all that it keeps, to be remembered; of applied persistent domains only."""
+    adopted: bool = False
+    """It does not ask for pool memory, and a rule takes it: ``memory`` comes from the rule's pool."""
+    refusal: AdoptionRefused | None = None
+    """Why a rule that takes it rejects it."""
 
 
 class Event(enum.Enum):
@@ -140,11 +146,16 @@ def run_event_loop() -> None:
 class Hypervisor:
     """Connect to libvirt; use it as a context manager. Methods take a domain's UUID; ``find`` returns it.
 
+    :param rules: Those by which domains are adopted.
+
     :raise HypervisorError: From every method, when libvirt fails; with libvirt's own message.
     """
 
-    def __init__(self, uri: str, definitions_dir: Path = DEFINITIONS_DIR) -> None:
+    def __init__(
+        self, uri: str, definitions_dir: Path = DEFINITIONS_DIR, *, rules: Sequence[AdoptRule] = ()
+    ) -> None:
         self._uri = uri
+        self._rules = rules
         self._definitions_dir = definitions_dir
         self._callbacks: list[int] = []
         try:
@@ -384,6 +395,7 @@ class Hypervisor:
             raise self._failed(domain.name(), error) from error
         document = DomainDocument(xml)
         managed, memory, request, trace = document.is_managed(), None, b"", Trace.NONE
+        adopted, refusal = None, None
         # a domain that requests pool memory in an invalid way is managed all the same
         with contextlib.suppress(DmemError):
             if managed:
@@ -391,6 +403,10 @@ class Hypervisor:
                 memory = document.memory()
             else:
                 trace = find_trace(xml)
+                try:
+                    adopted = adopt(self._rules, document)
+                except AdoptionRefused as error:
+                    refusal = error
         applied = memory is not None and memory.applied
         return DomainInfo(
             uuid=domain.UUIDString(),
@@ -398,10 +414,12 @@ class Hypervisor:
             active=active,
             managed=managed,
             applied=applied,
-            memory=memory if applied else None,
+            memory=memory if applied else adopted,
             persistent=persistent,
             trace=trace if persistent else Trace.NONE,
             request=request if persistent and applied else b"",
+            adopted=adopted is not None,
+            refusal=refusal,
         )
 
     def live_xml(self, domain: str) -> bytes | None:

@@ -52,9 +52,9 @@ APPLY_PAUSED = "apply-paused"
 
 EXPLANATIONS = {
     GUEST_OUTSIDE_POOL: (
-        "A domain that asks for pool memory is running, and virt-dmemd did not see it start, so its memory is "
-        "wherever libvirt put it, perhaps in a file on a disk. The usual cause is that libvirtd does not know of"
-        " the hook."
+        "A domain that asks for pool memory, or that a rule of [[adopt]] takes, is running, and virt-dmemd did "
+        "not see it start, so its memory is wherever libvirt put it, perhaps in a file on a disk. The usual cause "
+        "is that libvirtd does not know of the hook, or that the domain was started before there was that rule."
     ),
     MEMORY_OUTSIDE_POOL: (
         "A memory device was attached to a domain with pool memory, bypassing virt-dmem. It is ordinary memory "
@@ -151,9 +151,9 @@ EXPLANATIONS = {
         "removed is remembered: 'virt-dmem apply' puts it back, and 'virt-dmem unapply' undoes the rewrite."
     ),
     REQUEST_UNFULFILLED: (
-        "A domain is defined with a request for pool memory that cannot be fulfilled as it is: the pool does not "
-        "exist, none can be chosen, or the domain cannot use its memory. The domain does not start. It is tried "
-        "again when the domain or a pool changes, and from time to time."
+        "A domain is defined with a request for pool memory, or a rule of [[adopt]] takes it, and that cannot be "
+        "fulfilled as it is: the pool does not exist, none can be chosen, or the domain cannot use its memory. The "
+        "domain does not start. It is tried again when the domain or a pool changes, and from time to time."
     ),
     APPLY_PAUSED: (
         "'virt-dmem pause-apply' is in force: domains that are defined with virt-dmem's metadata are not "

@@ -114,13 +114,16 @@ def due(facts: Facts) -> list[Alert]:
 def _guests(facts: Facts) -> Iterable[Alert]:
     for guest in sorted(facts.guests, key=lambda guest: guest.name):
         change = facts.phases.get(guest.uuid)
-        if guest.managed and _is_outside(change, facts.uptime) and facts.is_alive(guest):
+        if (guest.managed or guest.rule) and _is_outside(change, facts.uptime) and facts.is_alive(guest):
             state = f"has it as {change.phase.value}" if change else "did not see its start"
+            wants = f"is taken by rule {guest.rule}" if guest.rule else "asks for pool memory"
+            since = ", unless it was started before there was that rule" if guest.rule else ""
             yield Alert(
                 GUEST_OUTSIDE_POOL,
                 guest.uuid,
-                f"Domain {guest.name} asks for pool memory but runs outside of any pool: virt-dmemd {state}.",
-                "Run 'virt-dmem check' and fix the checks of the hook, then shut the domain down and start it.",
+                f"Domain {guest.name} {wants} but runs outside of any pool: virt-dmemd {state}.",
+                f"Run 'virt-dmem check' and fix the checks of the hook{since}; then shut the domain down and start"
+                " it.",
             )
         elif guest.managed or change:
             ours = facts.extents.get(guest.uuid, ())

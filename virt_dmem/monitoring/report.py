@@ -25,6 +25,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import IO
 
+import msgspec
 from lxml import etree
 
 from virt_dmem.config.schema import Config, keys
@@ -258,7 +259,7 @@ def _config(source: Source) -> dict[str, str]:
         key: {"value": attrgetter(key)(source.config), "origin": source.origins.get(key, "default")}
         for key, _, _ in keys()
     }
-    return {"": _json(config)}
+    return {"": _json(msgspec.to_builtins(config))}
 
 
 def _records(source: Source) -> dict[str, str]:
@@ -299,9 +300,9 @@ def _libvirt(source: Source) -> dict[str, str]:
 
 def _domains(source: Source) -> dict[str, str]:
     files = {}
-    with Hypervisor(source.uri) as hypervisor:
+    with Hypervisor(source.uri, rules=source.config.adopt) as hypervisor:
         for domain in hypervisor.domains():
-            if not domain.managed:
+            if not (domain.managed or domain.adopted):
                 continue
             if live := hypervisor.live_xml(domain.uuid):
                 files[f"/{domain.uuid}-live.xml"] = reduced(live)

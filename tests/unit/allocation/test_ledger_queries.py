@@ -77,3 +77,9 @@ def test_a_name_that_two_domains_have_is_refused_with_both_uuids(parts: Componen
 def test_a_domain_that_nobody_knows_is_named(parts: Components) -> None:
     with pytest.raises(DomainRefused, match="ghost"):
         parts.service.show_domain("ghost")
+
+
+def test_the_names_of_all_that_hold_memory_are_found_by_uuid(parts: Components) -> None:
+    reserve(parts.ledger, OURS, "web")
+    reserve(parts.ledger, THEIRS, OURS)
+    assert parts.ledger.names() == {OURS: "web", THEIRS: OURS}

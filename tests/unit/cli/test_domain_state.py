@@ -11,7 +11,7 @@ import pytest
 
 from tests.rig.prezero import domain as memory_of
 from virt_dmem.cli import domain_state
-from virt_dmem.errors import DomainRefused
+from virt_dmem.errors import AdoptionRefused, DomainRefused
 from virt_dmem.hypervisor.connection import DomainInfo
 from virt_dmem.units import GIB
 
@@ -19,6 +19,8 @@ UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
 SHUT_OFF = DomainInfo(UUID, "web", active=False, managed=False, applied=False, memory=None)
 MEMORY = replace(memory_of(UUID, 1024, pool="guests"), max_bytes=8 * GIB)
 APPLIED = replace(SHUT_OFF, managed=True, applied=True, memory=MEMORY)
+REFUSAL = AdoptionRefused("Rule nova takes it.", hint="Do this.")
+ADOPTED = replace(SHUT_OFF, adopted=True, memory=replace(MEMORY, rule="nova"))
 
 
 class Libvirt:
@@ -47,13 +49,16 @@ class Libvirt:
         (replace(SHUT_OFF, active=True), "web runs on ordinary memory, and is not applied", "next start"),
         (APPLIED, "at its next start it takes 4 MiB of pool guests, and up to 8 GiB", "--applied"),
         (replace(APPLIED, active=True), "it is applied, and was not when it started", "Shut it down and start it"),
+        (ADOPTED, "at its next start it takes 4 MiB of pool guests", f"virt-dmem rules {UUID}"),
+        (replace(ADOPTED, active=True), "it is adopted by rule nova, and was not when it started", "start it"),
+        (replace(SHUT_OFF, refusal=REFUSAL), "Rule nova takes it.", "Do this."),
     ],
-    ids=["shut-off", "managed", "running", "applied", "started-before"],
+    ids=["shut-off", "managed", "running", "applied", "started-before", "adopted", "adopted-later", "refused"],
 )  # fmt: skip
 def test_each_reason_is_told_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, found: DomainInfo, message: str, hint: str
 ) -> None:
-    monkeypatch.setattr(domain_state, "Hypervisor", lambda _uri: Libvirt(found))
+    monkeypatch.setattr(domain_state, "Hypervisor", lambda _uri, **_: Libvirt(found))
     monkeypatch.setattr(
         "virt_dmem.cli.domain_state.how_to_apply", lambda uuid, _name: f"Run: virt-dmem apply {uuid}"
     )

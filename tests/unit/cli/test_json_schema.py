@@ -98,10 +98,10 @@ def test_what_every_command_prints_is_as_documented(command: Command, monkeypatc
     ask("config", "show")
     ask("completion", "bash")
     ask("explain", "usage")
-    for options in ([], ["--print-diff"]):
+    for words in (["rewrite"], ["rewrite", "--print-diff"], ["rules"]):
         stdin = io.BytesIO((GOLDEN / "plain-in.xml").read_bytes())
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=stdin))
-        ask("rewrite", *options)
+        ask(*words)
     assert sorted(seen | IN_OWN_TESTS) == sorted(set(answers()) - IN_LIBVIRT_TESTS)
 
 

@@ -13,7 +13,7 @@ import pytest
 from virt_dmem.cli.commands.list import _socket_path
 from virt_dmem.cli.main import main
 from virt_dmem.cli.parser import build_parser
-from virt_dmem.config.schema import Config, keys, load_config, load_config_and_origins
+from virt_dmem.config.schema import AdoptRule, Config, keys, load_config, load_config_and_origins
 from virt_dmem.errors import ConfigError, ExitStatus
 
 
@@ -61,6 +61,16 @@ def test_later_files_win_key_by_key_and_each_key_knows_its_file(file: Path) -> N
         ('[prefault]\nthreads = "4"', "prefault.threads cannot be '4': expected `int`, got `str`", ""),
         ('daemon = "x"', "daemon cannot be 'x': expected `object`, got `str`", ""),
         ("default_pool = nothing", "line 1", ""),
+        ("adopt = 1", "adopt cannot be 1: expected `array`, got `int`", ""),
+        ("adopt = [1]", "adopt cannot be [1]: expected `object`, got `int`", ""),
+        ('[[adopt]]\nname = "x"', "there is no key adopt.name", "Known here are: rule, metadata, domain, "),
+        ('[[adopt]]\nflavour = "x"', "there is no key adopt.flavour", "Did you mean adopt.flavor?"),
+        ("[[adopt]]\ndomain = 1", "adopt.domain cannot be 1: expected `str`, got `int`", ""),
+        ('[[adopt]]\ndomain = "a"\nunsuitable = "x"', "adopt.unsuitable cannot be 'x'", ""),
+        ('[[adopt]]\ndomain = "a"\n[[adopt]]\npool = "p"', "rule 2 of [[adopt]] has no pattern", 'domain = "*"'),
+        ('[[adopt]]\ndomain = "a"\npool = "../x"', "rule 1 of [[adopt]] names pool '../x'", "letters, digits"),
+        (f'[[adopt]]\ndomain = "{"a" * 300}"', "has a pattern of 300 characters in domain", "at most 256"),
+        ('[[adopt]]\ndomain = "a"\n' * 101, "there are 101 rules", "at most 100"),
     ],
 )
 @pytest.mark.parametrize("where", ["main file", "drop-in"])
@@ -81,6 +91,18 @@ def test_what_is_not_known_is_refused_with_the_file_the_key_and_the_nearest_name
     assert hint in caught.value.hint
 
 
+def test_the_rules_of_all_files_are_in_force_in_the_order_of_the_files(file: Path) -> None:
+    file.write_text('[[adopt]]\ndomain = "a"\n[[adopt]]\ndomain = "b"\n')
+    site = drop_in(file, '[[adopt]]\nflavor = "c"\npool = "p"\nunsuitable = "refuse"\n')
+    config, origins = load_config_and_origins(file)
+    assert config.adopt == (
+        AdoptRule(domain="a"),
+        AdoptRule(domain="b"),
+        AdoptRule(flavor="c", pool="p", unsuitable="refuse"),
+    )
+    assert origins == {"adopt": f"{file}, {site}"}
+
+
 def test_a_file_that_is_no_text_is_named(file: Path) -> None:
     guilty = file.parent / "conf.d/50.toml"
     guilty.write_bytes(b'default_pool = "\xff"')
@@ -95,7 +117,8 @@ def test_every_key_has_a_type_and_a_default_that_fits_it() -> None:
 
 
 def test_config_show_prints_what_can_be_read_again(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file.write_text('default_pool = "quoted \\" ü"\n[libvirt]\nauto_apply = false\n')
+    rules = '[[adopt]]\nrule = "x \\"y\\""\ndomain = "a*"\n[[adopt]]\nflavor = "b"\n'
+    file.write_text(f'default_pool = "quoted \\" ü"\n[libvirt]\nauto_apply = false\n{rules}')
     assert main(["config", "show", "--config", str(file)]) == ExitStatus.DONE
     again = file.parent / "again.toml"
     again.write_text(capsys.readouterr().out)

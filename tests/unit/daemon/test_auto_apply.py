@@ -10,11 +10,18 @@ from typing import cast
 
 import pytest
 
+from tests.rig.domain_documents import APPLIED, domain
+from virt_dmem.config.schema import AdoptRule
 from virt_dmem.daemon.auto_apply import MOST_TIMES, AutoApply
 from virt_dmem.daemon.wiring import Components
+from virt_dmem.domain_xml.adoption.adopt import adopt
+from virt_dmem.domain_xml.reader import DomainDocument
 from virt_dmem.domain_xml.rewrite import apply as rewrite
-from virt_dmem.errors import HypervisorError, PoolNotFound
+from virt_dmem.errors import AdoptionRefused, HypervisorError, PoolNotFound
 from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
+from virt_dmem.pools.record import NodeShare, PoolRecord
+from virt_dmem.pools.record_files import write
+from virt_dmem.units import GIB
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
 ASKS = (
@@ -132,3 +139,31 @@ def test_a_domain_that_is_applied_for_a_pool_that_is_gone_waits_for_it(
     consider(auto_apply, Libvirt(rewrite(ASKS, pool="gone")))
     (alert,) = parts.alerts.refresh()
     assert (alert.code, "no pool 'gone'" in alert.message) == ("request-unfulfilled", True)
+
+
+def test_a_domain_that_a_rule_takes_is_reported_until_the_pool_can_serve_it(
+    parts: Components, auto_apply: AutoApply
+) -> None:
+    document = DomainDocument(domain(APPLIED))
+    memory = adopt([AdoptRule(rule="mine", domain="vm", pool="guests")], document)
+    adopted = DomainInfo(UUID, "vm", False, False, False, memory, adopted=True)
+    asyncio.run(auto_apply.consider_adopted(adopted))
+    (alert,) = parts.alerts.refresh()
+    assert (alert.code, alert.subject) == ("request-unfulfilled", UUID)
+    assert "Rule mine of [[adopt]] takes domain vm" in alert.message
+    assert auto_apply.waiting() == [UUID]
+    parts.config.pool_records_dir.mkdir(parents=True)
+    mount = f"{parts.config.pools_dir}/guests"
+    write(parts.config, PoolRecord("guests", "tmpfs", 4096, mount, {0: NodeShare(GIB)}))
+    asyncio.run(auto_apply.consider_adopted(adopted))
+    assert (parts.alerts.refresh(), auto_apply.waiting()) == ([], [])
+
+
+def test_a_domain_that_a_rule_rejects_is_reported(parts: Components, auto_apply: AutoApply) -> None:
+    refusal = AdoptionRefused("no.", hint="")
+    rejected = DomainInfo(UUID, "vm", False, False, False, None, refusal=refusal)
+    asyncio.run(auto_apply.consider_adopted(rejected))
+    (alert,) = parts.alerts.refresh()
+    assert (alert.code, alert.message) == ("request-unfulfilled", "no.")
+    auto_apply.forget(UUID)
+    assert parts.alerts.refresh() == []

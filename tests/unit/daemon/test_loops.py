@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from virt_dmem.aio import cancel_and_wait
+from virt_dmem.config.schema import AdoptRule, Config, DaemonConfig
 from virt_dmem.daemon import loops
 from virt_dmem.daemon.loops import restart_on_error
+from virt_dmem.daemon.wiring import build
 
 
 def test_work_that_ends_by_a_bug_is_restarted(
@@ -37,3 +40,22 @@ def test_work_that_ends_by_a_bug_is_restarted(
     asyncio.run(story())
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
     assert "unforeseen" in caplog.text
+
+
+def test_the_marks_of_rules_that_somebody_removes_are_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Config(
+        daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)), adopt=(AdoptRule(domain="lab-*"),)
+    )
+    parts = build(config)
+    loops.restore_marks(parts)
+    caplog.clear()
+    loops.restore_marks(parts)
+    assert caplog.text == ""
+    for what in ("nothing", ""):
+        (tmp_path / "adopt").write_text(what)
+        loops.restore_marks(parts)
+        assert (tmp_path / "adopt").read_text() == "<name>lab-\n"
+    assert "changed by others; written again" in caplog.text
+    asyncio.run(parts.close())

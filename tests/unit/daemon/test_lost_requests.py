@@ -60,6 +60,16 @@ def test_what_others_write_and_a_transient_domain_are_no_loss(
     assert (parts.service.remembered.uuids(), alerts(parts)) == (set(), [])
 
 
+def test_a_domain_that_a_rule_adopts_has_lost_nothing_until_the_rule_is_gone(
+    parts: Components, lost_requests: LostRequests
+) -> None:
+    asyncio.run(lost_requests.defined(APPLIED))
+    asyncio.run(lost_requests.defined(replace(RAW, trace=Trace.BACKING, adopted=True)))
+    assert (parts.service.remembered.find(UUID), alerts(parts)) == (b"<request/>", [])
+    asyncio.run(lost_requests.listed([replace(RAW, trace=Trace.BACKING)]))
+    assert alerts(parts) == [("request-lost", UUID)]
+
+
 def test_a_domain_that_is_to_be_applied_again_is_remembered_meanwhile(
     parts: Components, lost_requests: LostRequests
 ) -> None:

@@ -7,12 +7,18 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.rig import nova
+from tests.rig.daemon_parts import parts_with_pools
+from tests.rig.domain_documents import domain as document
+from tests.rig.mount_namespace import in_own_mount_namespace
+from virt_dmem.config.schema import AdoptRule
 from virt_dmem.daemon.wiring import Components
-from virt_dmem.errors import DmemError, UsageError
+from virt_dmem.errors import AdoptionRefused, DmemError, UsageError
 
 NS = "https://virt-dmem.dev/xmlns/domain/1.0"
 
@@ -92,3 +98,32 @@ def test_a_rejected_start_is_in_the_log_with_its_code(parts: Components, caplog:
         asyncio.run(parts.service.hook("prepare", domain(name="web1"), lambda _: None))
     (line,) = [record.getMessage() for record in caplog.records if "web1" in record.getMessage()]
     assert line.startswith(f"domain web1: rejected at prepare [{rejected.value.code}]: {rejected.value.message}")
+
+
+FILES = f"<memoryBacking>{nova.FILE_BACKED}</memoryBacking>"
+
+
+@in_own_mount_namespace
+def test_a_rule_decides_at_prepare_and_the_ledger_from_then_on(tmp_path: Path) -> None:
+    rules = (AdoptRule(rule="mine", domain="vm", pool="p"), AdoptRule(domain="no", unsuitable="refuse"))
+    parts = parts_with_pools(tmp_path, rules=rules)
+    small = "<memory unit='MiB'>8</memory>"
+    xml, changed = document(FILES, memory=small), document("", memory=small).replace(b">vm<", b">other<")
+
+    def hook(operation: str, xml: bytes) -> object:
+        return asyncio.run(parts.service.hook(operation, xml, lambda _: None))
+
+    assert hook("start", xml) == [], "it was prepared when no rule took it"
+    hook("prepare", xml)
+    (held,) = parts.ledger.reservations()
+    assert (held.name, held.extents[0].segment) == ("vm", "p")
+    hook("stopped", changed)
+    hook("release", changed)
+    assert list(parts.ledger.reservations()) == []
+    hook("prepare", xml)
+    hook("prepare", changed)  # libvirtd ended between the two
+    assert list(parts.ledger.reservations()) == []
+    with pytest.raises(AdoptionRefused, match="Rule 2 of"):
+        hook("prepare", document().replace(b">vm<", b">no<"))
+    assert b'code="adoption-refused"' in parts.metrics.exposition()
+    asyncio.run(parts.close())

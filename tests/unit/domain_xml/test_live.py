@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from tests.rig.domain_documents import UUID, device, domain, metadata
+from tests.rig.domain_documents import APPLIED, UUID, device, domain, metadata
+from virt_dmem.config.schema import AdoptRule
 from virt_dmem.domain_xml.live import MemoryDevice, read_guest
 from virt_dmem.units import MIB
 
@@ -22,6 +23,13 @@ def test_a_guest_is_managed_if_it_was_started_with_the_request() -> None:
     plain = read_guest(domain())
     assert (plain.uuid, plain.name, plain.managed) == (UUID, "vm", False)
     assert read_guest(domain(metadata())).managed
+
+
+def test_the_rule_that_adopts_a_guest_is_known() -> None:
+    rules = [AdoptRule(rule="mine", domain="vm")]
+    assert read_guest(domain(APPLIED), rules).rule == "mine"
+    assert read_guest(domain(), rules).rule == "", "it does not, as the memory is of another kind"
+    assert read_guest(domain(APPLIED)).rule == ""
 
 
 def test_obstacles_of_a_running_guest_are_found() -> None:

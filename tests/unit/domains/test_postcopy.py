@@ -16,7 +16,11 @@ from virt_dmem.errors import DomainRefused
 
 @pytest.mark.parametrize(
     ("capabilities", "why"),
-    [({"postcopy-ram"}, "is about to arrive by post-copy"), (None, "does not tell whether"), (set(), "")],
+    [
+        ({"postcopy-ram"}, "is about to arrive by post-copy"),
+        (None, "Neither QEMU nor libvirt tells whether"),
+        (set(), ""),
+    ],
 )
 @in_own_mount_namespace
 def test_it_is_refused_unless_qemu_says_that_it_is_none(

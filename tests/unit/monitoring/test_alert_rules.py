@@ -53,6 +53,13 @@ def test_a_guest_that_never_asked_for_pool_memory_is_no_alert() -> None:
     assert codes(Facts(NOW, guests=[guest(device, managed=False)])) == []
 
 
+def test_a_guest_that_a_rule_takes_and_that_runs_outside_is_an_alert_that_names_the_rule() -> None:
+    (alert,) = due(Facts(NOW, guests=[replace(guest(managed=False), rule="nova")]))
+    assert alert.code == "guest-outside-pool"
+    assert "is taken by rule nova but runs outside of any pool" in alert.message
+    assert "unless it was started before there was that rule" in alert.hint
+
+
 def test_a_guest_whose_qemu_is_gone_is_no_alert() -> None:
     assert codes(Facts(NOW, guests=[guest()], is_alive=lambda _: False)) == []
 

@@ -25,9 +25,10 @@ __all__ = ["COMMANDS"]
 
 _ABOUT_APPLY = """\
 It takes effect at the domain's next start. What is replaced is kept in the
-domain's metadata. A domain that is already applied is left unchanged. The output
-of --print-xml is for reading: its passwords are masked, so it must not be
-defined.
+domain's metadata. A domain that is already applied is left unchanged; without
+options, so is one that a rule of [[adopt]] takes: its memory comes from a pool
+with the XML that it has. The output of --print-xml is for reading: its passwords
+are masked, so it must not be defined.
 
 With --hotplug-max the domain gets memory slots, a maximum and, if it has none, a
 guest NUMA cell, so that 'attach' can add memory while it runs.
@@ -113,9 +114,13 @@ def apply(args: argparse.Namespace, out: Output) -> ExitStatus:
 
     config = load_config(args.config)
     options = applying.ApplyOptions(args.pool, args.hotplug_max, args.no_monitor)
-    return _Change(
-        args, out, config, lambda xml: applying.apply(config, applying.recovered(config, xml), options)
-    ).run()
+
+    def transform(xml: bytes) -> bytes:
+        if options == applying.ApplyOptions() and applying.adopted_by(config, xml):
+            return xml
+        return applying.apply(config, applying.recovered(config, xml), options)
+
+    return _Change(args, out, config, transform).run()
 
 
 def unapply(args: argparse.Namespace, out: Output) -> ExitStatus:
@@ -208,8 +213,9 @@ class _Change:
         applied = False
         with suppress(DomainRefused):  # unapplied, it may be one that pools cannot serve
             applied = read_domain(change.after).applied
-        domain = {"uuid": uuid, "name": name_of(change.after), "active": active, "applied": applied}
-        difference = self._report(domain, change)
+        name, rule = name_of(change.after), applying.adopted_by(self._config, change.after)
+        domain = {"uuid": uuid, "name": name, "active": active, "applied": applied or bool(rule)}
+        difference = self._report(domain, change, rule=rule)
         if applied:
             for note in (
                 applying.doubt(self._config, change.after),
@@ -219,8 +225,8 @@ class _Change:
                     self._out.note(note)
         return {"domain": domain, "changed": change.is_any and not self._args.dry_run, "diff": difference}
 
-    def _report(self, domain: dict[str, Any], change: XmlChange) -> str:
-        """Tell what was done to one domain; return the difference."""
+    def _report(self, domain: dict[str, Any], change: XmlChange, *, rule: str) -> str:
+        """Tell what was done to one domain, which a rule may adopt; return the difference."""
         from virt_dmem.cli.output import masked, unified_diff
         from virt_dmem.domain_xml import rewrite
 
@@ -232,11 +238,13 @@ class _Change:
         name = domain["name"]
         if not change.is_any:
             was = "is applied already" if domain["applied"] else "is not applied: there is nothing to restore"
+            was = f"is taken by rule {rule}: its memory comes from a pool as it is" if rule else was
             self._out.note(f"{name} {was}. Its XML needs no change.")
         elif self._args.dry_run:
             self._out.note(f"The XML of {name} was not changed (--dry-run).")
         else:
             what = "is rewritten: its memory comes from a pool" if domain["applied"] else "is restored"
+            what = f"is restored, and taken by rule {rule}: its memory comes from a pool" if rule else what
             when = "; this takes effect at its next start, as it is running now" if domain["active"] else ""
             self._out.note(f"The XML of {name} {what}{when}.")
             if change.adds_monitor:

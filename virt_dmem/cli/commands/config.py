@@ -45,18 +45,34 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Print every key with its value as TOML, with ``--origin`` followed by the file that sets it."""
     from operator import attrgetter
 
+    import msgspec
+
     from virt_dmem.config.schema import keys, load_config_and_origins
 
     config, origins = load_config_and_origins(args.config)
-    rows = [
-        {"key": key, "value": attrgetter(key)(config), "default": default, "origin": origins.get(key)}
+    rows: list[dict[str, Any]] = [
+        {
+            "key": key,
+            "value": msgspec.to_builtins(attrgetter(key)(config)),
+            "default": msgspec.to_builtins(default),
+            "origin": origins.get(key),
+        }
         for key, _, default in keys()
     ]
     for row in rows:
-        line = f"{row['key']} = {json.dumps(row['value'], ensure_ascii=False)}"
+        line = f"{row['key']} = {_toml(row['value'])}"
         out.text(f"{line:<60}  # {row['origin'] or 'default'}" if args.origin else line)
     out.result(keys=rows)
     return ExitStatus.DONE
+
+
+def _toml(value: object) -> str:
+    """Return a value as TOML on one line: tables, which are rules, without their empty keys."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(one)}' for key, one in value.items() if one)}}}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 COMMANDS = (

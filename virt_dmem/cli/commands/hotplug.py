@@ -33,9 +33,9 @@ _ABOUT_DETACH = """\
 A guest may refuse, or not respond: then the memory stays reserved, the
 operation pending, and the memory is freed as soon as the guest releases it,
 however long that takes. The exit status is 0 also of a pending operation; --json
-says "pending" as its state, and 'virt-dmem events' tells when the memory is free.
-A device in the domain's persistent XML is removed from there at once. Requires
-root."""
+says "pending" as its state, and 'virt-dmem events' tells when the memory is
+free. A device in the domain's persistent XML is removed from there at once.
+Requires root."""
 _ABOUT_RESIZE = """\
 To plug more, the whole device is reserved and populated first. Unplugged memory
 returns to the pool once the guest has unplugged all that was requested, unless

@@ -30,7 +30,8 @@ It contacts neither virt-dmemd nor libvirt. If it can read the pool's record, it
 rejects what cannot work with that pool; otherwise it notes what it could not
 check. If another tool removed the request from XML that was rewritten, it is put
 back first. Passwords are kept: feed it the output of 'virsh dumpxml --inactive
---security-info'.
+--security-info'. Without options, XML of a domain that a rule of [[adopt]] takes
+is left unchanged.
 
 To migrate a domain to a host without virt-dmem, use 'virsh migrate --xml FILE
 --persistent-xml FILE': the first is the output of 'rewrite --undo --migratable'
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.cli.output import unified_diff
     from virt_dmem.config.schema import load_config
     from virt_dmem.domain_xml import rewrite as rewriting
-    from virt_dmem.domains.apply import ApplyOptions, apply_offline, recovered
+    from virt_dmem.domains.apply import ApplyOptions, adopted_by, apply_offline, recovered
     from virt_dmem.os_errors import naming
 
     if args.file is not None:
@@ -88,8 +89,12 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     before = recovered(config, given)
     if args.undo:
         after = rewriting.unapply(before, keep_request=not args.migratable, running=args.migratable)
+    elif (options := ApplyOptions(args.pool, args.hotplug_max, args.no_monitor)) == ApplyOptions() and (
+        rule := adopted_by(config, given)
+    ):
+        after = given
+        out.note(f"Rule {rule} of [[adopt]] takes this domain on this host: its XML needs no rewrite.")
     else:
-        options = ApplyOptions(args.pool, args.hotplug_max, args.no_monitor)
         after, unchecked = apply_offline(config, before, options)
         if unchecked:
             out.note(f"Not checked, because the pool's record cannot be read here: {unchecked}.")

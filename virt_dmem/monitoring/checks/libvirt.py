@@ -11,6 +11,7 @@ from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.requirements import require_possible
 from virt_dmem.domain_xml.traces import Trace
+from virt_dmem.domains.adoption import require_servable
 from virt_dmem.domains.apply import apply_if_requested, is_lost, request_lost
 from virt_dmem.errors import DmemError
 from virt_dmem.host import mounts
@@ -38,13 +39,22 @@ def connection(machine: Machine) -> Result:
 
 
 def domains(machine: Machine) -> Result:
-    """Check that each domain that asks for pool memory will get it."""
+    """Check that each domain that asks for pool memory, or is adopted, will get it."""
     config = machine.own_config()
     remembered = Remembered(config.daemon.state_dir)
     refused: list[tuple[str, DmemError]] = []
-    waiting, count = [], 0
-    with Hypervisor(machine.uri) as hypervisor:
+    waiting, count, adopted = [], 0, 0
+    with Hypervisor(machine.uri, rules=config.adopt) as hypervisor:
         for domain in hypervisor.domains():
+            if domain.refusal:
+                refused.append((domain.name, domain.refusal))
+            if domain.adopted and domain.memory:
+                adopted += 1
+                try:
+                    require_servable(config, domain.memory)
+                except DmemError as refusal:
+                    refused.append((domain.name, refusal))
+                continue
             if domain.trace is not Trace.NONE and is_lost(domain.trace, remembered.find(domain.uuid)):
                 refused.append((domain.name, request_lost(domain.uuid, domain.name, domain.trace)))
             if not domain.managed:
@@ -69,7 +79,11 @@ def domains(machine: Machine) -> Result:
             "virt-dmemd does that where auto_apply is set. Otherwise, for the first:"
             f" {how_to_apply(waiting[0].uuid, waiting[0].name)}",
         )
-    return passed(f"{counted(count, 'domain asks', 'domains ask')} for pool memory, and can use it.")
+    ask = counted(count, "domain asks", "domains ask")
+    if config.adopt:
+        by_rule = counted(adopted, "domain is", "domains are")
+        return passed(f"{ask} for pool memory, {by_rule} adopted by rules, and all can use it.")
+    return passed(f"{ask} for pool memory, and can use it.")
 
 
 def _is_fulfilled(config: Config, xml: bytes) -> bool:

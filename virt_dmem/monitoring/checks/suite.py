@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 from virt_dmem.errors import DmemError, HypervisorDenied, PermissionRefused
-from virt_dmem.monitoring.checks import confinement, daemon, hooks, host, libvirt, memory, module
+from virt_dmem.monitoring.checks import adoption, confinement, daemon, hooks, host, libvirt, memory, module
 from virt_dmem.monitoring.checks.base import Check, Machine
 from virt_dmem.os_errors import explained
 from virt_dmem.pools.backends.checks import Result, failed, warned
@@ -31,6 +31,7 @@ CHECKS = (
     Check("helper", daemon.helper),
     Check("libvirt", libvirt.connection),
     Check("domains", libvirt.domains),
+    Check("adoption", adoption.rules),
     Check("hook", hooks.hook),
     Check("hook-client", hooks.hook_client),
     Check("hook-in-force", hooks.hook_in_force),
