@@ -16,7 +16,7 @@ programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh $(wildcard packaging/*.sh) .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large lab-shell lint docs deb repo test-packages install uninstall clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all lab-shell lint docs deb repo test-packages install uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
@@ -60,6 +60,9 @@ lab: setup ## Run the tests on a whole Debian host, booted in QEMU (LAB_SUITE=bo
 
 lab-large: setup ## Measure there what 320 GiB of guest memory cost a host
 	$(pytest) tests/lab/large_host.py
+
+module-all: setup ## Build the module for all supported kernels, of arm64 too, and run its checks on each
+	$(pytest) tests/lab/kernels.py
 
 lab-shell: setup ## Boot that host with its console on this terminal
 	@$(python) -m tests.lab.machine

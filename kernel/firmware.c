@@ -137,13 +137,14 @@ out:
 #include <linux/of_address.h>
 
 /*
- * Cacheable, and nobody's since the kernel runs. What the loader has left may
- * be in use for ever: the kernel's copy of the device tree is there, of which
- * kexec makes the next one.
+ * Cacheable, and nobody's since the kernel runs: the loader's code has ended,
+ * or is the kernel and thus System RAM. The loader's data may be in use for
+ * ever: the kernel's device tree is there, of which kexec makes the next one.
  */
 static bool is_free(const efi_memory_desc_t *entry)
 {
 	switch (entry->type) {
+	case EFI_LOADER_CODE:
 	case EFI_BOOT_SERVICES_CODE:
 	case EFI_BOOT_SERVICES_DATA:
 	case EFI_CONVENTIONAL_MEMORY:

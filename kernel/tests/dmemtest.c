@@ -378,7 +378,7 @@ static void check_splits(void)
 	unsigned long size = 2 * page;
 	int fd = make("f", size), status;
 	volatile unsigned char *at = map(fd, size);
-	unsigned long inside = page > K4 ? page / 2 : K4;
+	unsigned long entry = GIANT || page < G1 ? page : M2, inside = entry > K4 ? entry / 2 : K4;
 	bool may = page == K4 || !stat_of("huge_entries");
 	pid_t pid;
 

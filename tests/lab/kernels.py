@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build the dmemfs module for each kernel that kernel/README.md names, and run its checks there.
+
+Each kernel boots with busybox only, so this says nothing about the product. Not part of ``make test``; ``make
+module-all`` runs it. It fetches about 500 MB of packages.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab.image import NoPackages, the_root
+from tests.lab.kernel_root import KERNELS, Kernel, KernelRoot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHECKS = (
+    "names sizes fallocate statfs nodes entries private splits protect access reader gup walkers leases exhaustion "
+    "held pieces zeroes threads storm"
+)
+BAD = r"BUG:|Oops|[Bb]ad (page|p[um]d|rss)|lockdep|possible (circular|recursive)|blocked for more than|call trace:"
+REFUSED = {
+    Kernel("trixie", "arm64"): "takes memory without struct pages for a device's",
+    Kernel("trixie-backports", "arm64-16k"): "a kernel with pages of 4 KiB",
+}
+ARM64 = Kernel("trixie-backports", "arm64")
+MOUNT = "insmod /dmemfs.ko; mount -t dmemfs -o region={start:#x}+{size}M,pagesize={page} pool /mnt"
+
+
+@pytest.fixture(scope="module")
+def root() -> Iterator[KernelRoot]:
+    try:
+        below = the_root("trixie")
+    except NoPackages as error:
+        pytest.skip(str(error))
+    with KernelRoot(below) as root:
+        yield root
+
+
+@pytest.fixture(scope="module")
+def built(root: KernelRoot) -> dict[Kernel, str]:
+    """The releases of the kernels for which it is built."""
+    return {}
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_it_builds_without_a_warning(root: KernelRoot, built: dict[Kernel, str], kernel: Kernel) -> None:
+    release = root.fetch(kernel)
+    said = root.build(kernel, release)
+    assert not re.search("(warning|error):", said, re.IGNORECASE), said
+    built[kernel] = release
+
+
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel not in REFUSED], ids=str)
+def test_its_checks_pass_with_small_pages_and_huge_ones(
+    root: KernelRoot, built: dict[Kernel, str], kernel: Kernel
+) -> None:
+    script = "uname -r; insmod /dmemfs.ko\n"
+    for page, size in (("4K", 64), ("2M", 384)):
+        script += f"mount -t dmemfs -o region={kernel.region:#x}+{size}M,pagesize={page} pool /mnt\n"
+        script += f"dmemtest /mnt {CHECKS} && echo all of {page}\n"
+        script += "[ ! -e /dev/kvm ] || kvmtest /mnt; umount /mnt\n"
+    said = root.boot(kernel, built[kernel], script + "rmmod dmemfs; dmesg | sed -n '/dmemfs/,$p'")
+    assert built[kernel] in said
+    assert "all of 4K" in said, said
+    assert "all of 2M" in said, said
+    assert not re.search(BAD, said, re.IGNORECASE), said
+    if kernel.arch == "arm64":  # on x86 KVM is a module, and the lab's own tests run guests
+        assert said.count("ok kvm") == 2, said
+
+
+@pytest.mark.parametrize("kernel", REFUSED, ids=str)
+def test_a_mount_is_refused_where_a_guest_would_come_to_harm(
+    root: KernelRoot, built: dict[Kernel, str], kernel: Kernel
+) -> None:
+    said = root.boot(
+        kernel, built[kernel], MOUNT.format(start=kernel.region, size=128, page="2M") + "; echo was $?"
+    )
+    assert "was 0" not in said, said
+    assert "not supported on this host" in said, said
+    assert REFUSED[kernel] in said, said
+
+
+def test_a_mount_is_refused_where_the_cpu_cannot(root: KernelRoot, built: dict[Kernel, str]) -> None:
+    script = MOUNT.format(start=ARM64.region, size=128, page="2M")
+    assert "KVM needs FEAT_S2FWB" in root.boot(ARM64, built[ARM64], script, cpu="neoverse-n1")
+
+
+def test_regions_are_compared_to_the_device_tree(root: KernelRoot, built: dict[Kernel, str]) -> None:
+    script = "insmod /dmemfs.ko; "
+    script += "for at in 0x60000000 0xb8000000 0x8000000; do mount -t dmemfs -o region=$at+256M pool /mnt; done"
+    said = root.boot(ARM64, built[ARM64], script)
+    assert "0x60000000+0x10000000 is the kernel's own memory (System RAM); reserve it by mem=SIZE" in said
+    assert "0xb8000000+0x10000000 is not all RAM in the firmware's map: 0xc0000000 is not" in said
+    assert "0x8000000+0x10000000 is not all RAM in the firmware's map: 0x8000000 is not" in said
