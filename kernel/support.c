@@ -27,11 +27,13 @@ const char *dmemfs_unsupported(void)
 	return NULL;
 }
 
-#else
+#elif defined(CONFIG_X86_64)
 
 const char *dmemfs_unsupported(void)
 {
 	return NULL;
 }
 
+#else
+#error "dmemfs is for x86-64 and arm64: elsewhere nobody has tried whether guests can run on it"
 #endif
