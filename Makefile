@@ -3,6 +3,7 @@
 PREFIX ?= /usr
 DESTDIR ?=
 BENCH_OUT ?= build/bench
+RELEASE ?= bookworm trixie
 DEBIAN ?= bookworm trixie trixie-backports
 
 python := .venv/bin/python
@@ -12,10 +13,10 @@ workers := -n $(shell cpus=$$(nproc); echo $$((cpus < 4 ? cpus + 1 : 4)))
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh packaging/install.sh packaging/uninstall.sh packaging/module.sh tests/lab/openstack/setup.sh .ci/run
+shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs install uninstall clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs deb repo test-packages install uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
@@ -24,7 +25,7 @@ setup: ## Install missing Debian packages (as root), create .venv, build the C p
 	@tests/rig/setup.sh
 	@$(MAKE) --no-print-directory --silent $(programs)
 
-$(programs): virt_dmem/native/virt-dmem-%: virt_dmem/native/%.c virt_dmem/native/build.py
+$(programs): virt_dmem/native/virt-dmem-%: virt_dmem/native/%.c virt_dmem/native/build.py virt_dmem/__init__.py
 	@$(python) -m virt_dmem.native.build virt-dmem-$*
 
 plots: setup
@@ -77,6 +78,19 @@ lint: setup ## Run ruff, mypy and shellcheck
 
 docs: setup ## Generate the documents that come from the code
 	$(python) docs/generate.py
+
+deb: setup ## Build the Debian packages, for each release in a root of it (RELEASE=trixie: for one)
+	packaging/deb.sh inputs $(RELEASE)
+	packaging/deb.sh build $(RELEASE)
+	packaging/deb.sh lint $(RELEASE)
+
+repo: ## Make an apt repository of them (REPO_URI=, REPO_KEY=)
+	packaging/repo.sh
+
+test-packages: deb ## Build them again for the same bytes; install, upgrade, remove and purge them
+	packaging/deb.sh again $(RELEASE)
+	@$(MAKE) --no-print-directory repo
+	RELEASE='$(RELEASE)' $(pytest) tests/packages
 
 install: setup ## Install for this host (PREFIX=/usr, DESTDIR= for packagers)
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,19 @@ class NativeBuildHook(BuildHookInterface[Any]):
         for program in made["PROGRAMS"]:
             made["build"](program)
             build_data["artifacts"].append(f"/{_NATIVE}/{program}")
+        if version != "editable" and (commit := self._commit()):
+            record = Path(tempfile.mkdtemp()) / "commit"
+            record.write_text(f"{commit}\n", "utf-8")
+            build_data["force_include"][str(record)] = "virt_dmem/commit"
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
+
+    def _commit(self) -> str:
+        """Return the commit of a checkout, as virt_dmem/version.py does; empty: unknown."""
+        command = ["git", "-C", self.root, "describe", "--always", "--dirty", "--exclude=*"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            return ""
+        return done.stdout.strip() if (Path(self.root) / ".git").exists() and done.returncode == 0 else ""

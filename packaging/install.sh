@@ -35,40 +35,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 : >"$work/manifest"
 
-# The manifest lists directories that this or an earlier installation created: only those are removed again.
-directory() { # MODE PATH
-    if [ ! -d "$dest$2" ]; then
-        directory 0755 "$(dirname "$2")"
-        install -d -m "$1" "$dest$2"
-        echo "D $2" >>"$work/manifest"
-    elif grep -qsxF "D $2" "$manifest"; then
-        directory 0755 "$(dirname "$2")"
-        grep -qxF "D $2" "$work/manifest" || echo "D $2" >>"$work/manifest"
-    fi
-}
-
-place() { # MODE SOURCE PATH: atomically, so that nobody reads a partial file
-    directory 0755 "$(dirname "$3")"
-    new=$dest$(dirname "$(dirname "$3")")/.virt-dmem-new
-    install -m "$1" "$2" "$new"
-    mv -f "$new" "$dest$3"
-    echo "F $3" >>"$work/manifest"
-    case $3 in
-    /etc/libvirt/* | /etc/apparmor.d/* | */bin/* | */sbin/* | */systemd/system/*)
-        echo "H $(sha256sum <"$2" | cut -d ' ' -f 1) $3" >>"$work/manifest"
-        ;;
-    esac
-}
-
-put() { # MODE SOURCE PATH: a text file, with its placeholders filled in
-    sed "s|@PREFIX@|$prefix|g; s|@PYTHON@|$tag|g; s|@VERSION@|$version|g" "$2" >"$work/file"
-    place "$1" "$work/file" "$3"
-}
-
-launcher() { # MODULE PATH
-    sed "s|@MODULE@|$1|" packaging/launcher.in >"$work/launcher"
-    put 0755 "$work/launcher" "$2"
-}
+. packaging/layout.sh
 
 # -- the package and its dependencies, for /usr/bin/python3 only, separate from the system's Python packages
 tag=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
@@ -87,32 +54,14 @@ rm -rf "$dest$lib"/python*
 mv "$dest$lib/.new" "$dest$site"
 echo "T $site" >>"$work/manifest"
 
-launcher virt_dmem.cli.main "$prefix/bin/virt-dmem"
-launcher virt_dmem.daemon.main "$prefix/sbin/virt-dmemd"
+directories="[\"$lib/python%d.%d\" % sys.version_info[:2]]"
+launcher virt_dmem.cli.main "$prefix/bin/virt-dmem" "$directories" "$tag"
+launcher virt_dmem.daemon.main "$prefix/sbin/virt-dmemd" "$directories" "$tag"
 
-# -- the dmemfs module: its sources, and the script that builds them for a kernel
-if [ -e kernel/Kbuild ]; then
-    src=$prefix/src/virt-dmem-$version
-    find kernel -type f \( -name '*.[ch]' -o -name Kbuild -o -name Makefile \) ! -name '*.mod.c' \
-        ! -path 'kernel/tests/*' | sort >"$work/sources"
-    while read -r file; do
-        put 0644 "$file" "$src/${file#kernel/}"
-    done <"$work/sources"
-    put 0644 packaging/dkms.conf "$src/dkms.conf"
-    put 0755 packaging/module.sh "$lib/module"
-fi
-
-# -- for systemd
-for unit in virt-dmemd.service virt-dmemd.socket virt-dmem-pool@.service; do
-    put 0644 "systemd/$unit" "$prefix/lib/systemd/system/$unit"
-done
-put 0644 systemd/sysusers.conf "$prefix/lib/sysusers.d/virt-dmem.conf"
-put 0644 systemd/tmpfiles.conf "$prefix/lib/tmpfiles.d/virt-dmem.conf"
+put_module
+put_files "$prefix/lib/systemd/system" "$python"
 
 # -- the configuration: a modified one belongs to the administrator
-directory 0755 /etc/virt-dmem
-directory 0755 /etc/virt-dmem/conf.d
-directory 0755 /etc/virt-dmem/templates
 config=/etc/virt-dmem/virt-dmem.toml
 sum=$(cksum <packaging/virt-dmem.toml)
 if [ ! -e "$dest$config" ] || grep -qsxF "C $config $(cksum <"$dest$config")" "$manifest"; then
@@ -122,45 +71,22 @@ else
     echo "install: $config was modified and is kept; the new version is in $prefix/share/doc/virt-dmem"
     grep -s "^C $config " "$manifest" >>"$work/manifest" || true
 fi
-put 0644 packaging/virt-dmem.toml "$prefix/share/doc/virt-dmem/virt-dmem.toml"
-put 0644 README.md "$prefix/share/doc/virt-dmem/README.md"
-put 0644 docs/reference/prometheus-rules.yml "$prefix/share/doc/virt-dmem/prometheus-rules.yml"
-for page in docs/man/*.[1-8]; do
-    [ -e "$page" ] || continue
-    put 0644 "$page" "$prefix/share/man/man${page##*.}/${page##*/}"
-done
-for document in json.md errors.md virt-dmem.schema.json; do
-    put 0644 "docs/reference/$document" "$prefix/share/doc/virt-dmem/$document"
-done
-for shell in bash zsh; do
-    "$python" -m virt_dmem.cli.main completion "$shell" >"$work/$shell"
-done
-put 0644 "$work/bash" "$prefix/share/bash-completion/completions/virt-dmem"
-put 0644 "$work/zsh" "$prefix/share/zsh/site-functions/_virt-dmem"
 
-# -- AppArmor: allow QEMU to access its own domain's extents
-rule=/etc/apparmor.d/abstractions/libvirt-qemu.d/virt-dmem
-put 0644 packaging/apparmor.conf "$rule"
-abstraction=$dest/etc/apparmor.d/abstractions/libvirt-qemu
-local=/etc/apparmor.d/local/abstractions/libvirt-qemu
-line='include if exists <abstractions/libvirt-qemu.d/virt-dmem>' # else no guest starts once it is removed
-# libvirt 9.0 (Debian 12) does not include libvirt-qemu.d by itself
-if [ -e "$abstraction" ] && ! grep -q 'abstractions/libvirt-qemu\.d>' "$abstraction"; then
-    directory 0755 "$(dirname "$local")"
-    grep -qsxF "$line" "$dest$local" || echo "$line" >>"$dest$local"
-    echo "L $local $line" >>"$work/manifest"
-fi
-
-# -- the hook, last: from here on domains with virt-dmem metadata need all the rest. A regular file, moved in from
-#    another directory, because libvirt runs every executable in qemu.d. And its program: AppArmor may confine
-#    libvirtd to /usr/bin.
-hooks=/etc/libvirt/hooks
-first=yes
-for hook in "$dest$hooks/qemu" "$dest$hooks"/qemu.d/*; do
-    [ ! -x "$hook" ] || first=
-done
+# -- the hook and its program, last: from here on domains with virt-dmem metadata need all the rest. AppArmor may
+#    confine libvirtd to programs in /usr/bin.
 place 0755 "$dest$site/virt_dmem/native/virt-dmem-hook" "$prefix/bin/virt-dmem-hook"
-put 0755 hooks/qemu.d/50-virt-dmem "$hooks/qemu.d/50-virt-dmem"
+hook=/etc/libvirt/hooks/qemu.d/50-virt-dmem
+directory 0755 "${hook%/*}"
+export DESTDIR="$dest" MANIFEST="$work/manifest"
+if "$dest$lib/integrate" needs-line; then
+    line=$("$dest$lib/integrate" line)
+    path=${line#L }
+    directory 0755 "$(dirname "${path%% *}")"
+    echo "$line" >>"$work/manifest"
+fi
+changed=$("$dest$lib/integrate" connect)
+echo "F $hook" >>"$work/manifest"
+digest "$dest$hook" "$hook"
 
 # -- remove what an earlier version installed and this one does not
 if [ -e "$manifest" ]; then
@@ -197,7 +123,7 @@ fi
 if [ "$prefix" != /usr ] && [ -e /etc/apparmor.d/usr.sbin.libvirtd ]; then
     echo "install: AppArmor may keep libvirtd from running programs in $prefix/bin; 'virt-dmem check' tells"
 fi
-if [ -n "$first" ]; then
+if [ -n "$changed" ]; then
     echo "install: libvirt looks for hooks when it starts. If it is running already, reload it (guests keep running):"
     echo "install:     systemctl try-reload-or-restart libvirtd.service    (or virtqemud.service)"
 fi

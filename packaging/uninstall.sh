@@ -19,33 +19,10 @@ fi
     exit 1
 }
 
-# Ask libvirt; if it does not answer, search its files. Transient running domains are found only in these.
-applied_domains() {
-    if [ -z "$dest" ] && answer=$("$prefix/bin/virt-dmem" list --applied --json 2>/dev/null); then
-        printf '%s' "$answer" | /usr/bin/python3 -IS -c '
-import json, sys
-for domain in json.load(sys.stdin)["domains"]:
-    print(domain["name"])'
-        set -- "$dest"/run/libvirt/qemu/*.xml
-    else
-        set -- "$dest"/etc/libvirt/qemu/*.xml "$dest"/run/libvirt/qemu/*.xml
-    fi
-    for file in "$@"; do
-        if grep -qs 'https://virt-dmem.dev/xmlns/domain/1.0' "$file"; then
-            basename "$file" .xml
-        fi
-    done
-}
-
-domains=$(applied_domains | sort -u)
-if [ -n "$domains" ]; then
-    {
-        echo "uninstall: rejected, because these domains use memory from virt-dmem pools:"
-        echo "$domains" | sed 's/^/uninstall:     /'
-        echo "uninstall: run 'virt-dmem unapply DOMAIN' for each, then try again"
-    } >&2
-    exit 1
-fi
+export DESTDIR="$dest"
+integrate=$dest$prefix/lib/virt-dmem/integrate
+"$integrate" removable || exit 1
+"$integrate" disconnect
 
 if [ -z "$dest" ] && [ -d /run/systemd/system ]; then
     systemctl disable --now --quiet virt-dmemd.service virt-dmemd.socket
@@ -71,12 +48,6 @@ sed -n 's/^C //p' "$manifest" | while read -r path sum; do
     else
         echo "uninstall: $path was modified and is kept"
     fi
-done
-sed -n 's/^L //p' "$manifest" | while read -r path line; do
-    [ -e "$dest$path" ] || continue
-    grep -vxF "$line" "$dest$path" >"$dest$path.virt-dmem-new" || true
-    cat "$dest$path.virt-dmem-new" >"$dest$path"
-    rm -f "$dest$path.virt-dmem-new"
 done
 directories=$(sed -n 's/^D //p' "$manifest" | sort -r)
 rm -f "$manifest"

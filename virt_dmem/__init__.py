@@ -20,4 +20,4 @@ The packages, from the bottom to the top; each imports only from those before it
 Beside them stand only modules that all of them may use, such as ``errors`` and ``units``.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

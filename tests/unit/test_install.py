@@ -38,6 +38,7 @@ EXPECTED = {
     "usr/lib/systemd/system/virt-dmemd.socket": 0o644,
     "usr/lib/sysusers.d/virt-dmem.conf": 0o644,
     "usr/lib/tmpfiles.d/virt-dmem.conf": 0o644,
+    "usr/lib/virt-dmem/integrate": 0o755,
     "usr/lib/virt-dmem/manifest": 0o644,
     "usr/sbin/virt-dmemd": 0o755,
     "usr/share/doc/virt-dmem/README.md": 0o644,

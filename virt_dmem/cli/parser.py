@@ -6,11 +6,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from virt_dmem import __version__
 from virt_dmem.cli import registry
 from virt_dmem.cli.columns import add_selection, describe
 from virt_dmem.errors import UsageError
 from virt_dmem.text import clipped, did_you_mean
+from virt_dmem.version import ShowVersion
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _global_options() -> _Parser:
         default=unset,
         help="configuration file, with the conf.d beside it; default: /etc/virt-dmem/virt-dmem.toml",
     )
-    group.add_argument("--version", action="version", version=f"virt-dmem {__version__}")
+    group.add_argument("--version", action=ShowVersion)
     return parent
 
 

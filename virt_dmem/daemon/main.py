@@ -22,7 +22,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from virt_dmem import __version__
 from virt_dmem.aio import cancel_and_wait
 from virt_dmem.config.schema import Config, load_config
 from virt_dmem.daemon.log_format import set_up_logging
@@ -35,6 +34,7 @@ from virt_dmem.host import uevents
 from virt_dmem.ipc.server import ControlServer
 from virt_dmem.os_errors import explained, remedy
 from virt_dmem.text import counted
+from virt_dmem.version import ShowVersion
 
 __all__ = ["main", "build_parser", "serve", "shut_down"]
 
@@ -168,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log-level", choices=levels, help="lowest level logged to standard error; default: [daemon] log_level"
     )
-    parser.add_argument("--version", action="version", version=f"virt-dmemd {__version__}")
+    parser.add_argument("--version", action=ShowVersion)
     return parser
 
 

@@ -28,7 +28,6 @@ from typing import IO
 import msgspec
 from lxml import etree
 
-from virt_dmem import __version__
 from virt_dmem.config.schema import Config, keys
 from virt_dmem.domain_xml.elements import NAMESPACE, parse_domain
 from virt_dmem.errors import DmemError, UsageError
@@ -39,6 +38,7 @@ from virt_dmem.monitoring.checks import suite
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.os_errors import naming
 from virt_dmem.text import printable
+from virt_dmem.version import version_and_commit
 
 __all__ = ["Source", "collect", "reduced", "write"]
 
@@ -212,7 +212,7 @@ def _reduced(element: etree._Element) -> etree._Element | None:
 
 def _versions(source: Source) -> dict[str, str]:
     versions = {
-        "virt-dmem": __version__,
+        "virt-dmem": version_and_commit(),
         "python": sys.version,
         "kernel": platform.release(),
         "architecture": platform.machine(),

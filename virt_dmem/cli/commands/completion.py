@@ -19,7 +19,7 @@ __all__ = ["COMMANDS"]
 _ABOUT = """\
 For bash, write it to /usr/share/bash-completion/completions/virt-dmem, or load
 it with 'eval "$(virt-dmem completion bash)"'; for zsh, write it to _virt-dmem
-in a directory of $fpath. 'make install' has done so."""
+in a directory of $fpath. The package has done so."""
 
 
 class CompletionAnswer:

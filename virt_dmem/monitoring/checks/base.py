@@ -19,7 +19,7 @@ from virt_dmem.pools.record import PoolRecord
 
 __all__ = ["INSTALL", "Check", "Machine", "text_of"]
 
-INSTALL = "Install it: run 'make install', or reinstall the package."
+INSTALL = "Install it again: 'apt install --reinstall virt-dmem', or 'make install' from a checkout."
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ OUR_HOOK = "50-virt-dmem"
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 BTIME_SECONDS = 2
 """Error of a process's start time: ``btime`` of /proc/stat has whole seconds, and may step by one."""
+_RELOADED = Path("/run/virt-dmem/libvirt-reloaded")
 _CLIENT = "@PREFIX@/bin/virt-dmem-hook"
 """The program that the hook runs, as named in the hook before it is installed."""
 
@@ -82,6 +83,8 @@ def hook_in_force(machine: Machine) -> Result:
     first = min((path.stat().st_ctime for path in _hook_files(machine)), default=None)
     if first is None:
         return warned("libvirt has no hook at all.", INSTALL)
+    if _reloaded_since(first, machine):
+        return passed("libvirtd was reloaded when the hook was installed.")
     for pid, name, started in _libvirt_daemons(machine):
         if started + BTIME_SECONDS < first and not _hook_was_called(machine, started):
             return warned(
@@ -145,6 +148,14 @@ def _libvirt_daemons(machine: Machine) -> Iterator[tuple[int, str, float]]:
 def _namespace(process: Path) -> str:
     link = process / "ns/mnt"
     return str(link.readlink()) if link.is_symlink() else ""
+
+
+def _reloaded_since(first: float, machine: Machine) -> bool:
+    """Return whether packaging/integrate.sh had libvirtd look for hooks since then."""
+    try:
+        return machine.path(_RELOADED).stat().st_mtime >= first
+    except FileNotFoundError:
+        return False
 
 
 def _hook_was_called(machine: Machine, since: float) -> bool:

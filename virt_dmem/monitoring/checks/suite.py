@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 from virt_dmem.errors import DmemError, HypervisorDenied, PermissionRefused
-from virt_dmem.monitoring.checks import adoption, confinement, daemon, hooks, host, libvirt, memory
+from virt_dmem.monitoring.checks import adoption, confinement, daemon, hooks, host, libvirt, memory, module
 from virt_dmem.monitoring.checks.base import Check, Machine
 from virt_dmem.os_errors import explained
 from virt_dmem.pools.backends.checks import Result, failed, warned
@@ -20,6 +20,7 @@ __all__ = ["CHECKS", "run"]
 
 CHECKS = (
     *memory.backend_checks(),
+    Check("dmemfs-module", module.module_built),
     Check("pools", memory.pools_mounted),
     Check("host-unchanged", host.unchanged),
     Check("first-hugetlbfs-mount", memory.first_hugetlbfs_mount),

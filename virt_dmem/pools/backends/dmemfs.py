@@ -85,7 +85,7 @@ class Dmemfs(Backend[DmemfsRecord]):
             return Probe(available=True)
         return Probe(
             available=False,
-            reason=f"kernel {release} has no module dmemfs; 'make install' builds it where its headers are",
+            reason=f"kernel {release} has no module dmemfs; virt-dmem-dkms builds it where its headers are",
         )
 
     def _registered(self, root: Path) -> bool:
@@ -386,7 +386,7 @@ class Dmemfs(Backend[DmemfsRecord]):
             if refusal:
                 raise PoolError(
                     f"The module dmemfs cannot be loaded: {refusal}",
-                    hint="Build it for this kernel: 'make install' where its headers are installed.",
+                    hint="Build it for this kernel: install virt-dmem-dkms and the kernel's headers.",
                 )
         self._mount(job, "nosuid,nodev,noexec")
         os.chown(record.mount, 0, 0)

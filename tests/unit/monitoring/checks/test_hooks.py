@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def test_a_libvirtd_older_than_its_first_hook_is_to_be_reloaded(machine: Machine
     assert result.hint.startswith("systemctl reload libvirtd")
     libvirtd_again = time.time() + 10
     put(machine.root / "proc/stat", f"btime {int(libvirtd_again)}\n")
+    assert hooks.hook_in_force(machine).status is Status.PASS
+
+
+def test_a_libvirtd_that_was_reloaded_when_the_hook_was_installed_knows_of_it(machine: Machine) -> None:
+    put(machine.root / "run/virt-dmem/libvirt-reloaded", "")
+    libvirtd(machine, time.time() - 3600)
+    hook = install_hook(machine)
+    os.utime(machine.root / "run/virt-dmem/libvirt-reloaded", (0, hook.stat().st_ctime - 1))
+    assert hooks.hook_in_force(machine).status is Status.WARN, "reloaded before that"
+    os.utime(machine.root / "run/virt-dmem/libvirt-reloaded", (0, hook.stat().st_ctime + 1))
     assert hooks.hook_in_force(machine).status is Status.PASS
 
 

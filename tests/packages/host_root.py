@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Make the root of a Debian host on which all is installed that the packages depend on, but not they."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.lab.image import missing_for_lab
+from tests.rig.processes import RigError
+from tests.rig.repository import REPOSITORY
+
+__all__ = ["PACKAGES", "host_root"]
+
+PACKAGES = REPOSITORY / "build/packages"
+_CACHE = REPOSITORY / ".cache/packages"
+_INCLUDED = "systemd,systemd-sysv,dbus,kmod,passwd,procps,qemu-system-x86,make,gcc,linux-headers-amd64"
+_SATISFY = (
+    'DEBIAN_FRONTEND=noninteractive chroot "$1" apt-get -qq -y --no-install-recommends satisfy "{}" >/dev/null'
+)
+
+
+def host_root(release: str) -> Path:
+    """Return the root of Debian ``release``, from the cache or newly made, which needs the network.
+
+    :raise RigError: When there are no packages yet, or it cannot be made.
+    """
+    if reason := missing_for_lab():
+        raise RigError(f"This {reason}.")
+    found = [
+        package for package in sorted((PACKAGES / release).glob("virt-dmem*.deb")) if "dbgsym" not in package.name
+    ]
+    if not found:
+        raise RigError(f"There are no packages for {release} yet: make deb")
+    needed = ", ".join(filter(None, (_depends(package) for package in found)))
+    key = hashlib.sha256(f"{_INCLUDED} {needed}".encode()).hexdigest()[:16]
+    root = _CACHE / f"host-{release}-{key}"
+    if not root.exists():
+        making = _CACHE / f"making-host-{release}"
+        for old in (making, *_CACHE.glob(f"host-{release}-*")):
+            shutil.rmtree(old, ignore_errors=True)
+        command = ["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet", f"--include={_INCLUDED}"]
+        command += ["--aptopt=APT::Install-Recommends false"]
+        command += [f"--customize-hook={_SATISFY.format(needed)}"]
+        command += [
+            '--customize-hook=rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*',
+            release,
+            str(making),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RigError(f"The root of {release} cannot be made:\n{done.stderr}")
+        making.rename(root)
+    return root
+
+
+def _depends(package: Path) -> str:
+    return subprocess.run(
+        ["dpkg-deb", "-f", package, "Depends"], capture_output=True, text=True, check=True
+    ).stdout.strip()
