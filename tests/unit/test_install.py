@@ -258,6 +258,32 @@ def test_an_old_libvirts_apparmor_rules_are_made_to_include_ours(installed: Path
     assert local.read_text() == "# my own\n"
 
 
+def test_an_apparmor_file_of_the_administrators_keeps_its_lines_whatever_happens(installed: Path) -> None:
+    """The full disk is a stand-in: a grep that writes a part and fails."""
+    local = installed / "etc/apparmor.d/local/abstractions/libvirt-qemu"
+    local.parent.mkdir(parents=True)
+    local.write_text("/srv/** r,")  # without an end of line
+    manifest = installed / "usr/lib/virt-dmem/manifest"
+    ours = "include if exists <abstractions/libvirt-qemu.d/virt-dmem>"
+    with manifest.open("a") as file:
+        file.write(f"L /etc/apparmor.d/local/abstractions/libvirt-qemu {ours}\n")
+    integrate = installed / "usr/lib/virt-dmem/integrate"
+    env = os.environ | {"DESTDIR": str(installed)}
+    subprocess.run([integrate, "connect"], env=env, check=True, capture_output=True)
+    assert local.read_text() == f"/srv/** r,\n{ours}\n"
+
+    programs = installed / "programs"
+    programs.mkdir()
+    (programs / "grep").write_text("#!/bin/sh\nprintf '/sr'\nexit 2\n")
+    (programs / "grep").chmod(0o755)
+    full = env | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    subprocess.run([integrate, "disconnect"], env=full, check=True)
+    assert local.read_text() == f"/srv/** r,\n{ours}\n"
+    assert list(local.parent.iterdir()) == [local]
+    subprocess.run([integrate, "disconnect"], env=env, check=True)
+    assert local.read_text() == "/srv/** r,\n"
+
+
 def test_what_is_installed_for_libvirt_apparmor_and_systemd_is_watched(installed: Path) -> None:
     look = InstalledFiles(installed / "usr/lib/virt-dmem/manifest")
     sight = Sight(Config(), [], installed)
