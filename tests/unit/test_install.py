@@ -284,6 +284,23 @@ def test_an_apparmor_file_of_the_administrators_keeps_its_lines_whatever_happens
     assert local.read_text() == "/srv/** r,\n"
 
 
+def test_the_modules_package_can_go_once_the_program_that_it_names_is_gone(tmp_path: Path) -> None:
+    """As when both are removed at once, and the program's package came first."""
+    prerm = (PACKAGING / "debian/virt-dmem-dkms.prerm").read_text()
+    for directory in ("/usr/bin", "/var/lib"):
+        prerm = prerm.replace(directory, f"{tmp_path}{directory}")
+    record, program = tmp_path / "var/lib/virt-dmem/pools/large.json", tmp_path / "usr/bin/virt-dmem"
+    for path in (record, program):
+        path.parent.mkdir(parents=True)
+        path.write_text('{"backend": "dmemfs"}')
+    program.chmod(0o755)
+    command = ["sh", "-c", prerm, "prerm", "remove"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "    large\n" in refused.stderr) == (1, True)
+    program.unlink()
+    subprocess.run(command, check=True)
+
+
 def test_what_is_installed_for_libvirt_apparmor_and_systemd_is_watched(installed: Path) -> None:
     look = InstalledFiles(installed / "usr/lib/virt-dmem/manifest")
     sight = Sight(Config(), [], installed)
