@@ -32,7 +32,7 @@ digest() { # SOURCE PATH: record what the file at PATH has to be
 }
 
 fill_in() { # SOURCE: write it to $work/file with its placeholders filled in
-    sed "s|@PREFIX@|$prefix|g; s|@VERSION@\|#MODULE_VERSION#|$version|g" "$1" >"$work/file"
+    sed "s|@PREFIX@|$prefix|g; s|@VERSION@|$version|g; s|#MODULE_VERSION#|$version|g" "$1" >"$work/file"
 }
 
 put() { # MODE SOURCE PATH: a text file
