@@ -27,7 +27,9 @@ line='include if exists <abstractions/libvirt-qemu.d/virt-dmem>' # else no guest
 connect() {
     sed -n 's/^L //p' "$manifest" | while read -r path text; do
         mkdir -p "$(dirname "$dest$path")"
-        grep -qsxF "$text" "$dest$path" || echo "$text" >>"$dest$path"
+        grep -qsxF "$text" "$dest$path" && continue
+        [ -z "$(tail -c 1 "$dest$path" 2>/dev/null)" ] || echo >>"$dest$path" # its last line has no end
+        echo "$text" >>"$dest$path"
     done
     mkdir -p "$hooks/qemu.d"
     for shipped in "$dest$prefix"/lib/virt-dmem/python*/virt_dmem/hooks/qemu.d/50-virt-dmem; do
@@ -56,8 +58,9 @@ disconnect() {
     rmdir "$hooks/qemu.d" 2>/dev/null || true
     sed -n 's/^L //p' "$manifest" 2>/dev/null | while read -r path text; do
         [ -e "$dest$path" ] || continue
-        grep -vxF "$text" "$dest$path" >"$dest$path.virt-dmem-new" || true
-        cat "$dest$path.virt-dmem-new" >"$dest$path"
+        if grep -vxF "$text" "$dest$path" >"$dest$path.virt-dmem-new" || [ $? -eq 1 ]; then # else the disk is full
+            cat "$dest$path.virt-dmem-new" >"$dest$path"
+        fi
         rm -f "$dest$path.virt-dmem-new"
     done
 }

@@ -15,7 +15,7 @@ from tests.lab.machine import Machine
 MACHINE = {"node_gib": (4, 4), "name": "pages"}
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
 TABLE = Path(__file__).parents[2] / "build/lab/struct-pages.md"
-"""The measured figures, as in docs/guide/dmemfs.md."""
+"""The measured figures; docs/guide/dmemfs.md has those of large_host.py."""
 
 
 @pytest.fixture(scope="module")

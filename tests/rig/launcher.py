@@ -22,6 +22,9 @@ def write_launcher(directory: Path, module: str) -> Path:
             (site / package.name).symlink_to(package)
     text = (_REPOSITORY / "packaging/launcher.in").read_text("utf-8")
     launcher = directory / module
-    launcher.write_text(text.replace("@PREFIX@", str(directory)).replace("@MODULE@", module))
+    for name, value in {"DIRECTORIES": repr([str(site)]), "MODULE": module, "PYTHON": site.name}.items():
+        text = text.replace(f"@{name}@", value)
+    assert "@" not in text, text
+    launcher.write_text(text)
     launcher.chmod(0o755)
     return launcher

@@ -175,6 +175,19 @@ def test_the_hook_runs_what_was_installed_with_it(staged: Path, tmp_path: Path) 
     assert os.access(tmp_path / "root/opt/virt-dmem/bin/virt-dmem-hook", os.X_OK)
 
 
+def test_no_placeholder_is_left(staged: Path) -> None:
+    ours = [path for path in staged.rglob("*") if path.is_file() and SITE not in str(path)]
+    left = {
+        path.name: found
+        for path in ours
+        if (found := re.findall(rb"@[A-Z]{3,}@|#[A-Z]+_[A-Z]+#", path.read_bytes())) and path.suffix != ".gz"
+    }
+    assert len(ours) > 20
+    assert left == {}
+    assert f'PACKAGE_VERSION="{__version__}"' in (staged / f"usr/src/virt-dmem-{__version__}/dkms.conf").read_text()
+    assert f"version={__version__}\n" in (staged / "usr/lib/virt-dmem/module").read_text()
+
+
 def test_no_file_knows_where_it_was_built_or_staged(staged: Path, tmp_path: Path) -> None:
     foreign = [
         str(staged),
@@ -263,6 +276,49 @@ def test_an_old_libvirts_apparmor_rules_are_made_to_include_ours(installed: Path
     assert local.read_text() == "# my own\ninclude if exists <abstractions/libvirt-qemu.d/virt-dmem>\n"
     script("uninstall.sh", installed)
     assert local.read_text() == "# my own\n"
+
+
+def test_an_apparmor_file_of_the_administrators_keeps_its_lines_whatever_happens(installed: Path) -> None:
+    """The full disk is a stand-in: a grep that writes a part and fails."""
+    local = installed / "etc/apparmor.d/local/abstractions/libvirt-qemu"
+    local.parent.mkdir(parents=True)
+    local.write_text("/srv/** r,")  # without an end of line
+    manifest = installed / "usr/lib/virt-dmem/manifest"
+    ours = "include if exists <abstractions/libvirt-qemu.d/virt-dmem>"
+    with manifest.open("a") as file:
+        file.write(f"L /etc/apparmor.d/local/abstractions/libvirt-qemu {ours}\n")
+    integrate = installed / "usr/lib/virt-dmem/integrate"
+    env = os.environ | {"DESTDIR": str(installed)}
+    subprocess.run([integrate, "connect"], env=env, check=True, capture_output=True)
+    assert local.read_text() == f"/srv/** r,\n{ours}\n"
+
+    programs = installed / "programs"
+    programs.mkdir()
+    (programs / "grep").write_text("#!/bin/sh\nprintf '/sr'\nexit 2\n")
+    (programs / "grep").chmod(0o755)
+    full = env | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    subprocess.run([integrate, "disconnect"], env=full, check=True)
+    assert local.read_text() == f"/srv/** r,\n{ours}\n"
+    assert list(local.parent.iterdir()) == [local]
+    subprocess.run([integrate, "disconnect"], env=env, check=True)
+    assert local.read_text() == "/srv/** r,\n"
+
+
+def test_the_modules_package_can_go_once_the_program_that_it_names_is_gone(tmp_path: Path) -> None:
+    """As when both are removed at once, and the program's package came first."""
+    prerm = (PACKAGING / "debian/virt-dmem-dkms.prerm").read_text()
+    for directory in ("/usr/bin", "/var/lib"):
+        prerm = prerm.replace(directory, f"{tmp_path}{directory}")
+    record, program = tmp_path / "var/lib/virt-dmem/pools/large.json", tmp_path / "usr/bin/virt-dmem"
+    for path in (record, program):
+        path.parent.mkdir(parents=True)
+        path.write_text('{"backend": "dmemfs"}')
+    program.chmod(0o755)
+    command = ["sh", "-c", prerm, "prerm", "remove"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "    large\n" in refused.stderr) == (1, True)
+    program.unlink()
+    subprocess.run(command, check=True)
 
 
 def test_what_is_installed_for_libvirt_apparmor_and_systemd_is_watched(installed: Path) -> None:

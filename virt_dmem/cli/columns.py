@@ -118,9 +118,20 @@ def select(rows: Iterable[RowT], table: Table, args: argparse.Namespace) -> list
         holds = _condition(condition, table)
         chosen = [row for row in chosen if holds(row)]
     if args.sort:
-        (column,) = choose(table, args.sort, "")
+        column = _one(table, args.sort)
         chosen.sort(key=lambda row: _rank(column.value(row)))
     return chosen[::-1] if args.reverse else chosen
+
+
+def _one(table: Table, name: str) -> Column:
+    """Return a column by its name.
+
+    :raise UsageError: When it does not exist, or several are named.
+    """
+    column, *more = choose(table, name, "")
+    if more:
+        raise UsageError(f"{name!r} is not one column.", hint="Order the rows by one column.")
+    return column
 
 
 def _rank(value: object) -> tuple[bool, object]:
@@ -141,7 +152,7 @@ def _condition(text: str, table: Table) -> Callable[[Row], bool]:
         raise UsageError(
             f"{text!r} is not a condition.", hint="Write a column, =, !=, <, <=, > or >=, and a value: 'NAME=web*'."
         )
-    (column,) = choose(table, found[1], "")
+    column = _one(table, found[1])
     wanted = found[3].strip()
     names = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
     compare = getattr(operator, names[found[2]])

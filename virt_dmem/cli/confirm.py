@@ -25,7 +25,7 @@ def confirm(args: argparse.Namespace, question: str) -> None:
 
     :raise Cancelled: When the answer is anything else than y or yes.
     """
-    if args.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if args.yes or not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):  # None where closed
         return
     sys.stderr.write(f"{printable(question)} [y/N] ")
     sys.stderr.flush()

@@ -71,8 +71,10 @@ class Events:
         """Return what happened after an event's number; -1: nothing, only the number to ask with."""
         if after < 0:
             return News([], self._last, missed=False)
+        if after > self._last:  # of a virt-dmemd before this one, when the clock was ahead
+            return News([], self._last, missed=True)
         found = [event for event in self._events if event.sequence > after][:MOST_AT_ONCE]
-        following = found[-1].sequence if found else max(after, self._last)
+        following = found[-1].sequence if found else self._last
         return News(found, following, missed=after < self._forgotten)
 
     def _record(

@@ -82,3 +82,8 @@ def test_rows_are_filtered_by_all_conditions(conditions: list[str], names: list[
 def test_what_is_no_condition_is_refused(condition: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         selected(filter=[condition])
+
+
+def test_several_columns_to_order_by_are_refused() -> None:
+    with pytest.raises(UsageError, match="'NAME,FREE' is not one column"):
+        selected(sort="NAME,FREE")

@@ -52,3 +52,10 @@ def test_with_yes_nothing_is_asked(typed: Any) -> None:
 def test_without_a_terminal_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     confirm(SimpleNamespace(yes=False), "Destroy it?")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stderr"])
+def test_a_closed_stream_is_no_terminal(typed: Any, monkeypatch: pytest.MonkeyPatch, stream: str) -> None:
+    typed(b"n\n")
+    monkeypatch.setattr(sys, stream, None)  # as Python has it after <&-
+    confirm(SimpleNamespace(yes=False), "Destroy it?")  # type: ignore[arg-type]

@@ -61,3 +61,13 @@ def test_what_is_forgotten_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         events.phase_changed(UUID, Phase.STOPPED)
     assert events.since(began).missed
     assert Events(lambda _: "", {}).since(began).missed, "of a daemon that was restarted"
+
+
+def test_a_number_of_a_clock_that_was_ahead_hides_no_event() -> None:
+    """A daemon that is restarted numbers its events by the clock, which may have been set back since."""
+    events = Events(lambda _: "vm", {})
+    ahead = events.since(-1).next + 10**9
+    news = events.since(ahead)
+    assert (news.events, news.missed) == ([], True)
+    events.phase_changed(UUID, Phase.RUNNING)
+    assert told(events.since(news.next).events) == [("domain", "vm", "running")]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from virt_dmem.config.schema import DaemonConfig
 from virt_dmem.domain_xml.adoption.rules import label
 from virt_dmem.domains.adoption import are_marks_current
 from virt_dmem.errors import PoolNotFound
@@ -16,7 +17,12 @@ __all__ = ["rules"]
 
 def rules(machine: Machine) -> Result:
     """Check that the rules of ``[[adopt]]`` are in force, and that their pools exist."""
-    config = machine.own_config()
+    config, state_dir, hooks = machine.own_config(), machine.config.daemon.state_dir, DaemonConfig().state_dir
+    if config.adopt and state_dir != hooks:
+        return failed(
+            f"No rule adopts domains: the hook looks for them in {hooks}, and [daemon] state_dir is {state_dir}.",
+            f"Have state_dir be {hooks}, and restart virt-dmemd.",
+        )
     if not are_marks_current(config):
         return warned(
             "The rules of [[adopt]] in the configuration are not those that are in force.",

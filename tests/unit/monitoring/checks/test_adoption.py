@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import msgspec
 
-from virt_dmem.config.schema import AdoptRule
+from tests.rig.checked_machine import HOOK
+from virt_dmem.config.schema import AdoptRule, DaemonConfig
 from virt_dmem.domains.adoption import write_marks
 from virt_dmem.monitoring.checks import adoption
 from virt_dmem.monitoring.checks.base import Machine
@@ -33,3 +34,14 @@ def test_rules_are_to_be_in_force_with_their_pools(machine: Machine) -> None:
     machine.own_config().pool_records_dir.mkdir(parents=True)
     write(machine.own_config(), PoolRecord("guests", "tmpfs", 2 * MIB, "/none/guests", {0: NodeShare(GIB)}))
     assert adoption.rules(machine).status is Status.PASS
+
+
+def test_rules_that_the_hook_does_not_find_are_told_of(machine: Machine) -> None:
+    rules = (AdoptRule(rule="nova", flavor="x"),)
+    config = msgspec.structs.replace(machine.config, adopt=rules, daemon=DaemonConfig(state_dir="/srv/state"))
+    machine = replace(machine, config=config)
+    write_marks(machine.own_config())
+    found = adoption.rules(machine)
+    assert found.status is Status.FAIL
+    assert "the hook looks for them in /var/lib/virt-dmem, and [daemon] state_dir is /srv/state" in found.message
+    assert DaemonConfig().state_dir in HOOK.read_text()

@@ -107,19 +107,22 @@ def _drain(args: argparse.Namespace, out: Output) -> None:
 
     :raise PoolBusy: When it does.
     """
-    from contextlib import suppress
-
     from virt_dmem.cli.daemon import connect
     from virt_dmem.cli.pool_changes import wait_until_empty
 
-    with suppress(DaemonUnreachable), connect(args) as daemon:  # while none runs, no domain gets any
+    try:
+        daemon = connect(args)
+    except DaemonUnreachable:  # while none runs, no domain gets any
+        return
+    with daemon:
         states = {pool["name"]: pool["state"] for pool in daemon.call("ListPools")["pools"]}
         daemon.call("DrainPool", name=args.name, undo=False)
         try:
             wait_until_empty(daemon, args.name, out, args.timeout)
-        except BaseException:  # also Ctrl-C
+        except BaseException:  # also Ctrl-C, and a virt-dmemd that is restarted
             if states.get(args.name) != "draining":
-                daemon.call("DrainPool", name=args.name, undo=True)
+                with connect(args) as anew:  # that connection may be broken, or have a reply that nobody has read
+                    anew.call("DrainPool", name=args.name, undo=True)
             raise
 
 

@@ -114,16 +114,17 @@ def _require_agreed(args: argparse.Namespace, out: Output, config: Config, size:
     """
     from virt_dmem.cli.pool_changes import PoolDaemon, require_nothing_lost
     from virt_dmem.pools import registry
+    from virt_dmem.pools.backends.table import backend
     from virt_dmem.pools.resize import resize
 
     with PoolDaemon(config) as daemon:  # which a dry run does not ask
         changes = resize(config, args.name, sizes=size, daemon=daemon, dry_run=True)
     records = {record.name: record for record in registry.segments(config, args.name)}
-    less = [
-        (records[change.segment], sum(change.before.values()) - sum(change.after.values()))
-        for change in changes
-        if change.segment in records
-    ]
+    less = []
+    for change in changes:
+        if record := records.get(change.segment):
+            fewer = sum(change.before.values()) - sum(change.after.values())
+            less.append((record, min(fewer, backend(record.backend).given_back(record))))
     require_nothing_lost(out, args.name, less, forced=args.force)
     if not args.dry_run and (freed := sum(size for _, size in less if size > 0)):
         confirm(args, f"Shrink pool {args.name} and give {out.size(freed)} back to the host?")

@@ -12,8 +12,9 @@ import pytest
 from tests.rig.command_line import Command
 from tests.rig.golden import GOLDEN
 from tests.rig.mount_namespace import in_own_mount_namespace
+from virt_dmem.cli import pool_changes
 from virt_dmem.domain_xml.rewrite import apply
-from virt_dmem.errors import ExitStatus
+from virt_dmem.errors import DaemonUnreachable, ExitStatus
 from virt_dmem.host import hvo_bug
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools.backends import table
@@ -90,3 +91,20 @@ def test_with_wait_a_pool_is_drained_first_and_gives_memory_again_if_that_takes_
     assert "--timeout requires --wait" in command(
         "pool", "destroy", "x", "--timeout", "1s", status=ExitStatus.USAGE
     )
+
+
+@in_own_mount_namespace
+def test_with_wait_a_daemon_that_is_restarted_ends_the_wait_and_the_pool_gives_memory_again(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The restart is a stand-in: a connection that breaks while the pool drains."""
+
+    def breaks(daemon: Client, *_: object) -> None:
+        daemon.close()
+        raise DaemonUnreachable("virt-dmemd does not answer: it closed the connection.", hint="")
+
+    monkeypatch.setattr(pool_changes, "wait_until_empty", breaks)
+    with command.daemon():
+        command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
+        command("pool", "destroy", "small", "--wait", status=ExitStatus.DAEMON_UNREACHABLE)
+        assert command.json("pool", "show", "small")["pool"]["state"] == "ready"
