@@ -16,7 +16,7 @@ programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs deb repo test-packages install uninstall clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs deb repo rpm test-packages install uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
@@ -87,8 +87,15 @@ deb: setup ## Build the Debian packages, for each release in a root of it (RELEA
 repo: ## Make an apt repository of them (REPO_URI=, REPO_KEY=)
 	packaging/repo.sh
 
-test-packages: deb ## Build them again for the same bytes; install, upgrade, remove and purge them
+rpm: setup ## Build the RPMs with Debian's rpmbuild, and check them with its rpmlint
+	packaging/rpm.sh inputs
+	packaging/rpm.sh build
+	packaging/rpm.sh lint
+
+test-packages: deb rpm ## Build them again for the same bytes; install, upgrade, remove and purge them
 	packaging/deb.sh again $(RELEASE)
+	packaging/rpm.sh install
+	case '$(RELEASE)' in *trixie*) packaging/rpm.sh compare ;; esac
 	@$(MAKE) --no-print-directory repo
 	RELEASE='$(RELEASE)' $(pytest) tests/packages
 
