@@ -47,7 +47,7 @@ connect() {
 reload() { # guests are not affected
     [ -z "$dest" ] && [ -d /run/systemd/system ] || return 0
     for daemon in libvirtd virtqemud; do
-        systemctl try-reload-or-restart "$daemon.service" 2>/dev/null || true
+        ! systemctl --quiet is-active "$daemon.service" || systemctl reload-or-restart "$daemon.service" || return 0
     done
     mkdir -p /run/virt-dmem
     touch /run/virt-dmem/libvirt-reloaded # for 'virt-dmem check'

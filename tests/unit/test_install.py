@@ -293,6 +293,25 @@ def test_an_apparmor_file_of_the_administrators_keeps_its_lines_whatever_happens
     assert local.read_text() == "/srv/** r,\n"
 
 
+@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.needs_libvirt
+def test_a_reload_of_libvirt_is_remembered_only_if_it_worked(installed: Path, tmp_path: Path, status: int) -> None:
+    """systemctl is a fake, for which only libvirtd runs."""
+    fake = tmp_path / "bin/systemctl"
+    fake.parent.mkdir()
+    fake.write_text(
+        f'#!/bin/sh\ncase "$*" in *is-active*libvirtd*) ;; *is-active*) exit 3 ;; *) exit {status} ;; esac\n'
+    )
+    fake.chmod(0o755)
+    script = 'mount -t tmpfs run /run; mkdir -p /run/systemd/system; "$0" reload; test -e /run/virt-dmem/libvirt-*'
+    integrate = installed / "usr/lib/virt-dmem/integrate"
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, integrate],
+        env=os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}", "DESTDIR": ""}, check=False,
+    )  # fmt: skip
+    assert done.returncode == status
+
+
 def test_the_modules_package_can_go_once_the_program_that_it_names_is_gone(tmp_path: Path) -> None:
     """As when both are removed at once, and the program's package came first."""
     prerm = (PACKAGING / "debian/virt-dmem-dkms.prerm").read_text()
