@@ -16,7 +16,7 @@ from tests.lab.container import Container
 from tests.lab.host import PATIENCE, Host
 from tests.lab.image import PROJECT, Image, NoPackages, suite, the_image, the_root
 from tests.lab.machine import Machine
-from tests.rig.hugepages_lock import hugepages_lock
+from tests.rig.hugepages_lock import hugepages_lent
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -63,7 +63,7 @@ def lab_root() -> Path:
 @pytest.fixture(scope="module")
 def container(lab_root: Path, request: pytest.FixtureRequest) -> Iterator[Container]:
     """Provide a container that the project was installed in once it had booted, and this machine's huge pages."""
-    with hugepages_lock(), Container(lab_root) as container:
+    with hugepages_lent(), Container(lab_root) as container:
         request.node.stash[_host] = container
         container.unpack_project()
         container.run("rm /lib/modules/*/build")  # of a kernel that does not run here: no module is built for it

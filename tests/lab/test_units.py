@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab import guests
+from tests.rig.hugepages_lock import NR_HUGEPAGES
 
 if TYPE_CHECKING:
     from tests.lab.container import Container
     from tests.lab.host import Host
 
 MIB = 1 << 20
-NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 @pytest.fixture(scope="module")

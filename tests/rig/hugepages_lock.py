@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["LOCK", "hugepages_lock"]
+__all__ = ["LOCK", "NR_HUGEPAGES", "hugepages_lent", "hugepages_lock"]
 
 LOCK = Path("/dev/shm/virt-dmem-test-hugepages.lock")
 """Not below /run, which is private in each mount namespace of the tests."""
+NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 @contextmanager
@@ -21,3 +22,14 @@ def hugepages_lock() -> Iterator[None]:
     with LOCK.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def hugepages_lent() -> Iterator[None]:
+    """Hold the lock while others may take huge pages and leave them behind; the host has as many as before then."""
+    with hugepages_lock():
+        before = NR_HUGEPAGES.read_text()
+        try:
+            yield
+        finally:
+            NR_HUGEPAGES.write_text(before)

@@ -21,7 +21,7 @@ from tests.lab import guests
 from tests.lab.container import Container
 from tests.lab.host import PATIENCE
 from tests.lab.image import PROJECT, NoPackages, the_root_with
-from tests.rig.hugepages_lock import hugepages_lock
+from tests.rig.hugepages_lock import hugepages_lent
 
 HERE = "tests/lab/openstack"
 PACKAGES = re.findall(r"^#   ([a-z][a-z0-9 -]*)$", (Path(__file__).parent / "setup.sh").read_text(), re.MULTILINE)
@@ -42,7 +42,7 @@ def host() -> Iterator[Container]:
         root = the_root_with("trixie", " ".join(PACKAGES).split())
     except NoPackages as error:
         pytest.skip(str(error))
-    with hugepages_lock(), Container(root, name="compute1") as host:
+    with hugepages_lent(), Container(root, name="compute1") as host:
         host.unpack_project()
         host.run("rm /lib/modules/*/build")  # of a kernel that does not run here: no module is built for it
         host.run(f"make --silent -C {PROJECT} install && systemctl try-reload-or-restart libvirtd", timeout=400)
