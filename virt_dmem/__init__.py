@@ -3,6 +3,7 @@
 
 The packages, from the bottom to the top; each imports only from those before it:
 
+* ``runtime``: how work is run: off the event loop, within deadlines, again after a failure
 * ``config``: the configuration file
 * ``native``: the two C programs, the hook's client and the pre-faulting helper
 * ``ipc``: the control socket between the daemon and its callers

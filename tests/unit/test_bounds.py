@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from tests.rig.cpu_time import seconds
 from tests.rig.numbers import DIGITS, NUMBERS
-from virt_dmem.aio import off_loop
 from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.domain_xml.fields import read_number, read_size
@@ -23,6 +22,7 @@ from virt_dmem.domain_xml.parse import XmlRefused, parse_xml
 from virt_dmem.domain_xml.reader import DomainMemory, is_managed, read_domain
 from virt_dmem.domain_xml.rewrite import apply, unapply
 from virt_dmem.errors import DmemError, DomainRefused, UsageError
+from virt_dmem.runtime.aio import off_loop
 from virt_dmem.units import parse_duration, parse_number, parse_size
 
 NS = "https://virt-dmem.dev/xmlns/domain/1.0"

@@ -22,6 +22,7 @@ HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
 SHELL_CODE = ("hooks/*/*", "packaging/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
 
 PACKAGES = (
+    "runtime",
     "config",
     "native",
     "ipc",

@@ -22,10 +22,10 @@ from virt_dmem.allocation.models import Phase
 from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.config.schema import Config, DaemonConfig, LibvirtConfig, PrefaultConfig
 from virt_dmem.daemon.wiring import Components, build
-from virt_dmem.deadline import DEADLINE_SECONDS
 from virt_dmem.host import kernel
 from virt_dmem.monitoring.alert_codes import EXTENT_ENLARGED, LEDGER_DAMAGED, RECONCILE_FAILED
 from virt_dmem.pools import extent_files, manage
+from virt_dmem.runtime.deadline import DEADLINE_SECONDS
 
 MIB = 1 << 20
 UUIDS = [f"{number:08x}-edaf-9455-926a-d65c16db1809" for number in range(4)]

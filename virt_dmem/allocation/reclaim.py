@@ -21,18 +21,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent
 from virt_dmem.allocation.prezero.cache import PrezeroCache
-from virt_dmem.attempts import Round
-from virt_dmem.deadline import within
 from virt_dmem.errors import Delayed
 from virt_dmem.pools import extent_files, segment_files
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.segment_files import SegmentUse
 from virt_dmem.pools.segment_id import SegmentId
+from virt_dmem.runtime.aio import uninterrupted
+from virt_dmem.runtime.attempts import Round
+from virt_dmem.runtime.deadline import within
 from virt_dmem.units import format_size
 
 __all__ = ["Reclaimer"]

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from virt_dmem.aio import off_loop
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domains import adoption, migration
@@ -22,6 +21,7 @@ from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
 from virt_dmem.monitoring.alert_codes import APPLY_FIGHT, REQUEST_UNFULFILLED
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.pools import registry
+from virt_dmem.runtime.aio import off_loop
 
 __all__ = ["AutoApply"]
 

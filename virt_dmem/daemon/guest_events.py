@@ -16,7 +16,7 @@ from virt_dmem.domains.device_ops import DeviceOperations
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.errors import DmemError
 from virt_dmem.hypervisor.connection import Event
-from virt_dmem.rate_limit import RateLimitedLog
+from virt_dmem.runtime.rate_limit import RateLimitedLog
 from virt_dmem.text import clipped, printable
 
 __all__ = ["GuestEvents"]

@@ -15,12 +15,12 @@ from typing import Any
 
 from virt_dmem.daemon.systemd import notify, watchdog_seconds
 from virt_dmem.daemon.wiring import Components
-from virt_dmem.deadline import within
 from virt_dmem.domains import adoption
 from virt_dmem.errors import DmemError
 from virt_dmem.host import huge_pages, writes
 from virt_dmem.monitoring.metrics import write_textfile
-from virt_dmem.rate_limit import RateLimitedLog
+from virt_dmem.runtime.deadline import within
+from virt_dmem.runtime.rate_limit import RateLimitedLog
 
 __all__ = ["all_loops", "reconcile_host", "restart_on_error"]
 

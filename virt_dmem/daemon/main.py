@@ -22,7 +22,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from virt_dmem.aio import cancel_and_wait
 from virt_dmem.config.schema import Config, load_config
 from virt_dmem.daemon.log_format import set_up_logging
 from virt_dmem.daemon.loops import all_loops, reconcile_host, restart_on_error
@@ -33,6 +32,7 @@ from virt_dmem.errors import ConfigError, DmemError, ExitStatus
 from virt_dmem.host import uevents
 from virt_dmem.ipc.server import ControlServer
 from virt_dmem.os_errors import explained, remedy
+from virt_dmem.runtime.aio import cancel_and_wait
 from virt_dmem.text import counted
 from virt_dmem.version import ShowVersion
 

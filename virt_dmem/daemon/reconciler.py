@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.attempts import Attempts, Round
 from virt_dmem.config.schema import Config
-from virt_dmem.deadline import within
 from virt_dmem.domains import reconcile
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.extents import ExtentManager
@@ -21,6 +19,8 @@ from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
 from virt_dmem.monitoring.alert_codes import EXTENT_QUARANTINED, GUEST_OUTSIDE_POOL, RECONCILE_FAILED
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
+from virt_dmem.runtime.attempts import Attempts, Round
+from virt_dmem.runtime.deadline import within
 
 __all__ = ["Reconciler"]
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from virt_dmem.aio import off_loop
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import PoolStatus, Reservation, TimedStep
@@ -35,6 +34,7 @@ from virt_dmem.errors import DmemError, DomainRefused, DomainXmlInvalid, UsageEr
 from virt_dmem.hypervisor.qmp import Monitors, QemuMemoryBackend
 from virt_dmem.monitoring.alert_tracker import APPLY, AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
+from virt_dmem.runtime.aio import off_loop
 from virt_dmem.text import clipped
 
 __all__ = ["Service"]

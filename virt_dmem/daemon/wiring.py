@@ -14,7 +14,6 @@ from virt_dmem.allocation.models import Phase
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.allocation.remembered import Remembered
-from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config
 from virt_dmem.daemon.auto_apply import AutoApply
 from virt_dmem.daemon.domain_list import DomainList
@@ -41,6 +40,7 @@ from virt_dmem.hypervisor.qmp import Monitors
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
 from virt_dmem.monitoring.watch.host_watch import HostWatch
+from virt_dmem.runtime.attempts import Attempts
 
 __all__ = ["Components", "build"]
 

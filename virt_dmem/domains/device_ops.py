@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
-from virt_dmem.aio import cancel_and_wait
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
 from virt_dmem.config.schema import Config
-from virt_dmem.deadline import within
 from virt_dmem.domain_xml.devices import is_boot_backend
 from virt_dmem.domains.admission import Admission
 from virt_dmem.domains.extents import ExtentManager
 from virt_dmem.errors import DomainRefused, ExtentError
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.pools import extent_files
+from virt_dmem.runtime.aio import cancel_and_wait
+from virt_dmem.runtime.deadline import within
 from virt_dmem.text import did_you_mean
 
 __all__ = [

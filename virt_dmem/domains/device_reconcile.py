@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 
-from virt_dmem.aio import off_loop
 from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
-from virt_dmem.attempts import Round
 from virt_dmem.domain_xml.devices import Device, find_devices, is_boot_backend
 from virt_dmem.domains.device_ops import DeviceOperations
 from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.pools import extent_files
+from virt_dmem.runtime.aio import off_loop
+from virt_dmem.runtime.attempts import Round
 from virt_dmem.units import format_size
 
 __all__ = ["DeviceReconciler"]

@@ -19,15 +19,15 @@ from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, Part, Reservation
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.reclaim import Reclaimer
-from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config
-from virt_dmem.deadline import within
 from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import Delayed, DmemError, ExtentError, LedgerError, PrefaultFailed
 from virt_dmem.pools import extent_files, mount_state
 from virt_dmem.pools.backends.page_counts import describe_gone
 from virt_dmem.pools.prefault import Mode, Progress, prefault
 from virt_dmem.pools.segment_id import SegmentId
+from virt_dmem.runtime.attempts import Round
+from virt_dmem.runtime.deadline import within
 from virt_dmem.units import format_size
 
 __all__ = ["ExtentManager", "ReportProgress", "StepProgress"]

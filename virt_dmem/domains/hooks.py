@@ -25,7 +25,6 @@ from pathlib import Path
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Phase, Reservation
 from virt_dmem.config.schema import Config
-from virt_dmem.deadline import within
 from virt_dmem.domain_xml.elements import NOT_REWRITTEN
 from virt_dmem.domain_xml.monitor import socket_of
 from virt_dmem.domain_xml.reader import DomainMemory
@@ -40,6 +39,7 @@ from virt_dmem.hypervisor.processes import find_qemu
 from virt_dmem.hypervisor.qemu_user import placed
 from virt_dmem.hypervisor.remedies import how_to_apply
 from virt_dmem.pools import extent_files
+from virt_dmem.runtime.deadline import within
 from virt_dmem.units import format_size
 
 __all__ = ["HookOperations", "Link"]

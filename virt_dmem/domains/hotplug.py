@@ -24,9 +24,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from virt_dmem.aio import off_loop
 from virt_dmem.allocation.models import Extent, ExtentState, Reservation
-from virt_dmem.deadline import within
 from virt_dmem.domain_xml.devices import Device, device_xml, find_device, free_alias, memory_of, require_room
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domain_xml.requirements import require_whole_pages
@@ -48,6 +46,8 @@ from virt_dmem.hypervisor.qemu_user import placed_running
 from virt_dmem.hypervisor.qmp import Monitors
 from virt_dmem.os_errors import explained
 from virt_dmem.pools import extent_files
+from virt_dmem.runtime.aio import off_loop
+from virt_dmem.runtime.deadline import within
 from virt_dmem.units import MIB, format_size
 
 __all__ = ["Hotplug"]

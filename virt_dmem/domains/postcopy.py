@@ -16,11 +16,11 @@ from pathlib import Path
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.config.schema import Config
-from virt_dmem.deadline import within
 from virt_dmem.errors import DomainRefused
 from virt_dmem.hypervisor.processes import find_qemu, waits_for_guest
 from virt_dmem.hypervisor.qmp import migration_capabilities
 from virt_dmem.hypervisor.status_file import arrives_by_postcopy
+from virt_dmem.runtime.deadline import within
 
 __all__ = ["refuse"]
 

@@ -22,9 +22,7 @@ from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
 from virt_dmem.allocation.plan import NO_NODE
-from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config
-from virt_dmem.deadline import within
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.extents import ExtentManager
 from virt_dmem.errors import Delayed, ExtentError, HypervisorError, LedgerError
@@ -38,7 +36,9 @@ from virt_dmem.pools import extent_files, segment_files
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
-from virt_dmem.stuck_threads import each
+from virt_dmem.runtime.attempts import Round
+from virt_dmem.runtime.deadline import within
+from virt_dmem.runtime.stuck_threads import each
 from virt_dmem.units import format_size
 
 __all__ = ["ReconcileContext", "doubtful", "from_host", "from_libvirt", "item_of", "with_libvirt"]

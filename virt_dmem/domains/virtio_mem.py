@@ -18,7 +18,6 @@ import logging
 import time
 from dataclasses import replace
 
-from virt_dmem.aio import off_loop
 from virt_dmem.allocation.models import Extent, ExtentState, Reservation
 from virt_dmem.domain_xml.devices import Device, find_device, resized_xml
 from virt_dmem.domains.device_ops import (
@@ -33,6 +32,7 @@ from virt_dmem.domains.device_ops import (
 from virt_dmem.domains.extents import ReportProgress, StepProgress
 from virt_dmem.errors import DomainRefused
 from virt_dmem.hypervisor.connection import Hypervisor
+from virt_dmem.runtime.aio import off_loop
 from virt_dmem.units import format_size
 
 __all__ = ["VirtioMem"]

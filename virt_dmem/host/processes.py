@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virt_dmem.host.kernel import ROOT
-from virt_dmem.stuck_threads import each
+from virt_dmem.runtime.stuck_threads import each
 
 __all__ = [
     "Mapping",

@@ -13,7 +13,7 @@ from pathlib import Path
 from virt_dmem.domain_xml.fields import LONGEST_NAME
 from virt_dmem.host.kernel import ROOT
 from virt_dmem.host.processes import GONE, process_name, processes, start_ticks
-from virt_dmem.stuck_threads import each
+from virt_dmem.runtime.stuck_threads import each
 
 __all__ = ["libvirt_runs", "libvirt_process", "find_qemu", "qemu_pid", "waits_for_guest", "qemu_domain"]
 

@@ -22,10 +22,10 @@ from typing import Any
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
 
-from virt_dmem.aio import cancel_and_wait, uninterrupted
 from virt_dmem.domain_xml.monitor import socket_name, socket_of, sockets
 from virt_dmem.hypervisor import unix_socket
-from virt_dmem.rate_limit import RateLimitedLog
+from virt_dmem.runtime.aio import cancel_and_wait, uninterrupted
+from virt_dmem.runtime.rate_limit import RateLimitedLog
 
 __all__ = ["EVENTS", "QemuMemoryBackend", "Monitors", "migration_capabilities"]
 
@@ -305,12 +305,19 @@ async def _disconnect(client: QMPClient) -> None:
 
     :raise Refused: When that was the reason for which it was closed.
     """
+    if refused := await uninterrupted(_closed(client), LAST_SECONDS):
+        raise refused
+
+
+async def _closed(client: QMPClient) -> Refused | None:
+    """Close a connection; return the limit that was the reason for which it was closed."""
     try:
-        await uninterrupted(client.disconnect(), LAST_SECONDS)
-    except Refused:
-        raise
+        await client.disconnect()
+    except Refused as refused:
+        return refused
     except Exception as error:  # noqa: BLE001 -- whatever closed it
         log.debug("monitor: %s", _text(error))
+    return None
 
 
 async def migration_capabilities(uuid: str, pid: int) -> set[str] | None:

@@ -14,10 +14,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from asyncvarlink import LastResult, VarlinkInterface, varlinkmethod, varlinksignature
 
-from virt_dmem.aio import cancel_and_wait
 from virt_dmem.errors import DmemError
 from virt_dmem.ipc.connection import caller
 from virt_dmem.ipc.version import INTERFACE
+from virt_dmem.runtime.aio import cancel_and_wait
 
 __all__ = ["Calls", "Interface", "method"]
 

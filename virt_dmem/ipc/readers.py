@@ -21,12 +21,12 @@ from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.message import VarlinkMethodCall
 from asyncvarlink.types import FileDescriptorArray, JSONObject
 
-from virt_dmem.aio import cancel_and_wait
 from virt_dmem.errors import PermissionRefused
 from virt_dmem.ipc.connection import CALLS_WAITING, Caller, encoded, failed
 from virt_dmem.ipc.fair_lock import FairLock
 from virt_dmem.ipc.version import INTERFACE
-from virt_dmem.rate_limit import RateLimitedLog
+from virt_dmem.runtime.aio import cancel_and_wait
+from virt_dmem.runtime.rate_limit import RateLimitedLog
 
 __all__ = ["READ_METHODS", "Readers"]
 

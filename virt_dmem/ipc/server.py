@@ -23,7 +23,7 @@ from virt_dmem import __version__
 from virt_dmem.ipc.connection import Connection
 from virt_dmem.ipc.interface import Interface
 from virt_dmem.ipc.readers import REST, Readers
-from virt_dmem.rate_limit import RateLimitedLog
+from virt_dmem.runtime.rate_limit import RateLimitedLog
 
 __all__ = ["ControlServer"]
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.reclaim import Reclaimer
-from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config
-from virt_dmem.deadline import within
 from virt_dmem.domain_xml.live import Guest
 from virt_dmem.domains import passthrough
 from virt_dmem.errors import Delayed, DmemError
 from virt_dmem.host import kernel
 from virt_dmem.hypervisor import processes as qemu_processes
 from virt_dmem.monitoring import alert_rules
+from virt_dmem.runtime.attempts import Attempts
+from virt_dmem.runtime.deadline import within
 
 __all__ = ["APPLY", "ActiveAlert", "AlertTracker"]
 

@@ -21,7 +21,6 @@ from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.models import Extent, Phase
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
-from virt_dmem.attempts import Round
 from virt_dmem.config.schema import Config, PrefaultConfig
 from virt_dmem.domain_xml.memory_backends import Cell
 from virt_dmem.domain_xml.reader import DomainMemory
@@ -34,6 +33,7 @@ from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import NotEnoughMemory
 from virt_dmem.host import kernel
 from virt_dmem.pools import manage, segment_files
+from virt_dmem.runtime.attempts import Round
 
 ONE, TWO = "c7a5fdbd-edaf-9455-926a-d65c16db1809", "11111111-edaf-9455-926a-d65c16db1809"
 SECRET = b"the first guest's secret"

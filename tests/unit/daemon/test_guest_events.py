@@ -16,7 +16,7 @@ from virt_dmem.daemon.wiring import Components, build
 from virt_dmem.errors import LedgerError
 from virt_dmem.hypervisor.connection import Event
 from virt_dmem.monitoring.alert_codes import POOL_SHORT, RECONCILE_FAILED
-from virt_dmem.rate_limit import BURST
+from virt_dmem.runtime.rate_limit import BURST
 
 CAPACITY = {("fast", node): 1000 * PAGE for node in range(2)}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from virt_dmem.aio import cancel_and_wait
 from virt_dmem.config.schema import AdoptRule, Config, DaemonConfig
 from virt_dmem.daemon import loops
 from virt_dmem.daemon.loops import restart_on_error
 from virt_dmem.daemon.wiring import build
+from virt_dmem.runtime.aio import cancel_and_wait
 
 
 def test_work_that_ends_by_a_bug_is_restarted(

@@ -13,10 +13,10 @@ import pytest
 
 from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.rig.repository import REPOSITORY
-from virt_dmem.aio import cancel_and_wait
 from virt_dmem.daemon.main import shut_down
 from virt_dmem.errors import DaemonUnreachable
 from virt_dmem.ipc.client import Client
+from virt_dmem.runtime.aio import cancel_and_wait
 
 
 def test_tasks_are_cancelled_and_one_that_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:

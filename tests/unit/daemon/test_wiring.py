@@ -13,12 +13,12 @@ from tests.rig.daemon_parts import hold_memory, parts_with_pools
 from tests.rig.domain_documents import UUID
 from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.rig.plans import PAGE, make_plan, paths_of
-from virt_dmem.aio import cancel_and_wait
 from virt_dmem.allocation.models import Phase
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.domains.device_ops import Cancellation, DeviceChange
 from virt_dmem.errors import LedgerError
 from virt_dmem.hypervisor.connection import Hypervisor
+from virt_dmem.runtime.aio import cancel_and_wait
 
 
 @in_own_mount_namespace

@@ -14,11 +14,11 @@ from tests.rig.domain_documents import CELLS, device, domain
 from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.unit.domains.conftest import MIB, UUID, Parts, memory
 from virt_dmem.allocation.models import Extent, ExtentState, Phase
-from virt_dmem.attempts import Round
 from virt_dmem.domain_xml.memory_backends import Cell
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.virtio_mem import VirtioMem
+from virt_dmem.runtime.attempts import Round
 
 ALIAS = "ua-dmem0"
 

@@ -14,9 +14,9 @@ import pytest
 from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.unit.domains.conftest import MIB, UUID, Parts, memory
 from virt_dmem.allocation.models import Phase
-from virt_dmem.attempts import Round
 from virt_dmem.domains.extents import StepProgress
 from virt_dmem.errors import ExtentError
+from virt_dmem.runtime.attempts import Round
 
 
 def ignore(_progress: StepProgress) -> None:

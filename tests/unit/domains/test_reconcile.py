@@ -12,12 +12,12 @@ import pytest
 from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.unit.domains.conftest import MIB, UUID, Parts, memory
 from virt_dmem.allocation.models import Phase
-from virt_dmem.attempts import Round
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.reconcile import ReconcileContext, doubtful, from_host, from_libvirt, item_of, with_libvirt
 from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.errors import LedgerError
 from virt_dmem.host import kernel
+from virt_dmem.runtime.attempts import Round
 
 
 def context(parts: Parts, *, dry_run: bool = False) -> ReconcileContext:

@@ -40,6 +40,26 @@ def test_other_users_are_connected_to_the_read_only_socket() -> None:
             assert os.waitpid(child, 0)[1] == 0
 
 
+def refused_to_another_user(path: str) -> DaemonUnreachable:
+    """Connect as a user without rights, in a process of its own; return the error."""
+    receiving, sending = os.pipe()
+    if not (child := os.fork()):
+        os.setgroups([])
+        os.setuid(65534)
+        try:
+            Client(path)
+        except DaemonUnreachable as error:
+            os.write(sending, json.dumps([error.message, error.hint]).encode())
+            os._exit(0)
+        os._exit(1)
+    os.close(sending)
+    with open(receiving, "rb") as told:  # noqa: PTH123 - a file descriptor
+        said = told.read()
+    assert os.waitpid(child, 0)[1] == 0
+    message, hint = json.loads(said)
+    return DaemonUnreachable(message, hint=hint)
+
+
 def test_a_user_who_may_not_connect_is_told_who_may_and_nothing_of_starting_the_daemon() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: to become another user")
@@ -50,16 +70,9 @@ def test_a_user_who_may_not_connect_is_told_who_may_and_nothing_of_starting_the_
             listener.bind(f"{directory}/{name}")
             Path(directory, name).chmod(0o600)
             listener.listen()
-        if not (child := os.fork()):
-            os.setgroups([])
-            os.setuid(65534)
-            try:
-                Client(f"{directory}/sock")
-            except DaemonUnreachable as error:
-                told = "sock-ro: only root and members" in error.message and "systemctl" not in error.hint
-                os._exit(0 if told and "sudo" in error.hint else 1)
-            os._exit(2)
-        assert os.waitpid(child, 0)[1] == 0
+        error = refused_to_another_user(f"{directory}/sock")
+        assert "sock-ro: only root and members" in error.message
+        assert ("sudo" in error.hint, "systemctl" in error.hint) == (True, False)
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -75,16 +88,9 @@ def test_a_user_whom_nobody_serves_yet_is_not_told_to_start_what_root_can_reach(
             Path(directory, name).chmod(mode)
             if mode == 0o600:
                 listener.listen()
-        if not (child := os.fork()):
-            os.setgroups([])
-            os.setuid(65534)
-            try:
-                Client(f"{directory}/sock")
-            except DaemonUnreachable as error:
-                told = "does not serve you now: root alone may connect at" in error.message
-                os._exit(0 if told and "sudo" in error.hint and "systemctl" not in error.hint else 1)
-            os._exit(2)
-        assert os.waitpid(child, 0)[1] == 0
+        error = refused_to_another_user(f"{directory}/sock")
+        assert "does not serve you now: root alone may connect at" in error.message
+        assert ("sudo" in error.hint, "systemctl" in error.hint) == (True, False)
 
 
 def test_the_group_of_the_socket_is_named_to_who_is_not_in_it() -> None:
@@ -97,15 +103,7 @@ def test_the_group_of_the_socket_is_named_to_who_is_not_in_it() -> None:
             listener.bind(f"{directory}/{name}")
             os.chown(f"{directory}/{name}", 0, grp.getgrnam("adm").gr_gid)
             Path(directory, name).chmod(0o660)
-        if not (child := os.fork()):
-            os.setgroups([])
-            os.setuid(65534)
-            try:
-                Client(f"{directory}/sock")
-            except DaemonUnreachable as error:
-                os._exit(0 if "usermod -aG adm USER" in error.hint else 1)
-            os._exit(2)
-        assert os.waitpid(child, 0)[1] == 0
+        assert "usermod -aG adm USER" in refused_to_another_user(f"{directory}/sock").hint
 
 
 def test_one_that_listens_and_is_silent_is_to_be_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,12 @@ from virt_dmem.allocation.models import ExtentState, Phase
 from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.reclaim import Reclaimer
-from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import NotEnoughMemory
 from virt_dmem.monitoring.alert_codes import EXPLANATIONS
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.monitoring.metrics import Metrics, write_textfile
+from virt_dmem.runtime.attempts import Attempts
 
 DOCS = REPOSITORY / "docs/reference"
 DESCRIBED = re.compile(r"^\| `(virt_dmem_\w+)` \|([^|]*)\|", re.MULTILINE)

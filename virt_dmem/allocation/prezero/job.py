@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from virt_dmem.aio import cancel_and_wait
+from virt_dmem.runtime.aio import cancel_and_wait
 
 __all__ = ["BackgroundJob"]
 

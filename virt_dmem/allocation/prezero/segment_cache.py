@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from virt_dmem.aio import uninterrupted
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.models import Extent
 from virt_dmem.allocation.prezero.index import PrezeroIndex
@@ -20,6 +19,7 @@ from virt_dmem.pools import ballast, prezeroed_files
 from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent, Shares
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
+from virt_dmem.runtime.aio import uninterrupted
 
 __all__ = ["SegmentCache"]
 

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     verdict = decide(config.adopt, document.root)
     refused = verdict.refusal()
     problem: DmemError | None = refused
-    if verdict.is_served:
+    if verdict.adopted:
         try:
             memory = adopt(config.adopt, document)
             if memory is not None:

@@ -33,9 +33,9 @@ class Verdict:
     """Why its memory cannot come from a pool as its XML is, as a sentence; empty: it can."""
 
     @property
-    def is_served(self) -> bool:
-        """Whether its memory comes from the pool of the rule that takes it."""
-        return self.taken is not None and not self.unsuitable
+    def adopted(self) -> Judgement | None:
+        """Of the rule from whose pool its memory comes; ``None``: it is not adopted."""
+        return None if self.unsuitable else self.taken
 
     def refusal(self) -> AdoptionRefused | None:
         """Return the error for a domain that the rule rejects; ``None``: it may start."""
@@ -71,17 +71,17 @@ def adopt(rules: Sequence[AdoptRule], document: DomainDocument) -> DomainMemory 
     verdict = decide(rules, document.root)
     if refusal := verdict.refusal():
         raise refusal
-    if verdict.taken is None or verdict.unsuitable:
+    if (taken := verdict.adopted) is None:
         return None
-    return replace(document.memory(), pool=verdict.taken.rule.pool, rule=verdict.taken.label)
+    return replace(document.memory(), pool=taken.rule.pool, rule=taken.label)
 
 
 def rule_of(rules: Sequence[AdoptRule], root: etree._Element) -> str:
     """Return the label of the rule that adopts the ``<domain>`` in ``root``; empty: it is not adopted."""
     if not rules:
         return ""
-    verdict = decide(rules, root)
-    return verdict.taken.label if verdict.taken and not verdict.unsuitable else ""
+    taken = decide(rules, root).adopted
+    return taken.label if taken else ""
 
 
 def _unsuitable(root: etree._Element) -> str:

@@ -9,9 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from virt_dmem.allocation.inventory import Inventory
-from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config
-from virt_dmem.deadline import within
 from virt_dmem.errors import Delayed
 from virt_dmem.monitoring.alert_rules import Alert
 from virt_dmem.monitoring.watch.base import Deviation, Sight, Watch
@@ -20,6 +18,8 @@ from virt_dmem.monitoring.watch.table import WATCHES
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.lock import unless_locked
+from virt_dmem.runtime.attempts import Attempts
+from virt_dmem.runtime.deadline import within
 from virt_dmem.text import counted
 
 __all__ = ["HostWatch", "LINGER_SECONDS"]

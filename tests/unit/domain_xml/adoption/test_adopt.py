@@ -38,7 +38,7 @@ def test_a_domain_that_asks_for_pool_memory_itself_is_none_of_the_rules_business
     xml = domain(metadata(" pool='own'") + BACKING)
     assert adopt([REFUSE], DomainDocument(xml)) is None
     verdict = decide([IGNORE], parse_domain(xml))
-    assert (verdict.asks, verdict.taken, verdict.is_served) == (True, None, False)
+    assert (verdict.asks, verdict.taken, verdict.adopted) == (True, None, None)
 
 
 PRIVATE = "<cell id='0' memory='512' unit='MiB' memAccess='private'/>"
@@ -64,7 +64,7 @@ def test_a_domain_with_other_memory_is_left_alone_or_rejected_as_the_rule_says(x
     assert rule_of([REFUSE], parse_domain(xml)) == ""
     verdict = decide([IGNORE], parse_domain(xml))
     assert why in verdict.unsuitable
-    assert (verdict.is_served, verdict.refusal()) == (False, None)
+    assert (verdict.adopted, verdict.refusal()) == (None, None)
     with pytest.raises(
         AdoptionRefused, match=r"Rule mine of .*adopt.* takes domain vm, whose memory cannot"
     ) as refused:

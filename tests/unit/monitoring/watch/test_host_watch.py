@@ -11,13 +11,13 @@ import pytest
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.attempts import Attempts
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.monitoring.alert_rules import Alert
 from virt_dmem.monitoring.watch import host_watch
 from virt_dmem.monitoring.watch.base import Deviation, Sight, Watch
 from virt_dmem.monitoring.watch.host_watch import HostWatch
 from virt_dmem.pools.lock import locked
+from virt_dmem.runtime.attempts import Attempts
 
 
 class Thing:

@@ -19,11 +19,11 @@ from typing import TypeVar
 import pytest
 
 from tests.rig.hostile_user import USER, a_leaseholder, a_process_that_cannot_be_read, a_writer_that_never_ends
-from virt_dmem.deadline import within
 from virt_dmem.errors import Delayed, NotMapped
 from virt_dmem.hypervisor import processes as qemu_processes
 from virt_dmem.pools import extent_files
-from virt_dmem.stuck_threads import each
+from virt_dmem.runtime.deadline import within
+from virt_dmem.runtime.stuck_threads import each
 
 T = TypeVar("T")
 UUID = str(uuid.uuid4())

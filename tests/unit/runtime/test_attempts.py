@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from virt_dmem.attempts import Attempts
 from virt_dmem.errors import ExtentError
+from virt_dmem.runtime.attempts import Attempts
 
 
 def run(attempts: Attempts, items: dict[str, Exception | None]) -> list[str]:

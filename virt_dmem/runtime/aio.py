@@ -7,12 +7,14 @@ Whoever creates a task ends it: those of a library may never end once they are c
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 __all__ = ["off_loop", "uninterrupted", "cancel_and_wait"]
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Document = TypeVar("Document", bound=Sized)
 SMALL_BYTES = 64 * 1024
@@ -31,22 +33,22 @@ async def off_loop(work: Callable[[Document], T], document: Document) -> T:
 async def uninterrupted(work: Coroutine[Any, Any, T], most_seconds: float | None = None) -> T:
     """Run work to its end, and deliver a cancellation only then: files and their bookkeeping change together.
 
-    After a cancellation, an error of the work is dropped; and it is cancelled too after ``most_seconds`` more.
+    After a cancellation, an error of the work is logged; and it is cancelled too after ``most_seconds`` more.
     """
     task = asyncio.create_task(work)
-    task.add_done_callback(_read_error)
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
+        task.add_done_callback(_log_error)
         await asyncio.wait([task], timeout=most_seconds)
         task.cancel()
         raise
     return await task
 
 
-def _read_error(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
+def _log_error(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.warning("what was cancelled meanwhile failed, too: %s", str(error) or type(error).__name__)
 
 
 async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:

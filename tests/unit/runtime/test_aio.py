@@ -8,7 +8,7 @@ import gc
 
 import pytest
 
-from virt_dmem.aio import uninterrupted
+from virt_dmem.runtime.aio import uninterrupted
 
 
 def test_work_on_files_is_not_left_half_done_by_a_cancelled_caller() -> None:
@@ -30,7 +30,7 @@ def test_work_on_files_is_not_left_half_done_by_a_cancelled_caller() -> None:
     assert steps == ["done", "cancelled"]
 
 
-def test_an_error_of_work_whose_caller_is_gone_is_not_logged() -> None:
+def test_an_error_of_work_whose_caller_is_gone_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     unread = []
 
     async def work() -> None:
@@ -51,6 +51,9 @@ def test_an_error_of_work_whose_caller_is_gone_is_not_logged() -> None:
 
     asyncio.run(story())
     assert not unread
+    assert [record.getMessage() for record in caplog.records] == [
+        "what was cancelled meanwhile failed, too: disk full"
+    ]
 
 
 def test_work_that_does_not_end_is_cancelled_some_time_after_its_caller() -> None:

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from virt_dmem.rate_limit import BURST, PERIOD_SECONDS, RateLimitedLog
+from virt_dmem.runtime.rate_limit import BURST, PERIOD_SECONDS, RateLimitedLog
 
 
 def test_messages_that_others_cause_are_logged_seldom_and_counted(caplog: pytest.LogCaptureFixture) -> None:

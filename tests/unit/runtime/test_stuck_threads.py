@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from virt_dmem.stuck_threads import StuckThreads, each
+from virt_dmem.runtime.stuck_threads import StuckThreads, each
 
 
 def test_a_subject_is_forbidden_for_as_long_as_its_thread_waits() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from virt_dmem.errors import Delayed
-from virt_dmem.stuck_threads import StuckThreads
+from virt_dmem.runtime.stuck_threads import StuckThreads
 
 __all__ = ["DEADLINE_SECONDS", "within"]
 
