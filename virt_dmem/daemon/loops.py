@@ -7,8 +7,8 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from virt_dmem.monitoring.metrics import write_textfile
 from virt_dmem.runtime.deadline import within
 from virt_dmem.runtime.rate_limit import RateLimitedLog
 
-__all__ = ["all_loops", "reconcile_host", "restart_on_error"]
+__all__ = ["all_loops", "reconcile_host", "restart_on_error", "write_first_marks"]
 
 log = logging.getLogger(__name__)
 limited_log = RateLimitedLog(log)
@@ -114,11 +114,23 @@ async def housekeeping_loop(parts: Components) -> None:
         took = time.monotonic() - began
 
 
+def write_first_marks(parts: Components) -> None:
+    """Write the marks of rules for the hook, before it can connect; housekeeping retries what fails."""
+    with _logged_marks():
+        adoption.write_marks(parts.config)
+
+
 def restore_marks(parts: Components) -> None:
     """Write the marks of rules again that somebody removed or changed: without them no rule takes a domain."""
-    try:
+    with _logged_marks():
         if adoption.write_marks(parts.config):
             log.warning("the marks of rules for the hook were changed by others; written again")
+
+
+@contextmanager
+def _logged_marks() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         limited_log(logging.WARNING, "marks", "the marks of rules cannot be written for the hook: %s", error)
 

@@ -24,10 +24,9 @@ from typing import Any
 
 from virt_dmem.config.schema import Config, load_config
 from virt_dmem.daemon.log_format import set_up_logging
-from virt_dmem.daemon.loops import all_loops, reconcile_host, restart_on_error
+from virt_dmem.daemon.loops import all_loops, reconcile_host, restart_on_error, write_first_marks
 from virt_dmem.daemon.systemd import notify
 from virt_dmem.daemon.wiring import Components, build
-from virt_dmem.domains import adoption
 from virt_dmem.errors import ConfigError, DmemError, ExitStatus
 from virt_dmem.host import uevents
 from virt_dmem.ipc.server import ControlServer
@@ -122,13 +121,13 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
     parts = build(config)
+    write_first_marks(parts)
     with uevents.watched(parts.note_hotplug):
         listener, readers = _listener(config), _readers_listener(config)
         await _serve_until(end, parts, ControlServer(listener, readers, parts.interface, config.daemon.group))
 
 
 async def _serve_until(end: asyncio.Event, parts: Components, server: ControlServer) -> None:
-    adoption.write_marks(parts.config)
     await reconcile_host(parts)
     server.start()
     tasks = [asyncio.create_task(restart_on_error(loop)) for loop in all_loops(parts)]

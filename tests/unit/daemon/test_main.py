@@ -13,8 +13,10 @@ import pytest
 
 from tests.rig.mount_namespace import in_own_mount_namespace
 from tests.rig.repository import REPOSITORY
+from virt_dmem.config.schema import AdoptRule, Config, DaemonConfig
+from virt_dmem.daemon import main
 from virt_dmem.daemon.main import shut_down
-from virt_dmem.errors import DaemonUnreachable
+from virt_dmem.errors import ConfigError, DaemonUnreachable
 from virt_dmem.ipc.client import Client
 from virt_dmem.runtime.aio import cancel_and_wait
 
@@ -69,3 +71,27 @@ def test_the_configured_level_decides_what_is_logged(tmp_path: Path) -> None:
             said = process.communicate(timeout=120)[1]
         assert ("serving 0 pools" in said) is logged, said
         (tmp_path / "run/sock").unlink(missing_ok=True)
+
+
+def test_rules_are_known_to_the_hook_before_anything_can_connect_or_logged_if_they_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Config(
+        daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)), adopt=(AdoptRule(domain="lab-*"),)
+    )
+    marks = tmp_path / "adopt"
+    found = []
+
+    def listener(_config: Config) -> None:
+        found.append(marks.read_text() if marks.is_file() else "")
+        raise ConfigError("The test ends here.", hint="")
+
+    monkeypatch.setattr(main, "_listener", listener)
+    with pytest.raises(ConfigError):
+        asyncio.run(main.serve(config))
+    marks.unlink()
+    marks.mkdir()
+    with pytest.raises(ConfigError):
+        asyncio.run(main.serve(config))
+    assert found == ["<name>lab-\n", ""]
+    assert "cannot be written for the hook" in caplog.text
