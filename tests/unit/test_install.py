@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -253,6 +254,27 @@ def test_uninstall_is_refused_while_a_guest_runs_that_is_not_persistent(installe
     done = script("uninstall.sh", installed)
     assert done.returncode == 1
     assert "passing\n" in done.stderr
+
+
+def test_uninstall_is_refused_while_a_guest_runs_on_pool_memory_without_its_xml_saying_so(installed: Path) -> None:
+    """Taken by a rule, or unapplied since it started."""
+    uuids = {name: str(uuid.uuid4()) for name in ("adopted", "ended", "elsewhere")}
+    running = installed / "run/libvirt/qemu"
+    running.mkdir(parents=True)
+    for name in ("adopted", "elsewhere"):
+        (running / f"{name}.xml").write_text(f"<domstatus><domain><uuid>{uuids[name]}</uuid></domain></domstatus>")
+    for name in ("adopted", "ended"):
+        extent = installed / f"run/virt-dmem/pools/guests/libvirt-{uuids[name]}/pc.ram"
+        extent.parent.mkdir(parents=True)
+        extent.touch()
+    (installed / f"run/virt-dmem/pools/guests/libvirt-{uuids['elsewhere']}").mkdir()
+    before = files_in(installed)
+    done = script("uninstall.sh", installed)
+    assert done.returncode == 1
+    assert "pools:\n    adopted\nShut down" in done.stderr
+    assert files_in(installed).items() >= before.items()
+    (running / "adopted.xml").unlink()
+    assert script("uninstall.sh", installed).returncode == 0
 
 
 def test_an_old_libvirts_apparmor_rules_are_made_to_include_ours(installed: Path) -> None:
