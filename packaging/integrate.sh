@@ -7,8 +7,9 @@
 #                          others; say "changed" unless the hook was there
 #   integrate reload       have a libvirt that runs look for hooks: it does so when it starts, and then
 #   integrate disconnect   take hook and lines away again
-#   integrate applied      list the domains that use memory from pools
-#   integrate removable    fail, and name these domains, if there are any
+#   integrate applied      list the domains whose XML takes memory from pools
+#   integrate holding      list the domains that have memory from a pool now, whatever their XML says
+#   integrate removable    fail, and name all these domains, if there are any
 #   integrate needs-line   tell whether the AppArmor rules of this host's libvirt have to be made to include ours
 #   integrate line         print the line of the manifest for that
 #
@@ -83,13 +84,29 @@ for domain in json.load(sys.stdin)["domains"]:
     done
 }
 
+# Rules take domains whose XML does not tell, and one that was unapplied keeps its memory until it ends. Ask the
+# daemon; if it does not answer, look for files in pools whose domain runs.
+holding() {
+    if [ -z "$dest" ] && "$prefix/bin/virt-dmem" list --no-headings --output NAME 2>/dev/null; then
+        return
+    fi
+    for directory in "$dest"/run/virt-dmem/pools/*/libvirt-*; do
+        if [ -n "$(ls -A "$directory" 2>/dev/null)" ]; then
+            grep -ls "<uuid>${directory##*/libvirt-}</uuid>" "$dest"/run/libvirt/qemu/*.xml || true
+        fi
+    done | sed 's|.*/||; s|\.xml$||'
+}
+
 removable() {
-    domains=$(applied | sort -u)
-    [ -n "$domains" ] || return 0
+    applied=$(applied | sort -u)
+    holding=$(holding | sort -u)
+    [ -n "$applied$holding" ] || return 0
     {
         echo "virt-dmem is not removed, because these domains use memory from its pools:"
-        echo "$domains" | sed 's/^/    /'
-        echo "Run 'virt-dmem unapply DOMAIN' for each, then try again."
+        printf '%s\n%s\n' "$applied" "$holding" | sort -u | sed '/^$/d; s/^/    /'
+        [ -z "$applied" ] || echo "Run 'virt-dmem unapply DOMAIN' for those that 'virt-dmem list --applied' lists."
+        [ -z "$holding" ] || echo "Shut down, or migrate to another host, those that 'virt-dmem list' lists."
+        echo "Then try again."
     } >&2
     return 1
 }
@@ -104,11 +121,12 @@ connect) connect ;;
 reload) reload ;;
 disconnect) disconnect ;;
 applied) applied | sort -u ;;
+holding) holding | sort -u ;;
 removable) removable ;;
 needs-line) needs_line ;;
 line) echo "L $local $line" ;;
 *)
-    echo "usage: $0 connect | reload | disconnect | applied | removable | needs-line | line" >&2
+    echo "usage: $0 connect | reload | disconnect | applied | holding | removable | needs-line | line" >&2
     exit 2
     ;;
 esac

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,10 @@ EXPECTED = {
     "usr/share/doc/virt-dmem/README.md": 0o644,
     "usr/share/bash-completion/completions/virt-dmem": 0o644,
     "usr/share/doc/virt-dmem/errors.md": 0o644,
+    "usr/share/doc/virt-dmem/hooks/cloudstack/libvirt-vm-xml-transformer.sh": 0o644,
+    "usr/share/doc/virt-dmem/hooks/kubevirt/node_hook.py": 0o644,
+    "usr/share/doc/virt-dmem/hooks/kubevirt/plugin.yaml": 0o644,
+    "usr/share/doc/virt-dmem/hooks/vdsm/50_virt_dmem": 0o644,
     "usr/share/doc/virt-dmem/json.md": 0o644,
     "usr/share/doc/virt-dmem/prometheus-rules.yml": 0o644,
     "usr/share/doc/virt-dmem/virt-dmem.schema.json": 0o644,
@@ -255,6 +260,27 @@ def test_uninstall_is_refused_while_a_guest_runs_that_is_not_persistent(installe
     assert "passing\n" in done.stderr
 
 
+def test_uninstall_is_refused_while_a_guest_runs_on_pool_memory_without_its_xml_saying_so(installed: Path) -> None:
+    """Taken by a rule, or unapplied since it started."""
+    uuids = {name: str(uuid.uuid4()) for name in ("adopted", "ended", "elsewhere")}
+    running = installed / "run/libvirt/qemu"
+    running.mkdir(parents=True)
+    for name in ("adopted", "elsewhere"):
+        (running / f"{name}.xml").write_text(f"<domstatus><domain><uuid>{uuids[name]}</uuid></domain></domstatus>")
+    for name in ("adopted", "ended"):
+        extent = installed / f"run/virt-dmem/pools/guests/libvirt-{uuids[name]}/pc.ram"
+        extent.parent.mkdir(parents=True)
+        extent.touch()
+    (installed / f"run/virt-dmem/pools/guests/libvirt-{uuids['elsewhere']}").mkdir()
+    before = files_in(installed)
+    done = script("uninstall.sh", installed)
+    assert done.returncode == 1
+    assert "pools:\n    adopted\nShut down" in done.stderr
+    assert files_in(installed).items() >= before.items()
+    (running / "adopted.xml").unlink()
+    assert script("uninstall.sh", installed).returncode == 0
+
+
 def test_an_old_libvirts_apparmor_rules_are_made_to_include_ours(installed: Path) -> None:
     local = installed / "etc/apparmor.d/local/abstractions/libvirt-qemu"
     local.parent.mkdir(parents=True)
@@ -357,6 +383,45 @@ def test_what_an_earlier_version_installed_and_this_does_not_goes_away(installed
     assert not (installed / "usr/src/virt-dmem-0").exists()
 
 
+def asked_for(purpose: str, programs: Path) -> set[str]:
+    """Return the packages that the set-up asks for where none is installed.
+
+    ``dpkg-query`` and ``id`` are fakes: nothing is installed, and whoever asks is not root.
+    """
+    programs.mkdir(exist_ok=True)
+    for name, text in {"dpkg-query": "exit 1", "id": "echo 1000"}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        [PACKAGING / "setup.sh", purpose], capture_output=True, text=True, check=False,
+        env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    return set(done.stderr.partition("only root can install the missing packages: ")[2].split())
+
+
+def test_installing_asks_for_a_compiler_and_headers_and_for_nothing_that_only_tests_need(tmp_path: Path) -> None:
+    wanted = asked_for("install", tmp_path / "programs")
+    assert {"gcc", "libjson-c-dev", "libvirt-dev"} <= wanted
+    assert [name for name in wanted if re.match("qemu|libvirt-(daemon|clients)|mmdebstrap|strace", name)] == []
+    assert wanted < asked_for("tests", tmp_path / "programs")
+
+
+def test_make_install_prepares_for_installing_only() -> None:
+    command = ["make", "--dry-run", "--no-print-directory", "install"]
+    shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"packaging/\S+.*", shown) == ["packaging/setup.sh install", "packaging/install.sh"]
+
+
+def test_what_is_installed_where_is_said_and_that_nothing_was_started_below_a_destdir(tmp_path: Path) -> None:
+    said = script("install.sh", tmp_path / "root").stdout
+    assert f"virt-dmem {__version__} is installed in {tmp_path}/root:\n" in said
+    for path in re.findall(r"^install:     (/\S+)", said, re.MULTILINE):
+        assert (tmp_path / f"root{path}").exists(), path
+    assert "nothing was started" in said
+    assert "next:" not in said
+
+
 def test_a_destdir_that_sh_could_misread_is_refused(tmp_path: Path) -> None:
     done = script("install.sh", tmp_path / "a b|c")
     assert done.returncode == 1
@@ -376,7 +441,12 @@ def test_the_example_configuration_has_every_key_with_its_default() -> None:
 @pytest.mark.needs_libvirt
 def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host) -> None:
     said = host.run("packaging/install.sh").stdout
-    assert "systemctl try-reload-or-restart libvirtd.service" in said
+    assert f"virt-dmem {__version__} is installed:\n" in said
+    steps = re.findall(r"^install:     ([a-z].*?)  ", said.partition("next:\n")[2], re.MULTILINE)
+    assert steps[0] == "systemctl try-reload-or-restart libvirtd.service"
+    assert "virt-dmem check" in steps
+    again = host.run("packaging/install.sh").stdout
+    assert "try-reload-or-restart" not in again, "libvirt knows the hook already"
     for program in ("/usr/bin/virt-dmem", "/usr/bin/virt-dmem-hook", "/usr/sbin/virt-dmemd"):
         assert __version__ in host.run(program, "--version").stdout
     assert host.run("stat", "-c", "%a", "/run/virt-dmem", "/run/virt-dmem/pools", "/var/lib/virt-dmem").stdout == (
