@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.rig.fake_tree import GIB, MIB, fake_tree, put
-from virt_dmem.host.ranges import Range, common, merged, total, without
+from virt_dmem.host.ram.ranges import Range, common, merged, total, without
 
 __all__ = ["ISLANDS", "LINUX_7_3", "RUNTIME", "SIZES_4K", "TWO_NODES", "fake_arm64", "with_module"]
 

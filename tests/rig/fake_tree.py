@@ -11,7 +11,7 @@ import struct
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from virt_dmem.host.ranges import Range, without
+from virt_dmem.host.ram.ranges import Range, without
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from virt_dmem.errors import PermissionRefused
-from virt_dmem.host import huge_pages, kernel, memory_map, numa
-from virt_dmem.host.ranges import Range
+from virt_dmem.host import huge_pages, kernel, numa
+from virt_dmem.host.ram import memory_map
+from virt_dmem.host.ram.ranges import Range
 from virt_dmem.pools.backends.host_options import HostFacts, HostOption, exact_size, host_option, shares
 from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.backends.table import BACKENDS

@@ -147,7 +147,7 @@ def _write_grub(args: argparse.Namespace, options: list[host_options.HostOption]
 
     :raise UsageError: When the addresses are unknown.
     """
-    from virt_dmem.host import boot_reservation
+    from virt_dmem.host.ram import boot_reservation
     from virt_dmem.pools.backends.table import BACKENDS
 
     outside_kernel = {name for name, kind in BACKENDS.items() if not kind.has_struct_pages}
@@ -169,7 +169,7 @@ def _write_grub(args: argparse.Namespace, options: list[host_options.HostOption]
 
 def _remove_grub(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Remove what ``_write_grub`` wrote."""
-    from virt_dmem.host import boot_reservation
+    from virt_dmem.host.ram import boot_reservation
 
     path = boot_reservation.GRUB_DROP_IN
     removed = False

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from virt_dmem.errors import PermissionRefused, PoolError, PoolShort, UsageError
-from virt_dmem.host import dmemfs_support, kernel, kernel_log, memory_map
-from virt_dmem.host.dmem_cmdline import parameters, wanted
-from virt_dmem.host.ranges import Range, common, merged, parse_range, take, total, whole, without
+from virt_dmem.host import dmemfs_support, kernel, kernel_log
+from virt_dmem.host.ram import memory_map
+from virt_dmem.host.ram.dmem_cmdline import parameters, wanted
+from virt_dmem.host.ram.ranges import Range, common, merged, parse_range, take, total, whole, without
 from virt_dmem.pools.backends import dmemfs_legacy as original
 from virt_dmem.pools.backends import dmemfs_plan
 from virt_dmem.pools.backends.base import Backend, Job, run_program

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from virt_dmem.host import kernel, memory_map
-from virt_dmem.host.boot_reservation import ISLANDS, choose, cut, memmap
-from virt_dmem.host.dmem_cmdline import parameters, wanted
-from virt_dmem.host.ranges import Range, common, total
+from virt_dmem.host import kernel
+from virt_dmem.host.ram import memory_map
+from virt_dmem.host.ram.boot_reservation import ISLANDS, choose, cut, memmap
+from virt_dmem.host.ram.dmem_cmdline import parameters, wanted
+from virt_dmem.host.ram.ranges import Range, common, total
 from virt_dmem.pools.backends.host_options import (
     HostFacts,
     HostOption,

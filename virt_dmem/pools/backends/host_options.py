@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from virt_dmem.host.ranges import Range
+from virt_dmem.host.ram.ranges import Range
 from virt_dmem.pools.backends.struct_pages import BASE_PAGE, struct_pages_of
 from virt_dmem.units import GIB, KIB, MIB, TIB
 

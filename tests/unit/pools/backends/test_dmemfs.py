@@ -14,7 +14,7 @@ from tests.rig.fake_tree import GIB, MIB, NODES, PC, fake_memory_map, fake_tree,
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolError, PoolShort, UsageError
 from virt_dmem.host.dmemfs_support import REFUSAL
-from virt_dmem.host.ranges import Range, common
+from virt_dmem.host.ram.ranges import Range, common
 from virt_dmem.pools import manage
 from virt_dmem.pools.backends.base import Backend, Job
 from virt_dmem.pools.backends.checks import Status

@@ -9,10 +9,10 @@ import pytest
 
 from tests.rig.fake_arm64 import RUNTIME, TWO_NODES, fake_arm64, with_module
 from tests.rig.fake_tree import GIB, MIB, put
-from virt_dmem.host import boot_reservation, memory_map
-from virt_dmem.host.boot_reservation import ISLANDS
-from virt_dmem.host.memory_map import SECTION
-from virt_dmem.host.ranges import Range, total
+from virt_dmem.host.ram import boot_reservation, memory_map
+from virt_dmem.host.ram.boot_reservation import ISLANDS
+from virt_dmem.host.ram.memory_map import SECTION
+from virt_dmem.host.ram.ranges import Range, total
 from virt_dmem.pools.backends import dmemfs_plan
 from virt_dmem.pools.backends.host_options import HostFacts, HostOption
 from virt_dmem.pools.host_planning import plan_host, read_host

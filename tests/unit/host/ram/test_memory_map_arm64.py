@@ -10,9 +10,9 @@ import pytest
 from tests.rig.fake_arm64 import ISLANDS, RUNTIME, TWO_NODES, fake_arm64, with_module
 from tests.rig.fake_tree import GIB, MIB, put
 from virt_dmem.errors import PermissionRefused
-from virt_dmem.host import device_tree, memory_map
-from virt_dmem.host.memory_map import SECTION
-from virt_dmem.host.ranges import Range, common, total, without
+from virt_dmem.host.ram import memory_map
+from virt_dmem.host.ram.memory_map import SECTION
+from virt_dmem.host.ram.ranges import Range, common, total, without
 
 LEFT = Range(79 * GIB - 2 * MIB, 2 * MIB)
 """What the boot loader left: the kernel's device tree, of EFI type 2."""
@@ -45,13 +45,11 @@ def test_before_the_module_is_loaded_uefis_memory_beyond_mem_is_unknown(tmp_path
     assert memory_map.given_away(root=fake_arm64(tmp_path / "all")) == ()
 
 
-def test_a_device_tree_tells_all_memory_and_its_nodes(tmp_path: Path) -> None:
+def test_a_device_tree_tells_all_memory_without_a_module(tmp_path: Path) -> None:
     root = fake_arm64(tmp_path, mem=24 * GIB, efi=False, islands=())
     assert memory_map.firmware_ram(root=root) == without(TWO_NODES.values(), RUNTIME)
-    assert device_tree.memory_by_node(root=root) == {node: (item,) for node, item in TWO_NODES.items()}
+    assert memory_map.node_ranges(root=root) == {node: (item,) for node, item in TWO_NODES.items()}
     assert total(memory_map.reserved(root=root)[1]) == 8 * GIB - SECTION
-    (root / "sys/firmware/devicetree/base/memory@1000000000/numa-node-id").unlink()
-    assert device_tree.memory_by_node(root=root) == {}
 
 
 def test_nodes_are_numbered_by_their_cpus_first(tmp_path: Path) -> None:

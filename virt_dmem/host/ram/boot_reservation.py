@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virt_dmem.errors import DmemError, PermissionRefused
-from virt_dmem.host.memory_map import SECTION
-from virt_dmem.host.ranges import Range, common, take, total, whole, without
+from virt_dmem.host.ram.memory_map import SECTION
+from virt_dmem.host.ram.ranges import Range, common, take, total, whole, without
 from virt_dmem.os_errors import explained
 from virt_dmem.replaced_file import replace_file
 from virt_dmem.units import GIB, KIB, MIB

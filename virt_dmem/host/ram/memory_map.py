@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from virt_dmem.errors import PermissionRefused, UsageError
-from virt_dmem.host import device_tree
 from virt_dmem.host.kernel import ROOT, architecture
 from virt_dmem.host.numa import nodes
-from virt_dmem.host.ranges import Range, common, merged, parse_range, total, without
+from virt_dmem.host.ram import device_tree
+from virt_dmem.host.ram.ranges import Range, common, merged, parse_range, total, without
 from virt_dmem.units import MIB, parse_number
 
 __all__ = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from virt_dmem.host.kernel import ROOT
-from virt_dmem.host.ranges import Range, merged, without
+from virt_dmem.host.ram.ranges import Range, merged, without
 
 __all__ = ["memory", "memory_by_node"]
 
