@@ -92,6 +92,7 @@ class PoolNode(Struct):
     capacity_bytes: Annotated[int, says("current size there")]
     reserved_bytes: Annotated[int | None, says("memory held by domains; null: virt-dmemd does not answer")]
     free_bytes: Annotated[int | None, says("capacity less reserved, never negative; null likewise")]
+    ready_bytes: Annotated[int | None, says("free memory there that is populated and pre-zeroed; null likewise")]
 
 
 class PoolSegment(Struct):

@@ -24,7 +24,7 @@ from virt_dmem.allocation.prezero.segment_cache import SegmentCache
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.pools.backends.table import backend
-from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent
+from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent, held_by_node
 from virt_dmem.pools.segment_id import SegmentId
 
 __all__ = ["PrezeroCache"]
@@ -143,11 +143,12 @@ class PrezeroCache:
 
     def pool_statuses(self) -> list[PoolStatus]:
         """Return the status of every recorded pool, its pre-zeroed memory included."""
-        by_pool = self._prezeroed_bytes()
+        by_pool, by_node = self._prezeroed_bytes(), self._prezeroed_by_node()
         return [
             replace(
                 status,
                 ready_bytes=now,
+                nodes=[replace(node, ready_bytes=by_node[status.name, node.node]) for node in status.nodes],
                 ready_goal_bytes=target,
                 ready_most_bytes=0 if policy in {"off", "kernel"} else self._limit_bytes(status.name),
                 ready_policy=policy,
@@ -203,6 +204,14 @@ class PrezeroCache:
             pool: (now[pool], max(now[pool], min(target_bytes[pool], free.get(pool, 0))))
             for pool in now | target_bytes
         }
+
+    def _prezeroed_by_node(self) -> Counter[tuple[str, int]]:
+        """Return the bytes that are pre-zeroed now, by pool and node."""
+        now: Counter[tuple[str, int]] = Counter()
+        for segment in self._inventory.usable():
+            for node, size in held_by_node(self.of(segment).extents()).items():
+                now[segment.pool, node] += size
+        return now
 
     # Starting and stopping domains
 
