@@ -16,7 +16,7 @@ programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs deb repo rpm test-packages install uninstall clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs deb repo rpm test-packages install uninstall cockpit cockpit-install cockpit-uninstall clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
@@ -104,6 +104,15 @@ install: setup ## Install for this host (PREFIX=/usr, DESTDIR= for packagers)
 
 uninstall: ## Remove the installed files
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/uninstall.sh
+
+cockpit: ## Build the page for Cockpit into build/cockpit (needs node and npm)
+	packaging/cockpit.sh build
+
+cockpit-install: ## Install that page for this host (PREFIX=/usr, DESTDIR= for packagers)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/cockpit.sh install
+
+cockpit-uninstall: ## Remove that page
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/cockpit.sh uninstall
 
 clean: ## Remove build products; keep .venv and .cache
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(programs)
