@@ -12,17 +12,18 @@ pytest := $(python) -m pytest --timeout=900 --durations=10
 workers := -n $(shell cpus=$$(nproc); echo $$((cpus < 4 ? cpus + 1 : 4)))
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
+sphinx := .cache/sphinx/bin/sphinx-build
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare tests/rig/setup.sh $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
+shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs deb repo rpm test-packages install uninstall cockpit cockpit-install cockpit-uninstall clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs html deb repo rpm test-packages install uninstall cockpit cockpit-install cockpit-uninstall clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'
 
-setup: ## Install missing Debian packages (as root), create .venv, build the C programs
-	@tests/rig/setup.sh
+setup: ## Prepare for development: missing Debian packages (as root), .venv, the C programs
+	@packaging/setup.sh tests
 	@$(MAKE) --no-print-directory --silent $(programs)
 
 $(programs): virt_dmem/native/virt-dmem-%: virt_dmem/native/%.c virt_dmem/native/build.py virt_dmem/__init__.py
@@ -79,6 +80,15 @@ lint: setup ## Run ruff, mypy and shellcheck
 docs: setup ## Generate the documents that come from the code
 	$(python) docs/generate.py
 
+$(sphinx): docs/html/requirements.txt
+	@python3 -m venv --clear .cache/sphinx
+	@.cache/sphinx/bin/python -m pip install --quiet --requirement docs/html/requirements.txt
+	@touch $@
+
+html: $(sphinx) ## Make HTML of all documents and manual pages, with a search, in build/html
+	@$(sphinx) --quiet --fail-on-warning --keep-going --conf-dir docs/html --doctree-dir build/doctrees . build/html
+	@echo 'build/html/index.html'
+
 deb: setup ## Build the Debian packages, for each release in a root of it (RELEASE=trixie: for one)
 	packaging/deb.sh inputs $(RELEASE)
 	packaging/deb.sh build $(RELEASE)
@@ -99,7 +109,8 @@ test-packages: deb rpm ## Build them again for the same bytes; install, upgrade,
 	@$(MAKE) --no-print-directory repo
 	RELEASE='$(RELEASE)' $(pytest) tests/packages
 
-install: setup ## Install for this host (PREFIX=/usr, DESTDIR= for packagers)
+install: ## Install for this host (PREFIX=/usr, DESTDIR= for packagers), with what that needs
+	@packaging/setup.sh install
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh
 
 uninstall: ## Remove the installed files

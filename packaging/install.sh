@@ -3,7 +3,7 @@
 #
 # Install on this host, or below DESTDIR to build a package. A repeated run replaces the earlier installation.
 # The manifest records the installed files for uninstall.sh, and digests of those that virt-dmemd watches. Requires
-# 'make setup' first, and no network.
+# 'packaging/setup.sh install' first, which 'make install' runs, and no network.
 
 set -eu
 
@@ -14,14 +14,18 @@ python=$PWD/.venv/bin/python
 lib=$prefix/lib/virt-dmem
 manifest=$dest$lib/manifest
 
+say() {
+    echo "install: $*"
+}
+
 die() {
-    echo "install: $*" >&2
+    say "$*" >&2
     exit 1
 }
 
 [ -n "$dest" ] || [ "$(id -u)" -eq 0 ] || die "only root can install on this host"
 if [ ! -x "$python" ] || [ ! -d .cache/wheels ]; then
-    die "run 'make setup' first"
+    die "run 'packaging/setup.sh install' first"
 fi
 case $dest$prefix in
 *[!A-Za-z0-9_./+~-]*) die "DESTDIR and PREFIX must be plain paths: letters, digits and _ . / + ~ -" ;;
@@ -68,7 +72,7 @@ if [ ! -e "$dest$config" ] || grep -qsxF "C $config $(cksum <"$dest$config")" "$
     install -m 0644 packaging/virt-dmem.toml "$dest$config"
     echo "C $config $sum" >>"$work/manifest"
 else
-    echo "install: $config was modified and is kept; the new version is in $prefix/share/doc/virt-dmem"
+    say "$config was modified and is kept; the new version is in $prefix/share/doc/virt-dmem"
     grep -s "^C $config " "$manifest" >>"$work/manifest" || true
 fi
 
@@ -104,7 +108,22 @@ fi
 install -m 0644 "$work/manifest" "$manifest.new"
 mv -f "$manifest.new" "$manifest"
 
-[ -z "$dest" ] || exit 0
+entry() { # COMMAND PURPOSE
+    printf 'install:     %-50s %s\n' "$1" "$2"
+}
+
+say "virt-dmem $version is installed${dest:+ in $dest}:"
+entry "$prefix/bin/virt-dmem" "the command"
+entry "$prefix/sbin/virt-dmemd" "the daemon"
+entry "$hook" "the hook of libvirt"
+entry "$config" "the configuration, which sets nothing as it comes"
+entry "$prefix/share/doc/virt-dmem" "guides and reference; manual pages: man virt-dmem"
+entry "$lib/manifest" "the list of all files"
+
+if [ -n "$dest" ]; then
+    say "nothing was started, and no libvirt reloaded"
+    exit 0
+fi
 
 [ ! -e "$lib/module" ] || "$lib/module" build | sed 's/^/install: /'
 
@@ -117,13 +136,19 @@ if [ -d /run/systemd/system ]; then
     systemctl enable --quiet virt-dmemd.service # and its socket
     systemctl start virt-dmemd.socket
     systemctl restart virt-dmemd.service # does not affect running guests
+    say "virt-dmemd runs, and starts at boot"
 else
-    echo "install: systemd is not running; start $prefix/sbin/virt-dmemd by other means"
+    say "systemd is not running; start $prefix/sbin/virt-dmemd by other means"
 fi
 if [ "$prefix" != /usr ] && [ -e /etc/apparmor.d/usr.sbin.libvirtd ]; then
-    echo "install: AppArmor may keep libvirtd from running programs in $prefix/bin; 'virt-dmem check' tells"
+    say "AppArmor may keep libvirtd from running programs in $prefix/bin; 'virt-dmem check' tells"
 fi
+say "next:"
 if [ -n "$changed" ]; then
-    echo "install: libvirt looks for hooks when it starts. If it is running already, reload it (guests keep running):"
-    echo "install:     systemctl try-reload-or-restart libvirtd.service    (or virtqemud.service)"
+    libvirt=libvirtd.service
+    ! systemctl --quiet is-active virtqemud.service 2>/dev/null || libvirt=virtqemud.service
+    entry "systemctl try-reload-or-restart $libvirt" "a running libvirt finds the hook; guests go on"
 fi
+entry "virt-dmem check" "see what this host has and lacks"
+entry "virt-dmem pool create guests --size SIZE" "make a first pool"
+entry "make uninstall" "take all of it away again"

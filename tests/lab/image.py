@@ -38,6 +38,7 @@ __all__ = [
     "missing_for_lab",
     "pack_tree",
     "suite",
+    "the_bare_root",
     "the_image",
     "the_root",
     "the_root_with",
@@ -45,7 +46,7 @@ __all__ = [
 
 _REPOSITORY = Path(__file__).parents[2]
 _CACHE = _REPOSITORY / ".cache/lab"
-_SETUP = _REPOSITORY / "tests/rig/setup.sh"
+_SETUP = _REPOSITORY / "packaging/setup.sh"
 _PROGRAMS = ("mmdebstrap", "mke2fs", "qemu-img", "qemu-system-x86_64", "systemd-nspawn", "unshare")
 _OF_DEBIAN = re.compile(r"^(?:URIs:|deb(?:\s+\[.*?\])?)\s+(\S+/debian)/?(?:\s|$)", re.MULTILINE)
 _PACKAGES = """
@@ -103,6 +104,12 @@ apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-unsafe-io insta
 rm /usr/sbin/policy-rc.d
 units | comm -13 /run/units - | xargs -r rm
 rm -rf /var/cache/apt/archives/*.deb
+"""
+_LEAN = """
+set -eu
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+{project}/packaging/setup.sh install
+rm -rf /var/cache/apt/archives/*.deb /root/.cache
 """
 _INSTALL = """
 set -eu
@@ -187,6 +194,23 @@ def the_root(release: str) -> Path:
         return _base(release, Path(name)) / "root"
 
 
+def the_bare_root(release: str) -> Path:
+    """Return a root of Debian ``release`` with what ``make install`` asks for and no more: no libvirt, no QEMU.
+
+    :raise NoPackages: When the cache is empty, and the mirror does not answer.
+    :raise RigError: When it cannot be built; with the last lines of output.
+    """
+    with _only_one_at_a_time(), tempfile.TemporaryDirectory(dir=_CACHE, prefix="making-") as name:
+        bare = _CACHE / f"bare-{release}-{_key(release)}"
+        if not bare.exists():
+            _require_packages(release)
+            _remove(_CACHE.glob(f"bare-{release}-{'[0-9a-f]' * 16}"))
+            made = Path(name) / "root"
+            _timed(f"the bare root of {release}", lambda: _make_bare(release, made))
+            made.rename(bare)
+    return bare
+
+
 def the_root_with(release: str, packages: Iterable[str]) -> Path:
     """Return a root as ``the_root`` does that has these packages too; none of their units starts by itself.
 
@@ -255,14 +279,22 @@ def _only_one_at_a_time() -> Iterator[None]:
 def _make_base(release: str, target: Path) -> None:
     root = target / "root"
     root.mkdir(parents=True)
-    _debootstrap(release, root)
-    _set_up(root)
+    _debootstrap(
+        release, root, [*_setup_packages("packages"), *_setup_packages("test_packages"), *_PACKAGES.split()]
+    )
+    _set_up(root, _IN_THE_ROOT)
     for path, text in _FILES.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     (vmlinuz,) = (root / "boot").glob("vmlinuz-*")
     shutil.copy(vmlinuz, target / "kernel")
     (target / "initrd").write_bytes(_initramfs(root))
+
+
+def _make_bare(release: str, root: Path) -> None:
+    root.mkdir()
+    _debootstrap(release, root, ["ca-certificates", *_setup_packages("packages")])
+    _set_up(root, _LEAN)
 
 
 def _make_disk(base: Path, making: Path) -> None:
@@ -287,10 +319,14 @@ def pack_tree(target: Path) -> None:
     )
 
 
-def _debootstrap(release: str, root: Path) -> None:
-    listed = re.search(r'^packages="(.*?)"', _SETUP.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+def _setup_packages(name: str) -> list[str]:
+    """Return a list of packages in packaging/setup.sh."""
+    listed = re.search(rf'^{name}="(.*?)"', _SETUP.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert listed is not None
-    packages = (listed[1] + _PACKAGES).split()
+    return listed[1].split()
+
+
+def _debootstrap(release: str, root: Path, packages: list[str]) -> None:
     command = ["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet"]
     command += ["--aptopt=APT::Install-Recommends false", f"--include={','.join(packages)}"]
     command += [f"--dpkgopt=path-exclude={path}" for path in _NOT_WANTED] + ["--dpkgopt=force-confold"]
@@ -322,8 +358,8 @@ def _mirror() -> str:
     return found[0] if found else "http://deb.debian.org/debian"
 
 
-def _set_up(root: Path) -> None:
-    """Run ``make setup`` in ``root``, with this host's network settings."""
+def _set_up(root: Path, script: str) -> None:
+    """Copy to ``root`` what a set-up needs and run ``script`` there, with this host's network settings."""
     project = root / PROJECT[1:]
     project.mkdir(parents=True)
     for name in (
@@ -335,13 +371,14 @@ def _set_up(root: Path) -> None:
         "virt_dmem",
         "hooks",
         "xml-templates",
+        "packaging",
         "tests",
     ):
         _run("cp", "-a", _REPOSITORY / name, project)
     for built in PROGRAMS:
         (project / "virt_dmem/native" / built).unlink(missing_ok=True)
     with _network_of_this_host(root):
-        _run_in(root, _IN_THE_ROOT.format(project=PROJECT))
+        _run_in(root, script.format(project=PROJECT))
 
 
 @contextmanager

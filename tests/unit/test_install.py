@@ -379,6 +379,45 @@ def test_what_an_earlier_version_installed_and_this_does_not_goes_away(installed
     assert not (installed / "usr/src/virt-dmem-0").exists()
 
 
+def asked_for(purpose: str, programs: Path) -> set[str]:
+    """Return the packages that the set-up asks for where none is installed.
+
+    ``dpkg-query`` and ``id`` are fakes: nothing is installed, and whoever asks is not root.
+    """
+    programs.mkdir(exist_ok=True)
+    for name, text in {"dpkg-query": "exit 1", "id": "echo 1000"}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        [PACKAGING / "setup.sh", purpose], capture_output=True, text=True, check=False,
+        env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    return set(done.stderr.partition("only root can install the missing packages: ")[2].split())
+
+
+def test_installing_asks_for_a_compiler_and_headers_and_for_nothing_that_only_tests_need(tmp_path: Path) -> None:
+    wanted = asked_for("install", tmp_path / "programs")
+    assert {"gcc", "libjson-c-dev", "libvirt-dev"} <= wanted
+    assert [name for name in wanted if re.match("qemu|libvirt-(daemon|clients)|mmdebstrap|strace", name)] == []
+    assert wanted < asked_for("tests", tmp_path / "programs")
+
+
+def test_make_install_prepares_for_installing_only() -> None:
+    command = ["make", "--dry-run", "--no-print-directory", "install"]
+    shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"packaging/\S+.*", shown) == ["packaging/setup.sh install", "packaging/install.sh"]
+
+
+def test_what_is_installed_where_is_said_and_that_nothing_was_started_below_a_destdir(tmp_path: Path) -> None:
+    said = script("install.sh", tmp_path / "root").stdout
+    assert f"virt-dmem {__version__} is installed in {tmp_path}/root:\n" in said
+    for path in re.findall(r"^install:     (/\S+)", said, re.MULTILINE):
+        assert (tmp_path / f"root{path}").exists(), path
+    assert "nothing was started" in said
+    assert "next:" not in said
+
+
 def test_a_destdir_that_sh_could_misread_is_refused(tmp_path: Path) -> None:
     done = script("install.sh", tmp_path / "a b|c")
     assert done.returncode == 1
@@ -398,7 +437,12 @@ def test_the_example_configuration_has_every_key_with_its_default() -> None:
 @pytest.mark.needs_libvirt
 def test_an_installed_host_works_and_an_uninstalled_one_is_as_before(host: Host) -> None:
     said = host.run("packaging/install.sh").stdout
-    assert "systemctl try-reload-or-restart libvirtd.service" in said
+    assert f"virt-dmem {__version__} is installed:\n" in said
+    steps = re.findall(r"^install:     ([a-z].*?)  ", said.partition("next:\n")[2], re.MULTILINE)
+    assert steps[0] == "systemctl try-reload-or-restart libvirtd.service"
+    assert "virt-dmem check" in steps
+    again = host.run("packaging/install.sh").stdout
+    assert "try-reload-or-restart" not in again, "libvirt knows the hook already"
     for program in ("/usr/bin/virt-dmem", "/usr/bin/virt-dmem-hook", "/usr/sbin/virt-dmemd"):
         assert __version__ in host.run(program, "--version").stdout
     assert host.run("stat", "-c", "%a", "/run/virt-dmem", "/run/virt-dmem/pools", "/var/lib/virt-dmem").stdout == (

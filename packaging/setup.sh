@@ -1,8 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Prepare a Debian 12 or 13 machine for development: packages, .venv (with the C programs), the test guest's kernel.
-# Existing parts are kept, so a second run takes a moment and needs no network.
+# Prepare a Debian 12 or 13 machine. Existing parts are kept, so a second run takes a moment and needs no network.
+#
+#   setup.sh install    for 'make install': compiler and headers, and a .venv with what virt-dmem imports
+#   setup.sh tests      for development, that and more: libvirt, QEMU, the tools of tests, the test guest's kernel
 #
 # Installing the packages starts no service: policy-rc.d denies it while apt runs. (With systemd, the units of a
 # libvirt that is installed here are enabled nevertheless, and start at the next boot.)
@@ -10,14 +12,33 @@
 set -eu
 
 packages="
-    busybox-static cpio dpkg xz-utils mount apparmor shellcheck man-db
     gcc libc6-dev libjson-c-dev make pkg-config
     python3 python3-dev python3-venv libvirt-dev
+"
+test_packages="
+    busybox-static cpio dpkg xz-utils mount apparmor shellcheck man-db
     libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
     qemu-system-x86 qemu-utils mmdebstrap e2fsprogs strace systemd-container
 "
 
-cd "$(dirname "$0")/../.."
+purpose=${1:-}
+case $purpose in
+install)
+    stamps=".virt-dmem-stamp-install .virt-dmem-stamp" # that of tests has all of it
+    extras=
+    ;;
+tests)
+    packages="$packages $test_packages"
+    stamps=.virt-dmem-stamp
+    extras='[dev]'
+    ;;
+*)
+    echo "usage: $0 install | tests" >&2
+    exit 2
+    ;;
+esac
+
+cd "$(dirname "$0")/.."
 cache=$PWD/.cache
 venv=$PWD/.venv
 log=$cache/setup.log
@@ -46,7 +67,7 @@ missing_packages() {
 }
 
 policy=/usr/sbin/policy-rc.d
-mark='# for the time of virt-dmem: tests/rig/setup.sh'
+mark='# for the time of virt-dmem: packaging/setup.sh'
 
 restore_policy() {
     # only this script's: an interrupted run may have got no further than saving, or have been killed
@@ -78,7 +99,7 @@ install_packages() {
         -o Dpkg::Options::=--force-confold install "$@"
     restore_policy
     trap - EXIT INT TERM HUP
-    if [ -d /run/systemd/system ]; then
+    if [ "$purpose" = tests ] && [ -d /run/systemd/system ]; then
         say "no service was started; those of libvirt are enabled for the next boot"
     fi
 }
@@ -91,16 +112,25 @@ stamp_now() {
     cksum pyproject.toml
 }
 
+venv_is_current() {
+    for stamp in $stamps; do
+        if [ "$(stamp_now)" = "$(cat "$venv/$stamp" 2>/dev/null)" ]; then
+            return 0
+        fi
+    done
+    return 1
+}
+
 make_venv() {
     say "creating .venv (libvirt-python is compiled; up to a minute)"
     rm -rf "$cache/wheels"
     quietly /usr/bin/python3 -m venv --clear "$venv"
     # The wheels are kept for 'make install', including those of the build backend.
-    quietly "$venv/bin/python" -m pip wheel --quiet --wheel-dir "$cache/wheels" '.[dev]' hatchling editables
+    quietly "$venv/bin/python" -m pip wheel --quiet --wheel-dir "$cache/wheels" ".$extras" hatchling editables
     rm -f "$cache"/wheels/virt_dmem-*
     quietly "$venv/bin/python" -m pip install --quiet --no-index --find-links "$cache/wheels" \
-        --editable '.[dev]' hatchling editables
-    stamp_now >"$venv/.virt-dmem-stamp"
+        --editable ".$extras" hatchling editables
+    stamp_now >"$venv/${stamps%% *}"
 }
 
 restore_policy # of a run that was killed
@@ -110,10 +140,10 @@ if [ -n "$missing" ]; then
     install_packages $missing
 fi
 
-if [ "$(stamp_now)" != "$(cat "$venv/.virt-dmem-stamp" 2>/dev/null)" ]; then
+if ! venv_is_current; then
     make_venv
 fi
-if [ ! -d "$cache/guest/kernel" ]; then
+if [ "$purpose" = tests ] && [ ! -d "$cache/guest/kernel" ]; then
     say "fetching the test guest's kernel"
     quietly "$venv/bin/python" -m tests.rig.guest
 fi
