@@ -64,6 +64,7 @@ WITHOUT_MODULE = {
     "install": "packaging/",
     "lint": "all source code",
     "one_bad_item": "one item that fails, in every part of the daemon that handles several",
+    "packaging": "packaging/root.sh and the scripts that build packages with it",
     "pools.lowered": "page_counts, hugetlbfs, manage and resize, on this machine's huge pages",
     "pools.manage_real": "manage, on this machine's huge pages",
     "vdsm_hook": "hooks/vdsm",

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     by_record = [(record, freed[record.name]) for record in there]
     if args.dry_run:
         for record in there:
-            manage.refuse_if_used(record)
+            manage.refuse_if_used(record, but_helpers=True)
         require_nothing_lost(out, args.name, by_record, forced=args.force)
         mounts = ", ".join(record.mount for record in there)
         out.text(f"Would unmount {mounts} and give {size} back to the host.")
