@@ -8,7 +8,7 @@ import { followEvents, listAlerts, listApplied, listDomains, listPools, listSavi
 import type { Reason, Reply } from "./model/reply";
 import { follow, run } from "./run";
 
-/** Something that was read: its last value, if there was any, and why it could not be read now. */
+/** Something that is read over and over: its value, or why it could not be read; neither: it was not read yet. */
 export interface Known<Value> {
     value: Value | undefined;
     reason: Reason | undefined;
@@ -56,7 +56,7 @@ function useReading<Answer, Value>(
             return;
         now.running = true;
         void run(call()).then(reply => {
-            setKnown(before => updated(before, reply, picking.current));
+            setKnown(knownBy(reply, picking.current));
             now.running = false;
             if (now.again)
                 read();
@@ -65,10 +65,16 @@ function useReading<Answer, Value>(
     return [known, read];
 }
 
-function updated<Answer, Value>(
-    before: Known<Value>, reply: Reply<Answer>, pick: (answer: Answer) => Value,
-): Known<Value> {
-    return reply.ok ? { value: pick(reply.answer), reason: undefined } : { value: before.value, reason: reply.reason };
+function knownBy<Answer, Value>(reply: Reply<Answer>, pick: (answer: Answer) => Value): Known<Value> {
+    return reply.ok ? { value: pick(reply.answer), reason: undefined } : { value: undefined, reason: reply.reason };
+}
+
+/** Return why something is not known, each reason once; without pools nothing else matters. */
+export function reasonsOf(host: HostState): Reason[] {
+    if (host.pools.reason)
+        return [host.pools.reason];
+    const found = [host.alerts, host.domains, host.applied, host.savings].flatMap(known => known.reason ?? []);
+    return found.filter((reason, at) => found.findIndex(other => other.message === reason.message) === at);
 }
 
 function useRefreshing(refresh: () => void): void {

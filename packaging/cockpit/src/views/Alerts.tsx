@@ -3,16 +3,12 @@
 
 import { Alert } from "./patternfly";
 
-import type { Known } from "../host";
 import type { Alert as ActiveAlert } from "../model/answers";
 import { printable } from "../model/text";
 import { Explanation } from "./Explanation";
-import { Refusal } from "./Refusal";
 
-export function Alerts({ alerts }: { alerts: Known<ActiveAlert[]> }) {
-    if (alerts.reason)
-        return <Refusal reason={alerts.reason} variant="warning" />;
-    return alerts.value?.map(alert => (
+export function Alerts({ alerts }: { alerts: ActiveAlert[] }) {
+    return alerts.map(alert => (
         <Alert key={`${alert.code} ${alert.subject}`} className="dmem-alert" isInline variant="warning"
             title={printable(alert.message)}>
             <p>{printable(alert.hint)}</p>

@@ -4,7 +4,7 @@
 import { useState } from "react";
 import { Button, Flex, FlexItem, Page, PageSection, Spinner, Title } from "./patternfly";
 
-import { useHost } from "../host";
+import { reasonsOf, useHost } from "../host";
 import type { Pool } from "../model/answers";
 import { Alerts } from "./Alerts";
 import { ApplyDialog } from "./ApplyDialog";
@@ -43,13 +43,13 @@ export function App() {
                     <Button variant="primary" isDisabled={!pools} onClick={create}>Create pool</Button>
                 </Flex>
                 <Notes notes={notes} onClose={() => { setNotes([]); }} />
-                {host.pools.reason && <Refusal reason={host.pools.reason} />}
-                <Alerts alerts={host.alerts} />
+                {reasonsOf(host).map(reason => <Refusal key={reason.message} reason={reason} variant="warning" />)}
+                <Alerts alerts={host.alerts.value ?? []} />
                 {pools && (pools.length > 0
                     ? <Pools pools={pools} onResize={pool => { setOpen({ dialog: "resize", pool }); }} />
                     : <NoPools onCreate={create} />)}
-                {pools && <Domains held={host.domains} applied={host.applied} />}
-                {pools && pools.length > 0 && <Savings savings={host.savings} />}
+                {host.domains.value && <Domains held={host.domains.value} applied={host.applied.value ?? []} />}
+                {host.savings.value && host.savings.value.length > 0 && <Savings pools={host.savings.value} />}
             </PageSection>
             {open.dialog === "create" && <CreateDialog onClose={close} onDone={done} />}
             {open.dialog === "resize" && <ResizeDialog pool={open.pool} onClose={close} onDone={done} />}

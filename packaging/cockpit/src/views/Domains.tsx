@@ -4,22 +4,18 @@
 import { useState } from "react";
 import { Card, CardBody, CardTitle, ExpandableSection, Label } from "./patternfly";
 
-import type { Known } from "../host";
 import type { Domain } from "../model/answers";
 import { domainRows, type DomainRow } from "../model/domains";
 import { formatSize, printable } from "../model/text";
 import { LastStart } from "./LastStart";
-import { Refusal } from "./Refusal";
 
-export function Domains({ held, applied }: { held: Known<Domain[]>; applied: Known<Domain[]> }) {
-    const rows = domainRows(held.value ?? [], applied.value ?? []);
-    const reason = held.reason ?? applied.reason;
+export function Domains({ held, applied }: { held: Domain[]; applied: Domain[] }) {
+    const rows = domainRows(held, applied);
     return (
         <Card component="section" aria-label="Domains">
             <CardTitle component="h2">Domains</CardTitle>
             <CardBody>
-                {reason && <Refusal reason={reason} variant="warning" />}
-                {rows.length === 0 && !reason && <p className="dmem-quiet">No domain has its memory in a pool.</p>}
+                {rows.length === 0 && <p className="dmem-quiet">No domain has its memory in a pool.</p>}
                 {rows.map(row => <DomainLine key={row.uuid} row={row} />)}
             </CardBody>
         </Card>

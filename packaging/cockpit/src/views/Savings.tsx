@@ -3,43 +3,35 @@
 
 import { Card, CardBody, CardTitle } from "./patternfly";
 
-import type { Known } from "../host";
 import type { PoolSaving } from "../model/answers";
 import { totalOf } from "../model/savings";
 import { formatSize, printable } from "../model/text";
-import { Refusal } from "./Refusal";
 
-export function Savings({ savings }: { savings: Known<PoolSaving[]> }) {
-    const pools = savings.value ?? [];
+export function Savings({ pools }: { pools: PoolSaving[] }) {
     const total = totalOf(pools);
     const left = 100 - total.percent;
     return (
         <Card component="section" aria-label="Savings">
             <CardTitle component="h2">Savings</CardTitle>
             <CardBody>
-                {savings.reason && <Refusal reason={savings.reason} variant="warning" />}
-                {pools.length > 0 && (
-                    <>
-                        <p>
-                            <strong className="dmem-figure">{formatSize(total.netBytes)}</strong>
-                            {` of ${formatSize(total.grossBytes)} of struct pages are gone`}
-                            {total.measured ? ", counted by the kernel." : "; this is an estimate."}
-                        </p>
-                        <div className="dmem-bar dmem-bar-thin" role="img" aria-label={`${String(total.percent)} % saved`}>
-                            <div className="dmem-part dmem-saved" style={{ width: `${String(total.percent)}%` }} />
-                            <div className="dmem-part dmem-free" style={{ width: `${String(left)}%` }} />
-                        </div>
-                        <ul className="dmem-savings">
-                            {pools.map(pool => (
-                                <li key={pool.pool}>
-                                    <span>{printable(pool.pool)}</span>
-                                    <span>{`${formatSize(pool.net_bytes)} saved, ${formatSize(pool.metadata_left_bytes)} left`}</span>
-                                    <span className="dmem-quiet">{pool.how}</span>
-                                </li>
-                            ))}
-                        </ul>
-                    </>
-                )}
+                <p>
+                    <strong className="dmem-figure">{formatSize(total.netBytes)}</strong>
+                    {` of ${formatSize(total.grossBytes)} of struct pages are gone`}
+                    {total.measured ? ", counted by the kernel." : "; this is an estimate."}
+                </p>
+                <div className="dmem-bar dmem-bar-thin" role="img" aria-label={`${String(total.percent)} % saved`}>
+                    <div className="dmem-part dmem-saved" style={{ width: `${String(total.percent)}%` }} />
+                    <div className="dmem-part dmem-free" style={{ width: `${String(left)}%` }} />
+                </div>
+                <ul className="dmem-savings">
+                    {pools.map(pool => (
+                        <li key={pool.pool}>
+                            <span>{printable(pool.pool)}</span>
+                            <span>{`${formatSize(pool.net_bytes)} saved, ${formatSize(pool.metadata_left_bytes)} left`}</span>
+                            <span className="dmem-quiet">{pool.how}</span>
+                        </li>
+                    ))}
+                </ul>
             </CardBody>
         </Card>
     );
