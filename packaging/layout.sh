@@ -75,6 +75,9 @@ put_files() { # UNIT_DIRECTORY PYTHON...
     for document in json.md errors.md virt-dmem.schema.json prometheus-rules.yml; do
         put 0644 "docs/reference/$document" "$prefix/share/doc/virt-dmem/$document"
     done
+    for example in vdsm/50_virt_dmem cloudstack/libvirt-vm-xml-transformer.sh kubevirt/node_hook.py kubevirt/plugin.yaml; do
+        put 0644 "hooks/$example" "$prefix/share/doc/virt-dmem/hooks/$example"
+    done
     for page in docs/man/*.[1-8]; do
         put 0644 "$page" "$prefix/share/man/man${page##*.}/${page##*/}"
     done

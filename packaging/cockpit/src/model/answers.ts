@@ -12,9 +12,100 @@ export interface Error {
     hint: string;
 }
 
-export interface CheckAnswer {
+export interface StatusAnswer {
+    pools: Pool[];
+    domains: Domain[] | null;
+    alerts: Alert[] | null;
     checks: CheckResult[];
     schema: 1;
+}
+
+export interface Pool {
+    name: string;
+    backend: string;
+    page_size: number;
+    mount: string;
+    state: string;
+    capacity_bytes: number;
+    reserved_bytes: number | null;
+    free_bytes: number | null;
+    ready_bytes: number | null;
+    ready_goal_bytes: number | null;
+    ready_most_bytes: number | null;
+    ready_policy: string | null;
+    pinned_bytes: number | null;
+    nodes: PoolNode[];
+    segments: PoolSegment[];
+    ready_note: string | null;
+    on_boot: boolean | null;
+}
+
+export interface PoolNode {
+    node: number;
+    capacity_bytes: number;
+    reserved_bytes: number | null;
+    free_bytes: number | null;
+    ready_bytes: number | null;
+}
+
+export interface PoolSegment {
+    name: string;
+    capacity_bytes: number;
+    reserved_bytes: number | null;
+}
+
+export interface Domain {
+    uuid: string;
+    name: string;
+    phase: string | null;
+    reserved_bytes: number | null;
+    extents: Extent[];
+    since?: number;
+    steps?: Step[];
+    backends?: Backend[];
+    active?: boolean;
+    managed?: boolean;
+    applied?: boolean;
+    pool?: string | null;
+    size_bytes?: number;
+    hotplug_max_bytes?: number;
+}
+
+export interface Extent {
+    alias: string;
+    pool: string;
+    path: string;
+    size_bytes: number;
+    page_size: number;
+    policy: string;
+    nodes: number[];
+    state: string;
+}
+
+export interface Step {
+    step: string;
+    at: number;
+    seconds: number;
+}
+
+export interface Backend {
+    id: string;
+    kind: string;
+    path: string;
+    size_bytes: number;
+    policy: string;
+    host_nodes: number[];
+    preallocated: boolean;
+    shared: boolean;
+    in_pool: boolean;
+}
+
+export interface Alert {
+    code: string;
+    subject: string;
+    message: string;
+    hint: string;
+    since: number;
 }
 
 export interface CheckResult {
@@ -22,6 +113,11 @@ export interface CheckResult {
     status: "FAIL" | "PASS" | "WARN";
     message: string;
     hint: string;
+}
+
+export interface CheckAnswer {
+    checks: CheckResult[];
+    schema: 1;
 }
 
 export interface PlanHostAnswer {
@@ -73,40 +169,6 @@ export interface PoolSaving {
 export interface PoolAnswer {
     pool: Pool;
     schema: 1;
-}
-
-export interface Pool {
-    name: string;
-    backend: string;
-    page_size: number;
-    mount: string;
-    state: string;
-    capacity_bytes: number;
-    reserved_bytes: number | null;
-    free_bytes: number | null;
-    ready_bytes: number | null;
-    ready_goal_bytes: number | null;
-    ready_most_bytes: number | null;
-    ready_policy: string | null;
-    pinned_bytes: number | null;
-    nodes: PoolNode[];
-    segments: PoolSegment[];
-    ready_note: string | null;
-    on_boot: boolean | null;
-}
-
-export interface PoolNode {
-    node: number;
-    capacity_bytes: number;
-    reserved_bytes: number | null;
-    free_bytes: number | null;
-    ready_bytes: number | null;
-}
-
-export interface PoolSegment {
-    name: string;
-    capacity_bytes: number;
-    reserved_bytes: number | null;
 }
 
 export interface PoolResizeAnswer {
@@ -192,52 +254,6 @@ export interface ListAnswer {
     schema: 1;
 }
 
-export interface Domain {
-    uuid: string;
-    name: string;
-    phase: string | null;
-    reserved_bytes: number | null;
-    extents: Extent[];
-    since?: number;
-    steps?: Step[];
-    backends?: Backend[];
-    active?: boolean;
-    managed?: boolean;
-    applied?: boolean;
-    pool?: string | null;
-    size_bytes?: number;
-    hotplug_max_bytes?: number;
-}
-
-export interface Extent {
-    alias: string;
-    pool: string;
-    path: string;
-    size_bytes: number;
-    page_size: number;
-    policy: string;
-    nodes: number[];
-    state: string;
-}
-
-export interface Step {
-    step: string;
-    at: number;
-    seconds: number;
-}
-
-export interface Backend {
-    id: string;
-    kind: string;
-    path: string;
-    size_bytes: number;
-    policy: string;
-    host_nodes: number[];
-    preallocated: boolean;
-    shared: boolean;
-    in_pool: boolean;
-}
-
 export interface ShowAnswer {
     domain: Domain;
     schema: 1;
@@ -265,14 +281,6 @@ export interface MemoryChange {
 export interface AlertsAnswer {
     alerts: Alert[];
     schema: 1;
-}
-
-export interface Alert {
-    code: string;
-    subject: string;
-    message: string;
-    hint: string;
-    since: number;
 }
 
 export interface EventsAnswer {
@@ -328,6 +336,14 @@ export interface ExplainAnswer {
 }
 
 export interface Commands {
+    "status": {
+        options: {
+            "--watch"?: string;
+            "--color"?: "auto" | "always" | "never";
+        };
+        operands: [];
+        answer: StatusAnswer;
+    };
     "check": {
         options: Record<string, never>;
         operands: [];
