@@ -324,7 +324,7 @@ export interface ConfigKey {
 }
 
 export interface CompletionAnswer {
-    shell: string;
+    shell: string | null;
     script: string;
     schema: 1;
 }
@@ -573,8 +573,11 @@ export interface Commands {
         answer: ConfigShowAnswer;
     };
     "completion": {
-        options: Record<string, never>;
-        operands: [shell: "bash" | "zsh"];
+        options: {
+            "--names"?: "pools" | "aliases";
+            "--domain"?: string;
+        };
+        operands: [shell?: "bash" | "zsh"];
         answer: CompletionAnswer;
     };
     "explain": {
