@@ -58,6 +58,7 @@ WITHOUT_MODULE = {
     "bounds": "hostile numbers and sizes, in every module that reads some",
     "clock": "a clock that is set, in every module that reads one",
     "cloudstack_hook": "hooks/cloudstack",
+    "cockpit": "packaging/cockpit",
     "docs": "docs/",
     "domain_xml.aarch64": "all that reads domains of arm64",
     "domain_xml.namespace_schema": "docs/reference/dmem-1.0.rng",
