@@ -14,8 +14,8 @@ workers := -n $(shell cpus=$$(nproc); echo $$((cpus < 4 ? cpus + 1 : 4)))
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
 sphinx := .cache/sphinx/bin/sphinx-build
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
-python_code := virt_dmem tests bench tools docs hatch_build.py
+shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem $(wildcard hooks/*/*.sh) bench/compare $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
+python_code := virt_dmem tests bench tools docs hatch_build.py hooks/kubevirt
 
 .PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs html deb repo rpm test-packages install uninstall clean
 
@@ -66,7 +66,8 @@ module-all: setup ## Build the module for all supported kernels, of arm64 too, a
 	$(pytest) tests/lab/kernels.py
 
 fleet: setup ## Run servers of a real nova there: OpenStack from Debian's packages on a host with a pool
-	$(pytest) tests/lab/openstack/story.py
+	@$(python) -m pip install --quiet grpcio grpcio-tools
+	$(pytest) tests/unit/kubevirt_protocol.py tests/lab/openstack/story.py
 
 lab-shell: setup ## Boot that host with its console on this terminal
 	@$(python) -m tests.lab.machine

@@ -28,6 +28,10 @@ PLACES = {
     "docs/bench/results.md": "bench",
     "docs/bench/*.svg": "bench",
     "docs/development/hvo-report.md": "guide",
+    "hooks/cloudstack/*.sh": "hooks/cloudstack",
+    "hooks/kubevirt/*.py": "hooks/kubevirt",
+    "hooks/kubevirt/*.yaml": "hooks/kubevirt",
+    "hooks/vdsm/50_virt_dmem": "hooks/vdsm",
     "xml-templates/request.xsl": "guide",
 }
 """What is installed, and the directory that it comes to."""

@@ -97,7 +97,7 @@ cp ../*.deb ../*.dsc ../*.changes ../*.buildinfo ../*.debian.tar.* /share/out
 build() { # RELEASE
     [ -d "$(root "$1")" ] || die "there is no root of $1 yet: packaging/deb.sh inputs $1"
     began=$(date +%s)
-    work=$(mktemp -d)
+    work=$(mktemp -d -p "$scratch")
     source_package "$1" "$work"
     in_root "$(root "$1")" "$work" "$build_there"
     rm -rf "build/packages/$1"
@@ -114,7 +114,7 @@ lint() { # RELEASE
 }
 
 again() { # RELEASE
-    work=$(mktemp -d)
+    work=$(mktemp -d -p "$scratch")
     source_package "$1" "$work"
     touch "$work/debian/control" # the time of files is not that of the first build
     in_root "$(root "$1")" "$work" "umask 002; hostname other; export TZ=Pacific/Kiritimati LC_ALL=C LANG=C

@@ -15,6 +15,10 @@ version=@VERSION@
 sources=@PREFIX@/src/virt-dmem-$version
 pools=/var/lib/virt-dmem/pools
 log=/var/log/virt-dmem-module.log
+work=
+trap '[ -z "$work" ] || rm -rf "$work"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
 say() {
     echo "dmemfs: $*"

@@ -59,6 +59,7 @@ apt-ftparchive -o "$field::Origin=virt-dmem" -o "$field::Suite=$release" -o "$fi
 mv Release "dists/$release/Release"
 '
 
+rm -rf "$new" # of a run that failed
 for packages in build/packages/*; do
     release=${packages##*/}
     pool=pool/$release/v/virt-dmem

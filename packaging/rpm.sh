@@ -65,7 +65,7 @@ find "$top/RPMS" "$top/SRPMS" -name "*.rpm" -exec cp {} /share/out \;
 
 build() {
     began=$(date +%s)
-    work=$(mktemp -d)
+    work=$(mktemp -d -p "$scratch")
     source_tree "$version" "$work"
     cp .cache/packages/sources/asyncvarlink-*.tar.gz .cache/packages/sources/qemu_qmp-*.tar.gz "$work"
     cp packaging/rpm/virt-dmem.spec packaging/rpm/macros.debian "$work"
@@ -162,7 +162,7 @@ compare() {
     built
     debs=build/packages/$base
     [ -d "$debs" ] || die "there are no Debian packages yet: packaging/deb.sh build $base"
-    work=$(mktemp -d)
+    work=$(mktemp -d -p "$scratch")
     mkdir "$work/rpm" "$work/deb"
     for deb in "$debs"/virt-dmem_*.deb "$debs"/virt-dmem-dkms_*.deb; do
         dpkg-deb -x "$deb" "$work/deb"

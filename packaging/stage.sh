@@ -27,6 +27,8 @@ version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' virt_dmem/__init__.py)
 work=$(mktemp -d)
 new=
 trap 'rm -rf "$work" ${new:+"$new"}' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 : >"$work/manifest"
 mkdir -p "$dest"
 

@@ -26,6 +26,7 @@ from virt_dmem.errors import (
     UsageError,
 )
 from virt_dmem.host import dirfd, kernel, mounts, processes
+from virt_dmem.native.programs import HELPER
 from virt_dmem.os_errors import explained
 from virt_dmem.pool_name import POOL_NAME, POOL_NAME_HINT
 from virt_dmem.pools import ballast, prezeroed_files, record_files
@@ -321,20 +322,28 @@ def files_in(record: PoolRecord, root: Path = kernel.ROOT) -> list[Path]:
     return [path for path in found if not path.is_dir() or path.is_symlink()]
 
 
-def refuse_if_used(record: PoolRecord, root: Path = kernel.ROOT) -> None:
-    """Raise ``PoolBusy``, naming both, when a segment has files, or processes use it."""
+def refuse_if_used(record: PoolRecord, root: Path = kernel.ROOT, *, but_helpers: bool = False) -> None:
+    """Raise ``PoolBusy``, naming both, when a segment has files, or processes use it.
+
+    :param but_helpers: Leave out the helpers that pre-zero: virt-dmemd ends them when it is asked to.
+    """
     mounted = table.backend(record.backend).mounted(record, root=root)
     if not mounted:
         return
     files = [path.relative_to(record.mount) for path in files_in(record, root)]
     pids = processes.processes_using(mounted.device, root=root)
-    users = [f"{processes.process_name(pid, root=root)} ({pid})" for pid in pids]
+    names = {pid: processes.process_name(pid, root=root) for pid in pids}
+    users = [f"{name} ({pid})" for pid, name in names.items() if not (but_helpers and name == _HELPER_NAME)]
     if files or users:
         raise PoolBusy(
             f"Pool {record.name} contains {counted(len(files), 'file')} ({_some(files)}), and is used by"
             f" {counted(len(users), 'process', 'processes')} ({_some(users)}).",
             hint="Shut these domains down, or run 'virt-dmem reconcile' to remove files that are no longer used.",
         )
+
+
+_HELPER_NAME = HELPER.name[:15]
+"""As the kernel cuts it."""
 
 
 def _some(things: list[str] | list[Path]) -> str:

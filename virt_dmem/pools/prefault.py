@@ -167,6 +167,7 @@ async def _end(process: subprocess.Popen[bytes]) -> None:
     """Stop the helper, whatever happens: a second cancellation only makes it faster."""
     if process.returncode is not None:
         return
+    _restore_priority(process.pid)
     process.terminate()
     try:
         async with asyncio.timeout(_GRACE_SECONDS):
@@ -176,6 +177,18 @@ async def _end(process: subprocess.Popen[bytes]) -> None:
         if isinstance(why, asyncio.CancelledError):
             raise
         await _status(process)
+
+
+def _restore_priority(session: int) -> None:
+    """Let all threads of a helper run as others do, since a domain may wait for the page that each is in.
+
+    At the lowest priority that one page takes seconds where guests use all CPUs. Needs no capability below
+    RLIMIT_NICE, which the daemon's unit sets. Of sched(7): nice is one of a thread, and of a session.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PGRP, session, 0)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{session}/autogroup").write_text("0", encoding="ascii")
 
 
 def _failure(mode: str, path: Path, status: int, last: dict[str, Any], words: str) -> PrefaultFailed:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.rig.repository import REPOSITORY
 from virt_dmem.errors import PrefaultFailed
 from virt_dmem.native.build import build
 from virt_dmem.pools import prefault as driver
@@ -253,6 +255,53 @@ def test_a_helper_that_will_not_end_is_killed(shm: Path, monkeypatch: pytest.Mon
     while helpers_on(path) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert helpers_on(path) == []
+
+
+def test_a_helper_in_the_background_that_is_stopped_runs_at_the_usual_priority_from_then_on(shm: Path) -> None:
+    """A domain waits for it. The script lowers its priority as the real helper does.
+
+    With what the unit allows, or where root may not raise its limits with all that root has.
+    """
+    path = sparse(shm / "extent", MIB)
+    stand_in = script(
+        shm / "helper",
+        f"""
+cd {shm}
+said() {{ nice; cat /proc/$$/autogroup 2>&1 || true; }}
+trap 'said >after; exit 1' TERM
+renice -n 19 -p $$ >/dev/null
+[ ! -e /proc/self/autogroup ] || echo 19 >/proc/$$/autogroup
+said >before
+sleep 0.2 # the kernel takes few changes of autogroups in a row
+echo '{{"event":"progress","done":0,"total":1}}'
+while :; do sleep 0.05; done""",
+    )
+    program = f"""
+import asyncio, contextlib, pathlib
+from virt_dmem.pools.prefault import prefault
+
+async def main():
+    steps = prefault(pathlib.Path({str(path)!r}), size_bytes={MIB}, page_size=4096, gentle=True,
+                     helper=pathlib.Path({str(stand_in)!r}))
+    async with contextlib.aclosing(steps):
+        async for _ in steps:
+            break
+
+asyncio.run(main())
+"""
+    unit = (REPOSITORY / "systemd/virt-dmemd.service").read_text()
+    (nice,) = re.findall(r"^LimitNICE=\+(\d+)$", unit, re.MULTILINE)
+    (capabilities,) = re.findall(r"^CapabilityBoundingSet=(.+)$", unit, re.MULTILINE)
+    bounding = ",".join(["-all", *(f"+{name.lower().removeprefix('cap_')}" for name in capabilities.split())])
+    limit = ["prlimit", f"--nice={20 - int(nice)}"]
+    limited = [*limit, "setpriv", "--bounding-set", bounding, "--inh-caps", "-all"]
+    if subprocess.run([*limit, "true"], check=False, capture_output=True).returncode:
+        limited = []
+    subprocess.run([*limited, sys.executable, "-c", program], check=True, cwd=REPOSITORY, timeout=60)
+    before, after = ((shm / name).read_text().split() for name in ("before", "after"))
+    assert (before[0], after[0]) == ("19", "0")
+    if before[1].startswith("/autogroup-"):
+        assert (before[-1], after[-1]) == ("19", "0")
 
 
 def test_when_the_driver_is_killed_the_helper_ends(helper: Path, shm: Path) -> None:

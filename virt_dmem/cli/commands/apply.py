@@ -202,7 +202,7 @@ class _Change:
 
         from virt_dmem.domain_xml.reader import name_of, read_domain
         from virt_dmem.domains import apply as applying
-        from virt_dmem.errors import DomainRefused
+        from virt_dmem.errors import DomainRefused, PoolNotFound
 
         if self._args.dry_run:
             before = hypervisor.inactive_xml(uuid, secure=False)
@@ -217,12 +217,10 @@ class _Change:
         domain = {"uuid": uuid, "name": name, "active": active, "applied": applied or bool(rule)}
         difference = self._report(domain, change, rule=rule)
         if applied:
-            for note in (
-                applying.doubt(self._config, change.after),
-                applying.never_fits(self._config, change.after),
-            ):
-                if note:
-                    self._out.note(note)
+            for of in (applying.doubt, applying.never_fits):
+                with suppress(PoolNotFound):  # destroyed since: the XML is changed all the same
+                    if note := of(self._config, change.after):
+                        self._out.note(note)
         return {"domain": domain, "changed": change.is_any and not self._args.dry_run, "diff": difference}
 
     def _report(self, domain: dict[str, Any], change: XmlChange, *, rule: str) -> str:

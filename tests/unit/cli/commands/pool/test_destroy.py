@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from virt_dmem.domain_xml.rewrite import apply
 from virt_dmem.errors import DaemonUnreachable, ExitStatus
 from virt_dmem.host import hvo_bug
 from virt_dmem.ipc.client import Client
+from virt_dmem.native.programs import HELPER
+from virt_dmem.pools import prezeroed_files
 from virt_dmem.pools.backends import table
 
 
@@ -44,6 +48,26 @@ def test_a_dry_run_says_what_would_be_given_back_and_keeps_the_pool(command: Com
     answer = command.json("pool", "destroy", "small", "--dry-run")
     assert answer == {"pool": "small", "destroyed": False, "given_back_bytes": 8 << 20}
     assert command.json("pool", "destroy", "small")["destroyed"] is True
+
+
+@in_own_mount_namespace
+def test_a_dry_run_does_not_count_the_pre_zeroing_that_a_real_one_ends(command: Command, tmp_path: Path) -> None:
+    """A renamed sleep(1) is the stand-in for the helper."""
+    mount = Path(command.json("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")["pool"]["mount"])
+    helper = shutil.copy("/bin/sleep", tmp_path / HELPER.name)
+    file = mount / prezeroed_files.DIRECTORY / "extent"
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    with file.open() as opened, subprocess.Popen([helper, "600"], stdin=opened) as process:
+        opened.close()
+        try:
+            command("pool", "destroy", "small", "--dry-run")
+            assert "is used by 1 process (virt-dmem-prefa" in command(
+                "pool", "destroy", "small", status=ExitStatus.FAILED
+            )
+        finally:
+            process.kill()
+    command("pool", "destroy", "small")
 
 
 @in_own_mount_namespace
