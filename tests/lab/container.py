@@ -124,10 +124,9 @@ class Container(Host):
     ) -> Done:
         """Run a command, as ``Host`` describes it."""
         argv = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
-        spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root"]
         try:
             ended = subprocess.run(
-                ["nsenter", f"--target={self.leader}", *spaces, *_FROM_ITS_ROOT, *argv],
+                self._entering(argv),
                 input=stdin.encode() if isinstance(stdin, str) else stdin,
                 capture_output=True, env=_ENVIRONMENT, timeout=timeout * PATIENCE, check=False,
             )  # fmt: skip
@@ -137,6 +136,16 @@ class Container(Host):
         if check and done.status:
             raise LabCommandFailed(command if isinstance(command, str) else shlex.join(command), done)
         return done
+
+    def begin(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a program with pipes to its input and from its output; its errors go to those of this process."""
+        return subprocess.Popen(
+            self._entering(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_ENVIRONMENT
+        )
+
+    def _entering(self, argv: Sequence[str]) -> list[str]:
+        spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root"]
+        return ["nsenter", f"--target={self.leader}", *spaces, *_FROM_ITS_ROOT, *argv]
 
     def console_tail(self) -> str:
         """Return the end of its console's output."""

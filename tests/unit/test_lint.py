@@ -58,6 +58,7 @@ WITHOUT_MODULE = {
     "bounds": "hostile numbers and sizes, in every module that reads some",
     "clock": "a clock that is set, in every module that reads one",
     "cloudstack_hook": "hooks/cloudstack",
+    "cockpit": "packaging/cockpit",
     "docs": "docs/",
     "domain_xml.namespace_schema": "docs/reference/dmem-1.0.rng",
     "domain_xml.rewrite_schema": "rewrite, with random domains and libvirt's schema",
