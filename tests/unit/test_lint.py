@@ -65,6 +65,7 @@ WITHOUT_MODULE = {
     "domain_xml.rewrite_schema": "rewrite, with random domains and libvirt's schema",
     "host.ram.memory_map_arm64": "memory_map and what it asks, on fakes of arm64 hosts",
     "install": "packaging/",
+    "installed_documents": "docs/installed.py, and what is installed that names files",
     "kubevirt_hook": "hooks/kubevirt",
     "lint": "all source code",
     "one_bad_item": "one item that fails, in every part of the daemon that handles several",

@@ -25,5 +25,5 @@ def architecture(machine: Machine) -> Result:
     outcome = failed if any(record.backend == "dmemfs" for record in machine.records()) else warned
     return outcome(
         f"{here} {dmemfs_support.REFUSAL}{reason}.",
-        f"dmemfs needs {dmemfs_support.NEEDS} here (docs/guide/aarch64.md).",
+        f"dmemfs needs {dmemfs_support.NEEDS} here (/usr/share/doc/virt-dmem/guide/aarch64.md).",
     )

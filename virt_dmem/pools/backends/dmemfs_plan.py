@@ -34,8 +34,9 @@ _BITS_PER_PAGE = 2
 _PAGE_TABLE_PER_GIB = 4 * KIB
 """Page table by which the kernel itself maps each GiB where pages of 1 GiB do not fit."""
 _UNPINNABLE = (
-    "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA. docs/guide/dmemfs.md"
-    " explains when huge pages are the better choice. What remains are the module's own tables."
+    "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA."
+    " /usr/share/doc/virt-dmem/guide/dmemfs.md explains when huge pages are the better choice. What remains are the"
+    " module's own tables."
 )
 _CREATE = f"virt-dmem pool create NAME --backend {_NAME} --page-size 2M"
 

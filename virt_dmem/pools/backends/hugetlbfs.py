@@ -267,7 +267,7 @@ def _check_hvo(records: Sequence[HugetlbfsRecord], root: Path) -> Result:
         why = huge_pages.why_no_hvo(architecture)
         return warned(
             f"{why[0].upper()}{why[1:]}: pools of huge pages keep all their struct pages, and nothing is saved.",
-            "Use a pool on dmemfs where it is supported (docs/guide/aarch64.md)."
+            "Use a pool on dmemfs where it is supported (/usr/share/doc/virt-dmem/guide/aarch64.md)."
             if architecture == "aarch64"
             else "Boot a kernel with HVO (x86-64, 5.19 or later), or use a pool on dmemfs.",
         )
