@@ -63,6 +63,7 @@ WITHOUT_MODULE = {
     "domain_xml.namespace_schema": "docs/reference/dmem-1.0.rng",
     "domain_xml.rewrite_schema": "rewrite, with random domains and libvirt's schema",
     "install": "packaging/",
+    "installed_documents": "docs/installed.py, and what is installed that names files",
     "kubevirt_hook": "hooks/kubevirt",
     "lint": "all source code",
     "one_bad_item": "one item that fails, in every part of the daemon that handles several",
