@@ -73,6 +73,7 @@ WITHOUT_MODULE = {
     "pools.lowered": "page_counts, hugetlbfs, manage and resize, on this machine's huge pages",
     "pools.manage_real": "manage, on this machine's huge pages",
     "vdsm_hook": "hooks/vdsm",
+    "words": "all text that people read",
     "workers": "tests/rig",
 }
 """Files of tests that are about something else than the module of their name, and what that is."""
