@@ -97,9 +97,10 @@ def test_a_mount_is_refused_where_the_cpu_cannot(root: KernelRoot, built: dict[K
 
 
 def test_regions_are_compared_to_the_device_tree(root: KernelRoot, built: dict[Kernel, str]) -> None:
-    script = "insmod /dmemfs.ko; "
+    script = "insmod /dmemfs.ko; cat /sys/fs/dmemfs/firmware_ram; "
     script += "for at in 0x60000000 0xb8000000 0x8000000; do mount -t dmemfs -o region=$at+256M pool /mnt; done"
     said = root.boot(ARM64, built[ARM64], script)
+    assert "0x40000000+0x80000000" in said
     assert "0x60000000+0x10000000 is the kernel's own memory (System RAM); reserve it by mem=SIZE" in said
     assert "0xb8000000+0x10000000 is not all RAM in the firmware's map: 0xc0000000 is not" in said
     assert "0x8000000+0x10000000 is not all RAM in the firmware's map: 0x8000000 is not" in said
