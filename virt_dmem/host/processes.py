@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ __all__ = [
     "started_at",
     "CLOCK_TICKS",
     "mappings",
+    "processes_holding",
     "processes_mapping",
     "processes_using",
     "bytes_by_node",
@@ -118,6 +120,17 @@ def processes_mapping(device: int, inode: int, *, root: Path = ROOT) -> tuple[in
     return tuple(pid for pid, found in each(maps, processes(root=root)) if found)
 
 
+def processes_holding(device: int, inode: int, *, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the PIDs of the processes that map a file or have it open."""
+
+    def holds(pid: int) -> bool:
+        return any(mappings(pid, of={(device, inode)}, root=root)) or any(
+            found.st_dev == device and found.st_ino == inode for found in _open_files(pid, root)
+        )
+
+    return tuple(pid for pid, found in each(holds, processes(root=root)) if found)
+
+
 def processes_using(device: int, *, root: Path = ROOT) -> tuple[int, ...]:
     """Return the PIDs of the processes that keep a file system busy: by a mapping, an open file or their cwd."""
 
@@ -128,18 +141,19 @@ def processes_using(device: int, *, root: Path = ROOT) -> tuple[int, ...]:
 
 
 def _opens_on(pid: int, device: int, root: Path) -> bool:
+    return any(found.st_dev == device for found in _open_files(pid, root))
+
+
+def _open_files(pid: int, root: Path) -> Iterator[os.stat_result]:
+    """Yield the status of what a process has open, its cwd and root included."""
     base = root / f"proc/{pid}"
     try:
         names = [base / "cwd", base / "root", *(base / "fd").iterdir()]
     except GONE:
-        return False
+        return
     for name in names:
-        try:
-            if name.stat().st_dev == device:
-                return True
-        except OSError:  # closed meanwhile, or a file that cannot be read (a kernel thread's cwd)
-            continue
-    return False
+        with suppress(OSError):  # closed meanwhile, or a file that cannot be read (a kernel thread's cwd)
+            yield name.stat()
 
 
 def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:
