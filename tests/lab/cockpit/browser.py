@@ -118,10 +118,16 @@ class Browser:
         self.wait(f"{find} && !{find}.disabled && ({find}.click(), true)")
 
     def fill(self, label: str, value: str) -> None:
-        """Type into the field of a label; what was in it is replaced."""
-        self.wait(f"field({json.dumps(label)})?.focus() ?? field({json.dumps(label)}) && true")
-        self.ask(f"field({json.dumps(label)}).select() ?? true")
-        self._call("Input.insertText", text=value)
+        """Replace what is in the field of a label."""
+        change = f"""(() => {{
+            const input = field({json.dumps(label)});
+            const kind = input.ownerDocument.defaultView.HTMLInputElement.prototype;
+            Object.getOwnPropertyDescriptor(kind, "value").set.call(input, {json.dumps(value)});
+            input.dispatchEvent(new Event("input", {{ bubbles: true }}));
+            return true;
+        }})()"""  # React has a setter of its own in between, which hides the change from it
+        self.wait(f"Boolean(field({json.dumps(label)}))")
+        self.ask(change)
 
     def choose(self, label: str, option: str) -> None:
         """Choose the option that begins with this text."""
