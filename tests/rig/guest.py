@@ -97,7 +97,7 @@ def _download(directory: Path) -> None:
     if found is None:
         raise RigError(f"apt knows no package that {_METAPACKAGE} depends on.")
     # since 7.x the image's package is empty, and depends on these
-    parts = rf"Depends: (linux-(?:binary|modules)-{re.escape(found[2])})$"
+    parts = rf"Depends: (linux-(?:base|binary|modules)-{re.escape(found[2])})$"
     names = [found[1], *re.findall(parts, _run("apt-cache", "depends", found[1]), re.MULTILINE)]
     _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names, cwd=directory)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def recorded(directory: Path, *options: str, second: bool = True) -> list[dict[s
         "sys.exit(pytest.main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", program, "-q", "-p", "no:cacheprovider", "--rootdir", str(directory), *options]
-    subprocess.run([*command, str(directory)], cwd=directory, capture_output=True, check=False)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    subprocess.run([*command, str(directory)], cwd=directory, capture_output=True, check=False, env=alone)
     return json.loads(record.read_text())["runs"] if record.exists() else []
 
 

@@ -89,14 +89,17 @@ def mappings(pid: int, *, of: Collection[tuple[int, int]] | None = None, root: P
     :param of: Files (device, inode): only their lines are parsed of the hundreds that a QEMU has.
     """
     try:
-        lines = (root / f"proc/{pid}/maps").read_bytes().rstrip(b"\n").split(b"\n")
+        content = (root / f"proc/{pid}/maps").read_bytes()
     except GONE:
         return
     if of is None:
-        yield from _parse(filter(None, lines))
+        yield from _parse(filter(None, content.split(b"\n")))
         return
     # as show_vma_header_prefix() in fs/proc/task_mmu.c writes them; the name of a file may contain the same
     marks = [f" {os.major(device):02x}:{os.minor(device):02x} {inode}".encode() for device, inode in of]
+    if not any(mark in content for mark in marks):  # as in almost all of many processes
+        return
+    lines = content.split(b"\n")
     for area in _parse(line for line in lines if any(mark in line for mark in marks)):
         if (area.device, area.inode) in of:
             yield area
@@ -146,14 +149,15 @@ def _opens_on(pid: int, device: int, root: Path) -> bool:
 
 def _open_files(pid: int, root: Path) -> Iterator[os.stat_result]:
     """Yield the status of what a process has open, its cwd and root included."""
-    base = root / f"proc/{pid}"
+    base = f"{root}/proc/{pid}"
     try:
-        names = [base / "cwd", base / "root", *(base / "fd").iterdir()]
+        opened = os.listdir(f"{base}/fd")  # noqa: PTH208 -- there may be a million of them
+        names = [f"{base}/cwd", f"{base}/root", *(f"{base}/fd/{name}" for name in opened)]
     except GONE:
         return
     for name in names:
         with suppress(OSError):  # closed meanwhile, or a file that cannot be read (a kernel thread's cwd)
-            yield name.stat()
+            yield os.stat(name)  # noqa: PTH116 -- likewise
 
 
 def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:
