@@ -124,10 +124,9 @@ class Container(Host):
     ) -> Done:
         """Run a command, as ``Host`` describes it."""
         argv = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
-        spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root"]
         try:
             ended = subprocess.run(
-                ["nsenter", f"--target={self.leader}", *spaces, *_FROM_ITS_ROOT, *argv],
+                [*self.enter, *argv],
                 input=stdin.encode() if isinstance(stdin, str) else stdin,
                 capture_output=True, env=_ENVIRONMENT, timeout=timeout * PATIENCE, check=False,
             )  # fmt: skip
@@ -137,6 +136,12 @@ class Container(Host):
         if check and done.status:
             raise LabCommandFailed(command if isinstance(command, str) else shlex.join(command), done)
         return done
+
+    @property
+    def enter(self) -> list[str]:
+        """The command that runs a program in it, which follows with its arguments."""
+        spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root"]
+        return ["nsenter", f"--target={self.leader}", *spaces, *_FROM_ITS_ROOT]
 
     def console_tail(self) -> str:
         """Return the end of its console's output."""
