@@ -15,13 +15,13 @@ lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /
 sphinx := .cache/sphinx/bin/sphinx-build
 ansible := .cache/ansible/bin/ansible-lint
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem bench/compare $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
-python_code := virt_dmem tests bench tools docs hatch_build.py
+shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem $(wildcard hooks/*/*.sh) bench/compare $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
+python_code := virt_dmem tests bench tools docs hatch_build.py hooks/kubevirt
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs html deb repo rpm ansible test-packages install uninstall clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs html deb repo rpm ansible test-packages install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'
 
 setup: ## Prepare for development: missing Debian packages (as root), .venv, the C programs
 	@packaging/setup.sh tests
@@ -67,7 +67,8 @@ module-all: setup ## Build the module for all supported kernels, of arm64 too, a
 	$(pytest) tests/lab/kernels.py
 
 fleet: setup ## Run servers of a real nova there: OpenStack from Debian's packages on a host with a pool
-	$(pytest) tests/lab/openstack/story.py
+	@$(python) -m pip install --quiet grpcio grpcio-tools
+	$(pytest) tests/unit/kubevirt_protocol.py tests/lab/openstack/story.py
 
 lab-shell: setup ## Boot that host with its console on this terminal
 	@$(python) -m tests.lab.machine
@@ -124,6 +125,18 @@ install: ## Install for this host (PREFIX=/usr, DESTDIR= for packagers), with wh
 
 uninstall: ## Remove the installed files
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/uninstall.sh
+
+cockpit: ## Build the page for Cockpit into build/cockpit (needs node and npm)
+	packaging/cockpit.sh build
+
+cockpit-install: ## Install that page for this host (PREFIX=/usr, DESTDIR= for packagers)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/cockpit.sh install
+
+cockpit-uninstall: ## Remove that page
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/cockpit.sh uninstall
+
+test-cockpit: cockpit setup ## Use that page as an operator does, with Debian 13's Cockpit and Chromium in a container
+	$(pytest) tests/lab/cockpit/story.py
 
 clean: ## Remove build products; keep .venv and .cache
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(programs)

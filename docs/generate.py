@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Generate documents from the code: manual pages, errors, JSON. Run ``python docs/generate.py``.
+"""Generate documents from the code: manual pages, errors, JSON, its types in TypeScript. Run ``docs/generate.py``.
 
 A manual page is a template (``man/*.in``, roff) in which lines such as ``@COMMANDS@`` are replaced by text from the
 commands or the keys of the configuration. A group of commands without a template gets a page as well. Tests check
@@ -62,6 +62,11 @@ ignore those you do not know. The same as a JSON Schema: [{SCHEMA}]({SCHEMA}); i
 
 A failure is an object as well, with a non-zero exit status: see [errors](errors.md).
 """
+TYPES = Path("../packaging/cockpit/src/model/answers.ts")
+TYPES_HEAD = """\
+// SPDX-License-Identifier: GPL-2.0-or-later
+// made by docs/generate.py from virt_dmem/cli: what each command takes, and what it prints with --json
+"""
 ERRORS_HEAD = """\
 # Errors
 
@@ -90,6 +95,7 @@ def documents() -> dict[Path, str]:
     made[REFERENCE / SCHEMA] = json.dumps(schema, indent=2) + "\n"
     made[REFERENCE / "json.md"] = _json_document(schema)
     made[REFERENCE / "errors.md"] = _errors_document()
+    made[TYPES] = _typescript(schema, parser)
     return made
 
 
@@ -289,6 +295,74 @@ def _type(kind: dict[str, Any]) -> str:
     if kind.get("type") == "array":
         return f"list of {_type(kind['items'])}"
     return str(kind.get("type", "any"))
+
+
+# -- TypeScript
+
+
+def _typescript(schema: dict[str, Any], parser: argparse.ArgumentParser) -> str:
+    """Return the schema as interfaces, and one more that has options, operands and answer of each command."""
+    lines = [TYPES_HEAD]
+    for name, kind in schema["$defs"].items():
+        required = kind.get("required", [])
+        lines.append(f"export interface {name} {{")
+        for field, of in kind["properties"].items():
+            lines.append(f"    {field}{'' if field in required else '?'}: {_typescript_type(of)};")
+        lines.append("}\n")
+    lines.append("export interface Commands {")
+    for command, answer in answers().items():
+        declared = _parser_of(parser, command)
+        actions = [action for action in _Globals(parser).without(declared) if action.help != argparse.SUPPRESS]
+        options = [action for action in actions if action.option_strings]
+        operands = [action for action in actions if not action.option_strings]
+        lines.append(f'    "{command}": {{')
+        lines.append("        options: {" if options else "        options: Record<string, never>;")
+        for action in options:
+            optional = "" if action.required else "?"
+            lines.append(f'            "{action.option_strings[0]}"{optional}: {_option_type(action)};')
+        lines += ["        };"] * bool(options)
+        lines.append(f"        operands: [{', '.join(map(_operand, operands))}];")
+        lines.append(f"        answer: {answer.__name__};")
+        lines.append("    };")
+    lines.append("}")
+    return "\n".join(lines) + "\n"
+
+
+def _parser_of(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:
+    for word in command.split():
+        parser = next(child for name, child, _ in _children(parser) if name == word)
+    return parser
+
+
+def _typescript_type(kind: dict[str, Any]) -> str:
+    if "$ref" in kind:
+        return str(kind["$ref"].rpartition("/")[2])
+    if "anyOf" in kind:
+        return " | ".join(_typescript_type(one) for one in kind["anyOf"])
+    if "enum" in kind:
+        return " | ".join(json.dumps(value) for value in kind["enum"])
+    match kind.get("type"):
+        case "array":
+            return f"{_typescript_type(kind['items'])}[]"
+        case "object":
+            return f"Record<string, {_typescript_type(kind['additionalProperties'])}>"
+    names = {"integer": "number", "number": "number", "string": "string", "boolean": "boolean", "null": "null"}
+    return names.get(kind.get("type", ""), "unknown")
+
+
+def _option_type(action: argparse.Action) -> str:
+    if action.nargs == 0:
+        return "true"
+    return "string[]" if isinstance(action.default, list) else _value_type(action)
+
+
+def _operand(action: argparse.Action) -> str:
+    name = re.sub(r"\W", "", action.dest)
+    return f"{name}{'?' if action.nargs == '?' else ''}: {_value_type(action)}"
+
+
+def _value_type(action: argparse.Action) -> str:
+    return " | ".join(json.dumps(choice) for choice in action.choices) if action.choices else "string"
 
 
 # -- errors

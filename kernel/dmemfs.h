@@ -179,6 +179,8 @@ const char *dmemfs_unsupported(void);
 struct dmemfs_pool *dmemfs_create_pool(struct fs_context *fc, struct dmemfs_options *opt);
 void dmemfs_destroy_pool(struct dmemfs_pool *pool);
 struct dmemfs_span *dmemfs_find_span(struct dmemfs_pool *pool, unsigned long page);
+bool dmemfs_continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,
+		      const struct dmemfs_extent *b);
 void *dmemfs_page_va(struct dmemfs_pool *pool, unsigned long page);
 bool dmemfs_take_from(struct dmemfs_node *node, unsigned long want, unsigned long hint,
 		      struct dmemfs_run *run);
@@ -200,11 +202,13 @@ int dmemfs_take(struct dmemfs_pool *pool, struct dmemfs_inode *info, struct memp
 struct mempolicy *dmemfs_vma_policy(struct vm_area_struct *vma);
 struct mempolicy *dmemfs_task_policy(void);
 
-/* extent.c */
+/* extent_cache.c */
 int dmemfs_init_extents(void);
 void dmemfs_exit_extents(void);
 struct dmemfs_extent *dmemfs_new_extent(void);
 void dmemfs_free_extent(struct dmemfs_extent *extent);
+
+/* extent.c */
 bool dmemfs_lookup(struct dmemfs_inode *info, unsigned long index, unsigned long *page,
 		   unsigned long *hint);
 bool dmemfs_next_data(struct dmemfs_inode *info, unsigned long index, unsigned long *start,
@@ -216,8 +220,6 @@ void dmemfs_insert(struct dmemfs_pool *pool, struct dmemfs_inode *info,
 int dmemfs_remove(struct dmemfs_pool *pool, struct dmemfs_inode *info, unsigned long index,
 		  unsigned long end);
 void dmemfs_remove_all(struct dmemfs_pool *pool, struct dmemfs_inode *info);
-bool dmemfs_continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,
-		      const struct dmemfs_extent *b);
 
 /* held.c */
 void dmemfs_hold(struct dmemfs_pool *pool, struct dmemfs_inode *info,

@@ -4,33 +4,7 @@
  * a row costs one entry, whatever its size.
  */
 
-#include <linux/slab.h>
-
 #include "dmemfs.h"
-
-static struct kmem_cache *extent_cache;
-
-int dmemfs_init_extents(void)
-{
-	extent_cache = KMEM_CACHE(dmemfs_extent, 0);
-	return extent_cache ? 0 : -ENOMEM;
-}
-
-void dmemfs_exit_extents(void)
-{
-	kmem_cache_destroy(extent_cache);
-}
-
-struct dmemfs_extent *dmemfs_new_extent(void)
-{
-	return kmem_cache_alloc(extent_cache, GFP_KERNEL);
-}
-
-void dmemfs_free_extent(struct dmemfs_extent *extent)
-{
-	if (extent)
-		kmem_cache_free(extent_cache, extent);
-}
 
 static struct dmemfs_extent *entry(struct rb_node *node)
 {
@@ -122,14 +96,6 @@ bool dmemfs_next_extent(struct dmemfs_inode *info, unsigned long index,
 	}
 	spin_unlock(&info->lock);
 	return extent;
-}
-
-/* Whether the pages of @b follow those of @a; two spans have no run together. */
-bool dmemfs_continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,
-		      const struct dmemfs_extent *b)
-{
-	return a->page + a->count == b->page &&
-	       dmemfs_find_span(pool, a->page) == dmemfs_find_span(pool, b->page);
 }
 
 static bool continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,

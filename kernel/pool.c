@@ -110,6 +110,14 @@ struct dmemfs_span *dmemfs_find_span(struct dmemfs_pool *pool, unsigned long pag
 	return &pool->spans[low];
 }
 
+/* Whether the pages of @b follow those of @a; two spans have no run together. */
+bool dmemfs_continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,
+		      const struct dmemfs_extent *b)
+{
+	return a->page + a->count == b->page &&
+	       dmemfs_find_span(pool, a->page) == dmemfs_find_span(pool, b->page);
+}
+
 void *dmemfs_page_va(struct dmemfs_pool *pool, unsigned long page)
 {
 	struct dmemfs_span *span = dmemfs_find_span(pool, page);

@@ -71,10 +71,11 @@ put_files() { # UNIT_DIRECTORY PYTHON...
     directory 0755 /etc/virt-dmem/conf.d
     directory 0755 /etc/virt-dmem/templates
     put 0644 packaging/virt-dmem.toml "$prefix/share/doc/virt-dmem/virt-dmem.toml"
-    put 0644 README.md "$prefix/share/doc/virt-dmem/README.md"
-    for document in json.md errors.md virt-dmem.schema.json prometheus-rules.yml; do
-        put 0644 "docs/reference/$document" "$prefix/share/doc/virt-dmem/$document"
-    done
+    "$@" docs/installed.py "$work/documents"
+    (cd "$work/documents" && find . -type f) | sort >"$work/list"
+    while read -r file; do
+        place 0644 "$work/documents/$file" "$prefix/share/doc/virt-dmem/${file#./}"
+    done <"$work/list"
     for page in docs/man/*.[1-8]; do
         put 0644 "$page" "$prefix/share/man/man${page##*.}/${page##*/}"
     done

@@ -340,6 +340,11 @@ def error_from_code(code: str, message: str, hint: str) -> DmemError:
     return _tree(DmemError).get(code, DmemError)(message, hint=hint)
 
 
+def codes() -> list[str]:
+    """Return the codes of all errors."""
+    return [*_tree(DmemError)]
+
+
 def explain(code: str, others: dict[str, str]) -> str:
     """Return the explanation of a code, a few sentences.
 

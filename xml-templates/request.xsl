@@ -2,7 +2,7 @@
 <!-- SPDX-License-Identifier: GPL-2.0-or-later
 
      Makes a domain XML ask for pool memory in a form that starts at once, for tools that define and start a domain in
-     one step and can apply a stylesheet (docs/guide/xml.md). The parameter 'pool' names the pool; empty: the default. -->
+     one step and can apply a stylesheet (its guide: xml.md). The parameter 'pool' names the pool; empty: the default. -->
 <xsl:stylesheet version="1.0" xmlns:xsl="http://www.w3.org/1999/XSL/Transform"
                 xmlns:dmem="https://virt-dmem.dev/xmlns/domain/1.0">
   <xsl:param name="pool" select="''"/>

@@ -68,7 +68,7 @@ class Controller:
     def reach(self) -> None:
         """Connect to the container as it runs now."""
         file = self.directory / "host_vars/host1.yml"
-        file.write_text(yaml.safe_dump({"container_enter": self.container.enter}))
+        file.write_text(yaml.safe_dump({"container_enter": self.container.entering([])}))
 
     def play(self, *, check_mode: bool = False, fails: bool = False) -> Played:
         """Run the command that the guide shows, with these variables."""

@@ -34,6 +34,9 @@ KEPT_BY_OTHERS = re.compile(
     r"|/etc/(\.pwd\.lock|group-?|gshadow-?|ld\.so\.cache|apt/sources\.list\.d/.*)$|/__pycache__|/lib/modules/[^/]+/modules\."
 )
 """What dpkg, apt, systemd and libvirt keep for themselves."""
+LAST_MIGRATION_UNDONE = """
+DROP TRIGGER share_comes; DROP TRIGGER share_goes; DROP TRIGGER extent_goes; DROP TABLE charged;
+DROP INDEX reservation_name; DROP INDEX extent_uuid; DROP INDEX extent_unsettled;"""
 SNAPSHOT = "find / -xdev -path /proc -prune -o -path /sys -prune -o -path /dev -prune -o -print"
 
 
@@ -81,6 +84,17 @@ def host(request: pytest.FixtureRequest) -> Iterator[Installation]:
         host.run("systemctl start libvirtd.service && virsh -q list")  # it looks for hooks, and there are none yet
         host.before = host.files()
         yield host
+
+
+def in_ledger(host: Installation, statements: str) -> str:
+    """Run SQL statements on the ledger, and return the first column of what the last one gives."""
+    program = f"""import sqlite3
+ledger = sqlite3.connect("/var/lib/virt-dmem/ledger.sqlite", isolation_level=None)
+for statement in {statements!r}.split(";")[:-1]:
+    rows = ledger.execute(statement).fetchall()
+print(*[row[0] for row in rows], sep="\\n")
+"""
+    return host.container.run(["/usr/bin/python3", "-c", program]).stdout.replace("\r", "")
 
 
 def repacked(host: Installation, package: str, version: str, tmp_path: Path) -> Path:
@@ -158,7 +172,11 @@ def test_removing_is_refused_while_a_domain_uses_a_pool(host: Installation) -> N
 def test_an_upgrade_leaves_the_running_guest_the_ledger_and_the_configuration(
     host: Installation, tmp_path: Path
 ) -> None:
+    """What was there before has another version, and a ledger of an earlier schema, with the running guest."""
     before, listed = host.qemu(), json.loads(host.run("virt-dmem list --json"))["domains"]
+    host.run("systemctl stop virt-dmemd.socket virt-dmemd.service")
+    in_ledger(host, f"{LAST_MIGRATION_UNDONE} PRAGMA user_version = {SCHEMA_VERSION - 1};")
+    host.run("systemctl start virt-dmemd.socket")
     daemon = host.run("systemctl show -p MainPID --value virt-dmemd.service")
     host.run(f"echo '# mine' >>{CONFIG}; echo '#!/bin/sh' >{HOOK}")
     host.run(f"dpkg -i {repacked(host, 'virt-dmem', '99.0', tmp_path)}")
@@ -166,6 +184,9 @@ def test_an_upgrade_leaves_the_running_guest_the_ledger_and_the_configuration(
     assert host.run("systemctl show -p MainPID --value virt-dmemd.service") != daemon
     (after,) = json.loads(host.run("virt-dmem list --json"))["domains"]
     assert after["reserved_bytes"] == listed[0]["reserved_bytes"]
+    assert in_ledger(host, "PRAGMA user_version;") == f"{SCHEMA_VERSION}\n"
+    assert in_ledger(host, "SELECT sum(bytes) FROM charged;") == f"{after['reserved_bytes']}\n"
+    assert f"ledger.sqlite.v{SCHEMA_VERSION - 1}-" in host.run("ls /var/lib/virt-dmem"), "a copy from before"
     assert host.run(f"tail -n 1 {CONFIG}") == "# mine\n"
     assert "virt-dmem-hook" in host.run(f"cat {HOOK}")
     assert host.run(f"ls -A {HOOKS}").split() == ["50-virt-dmem"]
@@ -174,15 +195,13 @@ def test_an_upgrade_leaves_the_running_guest_the_ledger_and_the_configuration(
 def test_a_downgrade_is_refused_only_where_the_ledger_cannot_be_read(host: Installation) -> None:
     before = host.qemu()
     host.copy(host.deb("virt-dmem"))
-    set_version = (
-        "systemctl stop virt-dmemd.socket virt-dmemd.service; python3 -c 'import sqlite3; "
-        'sqlite3.connect("/var/lib/virt-dmem/ledger.sqlite").execute("PRAGMA user_version = {}")\''
-    )
-    host.run(set_version.format(SCHEMA_VERSION + 1))
+    host.run("systemctl stop virt-dmemd.socket virt-dmemd.service")
+    in_ledger(host, f"PRAGMA user_version = {SCHEMA_VERSION + 1};")
     said = host.refuses(f"dpkg -i {host.deb('virt-dmem')}")
     assert f"has version {SCHEMA_VERSION + 1}, and it supports version {SCHEMA_VERSION}" in said
     assert "99.0" in host.run("dpkg-query -W virt-dmem")
-    host.run(set_version.format(SCHEMA_VERSION))
+    host.run("systemctl stop virt-dmemd.socket virt-dmemd.service")
+    in_ledger(host, f"PRAGMA user_version = {SCHEMA_VERSION};")
     host.run(f"dpkg -i {host.deb('virt-dmem')}")
     assert host.status("virt-dmem") == "installed"
     assert host.qemu() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -42,15 +43,11 @@ EXPECTED = {
     "usr/lib/virt-dmem/integrate": 0o755,
     "usr/lib/virt-dmem/manifest": 0o644,
     "usr/sbin/virt-dmemd": 0o755,
-    "usr/share/doc/virt-dmem/README.md": 0o644,
     "usr/share/bash-completion/completions/virt-dmem": 0o644,
-    "usr/share/doc/virt-dmem/errors.md": 0o644,
-    "usr/share/doc/virt-dmem/json.md": 0o644,
-    "usr/share/doc/virt-dmem/prometheus-rules.yml": 0o644,
-    "usr/share/doc/virt-dmem/virt-dmem.schema.json": 0o644,
     "usr/share/zsh/site-functions/_virt-dmem": 0o644,
     "usr/share/doc/virt-dmem/virt-dmem.toml": 0o644,
 }
+INSTALLED = runpy.run_path(str(REPOSITORY / "docs/installed.py"))
 MODULE = f"usr/src/virt-dmem-{__version__}"
 MODULE_SOURCES = [
     path.relative_to(REPOSITORY / "kernel")
@@ -157,7 +154,11 @@ def test_every_file_comes_to_its_place_with_its_mode(staged: Path) -> None:
     pages = {
         f"usr/share/man/man{page.suffix[1:]}/{page.name}": 0o644 for page in REPOSITORY.glob("docs/man/*.[1-8]")
     }
-    assert files_in(staged) == EXPECTED | pages
+    documents = {f"usr/share/doc/virt-dmem/{place}": 0o644 for place in INSTALLED["places"]().values()}
+    assert documents.keys() >= {
+        f"usr/share/doc/virt-dmem/{place}" for place in ("README.md", "guide/operations.md", "reference/json.md")
+    }
+    assert files_in(staged) == EXPECTED | pages | documents
 
 
 def test_the_hook_is_a_file_of_its_own_and_the_only_one_libvirt_would_run(staged: Path) -> None:

@@ -17,9 +17,9 @@ import pytest
 import virt_dmem
 from tests.rig.repository import REPOSITORY
 
-PYTHON_CODE = ("virt_dmem", "tests", "bench", "tools", "docs", "hatch_build.py")
+PYTHON_CODE = ("virt_dmem", "tests", "bench", "tools", "docs", "hatch_build.py", "hooks/kubevirt")
 HOOK = REPOSITORY / "hooks/qemu.d/50-virt-dmem"
-SHELL_CODE = ("hooks/*/*", "packaging/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/run", ".ci/*.sh")
+SHELL_CODE = ("hooks/*/[0-9]*", "hooks/**/*.sh", "packaging/*.sh", "tests/**/*.sh", "bench/**/*.sh", ".ci/*")
 
 PACKAGES = (
     "runtime",
@@ -58,10 +58,14 @@ WITHOUT_MODULE = {
     "bench": "bench/, which is not part of virt_dmem",
     "bounds": "hostile numbers and sizes, in every module that reads some",
     "clock": "a clock that is set, in every module that reads one",
+    "cloudstack_hook": "hooks/cloudstack",
+    "cockpit": "packaging/cockpit",
     "docs": "docs/",
     "domain_xml.namespace_schema": "docs/reference/dmem-1.0.rng",
     "domain_xml.rewrite_schema": "rewrite, with random domains and libvirt's schema",
     "install": "packaging/",
+    "installed_documents": "docs/installed.py, and what is installed that names files",
+    "kubevirt_hook": "hooks/kubevirt",
     "lint": "all source code",
     "one_bad_item": "one item that fails, in every part of the daemon that handles several",
     "packaging": "packaging/root.sh and the scripts that build packages with it",

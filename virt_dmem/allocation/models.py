@@ -175,6 +175,7 @@ class NodeStatus:
     capacity_bytes: int
     reserved_bytes: int
     free_bytes: int
+    ready_bytes: int = 0
 
 
 @dataclass(frozen=True)

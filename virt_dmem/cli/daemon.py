@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Connect commands to virt-dmemd."""
+"""Connect commands to virt-dmemd. Imports nothing slow: ``list --json`` uses it."""
 
 from __future__ import annotations
 
-from virt_dmem.config.schema import load_config
+from virt_dmem.config.files import DEFAULT_RUN_DIR, SOCKET_NAME, mentions
 from virt_dmem.ipc.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["connect"]
+__all__ = ["connect", "socket_path"]
 
 
 def connect(args: argparse.Namespace) -> Client:
@@ -18,4 +18,18 @@ def connect(args: argparse.Namespace) -> Client:
 
     :raise DaemonUnreachable: When nobody listens.
     """
+    from virt_dmem.config.schema import load_config  # noqa: PLC0415 -- 40 ms
+
     return Client(load_config(args.config).socket_path)
+
+
+def socket_path(args: argparse.Namespace) -> str:
+    """Return the path of virt-dmemd's socket; the configuration is parsed only where it may set it.
+
+    A typo elsewhere in it does not stop monitoring of a running daemon.
+    """
+    if not mentions("run_dir", args.config):
+        return f"{DEFAULT_RUN_DIR}/{SOCKET_NAME}"
+    from virt_dmem.config.schema import load_config  # noqa: PLC0415 -- 40 ms
+
+    return str(load_config(args.config).socket_path)

@@ -92,6 +92,7 @@ class PoolNode(Struct):
     capacity_bytes: Annotated[int, says("current size there")]
     reserved_bytes: Annotated[int | None, says("memory held by domains; null: virt-dmemd does not answer")]
     free_bytes: Annotated[int | None, says("capacity less reserved, never negative; null likewise")]
+    ready_bytes: Annotated[int | None, says("free memory that is populated and pre-zeroed; null likewise")]
 
 
 class PoolSegment(Struct):
@@ -132,6 +133,25 @@ class Pool(Struct):
     on_boot: Annotated[
         bool | None, says("its systemd unit is enabled, which restores it at each boot; null: there is no systemd")
     ]
+
+
+class Alert(Struct):
+    """A condition that needs attention."""
+
+    code: Code
+    subject: Annotated[str, says("the domain, pool or file that it is about")]
+    message: Happened
+    hint: Hint
+    since: Since
+
+
+class CheckResult(Struct):
+    """The result of one check."""
+
+    name: Annotated[str, says("stable name of the check")]
+    status: Annotated[Literal["PASS", "WARN", "FAIL"], says("FAIL: domains may not start as configured")]
+    message: Annotated[str, says("what was found")]
+    hint: Hint
 
 
 class PoolAnswer(Answer):

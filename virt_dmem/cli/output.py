@@ -75,6 +75,11 @@ class Output:
             )
             self.text("  ".join(padded).rstrip())
 
+    def painted(self, text: str) -> None:
+        """Print ``text`` that is ``printable`` already but for colours (``screen``), unless JSON was asked for."""
+        if not self.as_json:
+            _to_stdout(sys.stdout.write, text)
+
     def document(self, text: bytes) -> None:
         """Print ``text`` (UTF-8) unchanged for another program; on a terminal control characters become escapes."""
         if sys.stdout.isatty():

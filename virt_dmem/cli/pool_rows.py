@@ -37,8 +37,15 @@ def pool_rows(config: Config, out: Output) -> list[dict[str, Any]]:
         found = registry.records(config)
         by_pool = itertools.groupby(zip(found, registry.capacities(found), strict=True), lambda one: one[0].pool)
         rows = [_row(*zip(*segments, strict=True)) for _, segments in by_pool]
-    later: dict[str, Any] = {"segments": [], "ready_note": None}  # which a virt-dmemd before its restart omits
-    return [later | row | {"on_boot": boot_units.is_enabled(row["name"])} for row in rows]
+    return [_LATER | row | {"nodes": _nodes(row), "on_boot": boot_units.is_enabled(row["name"])} for row in rows]
+
+
+_LATER: dict[str, Any] = {"segments": [], "ready_note": None}
+"""Fields that an older virt-dmemd omits, until it is restarted."""
+
+
+def _nodes(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"ready_bytes": None, **node} for node in row["nodes"]]
 
 
 def row_of(segments: list[PoolRecord]) -> dict[str, Any]:
@@ -65,7 +72,10 @@ def _row(segments: Sequence[PoolRecord], capacities: Sequence[Mapping[int, int]]
         "ready_most_bytes": None,
         "ready_policy": None,
         "pinned_bytes": None,
-        "nodes": [{"node": node, "capacity_bytes": size, **unknown} for node, size in sorted(capacity.items())],
+        "nodes": [
+            {"node": node, "capacity_bytes": size, **unknown, "ready_bytes": None}
+            for node, size in sorted(capacity.items())
+        ],
         "segments": [
             {"name": record.name, "capacity_bytes": sum(has.values()), "reserved_bytes": None}
             for record, has in zip(segments, capacities, strict=True)

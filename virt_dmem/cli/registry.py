@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["MODULES", "GROUPS", "load", "module_of", "named"]
 
 MODULES = {
+    "status": "status",
     "check": "check",
     "plan-host": "plan_host",
     "savings": "pool.savings",

@@ -7,6 +7,7 @@ a typo must not silently mean the default. virt-dmem.toml(5) is generated from t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -24,6 +25,7 @@ __all__ = [
     "LibvirtConfig",
     "MetricsConfig",
     "PrefaultConfig",
+    "digest",
     "keys",
     "load_config",
     "load_config_and_origins",
@@ -197,6 +199,11 @@ def load_config_and_origins(path: Path | None = None) -> tuple[Config, dict[str,
             origins[key] = file
             (merged.setdefault(section, {}) if dot else merged)[name] = value
     return msgspec.convert(merged, Config), origins
+
+
+def digest(config: Config) -> str:
+    """Return a text that two configurations have in common only if they are equal."""
+    return hashlib.sha256(msgspec.json.encode(config)).hexdigest()
 
 
 def keys(kind: type[msgspec.Struct] = Config, above: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from virt_dmem.allocation.models import PoolStatus, Reservation, TimedStep
+from virt_dmem.config.schema import digest
 from virt_dmem.daemon.domain_list import DomainList
 from virt_dmem.daemon.reconciler import Reconciler
 from virt_dmem.daemon.service import Service
@@ -122,6 +123,11 @@ class ControlInterface(Interface):
     async def ShowBackends(self, *, domain: str) -> list[BackendView]:  # noqa: N802
         """Return QEMU's memory backends of a domain (UUID); empty where its monitor does not answer."""
         return [*map(_backend, await self.calls.run(self._service.show_backends(domain)))]
+
+    @method(returns="digest")
+    def ShowConfig(self) -> str:  # noqa: N802
+        """Return the digest of the configuration that is in force."""
+        return digest(self._service.config)
 
     @method(returns="pools")
     def ListPools(self) -> list[PoolView]:  # noqa: N802

@@ -33,7 +33,7 @@ from virt_dmem.domains.admission import Admission
 from virt_dmem.domains.extents import ExtentManager, ReportProgress
 from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import Delayed, ExtentError, NotMapped, NotPermitted, NotRewritten
-from virt_dmem.host import apparmor
+from virt_dmem.host.confinement import apparmor
 from virt_dmem.hypervisor import dead_monitors
 from virt_dmem.hypervisor.processes import find_qemu
 from virt_dmem.hypervisor.qemu_user import placed
@@ -120,7 +120,7 @@ class HookOperations:
             def link_all() -> list[Link]:
                 links = []
                 for extent in reservation.extents:
-                    extent_files.grant_access(extent.path, uid, gid)
+                    extent_files.grant_access(extent.path, uid, gid, domain.selinux_imagelabel)
                     extent_files.link(extent.path, directory / extent.alias, users=(uid,))
                     file = extent_files.file_id(extent.path)
                     links.append(Link(str(directory / extent.alias), file.device, file.inode))

@@ -261,7 +261,7 @@ class Hotplug:
             self._ledger.set_state(extent, ExtentState.ATTACHING, link=str(link))
 
             def grant() -> None:
-                extent_files.grant_access(extent.path, uid, gid)
+                extent_files.grant_access(extent.path, uid, gid, running.selinux_imagelabel)
                 extent_files.link(extent.path, link, users=(uid,))
                 extent_files.check_visible(pid, extent.path)
 

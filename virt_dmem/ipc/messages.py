@@ -35,6 +35,7 @@ class NodeView:
     capacity_bytes: int
     reserved_bytes: int
     free_bytes: int
+    ready_bytes: int
 
 
 @dataclass(frozen=True)

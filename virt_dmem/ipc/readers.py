@@ -33,7 +33,16 @@ __all__ = ["READ_METHODS", "Readers"]
 limited_log = RateLimitedLog(logging.getLogger(__name__))
 
 READ_METHODS = frozenset(
-    {"ListDomains", "ShowDomain", "ShowBackends", "ListPools", "ListAlerts", "ListEvents", "ShowMetrics"}
+    {
+        "ListDomains",
+        "ShowDomain",
+        "ShowBackends",
+        "ListPools",
+        "ListAlerts",
+        "ListEvents",
+        "ShowConfig",
+        "ShowMetrics",
+    }
     | {"GetInfo", "GetInterfaceDescription"}
 )
 ASKS_QEMU = f"{INTERFACE}.ShowBackends"

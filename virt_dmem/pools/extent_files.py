@@ -26,6 +26,7 @@ from pathlib import Path
 
 from virt_dmem.errors import ExtentError, NotMapped
 from virt_dmem.host import dirfd
+from virt_dmem.host.confinement import selinux
 from virt_dmem.host.processes import mappings
 from virt_dmem.os_errors import remedy
 from virt_dmem.units import format_size
@@ -153,12 +154,14 @@ def file_id(path: Path) -> FileId:
     return FileId(found.st_dev, found.st_ino)
 
 
-def grant_access(path: Path, uid: int, gid: int) -> None:
+def grant_access(path: Path, uid: int, gid: int, label: str | None = None) -> None:
     """Give an extent to QEMU's user, for QEMU alone.
 
+    :param label: SELinux label of the domain's own files; its QEMU, and no other, may open them. The extent keeps
+        it: what QEMU does to its file later, such as punching a hole, is checked again.
     :raise ExtentError: When it cannot be done.
     """
-    _own(path, uid, gid)
+    _own(path, uid, gid, label)
 
 
 def revoke_access(path: Path) -> None:
@@ -169,11 +172,12 @@ def revoke_access(path: Path) -> None:
     _own(path, 0, 0)
 
 
-def _own(path: Path, uid: int, gid: int) -> None:
+def _own(path: Path, uid: int, gid: int, label: str | None = None) -> None:
     try:
         with _seen(path) as (file, found):
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file")
+            selinux.label_file(file, label)
             if (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (uid, gid, 0o600):
                 return  # a process that keeps writing to it would delay the change
             os.chown(file, uid, gid)

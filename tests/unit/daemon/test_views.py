@@ -75,7 +75,8 @@ def test_pools_and_backends_keep_their_fields(
     monkeypatch.setattr("virt_dmem.daemon.service.Service.list_pools", lambda _self: [pool])
     monkeypatch.setattr("virt_dmem.daemon.service.Service.show_backends", show_backends)
     (found,) = sent(interface.ListPools())["pools"]
-    assert found["nodes"] == [{"node": -1, "capacity_bytes": 3, "reserved_bytes": 2, "free_bytes": 1}]
+    sizes = {"capacity_bytes": 3, "reserved_bytes": 2, "free_bytes": 1, "ready_bytes": 0}
+    assert found["nodes"] == [{"node": -1, **sizes}]
     assert (found["name"], found["ready_policy"], found["free_bytes"]) == ("p", "off", 1)
     (shown,) = sent(asyncio.run(interface.ShowBackends(domain="x")))["backends"]
     assert (shown["id"], shown["host_nodes"], shown["preallocated"]) == ("ram-node0", [0, 1], True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.rig.promql import asked
 from tests.rig.repository import REPOSITORY
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
@@ -28,7 +30,14 @@ from virt_dmem.runtime.attempts import Attempts
 
 DOCS = REPOSITORY / "docs/reference"
 DESCRIBED = re.compile(r"^\| `(virt_dmem_\w+)` \|([^|]*)\|", re.MULTILINE)
-NAME = re.compile(r"\bvirt_dmem_\w+")
+SUFFIX = "_(bucket|count|sum)$"
+DASHBOARD = json.loads((DOCS / "grafana-dashboard.json").read_text("utf-8"))
+VALUES: dict[str, set[str]] = {
+    "code": {*EXPLANATIONS},
+    "phase": {phase.value for phase in Phase},
+    "operation": {"prepare", "start", "started", "stopped", "release"},
+}
+"""What a label can be, where an expression asks for a value of it."""
 
 
 @pytest.fixture
@@ -79,6 +88,25 @@ def names_and_labels(metrics: Metrics) -> dict[str, set[str]]:
     return found
 
 
+def labels_of(expression: str, known: dict[str, set[str]]) -> set[str]:
+    """Return the labels that the result of an expression can have; fail if it asks for what there is not."""
+    question = asked(expression)
+    assert question.metrics, expression
+    there = {"instance"}
+    for name, matchers in question.metrics.items():
+        metric = re.sub(SUFFIX, "", name)
+        assert metric in known, expression
+        labels = known[metric] | {"instance"} | ({"le"} if name.endswith("_bucket") else set())
+        for matcher in matchers:
+            assert matcher.label in labels, expression
+            if not matcher.value.startswith("$"):
+                assert set(matcher.value.split("|")) <= VALUES[matcher.label], expression
+        there |= labels
+    for grouped in question.grouped:
+        assert grouped <= there, expression
+    return set().union(*question.grouped) if question.grouped else there
+
+
 def test_every_metric_is_described_and_every_description_is_of_a_metric(metrics: Metrics) -> None:
     described = {
         name: set(re.findall(r"`(\w+)`", labels))
@@ -103,15 +131,59 @@ def test_the_alert_rules_ask_for_metrics_and_codes_that_exist(metrics: Metrics) 
     for rule in rules:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert set(rule["annotations"]) == {"summary", "description"}
-        assert rule["expr"].count("(") == rule["expr"].count(")")
-        asked = {re.sub("_(bucket|count|sum)$", "", name) for name in NAME.findall(rule["expr"])}
-        assert asked, rule
-        assert asked <= known.keys(), rule
-        for matched in re.findall(r'code=~?"([^"]*)"', rule["expr"]):
-            assert set(matched.split("|")) <= EXPLANATIONS.keys(), rule
-        labels = {"instance"}.union(*(known[name] for name in asked))
+        labels = labels_of(rule["expr"], known)
         text = "".join(rule["annotations"].values())
         assert set(re.findall(r"\$labels\.(\w+)", text)) <= labels, rule
+
+
+def test_the_dashboard_asks_for_metrics_labels_and_values_that_exist(metrics: Metrics) -> None:
+    known = names_and_labels(metrics)
+    asked_for: set[str] = set()
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            labels = labels_of(target["expr"], known)
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels, target
+            assert target["datasource"]["uid"] == "${datasource}"
+            asked_for |= {re.sub(SUFFIX, "", name) for name in asked(target["expr"]).metrics}
+    assert asked_for == known.keys()
+    for variable in DASHBOARD["templating"]["list"][1:]:
+        (expression, label) = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
+        assert label in labels_of(expression, known)
+
+
+def test_each_panel_of_the_dashboard_has_an_id_of_its_own_a_place_a_unit_and_a_description() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) > 20
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (place["x"] + right, place["y"] + down) for right in range(place["w"]) for down in range(place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            assert panel["description"].endswith("."), panel["title"]
+            assert panel["datasource"]["uid"] == "${datasource}"
+            assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+def test_the_dashboard_belongs_to_no_data_source_and_no_grafana_in_particular() -> None:
+    first, *others = DASHBOARD["templating"]["list"]
+    assert (first["name"], first["type"], first["query"]) == ("datasource", "datasource", "prometheus")
+    assert {variable["datasource"]["uid"] for variable in others} == {"${datasource}"}
+    assert DASHBOARD["id"] is None
+    assert DASHBOARD["schemaVersion"] >= 39  # Grafana 11's, which 12 reads
+
+
+@pytest.mark.parametrize(
+    "wrong", ["sum(a", "a)", "frob(a)", 'a{b="c}', "a{b}", "a{b=c}", "rate(a[5 m])", "sum by (a (b)", "a ? b"]
+)
+def test_an_expression_that_prometheus_would_not_read_is_noticed(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        asked(wrong)
 
 
 def test_what_is_held_is_counted(metrics: Metrics, ledger: Ledger) -> None:

@@ -69,6 +69,22 @@ def test_a_link_replaces_a_link_and_nothing_else(pool: Path, tmp_path: Path) -> 
     assert name.read_text() == "a file of another"
 
 
+def test_a_domains_own_label_is_given_with_its_access_and_stays(
+    pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel without SELinux: what is written is caught before it."""
+    path = extent_files.path_of(pool, UUID, "pc.ram")
+    extent_files.create(path, SIZE)
+    given: list[tuple[bool, str | None]] = []
+    monkeypatch.setattr(
+        extent_files.selinux, "label_file", lambda file, label: given.append((Path(file).samefile(path), label))
+    )
+    extent_files.grant_access(path, 12345, 12345, "a:b:svirt_image_t:s0:c1,c2")
+    extent_files.revoke_access(path)
+    assert given == [(True, "a:b:svirt_image_t:s0:c1,c2"), (True, None)]
+    assert path.stat().st_uid == 0
+
+
 def test_a_symbolic_link_in_the_pool_is_never_followed(pool: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")

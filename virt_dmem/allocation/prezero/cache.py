@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 
@@ -23,6 +23,7 @@ from virt_dmem.allocation.prezero.forecast import Target, forecast, plan_on_prez
 from virt_dmem.allocation.prezero.segment_cache import SegmentCache
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainMemory
+from virt_dmem.pools import prezeroed_files
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.prezeroed_files import Owner, PrezeroedExtent
 from virt_dmem.pools.segment_id import SegmentId
@@ -143,7 +144,7 @@ class PrezeroCache:
 
     def pool_statuses(self) -> list[PoolStatus]:
         """Return the status of every recorded pool, its pre-zeroed memory included."""
-        by_pool = self._prezeroed_bytes()
+        by_pool, by_node = self._prezeroed_bytes(), self._prezeroed_by_node()
         return [
             replace(
                 status,
@@ -152,6 +153,7 @@ class PrezeroCache:
                 ready_most_bytes=0 if policy in {"off", "kernel"} else self._limit_bytes(status.name),
                 ready_policy=policy,
                 ready_note=self._note(status, policy, now, target),
+                nodes=[replace(node, ready_bytes=by_node[status.name][node.node]) for node in status.nodes],
             )
             for status in self._inventory.pool_statuses()
             for now, target in [by_pool.get(status.name, (0, 0))]
@@ -179,6 +181,13 @@ class PrezeroCache:
             return "libvirt has not told which domains there are"
         ran = "ran here before, is shut off" if policy == "recent" else "is shut off"
         return f"no target: no applied domain {ran} and fits in what is free"
+
+    def _prezeroed_by_node(self) -> defaultdict[str, Counter[int]]:
+        """Return the bytes that are pre-zeroed now, by pool and node."""
+        found: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        for segment in self._inventory.usable():
+            found[segment.pool] += prezeroed_files.held_by_node(self.of(segment).extents())
+        return found
 
     def _prezeroed_bytes(self) -> dict[str, tuple[int, int]]:
         """Return the bytes that are pre-zeroed now, and that are to be, by pool."""

@@ -9,9 +9,8 @@ from virt_dmem.errors import ExitStatus
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Annotated
 
-    from virt_dmem.cli.json_schema import Code, Happened, Hint, Since, says
+    from virt_dmem.cli.json_schema import Alert
     from virt_dmem.cli.output import Output
 
 __all__ = ["COMMANDS"]
@@ -23,16 +22,6 @@ virt-dmem; an extent whose domain is gone, or that was enlarged; pinned or faile
 memory; a pool smaller than its reservations; a damaged ledger; what could not be
 reconciled; concurrent redefinition of a domain; automatic apply that is paused.
 A hint follows each of them."""
-
-
-class Alert:
-    """A condition that needs attention."""
-
-    code: Code
-    subject: Annotated[str, says("the domain, pool or file that it is about")]
-    message: Happened
-    hint: Hint
-    since: Since
 
 
 class AlertsAnswer:

@@ -9,9 +9,8 @@ from virt_dmem.errors import ExitStatus
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Annotated, Literal
 
-    from virt_dmem.cli.json_schema import Hint, says
+    from virt_dmem.cli.json_schema import CheckResult
     from virt_dmem.cli.output import Output
     from virt_dmem.pools.backends.checks import Result
 
@@ -30,15 +29,6 @@ each check, with its name and beginning with
 A hint on how to fix it follows. What others changed on the host and what is
 wrong with single domains is in 'virt-dmem alerts' as well. The exit status is 3
 if a check failed."""
-
-
-class CheckResult:
-    """One line of `check`."""
-
-    name: Annotated[str, says("stable name of the check")]
-    status: Annotated[Literal["PASS", "WARN", "FAIL"], says("FAIL: domains may not start as configured")]
-    message: Annotated[str, says("what was found")]
-    hint: Hint
 
 
 class CheckAnswer:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virt-dmem completion``: made from the parser by shtab."""
+"""``virt-dmem completion``: made from the parser by shtab, with functions of ours for names (``cli.names``)."""
 
 from __future__ import annotations
 
 from virt_dmem.cli.command import Command
-from virt_dmem.errors import ExitStatus
+from virt_dmem.cli.daemon import socket_path
+from virt_dmem.cli.names import KINDS, function, functions, names
+from virt_dmem.errors import ExitStatus, UsageError
+from virt_dmem.ipc.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Annotated
+    from typing import Annotated, Any
 
     from virt_dmem.cli.json_schema import says
     from virt_dmem.cli.output import Output
@@ -25,41 +28,79 @@ in a directory of $fpath. The package has done so."""
 class CompletionAnswer:
     """`completion`."""
 
-    shell: Annotated[str, says("bash or zsh")]
-    script: Annotated[str, says("the completion script")]
+    shell: Annotated[str | None, says("bash or zsh; null: --names")]
+    script: Annotated[str, says("the completion script, or the names in lines")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the argument."""
-    parser.add_argument("shell", choices=("bash", "zsh"))
+    """Declare the arguments."""
+    parser.add_argument("shell", nargs="?", choices=("bash", "zsh"))
+    parser.add_argument(
+        "--names", choices=KINDS, metavar="KIND", help="print only these names, for the scripts: pools or aliases"
+    )
+    parser.add_argument(
+        "--domain", metavar="DOMAIN", default="", help="with --names aliases: of this domain's extents"
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
-    """Print the completion script for a shell."""
-    import shtab
-
-    from virt_dmem.cli.parser import build_parser
-
-    parser = build_parser()
-    _complete_file_names(parser)
-    script = shtab.complete(parser, shell=args.shell)
+    """Print the completion script for a shell, or the names that such a script asks for."""
+    if bool(args.names) == bool(args.shell):
+        raise UsageError("Name a shell: bash or zsh.", hint="See 'virt-dmem completion --help'.")
+    if args.names:
+        with Client(socket_path(args)) as daemon:
+            script = "\n".join(names(args.names, daemon, args.domain))
+    else:
+        script = _script(args.shell)
     out.text(script)
     out.result(shell=args.shell, script=script)
     return ExitStatus.DONE
 
 
-def _complete_file_names(parser: argparse.ArgumentParser) -> None:
+def _script(shell: str) -> str:
+    import shtab
+
+    from virt_dmem import errors
+    from virt_dmem.cli import registry
+    from virt_dmem.cli.parser import build_parser
+    from virt_dmem.monitoring.alert_codes import EXPLANATIONS
+
+    parser = build_parser()
+    _complete(parser)
+    columns = {name: registry.load(name).columns for name in registry.MODULES}
+    listed = {name: " ".join(table) for name, table in columns.items() if table}
+    preamble: Any = functions([*errors.codes(), *EXPLANATIONS], listed)
+    script: str = shtab.complete(parser, shell=shell, preamble=preamble)
+    return script
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Tell shtab, for all actions of a parser and of those below it, what their words are."""
     import argparse
     from pathlib import Path
 
     import shtab
 
+    command = parser.prog.partition(" ")[2]
     for action in parser._actions:
-        if action.type is Path:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
         if isinstance(action, argparse._SubParsersAction):
             for child in action.choices.values():
-                _complete_file_names(child)
+                _complete(child)
+        elif action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif called := _function(action, command):
+            action.complete = {"bash": called, "zsh": called}  # type: ignore[attr-defined]
+
+
+def _function(action: argparse.Action, command: str) -> str:
+    """Return the function that completes an action's words; empty: none does."""
+    metavar = str(action.metavar or "")
+    if metavar in {"COLUMN", "COLUMNS"}:
+        return function("columns", command)
+    if metavar == "NAME" and command != "pool create":  # of a pool
+        return function("pools")
+    kinds = {"DOMAIN": "domains", "ALIAS": "aliases", "CODE": "codes", "SIZE": "sizes"}
+    return function(kinds[metavar]) if metavar in kinds else ""
 
 
 COMMANDS = (

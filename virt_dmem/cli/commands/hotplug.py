@@ -120,7 +120,7 @@ def resize(args: argparse.Namespace, out: Output) -> ExitStatus:
 
 def _change(args: argparse.Namespace, out: Output, method: str, **parameters: object) -> ExitStatus:
     from virt_dmem.cli.daemon import connect
-    from virt_dmem.cli.progress import progress
+    from virt_dmem.cli.terminal.progress import progress
 
     change: dict[str, Any] = {}
     with connect(args) as daemon, progress(out) as show:

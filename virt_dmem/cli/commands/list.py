@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from virt_dmem.cli.columns import Column, choose, joined, select, size, table, text
 from virt_dmem.cli.command import Command
-from virt_dmem.config.files import DEFAULT_RUN_DIR, SOCKET_NAME, mentions
+from virt_dmem.cli.daemon import socket_path
 from virt_dmem.errors import DaemonUnreachable, ExitStatus
 from virt_dmem.ipc.client import Client
 
@@ -98,7 +98,7 @@ def _available(args: argparse.Namespace) -> Table:
 
 
 def _held(args: argparse.Namespace) -> Rows:
-    with Client(_socket_path(args)) as daemon:
+    with Client(socket_path(args)) as daemon:
         rows: Rows = daemon.call("ListDomains")["domains"]
     return rows
 
@@ -107,21 +107,9 @@ def _note_alerts(args: argparse.Namespace, out: Output) -> None:
     """Print a note for each active alert: it may be why the list is consulted."""
     from contextlib import suppress
 
-    with suppress(DaemonUnreachable), Client(_socket_path(args)) as daemon:
+    with suppress(DaemonUnreachable), Client(socket_path(args)) as daemon:
         for alert in daemon.call("ListAlerts")["alerts"]:
             out.note(f"{alert['code']}: {alert['message']}")
-
-
-def _socket_path(args: argparse.Namespace) -> str:
-    """Return the path of virt-dmemd's socket; the configuration is parsed only where it may set it.
-
-    A typo elsewhere in it does not stop monitoring of a running daemon.
-    """
-    if not mentions("run_dir", args.config):
-        return f"{DEFAULT_RUN_DIR}/{SOCKET_NAME}"
-    from virt_dmem.config.schema import load_config
-
-    return str(load_config(args.config).socket_path)
 
 
 def _applied(args: argparse.Namespace, out: Output) -> Rows:
@@ -164,7 +152,7 @@ def _default_pool(config: Config, args: argparse.Namespace) -> str | None:
     if config.default_pool:
         return config.default_pool
     names = []
-    with suppress(DaemonUnreachable), Client(_socket_path(args)) as daemon:
+    with suppress(DaemonUnreachable), Client(socket_path(args)) as daemon:
         names = [pool["name"] for pool in daemon.call("ListPools")["pools"]]
     return names[0] if len(names) == 1 else None
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from virt_dmem.cli.arguments import add_dry_run
 from virt_dmem.cli.columns import BACKEND, GROSS, LEFT, NET, PAGES, Column, choose, size, table, text
 from virt_dmem.cli.command import Command
-from virt_dmem.cli.confirm import add_yes, confirm
+from virt_dmem.cli.terminal.confirm import add_yes, confirm
 from virt_dmem.errors import ExitStatus, UsageError
 from virt_dmem.units import parse_size
 

@@ -8,7 +8,8 @@ import stat
 from pathlib import Path
 
 from virt_dmem.domain_xml.monitor import socket_of
-from virt_dmem.host import apparmor as apparmor_rules
+from virt_dmem.host.confinement import apparmor as apparmor_rules
+from virt_dmem.host.confinement.selinux import label_of
 from virt_dmem.monitoring.checks.base import Machine, text_of
 from virt_dmem.pools.backends.checks import Result, failed, passed
 
@@ -57,14 +58,19 @@ def apparmor(machine: Machine) -> Result:
 
 
 def selinux(machine: Machine) -> Result:
-    """Check that SELinux is not enforcing: virt-dmem does not label its files yet."""
+    """Check that virt-dmem's policy is loaded where SELinux is enforcing: its directory has a label of ours."""
     if text_of(machine.path("/sys/fs/selinux/enforce")).strip() != "1":
         return passed("SELinux is not enforcing.")
     if machine.setting("security_driver") == "none":
         return passed("libvirt uses no security driver.")
+    directory = machine.config.daemon.run_dir
+    label = label_of(machine.path(directory)) or "none"
+    if ":virt_dmem_" in label:
+        return passed(f"SELinux is enforcing, and {directory} is labelled {label}.")
     return failed(
-        "SELinux is enforcing, and virt-dmem does not label its files yet: QEMU may not open them.",
-        "Allow it by your own policy module, or use a host with AppArmor.",
+        f"SELinux is enforcing, and {directory} is labelled {label}: the policy module virt_dmem is not loaded, and"
+        " QEMU may not open its memory.",
+        "Install virt-dmem-selinux, or load the module virt_dmem by semodule(8), and run restorecon -R on it.",
     )
 
 

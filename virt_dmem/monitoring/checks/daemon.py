@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 
+from virt_dmem.config.schema import digest
 from virt_dmem.errors import DaemonUnreachable, DmemError, PermissionRefused
 from virt_dmem.ipc.client import Client
 from virt_dmem.monitoring.checks.base import Machine
@@ -16,14 +17,20 @@ __all__ = ["daemon", "alerts", "group", "helper"]
 
 
 def daemon(machine: Machine) -> Result:
-    """Check that virt-dmemd answers."""
+    """Check that virt-dmemd answers, and runs with the configuration that its files have now."""
     try:
         with Client(machine.path(machine.config.socket_path)) as client:
             count = len(client.call("ListDomains")["domains"])
+            in_force = client.call("ShowConfig")["digest"]
     except DmemError as error:
         if isinstance(error, PermissionRefused) or isinstance(error.__cause__, PermissionError):
             return warned(error.message, "Run the check as root, or as a member of the group.")
         raise
+    if in_force != digest(machine.config):
+        return warned(
+            "virt-dmemd runs with another configuration: its files were changed since it was started.",
+            "Restart it with 'systemctl restart virt-dmemd.service'; running guests are not affected.",
+        )
     return passed(f"virt-dmemd answers; {counted(count, 'domain holds', 'domains hold')} memory.")
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.errors import DaemonUnreachable, DomainRefused, PermissionRefused
-from virt_dmem.host import apparmor, processes
+from virt_dmem.host import processes
+from virt_dmem.host.confinement import apparmor
 from virt_dmem.host.processes import CLOCK_TICKS
 from virt_dmem.ipc.client import Client
 from virt_dmem.monitoring.checks.base import INSTALL, Machine, text_of

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import virt_dmem
-from virt_dmem.host import apparmor
+from virt_dmem.host.confinement import apparmor
 from virt_dmem.monitoring.alert_codes import INSTALLATION_CHANGED
 from virt_dmem.monitoring.checks.base import INSTALL, text_of
 from virt_dmem.monitoring.watch.base import Deviation, Sight

@@ -186,8 +186,9 @@ class Dmemfs(Backend[DmemfsRecord]):
             " than four such parameters disable the kernel's address randomization (physical KASLR)."
         )
         notes.append(
-            "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA. docs/guide/dmemfs.md"
-            " explains when huge pages are the better choice. What remains are the module's own tables."
+            "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA."
+            " /usr/share/doc/virt-dmem/guide/dmemfs.md explains when huge pages are the better choice."
+            " What remains are the module's own tables."
         )
         probe = facts.probe(self.name)
         if not probe.available:

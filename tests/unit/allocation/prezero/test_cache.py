@@ -49,5 +49,7 @@ def test_it_tells_why_no_more_is_pre_zeroed(tmp_path: Path, monkeypatch: pytest.
         assert note() == "under way"
         await rig.worker.run()
         assert note() == ""
+        (status,) = rig.prezero.pool_statuses()
+        assert status.ready_bytes == sum(node.ready_bytes for node in status.nodes) > 0
 
     asyncio.run(story())

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from tests.rig.checked_machine import pool
 from tests.rig.fake_tree import put
 from tests.rig.repository import REPOSITORY
@@ -58,9 +60,17 @@ def test_apparmor_needs_our_rule_where_it_is_enabled(machine: Machine) -> None:
     assert confinement.apparmor(machine).status is Status.PASS
 
 
-def test_an_enforcing_selinux_is_a_fault_until_extents_are_labelled(machine: Machine) -> None:
+def test_an_enforcing_selinux_is_a_fault_until_our_policy_is_loaded(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The label is a stand-in."""
     assert confinement.selinux(machine).status is Status.PASS
     put(machine.root / "sys/fs/selinux/enforce", "1")
-    assert confinement.selinux(machine).status is Status.FAIL
+    failed = confinement.selinux(machine)
+    assert failed.status is Status.FAIL
+    assert "is labelled none: the policy module virt_dmem is not loaded" in failed.message
+    monkeypatch.setattr(confinement, "label_of", lambda _: "system_u:object_r:virt_dmem_runtime_t:s0")
+    assert confinement.selinux(machine).status is Status.PASS
+    monkeypatch.undo()
     put(machine.root / "etc/libvirt/qemu.conf", 'security_driver = "none"\n')
     assert confinement.selinux(machine).status is Status.PASS

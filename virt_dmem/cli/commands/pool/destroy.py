@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from virt_dmem.cli.arguments import add_dry_run, add_pool
 from virt_dmem.cli.command import Command
-from virt_dmem.cli.confirm import add_yes, confirm
+from virt_dmem.cli.terminal.confirm import add_yes, confirm
 from virt_dmem.errors import DaemonUnreachable, ExitStatus, UsageError
 from virt_dmem.units import parse_duration
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """
     from virt_dmem.cli.pool_changes import PoolDaemon, refresh_pools, reporting_lost_pages, require_nothing_lost
     from virt_dmem.cli.privilege import require_root
-    from virt_dmem.cli.progress import progress
+    from virt_dmem.cli.terminal.progress import progress
     from virt_dmem.config.schema import load_config
     from virt_dmem.host import boot_units
     from virt_dmem.pools import manage, registry

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     from virt_dmem.cli.pool_changes import refresh_pools
     from virt_dmem.cli.pool_rows import row_of
     from virt_dmem.cli.privilege import require_root
-    from virt_dmem.cli.progress import progress
+    from virt_dmem.cli.terminal.progress import progress
     from virt_dmem.config.schema import load_config
     from virt_dmem.pools import manage, registry
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         row = row_of(registry.segments(config, args.name))
     out.table([COLUMNS[name] for name in _SHOWN], [row])
     out.text("")
-    out.table([_NODE, *(COLUMNS[name] for name in ("CAPACITY", "RESERVED", "FREE"))], row["nodes"])
+    out.table([_NODE, *(COLUMNS[name] for name in ("CAPACITY", "RESERVED", "FREE", "READY"))], row["nodes"])
     if len(row["segments"]) > 1:
         out.text("")
         out.table([_SEGMENT, *(COLUMNS[name] for name in ("CAPACITY", "RESERVED"))], row["segments"])

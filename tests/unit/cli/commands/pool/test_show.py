@@ -16,8 +16,8 @@ def test_a_pool_is_shown_with_its_nodes_below(command: Command) -> None:
     assert header.split()[3:6] == ["READY", "TARGET", "LIMIT"]
     assert pool.split()[0] == "small"
     assert blank == ""
-    assert nodes.split() == ["NODE", "CAPACITY", "RESERVED", "FREE"]
-    assert node.split() == ["any", "8", "MiB", "-", "-"]
+    assert nodes.split() == ["NODE", "CAPACITY", "RESERVED", "FREE", "READY"]
+    assert node.split() == ["any", "8", "MiB", "-", "-", "-"]
 
 
 @in_own_mount_namespace

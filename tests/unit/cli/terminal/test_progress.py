@@ -7,7 +7,7 @@ import pytest
 
 from tests.rig.command_line import HOSTILE
 from virt_dmem.cli.output import Output
-from virt_dmem.cli.progress import progress
+from virt_dmem.cli.terminal.progress import progress
 
 
 def test_progress_cannot_control_the_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_without_a_terminal_long_work_has_a_line_from_time_to_time(
     with progress(Output(as_json=False)) as report:
         report("Allocating huge pages", 1 << 30, 4 << 30)
     assert capsys.readouterr().err == "", "it is short"
-    monkeypatch.setattr("virt_dmem.cli.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("virt_dmem.cli.terminal.progress.LINE_SECONDS", 0.0)
     with progress(Output(as_json=False)) as report:
         report("Allocating huge pages", 1 << 30, 4 << 30)
     assert capsys.readouterr().err == "virt-dmem: Allocating huge pages: 1 GiB of 4 GiB\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig.repository import REPOSITORY
-from virt_dmem.host.apparmor import lets_qemu_in, rule
+from virt_dmem.host.confinement.apparmor import lets_qemu_in, rule
 
 POOLS = "/run/virt-dmem/pools"
 

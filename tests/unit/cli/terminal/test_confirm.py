@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from virt_dmem.cli.confirm import confirm
+from virt_dmem.cli.terminal.confirm import confirm
 from virt_dmem.errors import Cancelled
 
 

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Start the page.
+
+import { createRoot } from "react-dom/client";
+
+import "@patternfly/react-core/dist/styles/base.css";
+import "./style.css";
+
+import { followTheme } from "./theme";
+import { App } from "./views/App";
+
+const place = document.getElementById("app");
+if (place) {
+    followTheme();
+    createRoot(place).render(<App />);
+}
