@@ -18,7 +18,7 @@ programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem $(wildcard hooks/*/*.sh) bench/compare $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py hooks/kubevirt
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all fleet lab-shell lint docs html deb repo rpm ansible test-packages install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all test-migration fleet lab-shell lint docs html deb repo rpm ansible test-packages install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -65,6 +65,9 @@ lab-large: setup ## Measure there what 320 GiB of guest memory cost a host
 
 module-all: setup ## Build the module for all supported kernels, of arm64 too, and run its checks on each
 	$(pytest) tests/lab/kernels.py
+
+test-migration: setup ## Migrate a guest between hosts of Debian 12, 13 and 13 with backports, in each direction
+	$(pytest) tests/lab/migration.py
 
 fleet: setup ## Run servers of a real nova there: OpenStack from Debian's packages on a host with a pool
 	@$(python) -m pip install --quiet grpcio grpcio-tools

@@ -16,7 +16,7 @@ packages="
     python3 python3-dev python3-venv libvirt-dev
 "
 test_packages="
-    busybox-static cpio dpkg xz-utils mount apparmor shellcheck man-db
+    busybox-static cpio dpkg git xz-utils mount apparmor shellcheck man-db
     libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
     qemu-system-x86 qemu-utils mmdebstrap e2fsprogs strace systemd-container
 "

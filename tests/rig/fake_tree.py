@@ -11,7 +11,7 @@ import struct
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from virt_dmem.host.ranges import Range, without
+from virt_dmem.host.ram.ranges import Range, without
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -66,6 +66,7 @@ def fake_tree(
     counted = f"nr_memmap_pages {struct_pages[0]}\nnr_memmap_boot_pages {struct_pages[1]}\n" if struct_pages else ""
     put(root / "proc/vmstat", f"nr_free_pages 1234\n{counted}pgfault 99\n")
     put(root / "proc/sys/kernel/osrelease", "6.12.0-test\n")
+    put(root / "proc/sys/kernel/arch", "x86_64\n")
     put(root / "proc/sys/kernel/tainted", "4097\n")
     put(root / "proc/sys/kernel/random/boot_id", f"{BOOT}\n")
     put(root / "proc/self/mountinfo", "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n")

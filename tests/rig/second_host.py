@@ -82,8 +82,9 @@ class SecondHost:
         :raise RigError: With ``check``, when it fails.
         """
         assert self._process is not None
+        enter = ["nsenter", "-m", "-r", "-t", str(self._process.pid)]  # its root may be below the namespace's
         done = subprocess.run(
-            ["nsenter", "-m", "-t", str(self._process.pid), *command],
+            [*enter, *command],
             input=stdin, capture_output=True, text=True, timeout=600, check=False, cwd="/",
         )  # fmt: skip
         if check and done.returncode:

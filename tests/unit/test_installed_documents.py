@@ -89,10 +89,12 @@ def said_by_the_program() -> Iterator[tuple[str, str]]:
 def everything(staged: Path) -> list[tuple[str, str]]:
     """Return all texts that an operator may read, with where they are."""
     others = [*(staged / "usr/lib/systemd/system").iterdir(), *REPOSITORY.glob("packaging/debian/*.README.Debian")]
+    scripts = [staged / "usr/lib/virt-dmem/integrate", staged / "usr/lib/virt-dmem/module"]
     return [
         *documents(staged).items(),
         *manual_pages(staged).items(),
         *((path.name, path.read_text("utf-8")) for path in others),
+        *((path.name, "\n".join(re.findall("(?:echo|say) .*", path.read_text("utf-8")))) for path in scripts),
         *said_by_the_program(),
     ]
 

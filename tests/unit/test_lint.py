@@ -61,8 +61,10 @@ WITHOUT_MODULE = {
     "cloudstack_hook": "hooks/cloudstack",
     "cockpit": "packaging/cockpit",
     "docs": "docs/",
+    "domain_xml.aarch64": "all that reads domains of arm64",
     "domain_xml.namespace_schema": "docs/reference/dmem-1.0.rng",
     "domain_xml.rewrite_schema": "rewrite, with random domains and libvirt's schema",
+    "host.ram.memory_map_arm64": "memory_map and what it asks, on fakes of arm64 hosts",
     "install": "packaging/",
     "installed_documents": "docs/installed.py, and what is installed that names files",
     "kubevirt_hook": "hooks/kubevirt",
@@ -72,6 +74,7 @@ WITHOUT_MODULE = {
     "pools.lowered": "page_counts, hugetlbfs, manage and resize, on this machine's huge pages",
     "pools.manage_real": "manage, on this machine's huge pages",
     "vdsm_hook": "hooks/vdsm",
+    "words": "all text that people read",
     "workers": "tests/rig",
 }
 """Files of tests that are about something else than the module of their name, and what that is."""

@@ -13,7 +13,7 @@ import pytest
 from tests.rig.full_disk import mount_full
 from tests.rig.mount_namespace import in_own_mount_namespace
 from virt_dmem.errors import DmemError, PoolError
-from virt_dmem.host import boot_reservation
+from virt_dmem.host.ram import boot_reservation
 from virt_dmem.os_errors import explained, naming, remedy
 from virt_dmem.runtime.attempts import Round
 

@@ -84,7 +84,10 @@ def _refuse(root: etree._Element, max_bytes: int) -> None:
     if arch not in _NO_ACPI and find_child(root, "features", "acpi") is None:
         raise DomainRefused(
             f"Domain {name!r} has no ACPI, by which a guest learns of new memory.",
-            hint="Add <acpi/> to its <features>.",
+            hint="Add <acpi/> to its <features>, and boot it by UEFI (<os firmware='efi'>), without which libvirt"
+            " allows none here."
+            if arch == "aarch64"
+            else "Add <acpi/> to its <features>.",
         )
     if max_bytes % MIB:
         raise DomainRefused(

@@ -60,7 +60,8 @@ _UNDO_TRIES = 3
 _UNDO_SECONDS = 3.0
 """Without an answer of the guest when a failed attach is undone; libvirt has waited for 5 s before that."""
 _BLOCK_BYTES = 2 * MIB
-"""The least block size of virtio-mem: a transparent huge page on x86, and QEMU's default."""
+"""The least block size of virtio-mem: a transparent huge page with base pages of 4 KiB, and QEMU's default there. A
+pool with larger pages makes it theirs."""
 
 
 class Hotplug:

@@ -11,7 +11,17 @@ from pathlib import Path
 
 from virt_dmem.host.kernel import ROOT
 
-__all__ = ["HugePages", "sizes", "counters", "overcommit", "number_files", "hvo", "set_persistent", "set_hvo"]
+__all__ = [
+    "HugePages",
+    "sizes",
+    "counters",
+    "overcommit",
+    "number_files",
+    "hvo",
+    "why_no_hvo",
+    "set_persistent",
+    "set_hvo",
+]
 
 _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
 
@@ -85,6 +95,13 @@ def hvo(*, root: Path = ROOT) -> bool | None:
         return (root / _HVO).read_text().strip() != "0"
     except FileNotFoundError:
         return None
+
+
+def why_no_hvo(architecture: str) -> str:
+    """Return why a kernel has no HVO, a sentence without its end."""
+    if architecture == "aarch64":
+        return "Linux has no HVO on arm64 (none up to 7.3 has)"
+    return "this kernel has no HVO (CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP)"
 
 
 def set_persistent(page_size: int, node: int, pages: int, *, root: Path = ROOT) -> None:

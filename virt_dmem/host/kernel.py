@@ -23,6 +23,8 @@ __all__ = [
     "bad_pages_met",
     "nested_guests_need_struct_pages",
     "release",
+    "version",
+    "architecture",
     "uptime",
     "boot_id",
     "parse_meminfo",
@@ -109,6 +111,23 @@ def nested_guests_need_struct_pages(*, root: Path = ROOT) -> bool:
 def release(*, root: Path = ROOT) -> str:
     """Return the running kernel's release, as ``uname -r`` prints it."""
     return (root / "proc/sys/kernel/osrelease").read_text().strip()
+
+
+def version(*, root: Path = ROOT) -> tuple[int, int]:
+    """Return the first two numbers of the running kernel's release; ``(0, 0)`` where it begins with none."""
+    found = re.match(r"(\d+)\.(\d+)", release(root=root))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def architecture(*, root: Path = ROOT) -> str:
+    """Return the running kernel's architecture as ``uname -m`` prints it: ``x86_64``, ``aarch64``.
+
+    From ``kernel.arch``, which ``setarch`` does not change; kernels before 6.1 do not have it.
+    """
+    try:
+        return (root / "proc/sys/kernel/arch").read_text().strip()
+    except FileNotFoundError:
+        return os.uname().machine
 
 
 def uptime() -> float:

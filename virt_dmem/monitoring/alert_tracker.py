@@ -128,7 +128,7 @@ class AlertTracker:
         return (self._ledger.pause_left(APPLY) or 0) > 0
 
     def running(self) -> Set[str]:
-        """Return the UUIDs of the guests that run, as far as libvirt reported it."""
+        """Return the UUIDs of the running guests, as far as libvirt reported it."""
         return self._guests.keys()
 
     # Alerts

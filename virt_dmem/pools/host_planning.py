@@ -6,29 +6,40 @@ Pure, but for ``read_host``. Each backend brings its own options; device-dax is 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from virt_dmem.host import huge_pages, kernel, memory_map, numa
+from virt_dmem.errors import PermissionRefused
+from virt_dmem.host import huge_pages, kernel, numa
+from virt_dmem.host.ram import memory_map
+from virt_dmem.host.ram.ranges import Range
 from virt_dmem.pools.backends.host_options import HostFacts, HostOption, exact_size, host_option, shares
-from virt_dmem.pools.backends.struct_pages import BASE_PAGE
+from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.backends.table import BACKENDS
 from virt_dmem.units import GIB, MIB, format_size, round_up
 
 __all__ = ["plan_host", "read_host", "warnings"]
 
-_DAX_KEEPS = 2 * BASE_PAGE  # vmemmap_populate_compound_pages() of mm/sparse-vmemmap.c: a head and a tail page
+_DAX_KEEPS = 2  # base pages: vmemmap_populate_compound_pages() of mm/sparse-vmemmap.c: a head and a tail page
 
 
 def read_host(*, root: Path = kernel.ROOT) -> HostFacts:
     """Read the facts of this host, or of the one whose file system is at ``root``."""
     nodes = {node.node: node.memory.total_bytes for node in numa.nodes(root=root) if node.memory.total_bytes}
+    ram: dict[int, tuple[Range, ...]] = {}
+    known: tuple[Range, ...] = ()
+    with contextlib.suppress(PermissionRefused, FileNotFoundError):
+        ram = memory_map.ram_by_node(root=root)
+        known = memory_map.in_memory_map(root=root)
     return HostFacts(
         nodes=nodes,
         page_sizes=huge_pages.sizes(root=root),
         hvo=huge_pages.hvo(root=root),
         cma_bytes=kernel.cma_bytes(root=root),
-        ram=memory_map.ram_by_node(root=root),
+        ram=ram,
+        in_memory_map=known,
+        architecture=kernel.architecture(root=root),
         probes={name: kind.probe(root=root) for name, kind in BACKENDS.items()},
     )
 
@@ -64,20 +75,23 @@ def plan_host(guest_memory_bytes: int, facts: HostFacts) -> list[HostOption]:
 
 def _device_dax(size: int, page_size: int, facts: HostFacts) -> HostOption:
     size = round_up(size, page_size)
-    by_node = shares(size, page_size, facts)
-    return host_option(
-        "device-dax",
-        size,
-        page_size,
-        left=size // page_size * _DAX_KEEPS,
-        line=" ".join(f"memmap={exact_size(share)}!START{node}" for node, share in by_node.items()),
-        notes=[
-            "This version has no backend for it.",
+    notes, line = ["This version has no backend for it."], ""
+    if facts.architecture == "x86_64":
+        left = size // page_size * _DAX_KEEPS * facts.base_page
+        by_node = shares(size, page_size, facts)
+        line = " ".join(f"memmap={exact_size(share)}!START{node}" for node, share in by_node.items())
+        notes.append(
             "For each START insert an address of that node's RAM in /proc/iomem, on a boundary of 128 MiB; then"
             f" run 'ndctl create-namespace --mode=devdax --map=mem --align={exact_size(page_size)}'. Figures as of"
-            " Linux 5.17.",
-        ],
-    )
+            " Linux 5.17."
+        )
+    else:
+        left = struct_pages_of(size, facts.base_page)
+        notes.append(
+            "It takes memory that the firmware describes as persistent or for special purposes, as there is no"
+            " memmap= here, and its struct pages are not shared (ARCH_WANT_OPTIMIZE_DAX_VMEMMAP): nothing is saved."
+        )
+    return host_option("device-dax", size, page_size, left=left, line=line, notes=notes, base_page=facts.base_page)
 
 
 def _recommend(options: list[HostOption], facts: HostFacts) -> tuple[HostOption, str]:
@@ -88,10 +102,7 @@ def _recommend(options: list[HostOption], facts: HostFacts) -> tuple[HostOption,
     smallest = next((option for option in huge if option.page_size == 2 * MIB), huge[0])
     pages = format_size(smallest.page_size)
     if facts.hvo is None:
-        return smallest, (
-            f"No pool that this host supports saves struct pages: this kernel has no HVO. Huge pages of {pages} are"
-            " at least allocated before a guest needs them, and cause fewer TLB misses."
-        )
+        return _recommend_without_hvo(options, smallest, facts)
     saved = f"Saves {format_size(smallest.net_bytes)} of {format_size(smallest.gross_bytes)}"
     gigantic = next((option for option in huge if option.page_size == GIB), None)
     if gigantic and (facts.cma_bytes or 0) >= gigantic.size_bytes:
@@ -106,3 +117,24 @@ def _recommend(options: list[HostOption], facts: HostFacts) -> tuple[HostOption,
         else ""
     )
     return smallest, f"{saved}, and pages of {pages} can be allocated without reserving anything at boot.{more}"
+
+
+def _recommend_without_hvo(
+    options: list[HostOption], smallest: HostOption, facts: HostFacts
+) -> tuple[HostOption, str]:
+    """Choose memory without struct pages where this host can have it, else huge pages that save nothing."""
+    no_hvo = huge_pages.why_no_hvo(facts.architecture)
+    without = [name for name, kind in BACKENDS.items() if not kind.has_struct_pages]
+    raw = next(option for option in options if option.backend in without)
+    saved = f"{format_size(raw.net_bytes)} of {format_size(raw.gross_bytes)}"
+    if raw.pool_create:
+        return raw, (
+            f"Saves {saved}, where huge pages save nothing: {no_hvo}. It has to be reserved at boot, and cannot be"
+            " pinned; for guests that need that, huge pages are the choice."
+        )
+    why = facts.probe(raw.backend).reason or raw.notes[-1]
+    return smallest, (
+        f"No pool that this host supports saves struct pages: {no_hvo}. Huge pages of"
+        f" {format_size(smallest.page_size)} are at least allocated before a guest needs them, and cause fewer TLB"
+        f" misses. {raw.backend} would save {saved}, but: {why.rstrip('.')}."
+    )

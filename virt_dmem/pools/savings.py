@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from virt_dmem.config.schema import Config
-from virt_dmem.host import kernel
+from virt_dmem.host import huge_pages, kernel
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.record import PoolRecord
 
-__all__ = ["PoolSavings", "savings"]
+__all__ = ["PoolSavings", "savings", "why_none"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ def savings(config: Config, *, root: Path = kernel.ROOT) -> list[PoolSavings]:
     """
     by_pool = itertools.groupby(registry.records(config), lambda record: record.pool)
     return [_of(pool, list(segments), root) for pool, segments in by_pool]
+
+
+def why_none(found: Sequence[PoolSavings], *, root: Path = kernel.ROOT) -> str:
+    """Return why pools of huge pages save nothing on this kernel; empty: they do, or there are none."""
+    if huge_pages.hvo(root=root) is not None or not any(item.backend == "hugetlbfs" for item in found):
+        return ""
+    why = huge_pages.why_no_hvo(kernel.architecture(root=root))
+    return f"Pools of huge pages save nothing here: {why}."
 
 
 def _of(pool: str, segments: list[PoolRecord], root: Path) -> PoolSavings:

@@ -4,10 +4,11 @@
 import { createRoot } from "react-dom/client";
 
 import "@patternfly/react-core/dist/styles/base.css";
-import "./style.css";
 
 import { followTheme } from "./theme";
 import { App } from "./views/App";
+
+import "./style.css"; // behind the styles of components
 
 const place = document.getElementById("app");
 if (place) {

@@ -28,7 +28,8 @@ kernel command line, and the command that creates the pool. One kind is
 recommended, with the reason. The size may exceed the memory of this host. Run
 as root, it reads where memory lies and prints the ranges for dmemfs as
 addresses: whole sections of 128 MiB, from the upper end of each node, so that
-no struct pages remain.
+no struct pages remain. On arm64 it prints what the kernel is to keep (mem=):
+the guests get the upper end of all memory.
 
 Nothing is changed, except by --write-grub, which writes
 /etc/default/grub.d/virt-dmem.cfg, and --remove-grub, which removes it; on a
@@ -146,15 +147,15 @@ def _write_grub(args: argparse.Namespace, options: list[host_options.HostOption]
 
     :raise UsageError: When the addresses are unknown.
     """
-    from virt_dmem.host import boot_reservation
+    from virt_dmem.host.ram import boot_reservation
     from virt_dmem.pools.backends.table import BACKENDS
 
     outside_kernel = {name for name, kind in BACKENDS.items() if not kind.has_struct_pages}
     (line,) = [option.kernel_command_line for option in options if option.backend in outside_kernel]
-    if "$START" in line:
+    if not boot_reservation.is_complete(line):
         raise UsageError(
-            "GRUB's settings cannot be written: the addresses of the memory to reserve are unknown.",
-            hint="Run it as root on the host itself, for less memory than the host has.",
+            "GRUB's settings cannot be written: which memory to reserve is unknown.",
+            hint="Run it as root on the host itself, for less memory than it has; the plan's remarks say more.",
         )
     path = boot_reservation.GRUB_DROP_IN
     if args.dry_run:
@@ -168,7 +169,7 @@ def _write_grub(args: argparse.Namespace, options: list[host_options.HostOption]
 
 def _remove_grub(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Remove what ``_write_grub`` wrote."""
-    from virt_dmem.host import boot_reservation
+    from virt_dmem.host.ram import boot_reservation
 
     path = boot_reservation.GRUB_DROP_IN
     removed = False

@@ -11,7 +11,17 @@ import os
 from collections.abc import Iterator
 
 from virt_dmem.errors import DmemError, HypervisorDenied, PermissionRefused
-from virt_dmem.monitoring.checks import adoption, confinement, daemon, hooks, host, libvirt, memory, module
+from virt_dmem.monitoring.checks import (
+    adoption,
+    architecture,
+    confinement,
+    daemon,
+    hooks,
+    host,
+    libvirt,
+    memory,
+    module,
+)
 from virt_dmem.monitoring.checks.base import Check, Machine
 from virt_dmem.os_errors import explained
 from virt_dmem.pools.backends.checks import Result, failed, warned
@@ -19,6 +29,7 @@ from virt_dmem.pools.backends.checks import Result, failed, warned
 __all__ = ["CHECKS", "run"]
 
 CHECKS = (
+    Check("architecture", architecture.architecture),
     *memory.backend_checks(),
     Check("dmemfs-module", module.module_built),
     Check("pools", memory.pools_mounted),

@@ -15,35 +15,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from virt_dmem.errors import PermissionRefused, PoolError, PoolShort, UsageError
-from virt_dmem.host import kernel, memory_map
-from virt_dmem.host.boot_reservation import choose, memmap
-from virt_dmem.host.dmem_cmdline import parameters, wanted
-from virt_dmem.host.ranges import Range, common, merged, parse_range, take, total, whole, without
+from virt_dmem.host import dmemfs_support, kernel, kernel_log
+from virt_dmem.host.ram import memory_map
+from virt_dmem.host.ram.dmem_cmdline import parameters, wanted
+from virt_dmem.host.ram.ranges import Range, common, merged, parse_range, take, total, whole, without
 from virt_dmem.pools.backends import dmemfs_legacy as original
+from virt_dmem.pools.backends import dmemfs_plan
 from virt_dmem.pools.backends.base import Backend, Job, run_program
 from virt_dmem.pools.backends.checks import BackendCheck, Result, passed, warned
-from virt_dmem.pools.backends.host_options import (
-    HostFacts,
-    HostOption,
-    Probe,
-    by_node_options,
-    exact_size,
-    host_option,
-    shares,
-)
+from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.record import PoolRecord
-from virt_dmem.units import GIB, KIB, MIB, format_size, round_up
+from virt_dmem.units import GIB, KIB, MIB, format_size
 
 if TYPE_CHECKING:
     import argparse
 
 __all__ = ["Dmemfs", "DmemfsRecord"]
-
-_BITS_PER_PAGE = 2
-"""In the module's own tables: one for zeroed pages, one for written pages."""
-_PAGE_TABLE_PER_GIB = 4 * KIB
-"""Page table by which the kernel itself maps each GiB where pages of 1 GiB do not fit."""
 
 
 class DmemfsRecord(PoolRecord):
@@ -74,10 +62,13 @@ class Dmemfs(Backend[DmemfsRecord]):
         return (2 * MIB, GIB, 4 * KIB)
 
     def probe(self, *, root: Path = kernel.ROOT) -> Probe:
-        """Return whether the file system is registered, or its module can be loaded."""
-        if self._registered(root):
-            if original.is_original(root):
-                return Probe(available=True, reason="this is the original dmemfs: virt-dmem zeroes its memory")
+        """Return whether guests can run on it here, and it is registered, or its module can be loaded."""
+        registered = self._registered(root)
+        if registered and original.is_original(root):
+            return Probe(available=True, reason="this is the original dmemfs: virt-dmem zeroes its memory")
+        if reason := dmemfs_support.unsupported(root=root):
+            return Probe(available=False, reason=f"dmemfs is not supported on this host: {reason}")
+        if registered:
             return Probe(available=True)
         release = kernel.release(root=root)
         modules = _text(root / f"lib/modules/{release}/modules.dep")
@@ -93,10 +84,7 @@ class Dmemfs(Backend[DmemfsRecord]):
 
     def metadata_left(self, size_bytes: int, page_size: int) -> int:
         """Return the bytes of the module's own tables, at most."""
-        return (
-            round_up(size_bytes // page_size * _BITS_PER_PAGE, 8) // 8
-            + round_up(size_bytes, GIB) // GIB * _PAGE_TABLE_PER_GIB
-        )
+        return dmemfs_plan.metadata_left(size_bytes, page_size)
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Add ``--region``."""
@@ -166,45 +154,8 @@ class Dmemfs(Backend[DmemfsRecord]):
         return None
 
     def host_options(self, size_bytes: int, facts: HostFacts) -> list[HostOption]:
-        """Return the option of memory reserved at boot, at this host's addresses where they are known."""
-        size = round_up(size_bytes, memory_map.SECTION)
-        by_node = shares(size, memory_map.SECTION, facts)
-        ranges = choose(facts.ram, by_node) if facts.ram else None
-        if ranges:
-            line = memmap(item for items in ranges.values() for item in items)
-            notes = ["These are addresses of this host: whole sections of 128 MiB, so that no struct page remains."]
-        else:
-            line = " ".join(f"memmap={exact_size(share)}$START{node}" for node, share in by_node.items())
-            notes = [
-                "This host does not have that much memory outside of its lowest 1 GiB."
-                if facts.ram
-                else "The addresses of this host's memory are not known; root may be able to read them.",
-                "For each START insert an address of that node's RAM in /proc/iomem, on a boundary of 128 MiB.",
-            ]
-        notes.append(
-            "In GRUB's configuration '$' is written '\\\\\\$' between double quotes; --write-grub does so. More"
-            " than four such parameters disable the kernel's address randomization (physical KASLR)."
-        )
-        notes.append(
-            "Such memory cannot be pinned: no disks with cache='none', no virtio-mem, no vDPA."
-            " /usr/share/doc/virt-dmem/guide/dmemfs.md explains when huge pages are the better choice."
-            " What remains are the module's own tables."
-        )
-        probe = facts.probe(self.name)
-        if not probe.available:
-            notes.append(f"Not available here yet: {probe.reason}.")
-        create = f"virt-dmem pool create NAME --backend dmemfs --page-size 2M {by_node_options(by_node)}"
-        return [
-            host_option(
-                self.name,
-                size,
-                2 * MIB,
-                left=self.metadata_left(size, 2 * MIB),
-                line=line,
-                pool_create=create if probe.available else "",
-                notes=notes,
-            )
-        ]
+        """Return the option of memory reserved at boot."""
+        return [dmemfs_plan.option(size_bytes, facts)]
 
     def bytes_by_node(self, path: Path, mappers: Sequence[int]) -> dict[int, int]:
         """Return the bytes of a file by node; empty with an older module, and with the original."""
@@ -221,12 +172,13 @@ class Dmemfs(Backend[DmemfsRecord]):
         if original.is_original(root):
             found = sorted(original.registered(root))
         else:
+            self._load_for_map(root)
             found = sorted(memory_map.reserved(with_pools=True, root=root))
         return found, found
 
     def how_to_have_memory(self, *, root: Path = kernel.ROOT) -> str:
         """Return the hint that memory is reserved at boot, and how."""
-        return _how_to_reserve(root)
+        return dmemfs_plan.how_to_reserve(root)
 
     def default_sizes(
         self,
@@ -253,7 +205,7 @@ class Dmemfs(Backend[DmemfsRecord]):
         if not sizes:
             raise PoolShort(
                 "No memory is available for dmemfs: none was reserved at boot, or all of it belongs to pools.",
-                hint=_how_to_reserve(root),
+                hint=dmemfs_plan.how_to_reserve(root),
             )
         return sizes
 
@@ -289,7 +241,7 @@ class Dmemfs(Backend[DmemfsRecord]):
             pieces = take(had, min(total(had), share.wanted_bytes), record.page_size) or ()
             missing = share.wanted_bytes - total(pieces)
             if missing and record.regions_named:
-                raise self._not_there(record, node, had)
+                raise self._not_there(record, node, had, job.root)
             more = take(without(there, pieces), missing, record.page_size)
             if more is None:
                 raise self._short(record, free, job.root)
@@ -304,6 +256,7 @@ class Dmemfs(Backend[DmemfsRecord]):
             return original.free(
                 root, taken=any(isinstance(other, DmemfsRecord) and other.original for other in others)
             )
+        self._load_for_map(root)
         in_pools = (other.regions for other in others if isinstance(other, DmemfsRecord))
         taken = [item for regions in in_pools for ranges in regions.values() for item in ranges]
         given = memory_map.given_away(root=root)
@@ -313,14 +266,19 @@ class Dmemfs(Backend[DmemfsRecord]):
         }
         return {node: ranges for node, ranges in found.items() if ranges}
 
-    def _not_there(self, record: DmemfsRecord, node: int, had: tuple[Range, ...]) -> PoolShort:
+    def _load_for_map(self, root: Path) -> None:
+        """Load the module where nothing else shows the firmware's map of memory."""
+        if kernel.architecture(root=root) != "x86_64":
+            self._load(root)
+
+    def _not_there(self, record: DmemfsRecord, node: int, had: tuple[Range, ...], root: Path) -> PoolShort:
         missing = without(record.regions.get(node, ()), had)
         named = ", ".join(map(str, missing))
         return PoolShort(
             f"Pool {record.name} needs {named} of node {node}, which is not (whole pages of"
             f" {format_size(record.page_size)} of) memory that was reserved at boot, is unused, and shares no"
             " section of 128 MiB with the kernel's.",
-            hint=f"Boot with {memmap(missing)}, or name other ranges; 'virt-dmem plan-host' prints the parameters.",
+            hint=dmemfs_plan.boot_with(missing, root=root),
         )
 
     def _short(self, record: DmemfsRecord, free: dict[int, tuple[Range, ...]], root: Path) -> PoolShort:
@@ -329,7 +287,7 @@ class Dmemfs(Backend[DmemfsRecord]):
         return PoolShort(
             f"Pool {record.name} needs {_by_node(sizes)}, but only {_by_node(has)}, in whole pages of"
             f" {format_size(record.page_size)}, were reserved at boot and belong to no pool.",
-            hint=_how_to_reserve(root),
+            hint=dmemfs_plan.how_to_reserve(root),
         )
 
     def _count_saving(self, job: Job[DmemfsRecord]) -> None:
@@ -379,17 +337,15 @@ class Dmemfs(Backend[DmemfsRecord]):
     def mount(self, job: Job[DmemfsRecord]) -> None:
         """Load the module and mount the pool; its root is 0711, as every pool's.
 
-        :raise PoolError: When the kernel rejects it, or mounts another size than asked for.
+        :raise PoolError: When the kernel rejects it, for the reason in its log, or mounts another size.
         """
         record = job.record
-        if not self._registered(job.root):
-            refusal = run_program("modprobe", "dmemfs")
-            if refusal:
-                raise PoolError(
-                    f"The module dmemfs cannot be loaded: {refusal}",
-                    hint="Build it for this kernel: install virt-dmem-dkms and the kernel's headers.",
-                )
-        self._mount(job, "nosuid,nodev,noexec")
+        self._load(job.root)
+        with kernel_log.following(root=job.root) as said:
+            try:
+                self._mount(job, "nosuid,nodev,noexec")
+            except PoolError as error:
+                raise _explained(record, error, said()) from error
         os.chown(record.mount, 0, 0)
         Path(record.mount).chmod(0o711)
         try:
@@ -397,6 +353,19 @@ class Dmemfs(Backend[DmemfsRecord]):
         except PoolError:
             self.unmount(record)
             raise
+
+    def _load(self, root: Path) -> None:
+        """Load the module; only the running kernel's, not into a tree of another host.
+
+        :raise PoolError: When it cannot be loaded.
+        """
+        if root != kernel.ROOT or self._registered(root):
+            return
+        if refusal := run_program("modprobe", "dmemfs"):
+            raise PoolError(
+                f"The module dmemfs cannot be loaded: {refusal}",
+                hint="Build it for this kernel: install virt-dmem-dkms and the kernel's headers.",
+            )
 
     def _require_usable(self, record: DmemfsRecord) -> None:
         found = os.statvfs(record.mount)
@@ -421,6 +390,17 @@ class Dmemfs(Backend[DmemfsRecord]):
         return not record.original
 
 
+def _explained(record: DmemfsRecord, error: PoolError, said: Sequence[str]) -> PoolError:
+    """Return the error of a mount with the module's reason, which mount(8) shows with some kernels only."""
+    if reason := dmemfs_support.refused_by(said):
+        return PoolError(
+            f"Pool {record.name} cannot be mounted, as dmemfs is not supported on this host: {reason}.",
+            hint=f"On arm64 it needs {dmemfs_support.NEEDS}. Use a pool of huge pages instead.",
+        )
+    reasons = [line for line in said if line.startswith("dmemfs: region ")]
+    return PoolError(f"{error.message} The kernel's log: {reasons[-1]}.", hint=error.hint) if reasons else error
+
+
 def _has_huge_entries(device: int, root: Path) -> bool:
     """Return whether the module maps by large entries, as it reports by mount; the original reports nothing."""
     reported = root / f"sys/fs/dmemfs/{os.major(device)}:{os.minor(device)}/huge_entries"
@@ -434,16 +414,16 @@ def _not_reserved(records: Sequence[DmemfsRecord], root: Path) -> Result | None:
         return None
     try:
         reserved = memory_map.reserved(root=root)
+        want = sum(wanted(asked, memory_map.ram_by_node(root=root)).values())
     except PermissionRefused:
         return None
-    want = sum(wanted(asked, memory_map.ram_by_node(root=root)).values())
     has = sum(map(total, reserved.values())) + sum(record.wanted_bytes for record in records)
     if has >= want:
         return None
     return warned(
         f"{' '.join(parameter.text for parameter in asked)} asks for {format_size(want)}, but {format_size(has)}"
         " were reserved: this kernel does not know that parameter.",
-        "'virt-dmem plan-host --guest-memory SIZE' prints the memmap= parameters that do it.",
+        "'virt-dmem plan-host --guest-memory SIZE' prints the parameters that do it.",
     )
 
 
@@ -461,22 +441,6 @@ def _regions_by_node(regions: Sequence[Range], *, root: Path = kernel.ROOT) -> d
             f"{', '.join(map(str, regions))} is on no node of this host.", hint="/proc/iomem lists its memory."
         )
     return found
-
-
-def _how_to_reserve(root: Path) -> str:
-    """Return the hint for a host on which too little was reserved."""
-    asked = parameters(memory_map.command_line(root=root))
-    plan = "'virt-dmem plan-host --guest-memory SIZE' prints the kernel parameters for it; then reboot."
-    if not asked:
-        return f"Memory for dmemfs is reserved at boot: {plan}"
-    ram = memory_map.ram_by_node(root=root)
-    ranges = choose(ram, {node: round_up(size, memory_map.SECTION) for node, size in wanted(asked, ram).items()})
-    given = " ".join(parameter.text for parameter in asked)
-    instead = memmap(item for items in (ranges or {}).values() for item in items)
-    return (
-        f"This kernel does not know {given} and reserved nothing for it."
-        f" {f'Boot with {instead} beside it, or instead.' if instead else plan}"
-    )
 
 
 def _by_node(sizes: dict[int, int]) -> str:

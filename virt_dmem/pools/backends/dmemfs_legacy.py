@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 
 from virt_dmem.errors import PoolError
-from virt_dmem.host.ranges import Range
+from virt_dmem.host.ram.ranges import Range
 from virt_dmem.pools.backends.struct_pages import BASE_PAGE
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from virt_dmem.host.ranges import Range
-from virt_dmem.pools.backends.struct_pages import struct_pages_of
+from virt_dmem.host.ram.ranges import Range
+from virt_dmem.pools.backends.struct_pages import BASE_PAGE, struct_pages_of
 from virt_dmem.units import GIB, KIB, MIB, TIB
 
 __all__ = ["HostFacts", "HostOption", "Probe", "by_node_options", "exact_size", "host_option", "per_node", "shares"]
@@ -39,6 +39,11 @@ class HostFacts:
     """Size of the kernel's contiguous memory area; ``None`` without CONFIG_CMA."""
     ram: dict[int, tuple[Range, ...]] = field(default_factory=dict)
     """Addresses of each node's memory; empty where they are not known."""
+    in_memory_map: tuple[Range, ...] = ()
+    """What the kernel counts for ``mem=``; empty where addresses are not known."""
+    architecture: str = "x86_64"
+    base_page: int = BASE_PAGE
+    """The page size of the kernel."""
     probes: Mapping[str, Probe] = field(default_factory=dict)
     """Which backends this host supports, by name; one that is not named has not been probed."""
 
@@ -72,10 +77,18 @@ class HostOption:
 
 
 def host_option(
-    backend: str, size: int, page_size: int, *, left: int, line: str = "", pool_create: str = "", notes: list[str]
+    backend: str,
+    size: int,
+    page_size: int,
+    *,
+    left: int,
+    line: str = "",
+    pool_create: str = "",
+    notes: list[str],
+    base_page: int = BASE_PAGE,
 ) -> HostOption:
     """Return an option for ``size`` bytes of guest memory, of whose struct pages ``left`` bytes remain."""
-    gross = struct_pages_of(size)
+    gross = struct_pages_of(size, base_page)
     return HostOption(backend, page_size, size, gross, left, gross - left, line, pool_create, tuple(notes))
 
 

@@ -48,15 +48,17 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
     """Bytes taken or given back between two progress reports."""
 
     def page_sizes(self, *, root: Path = kernel.ROOT) -> tuple[int, ...]:
-        """Return the huge page sizes of the kernel, smallest first."""
-        return huge_pages.sizes(root=root)
+        """Return the huge page sizes of the kernel, 2 MiB first: on arm64 it has smaller ones as well."""
+        sizes = huge_pages.sizes(root=root)
+        return tuple(sorted(sizes, key=lambda size: (size != 2 * MIB, size)))
 
     def probe(self, *, root: Path = kernel.ROOT) -> Probe:
         """Return whether the kernel has huge pages and can free their struct pages."""
         if not huge_pages.sizes(root=root):
             return Probe(available=False, reason="this kernel has no huge pages (CONFIG_HUGETLBFS)")
         if huge_pages.hvo(root=root) is None:
-            return Probe(available=True, reason="this kernel has no HVO: huge pages save nothing")
+            why = huge_pages.why_no_hvo(kernel.architecture(root=root))
+            return Probe(available=True, reason=f"{why}: huge pages save nothing")
         return Probe(available=True)
 
     def metadata_left(self, size_bytes: int, page_size: int) -> int:
@@ -101,7 +103,7 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         if not probe.available:
             outcome = failed if records else warned
             return outcome(f"hugetlbfs pools cannot be used here: {probe.reason}.", "Boot a kernel with hugetlbfs.")
-        sizes = ", ".join(map(format_size, self.page_sizes(root=root)))
+        sizes = ", ".join(map(format_size, huge_pages.sizes(root=root)))
         return passed(f"The kernel has huge pages of {sizes}.")
 
     def host_options(self, size_bytes: int, facts: HostFacts) -> list[HostOption]:
@@ -261,9 +263,13 @@ def _check_hvo(records: Sequence[HugetlbfsRecord], root: Path) -> Result:
     """Check that HVO is available, and was on when the pages of a pool that wants it were allocated."""
     on = huge_pages.hvo(root=root)
     if on is None:
+        architecture = kernel.architecture(root=root)
+        why = huge_pages.why_no_hvo(architecture)
         return warned(
-            "The kernel has no HVO: pools of huge pages keep all their struct pages, and nothing is saved.",
-            "Boot a kernel with CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP (x86-64, 5.19 or later).",
+            f"{why[0].upper()}{why[1:]}: pools of huge pages keep all their struct pages, and nothing is saved.",
+            "Use a pool on dmemfs where it is supported (/usr/share/doc/virt-dmem/guide/aarch64.md)."
+            if architecture == "aarch64"
+            else "Boot a kernel with HVO (x86-64, 5.19 or later), or use a pool on dmemfs.",
         )
     late = [pool.name for pool in records if pool.hvo and pool.got_bytes and not pool.optimized]
     if late:

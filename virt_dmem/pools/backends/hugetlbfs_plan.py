@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from virt_dmem.host import huge_pages
 from virt_dmem.pools.backends.host_options import (
     HostFacts,
     HostOption,
@@ -13,9 +14,9 @@ from virt_dmem.pools.backends.host_options import (
     shares,
 )
 from virt_dmem.pools.backends.struct_pages import BASE_PAGE, struct_pages_of
-from virt_dmem.units import GIB, format_size
+from virt_dmem.units import format_size
 
-__all__ = ["metadata_left", "option"]
+__all__ = ["is_gigantic", "metadata_left", "option"]
 
 
 def option(size: int, page_size: int, facts: HostFacts) -> HostOption:
@@ -24,14 +25,15 @@ def option(size: int, page_size: int, facts: HostFacts) -> HostOption:
     line, notes = [], []
     create = f"virt-dmem pool create NAME --page-size {exact_size(page_size)} {by_node_options(by_node)}"
     if facts.hvo is None:
-        notes.append("This kernel has no HVO (CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP): all struct pages remain.")
+        why = huge_pages.why_no_hvo(facts.architecture)
+        notes.append(f"{why[0].upper()}{why[1:]}: all struct pages remain.")
     else:
         line.append("hugetlb_free_vmemmap=on")
         notes.append(
             "'pool create' also switches HVO on by itself (vm.hugetlb_optimize_vmemmap); on the command line it"
             " applies to huge pages of others, too."
         )
-    if page_size >= GIB:
+    if is_gigantic(page_size, facts.base_page):
         notes.append(f"Each memory backend of a domain must be a multiple of {format_size(page_size)}.")
         per_size = per_node(by_node, lambda share: share // page_size)
         if facts.cma_bytes is None:
@@ -48,7 +50,7 @@ def option(size: int, page_size: int, facts: HostFacts) -> HostOption:
                 f" For certain they are there with 'hugepagesz={exact_size(page_size)} hugepages={per_size}'"
                 " instead, and 'pool create --existing-pages'; with hugetlb_cma the kernel ignores hugepages=."
             )
-    left = struct_pages_of(size) if facts.hvo is None else metadata_left(size, page_size)
+    left = struct_pages_of(size, facts.base_page) if facts.hvo is None else metadata_left(size, page_size)
     return host_option(
         "hugetlbfs",
         size,
@@ -57,7 +59,16 @@ def option(size: int, page_size: int, facts: HostFacts) -> HostOption:
         line=" ".join(line),
         pool_create=create,
         notes=notes,
+        base_page=facts.base_page,
     )
+
+
+def is_gigantic(page_size: int, base_page: int) -> bool:
+    """Return whether pages of that size are more than the kernel's page allocator provides at run time.
+
+    That is at least an entry of a PMD (MAX_PAGE_ORDER): 2, 32 and 512 MiB with base pages of 4, 16 and 64 KiB.
+    """
+    return page_size > base_page * base_page // 8
 
 
 def metadata_left(size_bytes: int, page_size: int) -> int:

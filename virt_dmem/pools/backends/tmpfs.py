@@ -44,15 +44,16 @@ class Tmpfs(Backend[PoolRecord]):
 
     def host_options(self, size_bytes: int, facts: HostFacts) -> list[HostOption]:
         """Return the option of ordinary pages: it saves nothing and asks nothing of the kernel."""
-        size = round_up(size_bytes, BASE_PAGE)
+        size = round_up(size_bytes, facts.base_page)
         return [
             host_option(
                 self.name,
                 size,
-                BASE_PAGE,
-                left=self.metadata_left(size, BASE_PAGE),
+                facts.base_page,
+                left=struct_pages_of(size, facts.base_page),
                 pool_create=f"virt-dmem pool create NAME --backend tmpfs --size {exact_size(size)}",
                 notes=["Ordinary pages, for trials. Transparent huge pages and memfd need as many struct pages."],
+                base_page=facts.base_page,
             )
         ]
 

@@ -2,7 +2,7 @@
 // Rewrite a domain so that its memory comes from a pool: first show the difference, then do it.
 
 import { useEffect, useState } from "react";
-import { Form, FormGroup, FormSelect, FormSelectOption, Spinner } from "./patternfly";
+import { FormGroup, FormSelect, FormSelectOption, Spinner } from "./patternfly";
 
 import type { Pool } from "../model/answers";
 import { applyDomain, judgeDomains, previewApply } from "../model/commands";
@@ -43,26 +43,28 @@ export function ApplyDialog({ pools, onClose, onDone }: Props) {
         action.start(applyDomain(chosen, pool), (_answer, said) => { onDone(said); });
     };
     const shown = diff !== undefined && diff !== "";
+    const below = (
+        <>
+            {candidate?.reason && <Refusal reason={candidate.reason} />}
+            {diff !== undefined && <Diff diff={diff} notes={notes} />}
+        </>
+    );
     return (
         <Dialog title="Apply to a domain" action={action} button={shown ? "Apply" : "Show the difference"}
             description="Its XML is rewritten, so that its memory comes from a pool at its next start."
             isDisabled={!candidate || candidate.verdict === "refused" || diff === ""}
-            onSubmit={shown ? apply : show} onClose={onClose}>
-            <Form isWidthLimited onSubmit={event => { event.preventDefault(); }}>
-                <FormGroup label="Domain" fieldId="dmem-domain" isRequired>
-                    {candidates
-                        ? <DomainSelect candidates={candidates} value={chosen} onChange={key => { choose(key, pool); }} />
-                        : !action.reason && <Spinner size="md" aria-label="Asking libvirt" />}
-                </FormGroup>
-                <FormGroup label="Pool" fieldId="dmem-pool">
-                    <FormSelect id="dmem-pool" value={pool} aria-label="Pool"
-                        onChange={(_event, name) => { choose(chosen, name); }}>
-                        {pools.map(({ name }) => <FormSelectOption key={name} value={name} label={printable(name)} />)}
-                    </FormSelect>
-                </FormGroup>
-            </Form>
-            {candidate?.reason && <Refusal reason={candidate.reason} />}
-            {diff !== undefined && <Diff diff={diff} notes={notes} />}
+            onSubmit={shown ? apply : show} onClose={onClose} below={below}>
+            <FormGroup label="Domain" fieldId="dmem-domain" isRequired>
+                {candidates
+                    ? <DomainSelect candidates={candidates} value={chosen} onChange={key => { choose(key, pool); }} />
+                    : !action.reason && <Spinner size="md" aria-label="Asking libvirt" />}
+            </FormGroup>
+            <FormGroup label="Pool" fieldId="dmem-pool">
+                <FormSelect id="dmem-pool" value={pool} aria-label="Pool"
+                    onChange={(_event, name) => { choose(chosen, name); }}>
+                    {pools.map(({ name }) => <FormSelectOption key={name} value={name} label={printable(name)} />)}
+                </FormSelect>
+            </FormGroup>
         </Dialog>
     );
 }

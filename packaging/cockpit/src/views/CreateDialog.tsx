@@ -3,7 +3,7 @@
 
 import { useState } from "react";
 import {
-    Checkbox, Form, FormGroup, FormHelperText, FormSelect, FormSelectOption, HelperText, HelperTextItem, TextInput,
+    Checkbox, FormGroup, FormHelperText, FormSelect, FormSelectOption, HelperText, HelperTextItem, TextInput,
 } from "./patternfly";
 
 import { createPool, type PoolWish } from "../model/commands";
@@ -38,34 +38,32 @@ export function CreateDialog({ onClose, onDone }: Props) {
     return (
         <Dialog title="Create pool" button="Create" action={action} isDisabled={wish.name.trim() === ""}
             description="It is created in full, or not at all." onSubmit={submit} onClose={onClose}>
-            <Form isWidthLimited onSubmit={event => { event.preventDefault(); }}>
-                <FormGroup label="Name" fieldId="dmem-name" isRequired>
-                    <TextInput id="dmem-name" value={wish.name} isRequired
-                        onChange={(_event, name) => { change({ name }); }} />
-                </FormGroup>
-                <FormGroup label="Kind of memory" fieldId="dmem-backend">
-                    <FormSelect id="dmem-backend" value={wish.backend} aria-label="Kind of memory"
-                        onChange={(_event, chosen) => { change({ backend: backendOf(chosen), pageSize: "" }); }}>
-                        {BACKENDS.map(([value, label]) => <FormSelectOption key={value} value={value} label={label} />)}
+            <FormGroup label="Name" fieldId="dmem-name" isRequired>
+                <TextInput id="dmem-name" value={wish.name} isRequired
+                    onChange={(_event, name) => { change({ name }); }} />
+            </FormGroup>
+            <FormGroup label="Kind of memory" fieldId="dmem-backend">
+                <FormSelect id="dmem-backend" value={wish.backend} aria-label="Kind of memory"
+                    onChange={(_event, chosen) => { change({ backend: backendOf(chosen), pageSize: "" }); }}>
+                    {BACKENDS.map(([value, label]) => <FormSelectOption key={value} value={value} label={label} />)}
+                </FormSelect>
+            </FormGroup>
+            <FormGroup label="Size" fieldId="dmem-size">
+                <TextInput id="dmem-size" value={wish.size} placeholder="4G"
+                    onChange={(_event, size) => { change({ size }); }} />
+                <SizeHelp />
+            </FormGroup>
+            {wish.backend !== "tmpfs" && (
+                <FormGroup label="Pages" fieldId="dmem-pages">
+                    <FormSelect id="dmem-pages" value={wish.pageSize} aria-label="Pages"
+                        onChange={(_event, pageSize) => { change({ pageSize }); }}>
+                        <FormSelectOption value="" label="As virt-dmem chooses" />
+                        {PAGES.map(size => <FormSelectOption key={size} value={size} label={size} />)}
                     </FormSelect>
                 </FormGroup>
-                <FormGroup label="Size" fieldId="dmem-size">
-                    <TextInput id="dmem-size" value={wish.size} placeholder="4G"
-                        onChange={(_event, size) => { change({ size }); }} />
-                    <SizeHelp />
-                </FormGroup>
-                {wish.backend !== "tmpfs" && (
-                    <FormGroup label="Pages" fieldId="dmem-pages">
-                        <FormSelect id="dmem-pages" value={wish.pageSize} aria-label="Pages"
-                            onChange={(_event, pageSize) => { change({ pageSize }); }}>
-                            <FormSelectOption value="" label="As virt-dmem chooses" />
-                            {PAGES.map(size => <FormSelectOption key={size} value={size} label={size} />)}
-                        </FormSelect>
-                    </FormGroup>
-                )}
-                <Checkbox id="dmem-on-boot" label="Restore it at each boot" isChecked={wish.onBoot}
-                    onChange={(_event, onBoot) => { change({ onBoot }); }} />
-            </Form>
+            )}
+            <Checkbox id="dmem-on-boot" label="Restore it at each boot" isChecked={wish.onBoot}
+                onChange={(_event, onBoot) => { change({ onBoot }); }} />
         </Dialog>
     );
 }

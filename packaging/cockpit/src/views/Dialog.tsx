@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Frame a dialog: its title, its content, the refusal of what it did last, and its buttons.
+// Frame a dialog: its title, its form, what it shows below, the refusal of what it did last, and its buttons.
 
-import type { ReactNode } from "react";
-import { Button, Modal, ModalBody, ModalFooter, ModalHeader } from "./patternfly";
+import type { FormEvent, ReactNode } from "react";
+import { Button, Form, Modal, ModalBody, ModalFooter, ModalHeader } from "./patternfly";
 
 import { Refusal } from "./Refusal";
 import type { Action } from "./action";
@@ -11,7 +11,9 @@ interface DialogProps {
     title: string;
     description?: string;
     action: Action;
+    /** The fields of its form. */
     children: ReactNode;
+    below?: ReactNode;
     /** Its main button, and what it does. */
     button: string;
     isDisabled: boolean;
@@ -19,18 +21,24 @@ interface DialogProps {
     onClose: () => void;
 }
 
-export function Dialog({ title, description, action, children, button, isDisabled, onSubmit, onClose }: DialogProps) {
+export function Dialog(
+    { title, description, action, children, below, button, isDisabled, onSubmit, onClose }: DialogProps,
+) {
+    const submit = (event: FormEvent) => {
+        event.preventDefault();
+        onSubmit();
+    };
     return (
         <Modal isOpen variant="medium" position="top" aria-labelledby="dmem-dialog" onClose={onClose}>
             <ModalHeader title={title} description={description} labelId="dmem-dialog" />
             <ModalBody>
-                {children}
+                <Form id="dmem-form" isWidthLimited onSubmit={submit}>{children}</Form>
+                {below}
                 {action.reason && <Refusal reason={action.reason} />}
             </ModalBody>
             <ModalFooter>
-                <Button variant="primary" isDisabled={isDisabled || action.busy} isLoading={action.busy} onClick={onSubmit}>
-                    {button}
-                </Button>
+                <Button variant="primary" type="submit" form="dmem-form" isLoading={action.busy}
+                    isDisabled={isDisabled || action.busy}>{button}</Button>
                 <Button variant="link" onClick={onClose}>Cancel</Button>
             </ModalFooter>
         </Modal>

@@ -2,7 +2,7 @@
 // Resize a pool: first show what would be done, then do it.
 
 import { useState } from "react";
-import { Form, FormGroup, TextInput } from "./patternfly";
+import { FormGroup, TextInput } from "./patternfly";
 
 import type { Pool } from "../model/answers";
 import { changeSentences } from "../model/changes";
@@ -47,14 +47,12 @@ export function ResizeDialog({ pool, onClose, onDone }: Props) {
         <Dialog title={`Resize ${printable(pool.name)}`} action={action} button={changes ? "Resize" : "Show what it does"}
             description={`It has ${formatSize(pool.capacity_bytes)}. Memory that domains hold is never touched.`}
             isDisabled={size.trim() === "" || (preview !== undefined && !changes)}
-            onSubmit={changes ? resize : show} onClose={onClose}>
-            <Form isWidthLimited onSubmit={event => { event.preventDefault(); }}>
-                <FormGroup label="New size" fieldId="dmem-new-size" isRequired>
-                    <TextInput id="dmem-new-size" value={size} isRequired onChange={(_event, typed) => { change(typed); }} />
-                    <SizeHelp />
-                </FormGroup>
-            </Form>
-            {preview && <PreviewText preview={preview} />}
+            onSubmit={changes ? resize : show} onClose={onClose}
+            below={preview && <PreviewText preview={preview} />}>
+            <FormGroup label="New size" fieldId="dmem-new-size" isRequired>
+                <TextInput id="dmem-new-size" value={size} isRequired onChange={(_event, typed) => { change(typed); }} />
+                <SizeHelp />
+            </FormGroup>
         </Dialog>
     );
 }

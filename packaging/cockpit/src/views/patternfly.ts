@@ -14,7 +14,6 @@ export { FormSelect, FormSelectOption } from "@patternfly/react-core/dist/esm/co
 export { HelperText, HelperTextItem } from "@patternfly/react-core/dist/esm/components/HelperText";
 export { Label } from "@patternfly/react-core/dist/esm/components/Label";
 export { Modal, ModalBody, ModalFooter, ModalHeader } from "@patternfly/react-core/dist/esm/components/Modal";
-export { Page, PageSection } from "@patternfly/react-core/dist/esm/components/Page";
 export { Spinner } from "@patternfly/react-core/dist/esm/components/Spinner";
 export { TextInput } from "@patternfly/react-core/dist/esm/components/TextInput";
 export { Title } from "@patternfly/react-core/dist/esm/components/Title";

@@ -12,7 +12,7 @@ from tests.rig.command_line import Command
 from virt_dmem.cli.commands import plan_host
 from virt_dmem.cli.output import Output
 from virt_dmem.errors import ExitStatus
-from virt_dmem.host import boot_reservation
+from virt_dmem.host.ram import boot_reservation
 
 
 def test_one_kind_of_memory_is_recommended_with_how_to_get_it(command: Command) -> None:

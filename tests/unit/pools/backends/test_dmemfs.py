@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from tests.rig.dmemfs_segments import KIND, acquire, check, record
+from tests.rig.fake_arm64 import ISLANDS, RUNTIME, fake_arm64, with_module
 from tests.rig.fake_tree import GIB, MIB, NODES, PC, fake_memory_map, fake_tree, put
-from virt_dmem.errors import PoolShort, UsageError
-from virt_dmem.host.ranges import Range
+from virt_dmem.config.schema import Config, DaemonConfig
+from virt_dmem.errors import PoolError, PoolShort, UsageError
+from virt_dmem.host.dmemfs_support import REFUSAL
+from virt_dmem.host.ram.ranges import Range, common
 from virt_dmem.pools import manage
 from virt_dmem.pools.backends.base import Backend, Job
 from virt_dmem.pools.backends.checks import Status
-from virt_dmem.pools.backends.dmemfs import _regions_by_node
+from virt_dmem.pools.backends.dmemfs import _explained, _regions_by_node
 from virt_dmem.pools.backends.table import BACKENDS
 from virt_dmem.pools.host_planning import plan_host, read_host
 
@@ -194,6 +197,36 @@ def test_a_kernel_that_would_map_by_4_kib_is_warned_of(root: Path) -> None:
     assert check(root, found).status is Status.PASS
     put(root / "sys/fs/dmemfs/0:50/huge_entries", "0\n")
     assert "Linux 6.12.0-test maps" in check(root, found).message
+
+
+def test_a_host_that_the_module_refuses_is_refused_before_with_its_reason(tmp_path: Path) -> None:
+    root = with_module(fake_arm64(tmp_path, release="6.12.117+deb13-arm64"))
+    probe = KIND.probe(root=root)
+    assert not probe.available
+    assert "not supported on this host: this kernel's KVM takes memory" in probe.reason
+    config = Config(daemon=DaemonConfig(state_dir=str(tmp_path / "state"), run_dir=str(tmp_path / "run")))
+    with pytest.raises(PoolError, match="cannot be created here: dmemfs is not supported on this host: this ker"):
+        manage.create(config, "p", sizes=None, backend="dmemfs", root=root)
+
+
+def test_what_the_module_says_of_a_mount_is_passed_on() -> None:
+    pool, mount = record({0: GIB}), PoolError("mount failed.", hint="See dmesg.")
+    cpu = _explained(pool, mount, [f"{REFUSAL}a CPU lacks it"])
+    assert cpu.message == "Pool p cannot be mounted, as dmemfs is not supported on this host: a CPU lacks it."
+    assert "FEAT_S2FWB" in cpu.hint
+    said = 'dmemfs: region 0x1+0x2 is not all RAM in the firmware\'s map: 0x1+0x1 is "of EFI type 2"'
+    assert said in _explained(pool, mount, ["other: x", said]).message
+    assert _explained(pool, mount, ["other: x"]) is mount
+
+
+def test_on_arm64_a_pool_gets_what_the_firmware_left_without_what_the_loader_did(tmp_path: Path) -> None:
+    left = Range(78 * GIB, 4 * MIB)
+    root = with_module(fake_arm64(tmp_path, mem=24 * GIB), [left])
+    sizes = KIND.default_sizes(2 * MIB, {}, (), root=root)
+    found = acquire(root, record(sizes))
+    assert sizes.keys() == {1}
+    assert found.got_bytes == sum(sizes.values()) > 7 * GIB
+    assert common(found.regions[1], [left, *RUNTIME, *ISLANDS]) == ()
 
 
 def test_only_it_cannot_be_pinned(root: Path) -> None:

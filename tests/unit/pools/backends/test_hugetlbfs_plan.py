@@ -35,3 +35,26 @@ def test_where_the_kernel_has_cma_both_ways_are_named() -> None:
     option = hugetlbfs_plan.option(320 * GIB, GIB, facts(0))
     assert option.kernel_command_line == "hugetlb_free_vmemmap=on hugetlb_cma=320G"
     assert "hugepagesz=1G hugepages=320" in " ".join(option.notes)
+
+
+@pytest.mark.parametrize(
+    ("base_page", "of_allocator", "gigantic"),
+    [
+        (4 * KIB, (64 * KIB, 2 * MIB), (32 * MIB, GIB)),
+        (16 * KIB, (2 * MIB, 32 * MIB), (GIB,)),
+        (64 * KIB, (2 * MIB, 512 * MIB), (16 * GIB,)),
+    ],
+)
+def test_on_arm64_pages_above_an_entry_of_a_pmd_are_set_aside_at_boot(
+    base_page: int, of_allocator: tuple[int, ...], gigantic: tuple[int, ...]
+) -> None:
+    """The sizes are those that arch/arm64/mm/hugetlbpage.c registers for each base page."""
+    host = HostFacts(
+        {0: 400 * GIB}, (*of_allocator, *gigantic), None, None, architecture="aarch64", base_page=base_page
+    )
+    for page_size in (*of_allocator, *gigantic):
+        option = hugetlbfs_plan.option(320 * GIB, page_size, host)
+        assert ("--existing-pages" in option.pool_create) is (page_size in gigantic)
+        assert "Linux has no HVO on arm64" in option.notes[0]
+        assert (option.net_bytes, option.gross_bytes) == (0, 320 * GIB // base_page * 64)
+    assert "hugepagesz=" in hugetlbfs_plan.option(320 * GIB, gigantic[0], host).kernel_command_line

@@ -31,6 +31,12 @@ def test_page_sizes_are_those_of_the_host(tmp_path: Path) -> None:
     assert backend("tmpfs").page_sizes(root=root) == (4 * KIB,)
 
 
+def test_pages_of_2_mib_are_the_default_also_where_there_are_smaller_ones(tmp_path: Path) -> None:
+    root = fake_tree(tmp_path, page_sizes=(64 * KIB, 2 * MIB, 32 * MIB, GIB))
+    assert backend("hugetlbfs").page_sizes(root=root) == (2 * MIB, 64 * KIB, 32 * MIB, GIB)
+    assert backend("hugetlbfs").page_sizes(root=fake_tree(tmp_path / "none", page_sizes=(GIB,))) == (GIB,)
+
+
 def test_this_machine_has_both() -> None:
     assert all(BACKENDS[name].probe().available for name in ("hugetlbfs", "tmpfs"))
 

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_pool(parser)
     add_sizes(parser, "total size, spread evenly over the host's nodes")
-    parser.add_argument("--page-size", type=parse_size, metavar="SIZE", help="2M or 1G; default: 2M")
+    parser.add_argument(
+        "--page-size", type=parse_size, metavar="SIZE", help="one that the host has, such as 1G; default: 2M"
+    )
     parser.add_argument(
         "--on-boot",
         action="store_true",

@@ -60,14 +60,17 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 
     from virt_dmem.cli.pool_rows import require_readable
     from virt_dmem.config.schema import load_config
-    from virt_dmem.pools.savings import savings
+    from virt_dmem.pools.savings import savings, why_none
 
     config = load_config(args.config)
     require_readable(config)
-    rows = [asdict(item) | {"how": "measured" if item.measured else "estimated"} for item in savings(config)]
+    found = savings(config)
+    rows = [asdict(item) | {"how": "measured" if item.measured else "estimated"} for item in found]
     shown = choose(_COLUMNS, args.output, "POOL,SIZE,PAGES,GROSS,LEFT,NET,HOW")
     rows = select(rows, _COLUMNS, args)
     out.table(shown, rows, headings=not args.no_headings)
+    if remark := why_none(found):
+        out.note(remark)
     out.result(pools=rows)
     return ExitStatus.DONE
 

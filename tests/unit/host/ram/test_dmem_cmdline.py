@@ -7,9 +7,9 @@ import pytest
 
 from tests.rig.fake_tree import GIB, MIB
 from virt_dmem.errors import UsageError
-from virt_dmem.host.dmem_cmdline import Parameter, parameters, parse_parameter, wanted
-from virt_dmem.host.memory_map import SECTION
-from virt_dmem.host.ranges import Range
+from virt_dmem.host.ram.dmem_cmdline import Parameter, parameters, parse_parameter, wanted
+from virt_dmem.host.ram.memory_map import SECTION
+from virt_dmem.host.ram.ranges import Range
 
 
 @pytest.mark.parametrize(

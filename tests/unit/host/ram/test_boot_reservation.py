@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.rig.fake_tree import GIB, MIB
 from virt_dmem.cli.main import main
 from virt_dmem.errors import ExitStatus
-from virt_dmem.host import boot_reservation
-from virt_dmem.host.memory_map import SECTION
-from virt_dmem.host.ranges import Range, common, total, whole, without
+from virt_dmem.host.ram import boot_reservation
+from virt_dmem.host.ram.memory_map import SECTION
+from virt_dmem.host.ram.ranges import Range, common, total, whole, without
 
 
 @given(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virt_dmem.errors import UsageError
-from virt_dmem.host.ranges import Range, common, merged, parse_range, take, total, whole, without
+from virt_dmem.host.ram.ranges import Range, common, merged, parse_range, take, total, whole, without
 
 RANGES = st.lists(st.builds(Range, st.integers(0, 120), st.integers(0, 30)), max_size=6)
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.rig.fake_tree import GIB, MIB, NODES, PC, fake_memory_map, fake_tree, put
 from virt_dmem.errors import PermissionRefused
-from virt_dmem.host import memory_map
-from virt_dmem.host.memory_map import SECTION
-from virt_dmem.host.ranges import Range
+from virt_dmem.host.ram import memory_map
+from virt_dmem.host.ram.memory_map import SECTION
+from virt_dmem.host.ram.ranges import Range
 
 
 def two_nodes(root: Path, **more: object) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from virt_dmem.errors import UsageError
-from virt_dmem.host.ranges import Range, common, total
+from virt_dmem.host.ram.ranges import Range, common, total
 from virt_dmem.units import MIB, parse_number, round_up
 
 __all__ = ["Parameter", "parameters", "parse_parameter", "wanted"]
