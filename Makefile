@@ -8,6 +8,10 @@ DEBIAN ?= bookworm trixie trixie-backports
 
 python := .venv/bin/python
 pytest := $(python) -m pytest --timeout=900 --durations=10
+# with RECORD=1 a run that passed is added to docs/reference/runs.json
+ifdef RECORD
+export PYTEST_ADDOPTS += -p tests.rig.run_record
+endif
 # one more than CPUs, as a third of their time they wait; tests/rig/workers.py says how they share the tests
 workers := -n $(shell cpus=$$(nproc); echo $$((cpus < 4 ? cpus + 1 : 4)))
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest

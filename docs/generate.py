@@ -67,6 +67,10 @@ TYPES_HEAD = """\
 // SPDX-License-Identifier: GPL-2.0-or-later
 // made by docs/generate.py from virt_dmem/cli: what each command takes, and what it prints with --json
 """
+README = Path("../README.md")
+RUNS = REFERENCE / "runs.json"
+RUNS_BEGIN = "<!-- made by docs/generate.py from docs/reference/runs.json, which runs of tests write -->"
+RUNS_END = "<!-- end -->"
 ERRORS_HEAD = """\
 # Errors
 
@@ -96,7 +100,27 @@ def documents() -> dict[Path, str]:
     made[REFERENCE / "json.md"] = _json_document(schema)
     made[REFERENCE / "errors.md"] = _errors_document()
     made[TYPES] = _typescript(schema, parser)
+    runs = json.loads((DOCS / RUNS).read_text("utf-8"))["runs"]
+    made[README] = with_runs((DOCS / README).read_text("utf-8"), runs)
     return made
+
+
+def runs_table(runs: list[dict[str, Any]]) -> str:
+    """Return the table of what was run where."""
+    lines = ["| architecture | Linux | libvirt | QEMU | passed | tests | day |", "|---|---|---|---|---|---|---|"]
+    for run in runs:
+        cells = [run[name] or "-" for name in ("arch", "kernel", "libvirt", "qemu", "what")]
+        lines.append(f"| {' | '.join(cells)} | {run['tests']} | {run['date']} |")
+    return "\n".join(lines)
+
+
+def with_runs(readme: str, runs: list[dict[str, Any]]) -> str:
+    """Return README with the table of these runs."""
+    before, _, rest = readme.partition(RUNS_BEGIN)
+    _, _, after = rest.partition(RUNS_END)
+    if not after:
+        raise ValueError("README has lost the marks of its table of runs.")
+    return f"{before}{RUNS_BEGIN}\n{runs_table(runs)}\n{RUNS_END}{after}"
 
 
 def _template(name: str) -> str:

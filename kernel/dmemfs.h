@@ -171,6 +171,7 @@ void dmemfs_release_region(struct dmemfs_region *region);
 /* firmware.c */
 int dmemfs_read_firmware_map(struct dmemfs_map *map);
 void dmemfs_free_firmware_map(struct dmemfs_map *map);
+ssize_t dmemfs_show_firmware_ram(char *page);	/* but on x86, where sysfs has the map */
 
 /* support.c */
 const char *dmemfs_unsupported(void);

@@ -133,8 +133,11 @@ out:
 #else
 
 #include <linux/efi.h>
+#include <linux/minmax.h>
 #include <linux/of.h>
 #include <linux/of_address.h>
+#include <linux/sizes.h>
+#include <linux/sort.h>
 
 /*
  * Cacheable, and nobody's since the kernel runs: the loader's code has ended,
@@ -202,6 +205,57 @@ static int read_map(struct dmemfs_map *map)
 					  read_device_tree(map);
 
 	return err ? err : map->count ? 0 : -ENODATA;
+}
+
+static int by_start(const void *one, const void *other)
+{
+	u64 a = ((const struct dmemfs_range *)one)->start;
+	u64 b = ((const struct dmemfs_range *)other)->start;
+
+	return a < b ? -1 : a > b;
+}
+
+/* A line for a range that is large enough for a pool; what does not fit in the page is left out. */
+static ssize_t emit(char *page, ssize_t used, u64 start, u64 end)
+{
+	if (end < start + SZ_2M || used > PAGE_SIZE - 64)
+		return 0;
+	return sysfs_emit_at(page, used, "0x%llx+0x%llx\n", start, end - start);
+}
+
+/* The firmware's RAM by address, neighbours joined, without what lies in it and is none. */
+ssize_t dmemfs_show_firmware_ram(char *page)
+{
+	u64 start = 0, end = 0;	/* of the RAM that is not shown yet */
+	u64 taken = 0;		/* where what is no RAM ends */
+	struct dmemfs_map map;
+	ssize_t used = 0;
+	unsigned int i;
+	int err = dmemfs_read_firmware_map(&map);
+
+	if (!err)
+		sort(map.ranges, map.count, sizeof(*map.ranges), by_start, NULL);
+	for (i = 0; !err && i < map.count; i++) {
+		const struct dmemfs_range *range = &map.ranges[i];
+
+		if (!range->ram) {
+			if (range->start < end) {
+				used += emit(page, used, start, range->start);
+				start = max(start, range->end);
+			}
+			taken = max(taken, range->end);
+		} else if (range->start <= end && range->start >= taken) {
+			end = max(end, range->end);
+		} else {
+			used += emit(page, used, start, end);
+			start = max3(range->start, end, taken);
+			end = max(end, range->end);
+		}
+	}
+	if (!err)
+		used += emit(page, used, start, end);
+	dmemfs_free_firmware_map(&map);
+	return err ? err : used;
 }
 
 #endif

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* /sys/fs/dmemfs/MAJOR:MINOR, named as the mount is in /proc/self/mountinfo. */
+/*
+ * /sys/fs/dmemfs/MAJOR:MINOR, named as the mount is in /proc/self/mountinfo,
+ * and firmware_ram beside them where nothing else shows that to users.
+ */
 
 #include <linux/slab.h>
 #include <linux/sysfs.h>
@@ -197,10 +200,28 @@ void dmemfs_hide_pool(struct dmemfs_pool *pool)
 		kobject_del(&pool->kobj);
 }
 
+#ifndef CONFIG_X86_64
+static ssize_t firmware_ram_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+{
+	return dmemfs_show_firmware_ram(buf);
+}
+
+static struct kobj_attribute attr_firmware_ram = __ATTR(firmware_ram, 0400, firmware_ram_show, NULL);
+#endif
+
 int dmemfs_init_sysfs(void)
 {
+	int err = 0;
+
 	dmemfs_root = kobject_create_and_add("dmemfs", fs_kobj);
-	return dmemfs_root ? 0 : -ENOMEM;
+	if (!dmemfs_root)
+		return -ENOMEM;
+#ifndef CONFIG_X86_64
+	err = sysfs_create_file(dmemfs_root, &attr_firmware_ram.attr);
+	if (err)
+		kobject_put(dmemfs_root);
+#endif
+	return err;
 }
 
 void dmemfs_exit_sysfs(void)

@@ -94,7 +94,7 @@ build_all() { # KERNEL...
         set -- $(headers)
     fi
     if [ $# -eq 0 ]; then
-        say "the module was not built, because no kernel headers are installed (Debian: linux-headers-amd64)."
+        say "the module was not built, because no kernel headers are installed (Debian: linux-headers-amd64 or -arm64)."
         say "Pools of huge pages do not need it. To build it later: $0 build"
         return
     fi

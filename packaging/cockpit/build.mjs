@@ -15,7 +15,7 @@ const cockpitsFonts = {
     name: "fonts of Cockpit",
     setup(of) {
         of.onResolve({ filter: /\.woff2?$/ }, found => (
-            { path: `../../static/fonts/${path.basename(found.path)}`, external: true }
+            { path: `../../static/fonts/${found.path.split("/").slice(-2).join("/")}`, external: true }
         ));
         of.onLoad({ filter: /assets\/images\/.*\.svg$/ }, () => ({ contents: "", loader: "empty" }));
     },

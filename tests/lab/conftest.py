@@ -16,6 +16,7 @@ from tests.lab.container import Container
 from tests.lab.host import PATIENCE, Host
 from tests.lab.image import PROJECT, Image, NoPackages, suite, the_image, the_root
 from tests.lab.machine import Machine
+from tests.rig import run_record
 from tests.rig.hugepages_lock import hugepages_lent
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _host: pytest.StashKey[Host] = pytest.StashKey()
+_where: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +50,8 @@ def machine(lab_image: Image, request: pytest.FixtureRequest) -> Iterator[Machin
     with Machine(lab_image, **request.module.MACHINE) as machine:
         request.node.stash[_host] = machine
         print(f"lab: booted in {machine.boot_seconds[-1]:.0f} s")
+        if run_record.is_recorded(request.config):
+            request.node.stash[_where] = run_record.parse("lab: a whole host", machine.run(run_record.SHOW).stdout)
         yield machine
 
 
@@ -74,10 +78,14 @@ def container(lab_root: Path, request: pytest.FixtureRequest) -> Iterator[Contai
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the ends of the host's logs to the report of a failure."""
-    report = yield
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the ends of the host's logs to the report of a failure; note on what host a recorded run is."""
     module = item.getparent(pytest.Module)
+    if call.when == "call" and module is not None and (where := module.stash.get(_where, None)):
+        run_record.ran_on(item, where)
+    report = yield
     host = module.stash.get(_host, None) if module is not None else None
     if report.failed and host is not None:
         report.sections.extend(host.logs().items())

@@ -7,6 +7,7 @@ pytest's. Its output is printed as it appears, and its exit status returned.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from tests.lab.image import PROJECT, missing_for_lab, pack_tree, the_root
 from tests.lab.overlay_root import OverlayRoot
+from tests.rig import run_record
 from tests.rig.processes import RigError
 
 _TESTS = ("tests/unit", "tests/libvirt", "tests/numa")
@@ -43,7 +45,12 @@ def run_in_root(release: str, arguments: list[str]) -> int:
         ours = ("VIRT_DMEM_TEST_", "PYTEST_ADDOPTS")
         settings = {name: value for name, value in os.environ.items() if name.startswith(ours)}
         env = there.environment() | {"HOME": "/root", "PYTHONUNBUFFERED": "1"} | settings
-        return subprocess.run(there.command(_GO.strip("\n") + shlex.join(chosen)), env=env, check=False).returncode
+        command = there.command(_GO.strip("\n") + shlex.join(chosen))
+        status = subprocess.run(command, env=env, check=False).returncode
+        written = there.directory / PROJECT.lstrip("/") / run_record.RECORD.relative_to(run_record.REPOSITORY)
+        if status == 0 and run_record.PLUGIN in shlex.join(chosen) + env.get("PYTEST_ADDOPTS", ""):
+            run_record.write(json.loads(written.read_text("utf-8"))["runs"])
+        return status
 
 
 def main() -> int:

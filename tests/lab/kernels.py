@@ -14,6 +14,7 @@ import pytest
 
 from tests.lab.image import NoPackages, the_root
 from tests.lab.kernel_root import KERNELS, Kernel, KernelRoot
+from tests.rig.run_record import environment, ran_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,8 +49,11 @@ def built(root: KernelRoot) -> dict[Kernel, str]:
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
-def test_it_builds_without_a_warning(root: KernelRoot, built: dict[Kernel, str], kernel: Kernel) -> None:
+def test_it_builds_without_a_warning(
+    root: KernelRoot, built: dict[Kernel, str], kernel: Kernel, request: pytest.FixtureRequest
+) -> None:
     release = root.fetch(kernel)
+    ran_on(request.node, environment("module: build", arch=kernel.arch, kernel=release))
     said = root.build(kernel, release)
     assert not re.search("(warning|error):", said, re.IGNORECASE), said
     built[kernel] = release
@@ -57,8 +61,9 @@ def test_it_builds_without_a_warning(root: KernelRoot, built: dict[Kernel, str],
 
 @pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel not in REFUSED], ids=str)
 def test_its_checks_pass_with_small_pages_and_huge_ones(
-    root: KernelRoot, built: dict[Kernel, str], kernel: Kernel
+    root: KernelRoot, built: dict[Kernel, str], kernel: Kernel, request: pytest.FixtureRequest
 ) -> None:
+    ran_on(request.node, environment("module: its checks", arch=kernel.arch, kernel=built[kernel]))
     script = "uname -r; insmod /dmemfs.ko\n"
     for page, size in (("4K", 64), ("2M", 384)):
         script += f"mount -t dmemfs -o region={kernel.region:#x}+{size}M,pagesize={page} pool /mnt\n"
@@ -75,8 +80,9 @@ def test_its_checks_pass_with_small_pages_and_huge_ones(
 
 @pytest.mark.parametrize("kernel", REFUSED, ids=str)
 def test_a_mount_is_refused_where_a_guest_would_come_to_harm(
-    root: KernelRoot, built: dict[Kernel, str], kernel: Kernel
+    root: KernelRoot, built: dict[Kernel, str], kernel: Kernel, request: pytest.FixtureRequest
 ) -> None:
+    ran_on(request.node, environment("module: refuses to mount", arch=kernel.arch, kernel=built[kernel]))
     said = root.boot(
         kernel, built[kernel], MOUNT.format(start=kernel.region, size=128, page="2M") + "; echo was $?"
     )
@@ -91,9 +97,10 @@ def test_a_mount_is_refused_where_the_cpu_cannot(root: KernelRoot, built: dict[K
 
 
 def test_regions_are_compared_to_the_device_tree(root: KernelRoot, built: dict[Kernel, str]) -> None:
-    script = "insmod /dmemfs.ko; "
+    script = "insmod /dmemfs.ko; cat /sys/fs/dmemfs/firmware_ram; "
     script += "for at in 0x60000000 0xb8000000 0x8000000; do mount -t dmemfs -o region=$at+256M pool /mnt; done"
     said = root.boot(ARM64, built[ARM64], script)
+    assert "0x40000000+0x80000000" in said
     assert "0x60000000+0x10000000 is the kernel's own memory (System RAM); reserve it by mem=SIZE" in said
     assert "0xb8000000+0x10000000 is not all RAM in the firmware's map: 0xc0000000 is not" in said
     assert "0x8000000+0x10000000 is not all RAM in the firmware's map: 0x8000000 is not" in said

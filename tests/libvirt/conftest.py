@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.rig import Daemon, GuestImage, PrivateLibvirt, RigError, enter_private_namespace, grower, guest_image
+from tests.rig import (
+    Daemon,
+    GuestImage,
+    PrivateLibvirt,
+    RigError,
+    enter_private_namespace,
+    grower,
+    guest_image,
+    run_record,
+)
 from tests.rig.command import virt_dmem
 from tests.rig.hugepages_lock import hugepages_lock
 from tests.rig.namespace import require_private_namespace
@@ -31,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.any_backend)
             if "image" in fixtures:
                 item.add_marker(pytest.mark.boots_guest)
+
+
+@pytest.fixture(autouse=True)
+def _noted_for_the_record(request: pytest.FixtureRequest) -> None:
+    if run_record.is_recorded(request.config):
+        run_record.ran_on(request.node, run_record.this_host("tests/libvirt"))
 
 
 @pytest.hookimpl(wrapper=True)

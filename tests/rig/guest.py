@@ -83,8 +83,9 @@ def fetch_kernel() -> Path:
         except RigError:  # the lists are older than the archive
             _run("apt-get", "-q", "update")
             _download(scratch)
-        (package,) = scratch.glob("*.deb")
-        _run("dpkg-deb", "-x", package, scratch / "root")
+        for package in scratch.glob("*.deb"):
+            _run("dpkg-deb", "-x", package, scratch / "root")
+        _provide_in_boot(scratch / "root")
         with contextlib.suppress(OSError):  # another process was first
             (scratch / "root").rename(unpacked)
     return unpacked
@@ -92,10 +93,20 @@ def fetch_kernel() -> Path:
 
 def _download(directory: Path) -> None:
     # apt's own sandbox user may not write here; as root is fine, the package is checked against the signed list
-    found = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", _METAPACKAGE))
+    found = re.search(r"Depends: (linux-image-(\S+))", _run("apt-cache", "depends", _METAPACKAGE))
     if found is None:
         raise RigError(f"apt knows no package that {_METAPACKAGE} depends on.")
-    _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", found[1], cwd=directory)
+    # since 7.x the image's package is empty, and depends on these
+    parts = rf"Depends: (linux-(?:base|binary|modules)-{re.escape(found[2])})$"
+    names = [found[1], *re.findall(parts, _run("apt-cache", "depends", found[1]), re.MULTILINE)]
+    _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names, cwd=directory)
+
+
+def _provide_in_boot(root: Path) -> None:
+    """Link the kernel to where it is in older packages."""
+    for kernel in root.glob("usr/lib/modules/*/vmlinuz"):
+        (root / "boot").mkdir(exist_ok=True)
+        (root / f"boot/vmlinuz-{kernel.parent.name}").hardlink_to(kernel)
 
 
 def _is_built_in(kernel: Path, name: str) -> bool:

@@ -185,7 +185,10 @@ def test_a_message_that_is_cut_off_or_of_another_kind_is_rejected(message: bytes
         dict(node_hook.fields(message))
 
 
-def test_the_plugin_announces_what_the_hook_handles() -> None:
-    (hook,) = yaml.safe_load((HOOKS / "plugin.yaml").read_text())["spec"]["nodeHooks"]
-    assert set(hook["permittedHooks"]) == node_hook.STARTS | node_hook.HAS_ITS_PAGES_OR_NEEDS_NONE
-    assert hook["socket"] == str(node_hook.SOCKET)
+def test_the_plugin_announces_what_the_hook_handles_and_no_end_of_a_vm_waits_for_it() -> None:
+    hooks = yaml.safe_load((HOOKS / "plugin.yaml").read_text())["spec"]["nodeHooks"]
+    assert {hook["socket"] for hook in hooks} == {str(node_hook.SOCKET)}
+    assert {hook["failureStrategy"]: set(hook["permittedHooks"]) for hook in hooks} == {
+        "Fail": node_hook.STARTS,
+        "Ignore": node_hook.HAS_ITS_PAGES_OR_NEEDS_NONE,
+    }

@@ -73,6 +73,7 @@ WITHOUT_MODULE = {
     "packaging": "packaging/root.sh and the scripts that build packages with it",
     "pools.lowered": "page_counts, hugetlbfs, manage and resize, on this machine's huge pages",
     "pools.manage_real": "manage, on this machine's huge pages",
+    "run_record": "tests/rig/run_record.py, and what README makes of it",
     "vdsm_hook": "hooks/vdsm",
     "words": "all text that people read",
     "workers": "tests/rig",

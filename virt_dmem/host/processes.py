@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ __all__ = [
     "started_at",
     "CLOCK_TICKS",
     "mappings",
+    "processes_holding",
     "processes_mapping",
     "processes_using",
     "bytes_by_node",
@@ -87,14 +89,17 @@ def mappings(pid: int, *, of: Collection[tuple[int, int]] | None = None, root: P
     :param of: Files (device, inode): only their lines are parsed of the hundreds that a QEMU has.
     """
     try:
-        lines = (root / f"proc/{pid}/maps").read_bytes().rstrip(b"\n").split(b"\n")
+        content = (root / f"proc/{pid}/maps").read_bytes()
     except GONE:
         return
     if of is None:
-        yield from _parse(filter(None, lines))
+        yield from _parse(filter(None, content.split(b"\n")))
         return
     # as show_vma_header_prefix() in fs/proc/task_mmu.c writes them; the name of a file may contain the same
     marks = [f" {os.major(device):02x}:{os.minor(device):02x} {inode}".encode() for device, inode in of]
+    if not any(mark in content for mark in marks):  # as in almost all of many processes
+        return
+    lines = content.split(b"\n")
     for area in _parse(line for line in lines if any(mark in line for mark in marks)):
         if (area.device, area.inode) in of:
             yield area
@@ -118,6 +123,17 @@ def processes_mapping(device: int, inode: int, *, root: Path = ROOT) -> tuple[in
     return tuple(pid for pid, found in each(maps, processes(root=root)) if found)
 
 
+def processes_holding(device: int, inode: int, *, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the PIDs of the processes that map a file or have it open."""
+
+    def holds(pid: int) -> bool:
+        return any(mappings(pid, of={(device, inode)}, root=root)) or any(
+            found.st_dev == device and found.st_ino == inode for found in _open_files(pid, root)
+        )
+
+    return tuple(pid for pid, found in each(holds, processes(root=root)) if found)
+
+
 def processes_using(device: int, *, root: Path = ROOT) -> tuple[int, ...]:
     """Return the PIDs of the processes that keep a file system busy: by a mapping, an open file or their cwd."""
 
@@ -128,18 +144,20 @@ def processes_using(device: int, *, root: Path = ROOT) -> tuple[int, ...]:
 
 
 def _opens_on(pid: int, device: int, root: Path) -> bool:
-    base = root / f"proc/{pid}"
+    return any(found.st_dev == device for found in _open_files(pid, root))
+
+
+def _open_files(pid: int, root: Path) -> Iterator[os.stat_result]:
+    """Yield the status of what a process has open, its cwd and root included."""
+    base = f"{root}/proc/{pid}"
     try:
-        names = [base / "cwd", base / "root", *(base / "fd").iterdir()]
+        opened = os.listdir(f"{base}/fd")  # noqa: PTH208 -- there may be a million of them
+        names = [f"{base}/cwd", f"{base}/root", *(f"{base}/fd/{name}" for name in opened)]
     except GONE:
-        return False
+        return
     for name in names:
-        try:
-            if name.stat().st_dev == device:
-                return True
-        except OSError:  # closed meanwhile, or a file that cannot be read (a kernel thread's cwd)
-            continue
-    return False
+        with suppress(OSError):  # closed meanwhile, or a file that cannot be read (a kernel thread's cwd)
+            yield os.stat(name)  # noqa: PTH116 -- likewise
 
 
 def bytes_by_node(pid: int, device: int, inode: int, *, root: Path = ROOT) -> dict[int, int]:

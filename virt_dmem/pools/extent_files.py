@@ -27,7 +27,7 @@ from pathlib import Path
 from virt_dmem.errors import ExtentError, NotMapped
 from virt_dmem.host import dirfd
 from virt_dmem.host.confinement import selinux
-from virt_dmem.host.processes import mappings
+from virt_dmem.host.processes import mappings, processes_holding
 from virt_dmem.os_errors import remedy
 from virt_dmem.units import format_size
 
@@ -258,6 +258,10 @@ def in_use(path: Path) -> bool:
     (``fs/locks.c``, ``check_conflicting_open``). A process that holds a lease itself has it open; the lease
     survives a change of the file's owner.
 
+    Since Linux 7.0 a file system has leases only if it says so (``kernel_setlease``), and hugetlbfs does not: there
+    all processes are looked at. A descriptor that is on its way through a socket is not seen then. That gives no
+    memory away: removing the file keeps it for who has it open, and ``allocation.reclaim`` finds it missing.
+
     :raise OSError: When it is missing, or not a regular file.
     """
     try:
@@ -265,16 +269,25 @@ def in_use(path: Path) -> bool:
     except BlockingIOError:
         return True
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return _is_leased_or_open(fd, found)
+    finally:
+        os.close(fd)
+
+
+def _is_leased_or_open(fd: int, found: os.stat_result) -> bool:
+    try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EBUSY):
             return True
-        raise
-    finally:
-        os.close(fd)
+        if error.errno != errno.EINVAL:
+            raise
+        users = processes_holding(found.st_dev, found.st_ino)
+        return any(pid != os.getpid() for pid in users)
     return False
 
 

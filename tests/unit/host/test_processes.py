@@ -25,7 +25,11 @@ def test_mappings_of_a_process_are_found_by_device_and_inode(tmp_path: Path) -> 
         assert list(processes.mappings(os.getpid(), of={(found.st_dev, found.st_ino // 10)})) == []
         assert processes.processes_mapping(found.st_dev, found.st_ino) == (os.getpid(),)
         assert os.getpid() in processes.processes_using(found.st_dev)
+        assert processes.processes_holding(found.st_dev, found.st_ino) == (os.getpid(),)
         memory.close()
+        with file.open("rb"):
+            assert processes.processes_holding(found.st_dev, found.st_ino) == (os.getpid(),)
+        assert processes.processes_holding(found.st_dev, found.st_ino) == ()
         assert processes.processes_mapping(found.st_dev, found.st_ino) == ()
     finally:
         file.unlink()
