@@ -17,11 +17,12 @@ workers := -n $(shell cpus=$$(nproc); echo $$((cpus < 4 ? cpus + 1 : 4)))
 # a host for each file of tests, two at a time where there is the memory; by name: the first takes longest
 lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /proc/meminfo) --dist loadfile --no-loadscope-reorder tests/lab
 sphinx := .cache/sphinx/bin/sphinx-build
+ansible := .cache/ansible/bin/ansible-lint
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem $(wildcard hooks/*/*.sh) bench/compare $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py hooks/kubevirt
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all test-migration fleet lab-shell lint docs html deb repo rpm test-packages install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all test-migration fleet lab-shell lint docs html deb repo rpm ansible test-packages install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -110,7 +111,15 @@ rpm: setup ## Build the RPMs with Debian's rpmbuild, and check them with its rpm
 	packaging/rpm.sh build
 	packaging/rpm.sh lint
 
-test-packages: deb rpm ## Build them again for the same bytes; install, upgrade, remove and purge them
+$(ansible): packaging/ansible/requirements.txt
+	@python3 -m venv --clear .cache/ansible
+	@.cache/ansible/bin/python -m pip install --quiet --requirement packaging/ansible/requirements.txt
+	@touch $@
+
+ansible: $(ansible) ## Have ansible-lint look at the Ansible role
+	cd packaging/ansible && PATH="$(CURDIR)/.cache/ansible/bin:$$PATH" ANSIBLE_HOME='$(CURDIR)/.cache/ansible/home' ansible-lint
+
+test-packages: deb rpm ansible ## Build them again for the same bytes; install, upgrade, remove and purge them
 	packaging/deb.sh again $(RELEASE)
 	packaging/rpm.sh install
 	case '$(RELEASE)' in *trixie*) packaging/rpm.sh compare ;; esac

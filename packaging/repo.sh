@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # Make an apt repository of the packages in build/packages, as the directory build/repository: signed, with by-hash, to
-# be copied to any web server or read where it is. RELEASE.sources in it is the file for /etc/apt/sources.list.d.
+# be copied to any web server or read where it is. RELEASE.sources in it is the file for /etc/apt/sources.list.d, virt-dmem.asc the key.
 #
 #   REPO_URI   where apt will find it; default: this directory (file:)
 #   REPO_KEY   the key of gpg to sign with; default: a new one, kept in .cache/packages/gnupg, for trying out
@@ -80,6 +80,7 @@ Signed-By:
 $(gpg --armor --export "$REPO_KEY" | sed 's/^$/./; s/^/ /')
 END
 done
+gpg --armor --export "$REPO_KEY" >"$new/virt-dmem.asc"
 chmod -R u=rwX,go=rX "$new"
 rm -rf "$target"
 mv "$new" "$target"

@@ -126,7 +126,7 @@ class Container(Host):
         argv = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
         try:
             ended = subprocess.run(
-                self._entering(argv),
+                self.entering(argv),
                 input=stdin.encode() if isinstance(stdin, str) else stdin,
                 capture_output=True, env=_ENVIRONMENT, timeout=timeout * PATIENCE, check=False,
             )  # fmt: skip
@@ -140,10 +140,11 @@ class Container(Host):
     def begin(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program with pipes to its input and from its output; its errors go to those of this process."""
         return subprocess.Popen(
-            self._entering(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_ENVIRONMENT
+            self.entering(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_ENVIRONMENT
         )
 
-    def _entering(self, argv: Sequence[str]) -> list[str]:
+    def entering(self, argv: Sequence[str]) -> list[str]:
+        """Return the command that runs a program in it."""
         spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root"]
         return ["nsenter", f"--target={self.leader}", *spaces, *_FROM_ITS_ROOT, *argv]
 

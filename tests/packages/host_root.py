@@ -16,7 +16,8 @@ __all__ = ["PACKAGES", "host_root"]
 
 PACKAGES = REPOSITORY / "build/packages"
 _CACHE = REPOSITORY / ".cache/packages"
-_INCLUDED = "systemd,systemd-sysv,dbus,kmod,passwd,procps,qemu-system-x86,make,gcc,linux-headers-amd64"
+_INCLUDED = "systemd,systemd-sysv,dbus,kmod,passwd,procps,qemu-system-x86,make,gcc,linux-headers-amd64,python3-apt"
+"""What a host has, what DKMS and Ansible's module for apt need, and QEMU."""
 _SATISFY = (
     'DEBIAN_FRONTEND=noninteractive chroot "$1" apt-get -qq -y --no-install-recommends satisfy "{}" >/dev/null'
 )

@@ -14,6 +14,7 @@ DOCUMENTS = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *R
 MANUAL_PAGES = sorted((REPOSITORY / "docs/man").glob("*.[1-8]"))
 
 NOT_RUN = {
+    "ansible-playbook": "tests/packages runs the role on a booted host",
     "apt": "tests/packages installs, removes and purges the packages in a root of Debian",
     "cp": "the same",
     "make": "it runs this very test, and installs for real; tests/unit/test_install.py and tests/lab do that",

@@ -27,7 +27,7 @@ from virt_dmem.monitoring.checks.suite import CHECKS
 GENERATE = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "docs/generate.py")))
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 LINKING = [*DOCUMENTS, REPOSITORY / "kernel/README.md"]
-OTHERS = {"apt", "cp", "virsh", "journalctl"}
+OTHERS = {"ansible-playbook", "apt", "cp", "virsh", "journalctl"}
 
 
 def shown_commands() -> list[tuple[str, str]]:
@@ -67,7 +67,7 @@ def test_the_documents_have_commands_at_all() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_block_of_commands_is_seen_by_the_tests(document: Path) -> None:
     fences = re.findall(r"^```(.*)$", document.read_text("utf-8"), re.MULTILINE)
-    assert set(fences) <= {"", "sh", "xml", "toml", "console"}
+    assert set(fences) <= {"", "sh", "xml", "toml", "yaml", "console"}
 
 
 def test_what_is_not_run_is_shown_somewhere_and_has_a_reason() -> None:

@@ -54,6 +54,7 @@ WITHOUT_TESTS = {
 
 WITHOUT_MODULE = {
     "allocation.ledger_scale": "the cost of ledger and inventory with thousands of domains",
+    "ansible": "packaging/ansible",
     "bench": "bench/, which is not part of virt_dmem",
     "bounds": "hostile numbers and sizes, in every module that reads some",
     "clock": "a clock that is set, in every module that reads one",
@@ -228,6 +229,7 @@ def test_every_source_file_names_its_license() -> None:
     files += [*REPOSITORY.glob("tests/**/*.py"), *REPOSITORY.glob("bench/**/*.py"), REPOSITORY / "Makefile"]
     files += [*REPOSITORY.glob("tools/**/*.py"), *REPOSITORY.glob("virt_dmem/native/*.c")]
     files += [*REPOSITORY.glob("systemd/*"), *REPOSITORY.glob("packaging/*")]
+    files += [*REPOSITORY.glob("packaging/ansible/**/*.yml"), REPOSITORY / "packaging/ansible/.ansible-lint"]
     unlicensed = [
         str(path) for path in files if path.is_file() and "SPDX-License-Identifier: GPL-2.0" not in head(path)
     ]
