@@ -19,7 +19,7 @@ lab = $(pytest) -n $(shell awk '/MemAvailable/ { print ($$2 > 18000000) + 1 }' /
 sphinx := .cache/sphinx/bin/sphinx-build
 ansible := .cache/ansible/bin/ansible-lint
 programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
-shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem $(wildcard hooks/*/*.sh) bench/compare $(wildcard packaging/*.sh) tests/lab/openstack/setup.sh .ci/run
+shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem $(wildcard hooks/*/*.sh) bench/compare $(wildcard packaging/*.sh) $(wildcard tests/lab/openstack/*.sh) .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py hooks/kubevirt
 
 .PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all test-migration fleet lab-shell lint docs html deb repo rpm ansible test-packages install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
@@ -75,7 +75,7 @@ test-migration: setup ## Migrate a guest between hosts of Debian 12, 13 and 13 w
 
 fleet: setup ## Run servers of a real nova there: OpenStack from Debian's packages on a host with a pool
 	@$(python) -m pip install --quiet grpcio grpcio-tools
-	$(pytest) tests/unit/kubevirt_protocol.py tests/lab/openstack/story.py
+	$(pytest) tests/unit/kubevirt_protocol.py tests/lab/openstack/story.py tests/lab/openstack/two_hosts.py
 
 lab-shell: setup ## Boot that host with its console on this terminal
 	@$(python) -m tests.lab.machine

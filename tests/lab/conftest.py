@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 _HERE = Path(__file__).parent
-_host: pytest.StashKey[Host] = pytest.StashKey()
+HOST: pytest.StashKey[Host] = pytest.StashKey()
+"""The host of a module, whose logs are added to the report of a failure."""
 _where: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 
 
@@ -48,7 +49,7 @@ def lab_image() -> Image:
 def machine(lab_image: Image, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """Provide the module's running host."""
     with Machine(lab_image, **request.module.MACHINE) as machine:
-        request.node.stash[_host] = machine
+        request.node.stash[HOST] = machine
         print(f"lab: booted in {machine.boot_seconds[-1]:.0f} s")
         if run_record.is_recorded(request.config):
             request.node.stash[_where] = run_record.parse("lab: a whole host", machine.run(run_record.SHOW).stdout)
@@ -68,7 +69,7 @@ def lab_root() -> Path:
 def container(lab_root: Path, request: pytest.FixtureRequest) -> Iterator[Container]:
     """Provide a container that the project was installed in once it had booted, and this machine's huge pages."""
     with hugepages_lent(), Container(lab_root) as container:
-        request.node.stash[_host] = container
+        request.node.stash[HOST] = container
         container.unpack_project()
         container.run("rm /lib/modules/*/build")  # of a kernel that does not run here: no module is built for it
         container.run(
@@ -86,7 +87,7 @@ def pytest_runtest_makereport(
     if call.when == "call" and module is not None and (where := module.stash.get(_where, None)):
         run_record.ran_on(item, where)
     report = yield
-    host = module.stash.get(_host, None) if module is not None else None
+    host = module.stash.get(HOST, None) if module is not None else None
     if report.failed and host is not None:
         report.sections.extend(host.logs().items())
     return report

@@ -82,6 +82,7 @@ class Host(ABC):
             "kernel log": "dmesg | tail -n 40",
             "journal": "journalctl --no-pager -b -n 300 -o short-monotonic | grep -v qemu-ga | tail -n 80",
             "libvirt and QEMU": "tail -n 30 /var/log/libvirt/qemu/*.log /var/log/libvirt/consoles/*.log",
+            "nova": "tail -n 40 /var/log/nova/*.log 2>/dev/null",
         }
         for name, command in wanted.items():
             try:

@@ -151,9 +151,10 @@ virt_type = $virt_type
 cpu_mode = none
 images_type = raw
 file_backed_memory = $pool_mib
+live_migration_scheme = tcp
+live_migration_inbound_addr = 127.0.0.1
 EOF
-rm -f /etc/nova/nova-compute.conf # Debian's own: virt_type = kvm
-install -d -o nova -g nova /var/lib/nova/tmp /var/lib/nova/instances
+install -d -o nova -g nova /var/lib/nova/tmp
 su -s /bin/sh nova -c '
     set -e
     nova-manage api_db sync
@@ -165,5 +166,5 @@ su -s /bin/sh nova -c '
 systemd-run --quiet --unit fake-neutron python3 "$here/fake_neutron.py"
 systemctl start placement-api.service glance-api.service nova-api.service
 systemctl start nova-conductor.service nova-scheduler.service
-systemctl start nova-compute.service
+"$here/compute.sh" 127.0.0.1
 until openstack hypervisor list -f value -c State | grep -q up; do sleep 2; done

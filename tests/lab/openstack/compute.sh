@@ -1,0 +1,34 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Make a host with the packages of setup.sh, and with the nova.conf that it wrote, a compute host: others reach its
+# libvirt, and its guests when they migrate, at ADDRESS. For tests: nobody has to say who he is.
+#
+#   compute.sh ADDRESS
+
+set -eu
+
+address=$1
+
+# hosts that are containers of one machine have one UUID, and libvirt migrates nothing to the same host
+cat >>/etc/libvirt/libvirtd.conf <<EOF
+auth_tcp = "none"
+host_uuid = "$(cat /proc/sys/kernel/random/uuid)"
+EOF
+install -d /etc/systemd/system/libvirtd-tcp.socket.d
+cat >/etc/systemd/system/libvirtd-tcp.socket.d/address.conf <<EOF
+[Socket]
+ListenStream=
+ListenStream=$address:16509
+EOF
+systemctl daemon-reload
+systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service
+systemctl start libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket
+
+sed -i "s/^my_ip = .*/my_ip = $address/; s/^live_migration_inbound_addr = .*/live_migration_inbound_addr = $address/" \
+    /etc/nova/nova.conf
+chown root:nova /etc/nova/nova.conf
+chmod 0640 /etc/nova/nova.conf
+rm -f /etc/nova/nova-compute.conf # Debian's own: virt_type = kvm
+install -d -o nova -g nova /var/lib/nova/tmp /var/lib/nova/instances
+systemctl start nova-compute.service
