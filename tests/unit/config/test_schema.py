@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from virt_dmem.cli.commands.list import _socket_path
+from virt_dmem.cli.daemon import socket_path
 from virt_dmem.cli.main import main
 from virt_dmem.cli.parser import build_parser
 from virt_dmem.config.schema import AdoptRule, Config, keys, load_config, load_config_and_origins
@@ -153,4 +153,4 @@ def test_config_show_tells_the_origin_of_each_key(file: Path, capsys: pytest.Cap
 def test_list_finds_the_same_socket_without_the_parser(file: Path, text: str) -> None:
     file.write_text(text)
     args = build_parser().parse_args(["list", "--config", str(file)])
-    assert _socket_path(args) == str(load_config(file).socket_path)
+    assert socket_path(args) == str(load_config(file).socket_path)
