@@ -12,13 +12,13 @@ from pathlib import Path
 
 from virt_dmem.host import kernel, mounts
 from virt_dmem.host.mounts import Mount
+from virt_dmem.pools.backends.base import MOUNT_FLAGS
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
 __all__ = ["MountFault", "faults", "obstacle"]
 
-_FLAGS = ("nosuid", "nodev", "noexec")
 _MODE = 0o711
 
 
@@ -70,7 +70,7 @@ def obstacle(record: PoolRecord, *, root: Path = kernel.ROOT) -> MountFault | No
 def _changed(record: PoolRecord, own: Mount) -> Iterator[MountFault]:
     """Yield what is wrong with a segment's own mount, the only one there."""
     path = record.mount
-    if missing := [flag for flag in _FLAGS if flag not in own.flags.split(",")]:
+    if missing := [flag for flag in MOUNT_FLAGS if flag not in own.flags.split(",")]:
         options = ",".join(missing)
         yield MountFault(f"was remounted without {options}", f"'mount -o remount,bind,{options} {path}'")
     try:

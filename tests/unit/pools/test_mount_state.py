@@ -12,7 +12,7 @@ import pytest
 
 from tests.rig.mount_namespace import in_own_mount_namespace
 from virt_dmem.config.schema import Config, DaemonConfig
-from virt_dmem.pools import manage, mount_state
+from virt_dmem.pools import manage, mount_state, registry, resize
 from virt_dmem.pools.record import PoolRecord
 
 MIB = 1 << 20
@@ -22,6 +22,15 @@ MIB = 1 << 20
 def config() -> Iterator[Config]:
     with tempfile.TemporaryDirectory(dir="/run", prefix="virt-dmem-test-") as top:
         yield Config(daemon=DaemonConfig(state_dir=f"{top}/state", run_dir=f"{top}/run"))
+
+
+class NoDaemon:
+    """A fake daemon that does not run, and so allocates nothing."""
+
+    def retire(self, segment: str) -> None: ...
+
+    def limit(self, pool: str, size_bytes: int) -> int:
+        return 0
 
 
 def run(*command: str) -> None:
@@ -83,6 +92,15 @@ def test_a_pool_that_was_remounted_says_how(config: Config) -> None:
     run("mount", "-o", "remount,size=4M,nosuid,nodev,noexec", record.mount)
     assert whats(record) == ["was remounted with 4 MiB instead of 8 MiB"]
     run("mount", "-o", "remount,size=8M,nosuid,nodev,noexec", record.mount)
+    assert whats(record) == []
+    manage.destroy(config, "p")
+
+
+@in_own_mount_namespace
+def test_a_pool_that_changed_its_size_has_the_flags_of_its_mount(config: Config) -> None:
+    create(config)
+    resize.resize(config, "p", sizes=16 * MIB, daemon=NoDaemon())
+    (record,) = registry.segments(config, "p")
     assert whats(record) == []
     manage.destroy(config, "p")
 

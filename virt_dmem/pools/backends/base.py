@@ -26,7 +26,10 @@ from virt_dmem.pools.record import PoolRecord
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["Backend", "Job", "ProgressCallback", "Record", "NO_NODE", "run_program"]
+__all__ = ["Backend", "Job", "ProgressCallback", "Record", "MOUNT_FLAGS", "NO_NODE", "run_program"]
+
+MOUNT_FLAGS = ("nosuid", "nodev", "noexec")
+"""Flags of every pool's mount; mount(8) drops those that a remount does not name."""
 
 NO_NODE = -1
 """Stands for a node where the backend knows none."""
@@ -220,20 +223,20 @@ class Backend(ABC, Generic[Record]):
 
         :raise PoolError: When the kernel rejects it.
         """
-        self._mount(job, "nosuid,nodev,noexec,mode=0711,uid=0,gid=0")
+        self._mount(job, *MOUNT_FLAGS, "mode=0711", "uid=0", "gid=0")
 
     def remount(self, job: Job[Record]) -> None:
         """Give a mounted pool its record's ``target_bytes``, where it ``resizes_in_place``.
 
         :raise PoolError: When the kernel rejects it, as it does for any size below what is in use.
         """
-        self._mount(job, "remount")
+        self._mount(job, "remount", *MOUNT_FLAGS)
 
-    def _mount(self, job: Job[Record], how: str) -> None:
+    def _mount(self, job: Job[Record], *how: str) -> None:
         record = job.record
         refusal = ""
         for options in self.mount_options(record):
-            every = f"{how},{options}"
+            every = ",".join([*how, options])
             refusal = run_program("mount", "-t", self.fstype, "-o", every, self.source(record), record.mount)
             if not refusal:
                 return

@@ -21,7 +21,7 @@ from virt_dmem.host.ram.dmem_cmdline import parameters, wanted
 from virt_dmem.host.ram.ranges import Range, common, merged, parse_range, take, total, whole, without
 from virt_dmem.pools.backends import dmemfs_legacy as original
 from virt_dmem.pools.backends import dmemfs_plan
-from virt_dmem.pools.backends.base import Backend, Job, run_program
+from virt_dmem.pools.backends.base import MOUNT_FLAGS, Backend, Job, run_program
 from virt_dmem.pools.backends.checks import BackendCheck, Result, passed, warned
 from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.backends.struct_pages import struct_pages_of
@@ -343,7 +343,7 @@ class Dmemfs(Backend[DmemfsRecord]):
         self._load(job.root)
         with kernel_log.following(root=job.root) as said:
             try:
-                self._mount(job, "nosuid,nodev,noexec")
+                self._mount(job, *MOUNT_FLAGS)
             except PoolError as error:
                 raise _explained(record, error, said()) from error
         os.chown(record.mount, 0, 0)
