@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from virt_dmem.cli.output import Output
     from virt_dmem.cli.terminal.screen import Part
     from virt_dmem.config.schema import Config
+    from virt_dmem.pools.backends.checks import Result
 
+    Found = list[tuple[str, Result]]
     Rows = list[dict[str, Any]]
 
 __all__ = ["COMMANDS"]
@@ -41,7 +43,6 @@ _CHECK_SECONDS = 10.0
 """Least time between two runs of all checks with --watch."""
 _MOST_DOMAINS = 10
 _BAR = 40
-_COLORS = {"FAIL": "red", "WARN": "yellow"}
 
 
 class StatusAnswer:
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Show the status once, or with ``--watch`` until it is interrupted."""
+    from virt_dmem.cli.check_results import rows
     from virt_dmem.config.schema import load_config
 
     if args.watch is not None and out.as_json:
@@ -78,33 +80,34 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
             hint="See 'virt-dmem status --help'.",
         )
     config = load_config(args.config)
-    checks: Rows = []
+    found: Found = []
     checked = float("-inf")
     while True:
         if time.monotonic() >= checked + _CHECK_SECONDS:
-            checks, checked = _checks(args, config), time.monotonic()
-        seen = _look(config, out) | {"checks": checks}
+            found, checked = _checks(args, config), time.monotonic()
+        seen = _look(config, out)
         screen = Screen(args.color)
-        lines = "\n".join(_lines(seen, screen, out))
+        lines = "\n".join(_lines(seen, found, screen, out))
         clear = CLEAR if args.watch is not None and screen.in_color else ""
         out.painted(f"{clear}{lines}\n")
         out.flush()
         if args.watch is None:
             break
         time.sleep(args.watch)
-    out.result(**seen)
+    checks = rows(found)
+    out.result(**seen, checks=checks)
     failed = any(check["status"] == "FAIL" for check in checks)
     return ExitStatus.CHECK_FAILED if failed else ExitStatus.DONE
 
 
-def _checks(args: argparse.Namespace, config: Config) -> Rows:
+def _checks(args: argparse.Namespace, config: Config) -> Found:
     """Return the results of all checks that did not pass; alerts are shown by themselves."""
     from virt_dmem.monitoring.checks.base import Machine
     from virt_dmem.monitoring.checks.suite import run as run_checks
     from virt_dmem.pools.backends.checks import Status
 
     return [
-        {"name": item.name, "status": result.status.value, "message": result.message, "hint": result.hint}
+        (item.name, result)
         for item, result in run_checks(Machine(config, args.connect or config.libvirt.uri))
         if result.status is not Status.PASS and item.name != "alerts"
     ]
@@ -124,7 +127,7 @@ def _look(config: Config, out: Output) -> dict[str, Rows | None]:
     return {"pools": pools, "domains": domains, "alerts": alerts}
 
 
-def _lines(seen: dict[str, Any], screen: Screen, out: Output) -> Iterator[str]:
+def _lines(seen: dict[str, Any], found: Found, screen: Screen, out: Output) -> Iterator[str]:
     """Yield the lines of the screen."""
     yield screen.paint("POOLS", "bold")
     for pool in seen["pools"]:
@@ -136,7 +139,7 @@ def _lines(seen: dict[str, Any], screen: Screen, out: Output) -> Iterator[str]:
     yield ""
     yield from _alert_lines(seen["alerts"], screen)
     yield ""
-    yield from _check_lines(seen["checks"], screen)
+    yield from _check_lines(found, screen)
 
 
 def _pool_lines(pool: dict[str, Any], screen: Screen, out: Output) -> Iterator[str]:
@@ -167,7 +170,8 @@ def _domain_lines(domains: Rows | None, screen: Screen, out: Output) -> Iterator
     if domains is None:
         yield f"{screen.paint('DOMAINS', 'bold')}  not known: virt-dmemd does not answer"
         return
-    yield f"{screen.paint('DOMAINS', 'bold')}  {len(domains)} with {out.size(_held(domains))}"
+    count = f"{len(domains)} with {out.size(_held(domains))}" if domains else "none"
+    yield f"{screen.paint('DOMAINS', 'bold')}  {count}"
     largest = sorted(domains, key=lambda domain: (-domain["reserved_bytes"], domain["name"]))
     for domain in largest[:_MOST_DOMAINS]:
         pools = ", ".join(sorted({extent["pool"] for extent in domain["extents"]}))
@@ -187,17 +191,17 @@ def _alert_lines(alerts: Rows | None, screen: Screen) -> Iterator[str]:
         return
     yield f"{screen.paint('ALERTS', 'bold')}  {'' if alerts else screen.paint('none', 'green')}".rstrip()
     for alert in alerts:
-        yield f"  {screen.paint(alert['code'], 'red')}  {screen.paint(alert['message'], '')}"
-        yield f"      {screen.paint(alert['hint'], '')}"
+        yield f"  {screen.paint(alert['code'], 'red')}"
+        yield screen.wrapped(alert["message"], " " * 6)
+        yield screen.wrapped(alert["hint"], " " * 6)
 
 
-def _check_lines(checks: Rows, screen: Screen) -> Iterator[str]:
-    yield f"{screen.paint('CHECKS', 'bold')}  {'' if checks else screen.paint('all pass', 'green')}".rstrip()
-    for check in checks:
-        status = screen.paint(check["status"], _COLORS[check["status"]])
-        yield f"  {status}  {check['name']}: {screen.paint(check['message'], '')}"
-        if check["hint"]:
-            yield f"      {screen.paint(check['hint'], '')}"
+def _check_lines(found: Found, screen: Screen) -> Iterator[str]:
+    from virt_dmem.cli.check_results import lines, problems
+
+    yield f"{screen.paint('CHECKS', 'bold')}  {'' if found else screen.paint('all pass', 'green')}".rstrip()
+    for problem in problems(found):
+        yield from lines(problem, screen, "  ")
 
 
 COMMANDS = (

@@ -44,11 +44,27 @@ class Screen:
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
         self.in_color = color == "always" or (color == "auto" and not plain)
         self.columns = min(_MOST_COLUMNS, shutil.get_terminal_size().columns)
+        self._wraps = sys.stdout.isatty()
 
     def paint(self, text: str, color: str) -> str:
         """Return untrusted ``text``, safe to print, in a colour where there are colours."""
         safe = printable(text)
         return f"\x1b[{_CODES[color]}m{safe}\x1b[0m" if self.in_color and color else safe
+
+    def wrapped(self, text: str, indent: str = "") -> str:
+        """Return untrusted ``text``, safe to print, indented; on a terminal in lines that fit it, else in one."""
+        if not self._wraps:
+            return f"{indent}{printable(text)}"
+        import textwrap  # noqa: PLC0415 -- on a terminal only
+
+        return textwrap.fill(
+            printable(text),
+            self.columns,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
     def bar(self, parts: Sequence[Part], whole: int, width: int) -> str:
         """Return a bar of ``width`` characters: the parts in their order, then dots.

@@ -40,7 +40,11 @@ def alerts(machine: Machine) -> Result:
         with Client(machine.path(machine.config.socket_path)) as client:
             active = client.call("ListAlerts")["alerts"]
     except (DaemonUnreachable, PermissionRefused):
-        return warned("Only virt-dmemd knows its alerts, and it does not answer.", "Fix the 'daemon' check first.")
+        return warned(
+            "Which alerts are active is not known: only virt-dmemd has them.",
+            "Fix the 'daemon' check first.",
+            cause="daemon",
+        )
     if active:
         message = " ".join(f"{alert['code']}: {alert['message']}" for alert in active)
         return warned(message, "'virt-dmem alerts' prints how to fix them.")

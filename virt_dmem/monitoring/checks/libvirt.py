@@ -12,8 +12,8 @@ from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.requirements import require_possible
 from virt_dmem.domain_xml.traces import Trace
 from virt_dmem.domains.adoption import require_servable
-from virt_dmem.domains.apply import apply_if_requested, is_lost, request_lost
-from virt_dmem.errors import DmemError
+from virt_dmem.domains.apply import apply_if_requested, is_lost, never_fits, request_lost
+from virt_dmem.errors import DmemError, NotEnoughMemory
 from virt_dmem.host import mounts
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.hypervisor.paths import DEFAULT_MEMORY_BACKING_DIR
@@ -89,13 +89,17 @@ def domains(machine: Machine) -> Result:
 def _is_fulfilled(config: Config, xml: bytes) -> bool:
     """Return whether a domain that asks for pool memory can be started on it, and not only after a rewrite.
 
-    :raise DmemError: When it cannot have it.
+    :raise DmemError: When it cannot have it, or not even from the whole pool.
     """
     memory = read_domain(xml)
     record = registry.choose(config, memory.pool)
     kind = backend(record.backend)
     require_possible(memory, record.pool, may_lock=kind.lockable, may_pin=kind.has_struct_pages)
-    return apply_if_requested(config, xml) == xml or memory.file_backed
+    if apply_if_requested(config, xml) != xml and not memory.file_backed:
+        return False
+    if why := never_fits(config, xml):
+        raise NotEnoughMemory(why, hint="Give it less memory, or make the pool larger ('virt-dmem pool resize').")
+    return True
 
 
 def _more(found: Sequence[object]) -> list[str]:
@@ -111,11 +115,13 @@ def memory_backing_dir(machine: Machine) -> Result:
     path = Path(machine.setting("memory_backing_dir") or DEFAULT_MEMORY_BACKING_DIR)
     above = [mount for mount in mounts.mounts(root=machine.root) if path.is_relative_to(mount.path)]
     fstype = max(above, key=lambda mount: len(mount.path)).fstype if above else "unknown"
-    safe = all(check(machine).status is Status.PASS for check in (hook, hook_in_force))
-    if fstype in MEMORY_FSTYPES or safe:
+    of_the_hook = {"hook": hook, "hook-in-force": hook_in_force}
+    wrong = [name for name, check in of_the_hook.items() if check(machine).status is not Status.PASS]
+    if fstype in MEMORY_FSTYPES or not wrong:
         return passed(f"memory_backing_dir {path} is on {fstype}; only links are created there.")
     return warned(
         f"memory_backing_dir {path} is on {fstype}, and the hook may not run: a rewritten domain that starts"
         " without it has its memory in a file there.",
-        "Fix the checks of the hook first.",
+        f"Fix the {wrong[0]!r} check first.",
+        cause=wrong[0],
     )

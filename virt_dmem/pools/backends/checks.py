@@ -29,6 +29,8 @@ class Result:
     status: Status
     message: str
     hint: str = ""
+    cause: str = ""
+    """Name of the check whose finding is the reason; empty: none is."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ def passed(message: str) -> Result:
     return Result(Status.PASS, message)
 
 
-def warned(message: str, hint: str) -> Result:
-    """Return the result of a check that found a restriction, or could not verify."""
-    return Result(Status.WARN, message, hint)
+def warned(message: str, hint: str, *, cause: str = "") -> Result:
+    """Return the result of a check that found a restriction, or could not verify; ``cause``: see ``Result``."""
+    return Result(Status.WARN, message, hint, cause)
 
 
 def failed(message: str, hint: str) -> Result:

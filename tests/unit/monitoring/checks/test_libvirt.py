@@ -9,7 +9,7 @@ from tests.rig.checked_machine import install_hook, mounted
 from tests.rig.domain_documents import domain
 from tests.rig.fake_tree import put
 from virt_dmem.domain_xml.elements import NAMESPACE
-from virt_dmem.errors import DmemError
+from virt_dmem.errors import DmemError, NotEnoughMemory
 from virt_dmem.monitoring.checks import libvirt
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.pools.backends.checks import Status
@@ -54,3 +54,11 @@ def test_domains_that_cannot_use_the_memory_of_their_pool_are_found(machine: Mac
             libvirt._is_fulfilled(config, asks(pool, more))
     assert not libvirt._is_fulfilled(config, asks("hp", DISK)), "it only can be"
     assert libvirt._is_fulfilled(config, asks("hp", BACKING + DISK))
+
+
+def test_a_domain_that_does_not_fit_its_pool_even_if_that_is_empty_is_found(machine: Machine) -> None:
+    config = machine.own_config()
+    config.pool_records_dir.mkdir(parents=True)
+    write(config, PoolRecord("small", "hugetlbfs", 2 * MIB, "/none/small", {0: NodeShare(4 * MIB)}))
+    with pytest.raises(NotEnoughMemory, match="pool small even if that is empty"):
+        libvirt._is_fulfilled(config, asks("small", BACKING))
