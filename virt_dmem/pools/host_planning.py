@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Plan a host for an amount of guest memory: what each kind of memory saves, and what it asks of the kernel.
 
-Pure, but for ``read_host``. Each backend brings its own options; device-dax is here, as it has no backend.
+Pure, but for ``read_host``. Each backend brings its own options.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from virt_dmem.errors import PermissionRefused
 from virt_dmem.host import huge_pages, kernel, numa
 from virt_dmem.host.ram import memory_map
 from virt_dmem.host.ram.ranges import Range
-from virt_dmem.pools.backends.host_options import HostFacts, HostOption, exact_size, host_option, shares
-from virt_dmem.pools.backends.struct_pages import struct_pages_of
+from virt_dmem.pools.backends.host_options import HostFacts, HostOption
 from virt_dmem.pools.backends.table import BACKENDS
-from virt_dmem.units import GIB, MIB, format_size, round_up
+from virt_dmem.units import GIB, MIB, format_size
 
 __all__ = ["plan_host", "read_host", "warnings"]
-
-_DAX_KEEPS = 2  # base pages: vmemmap_populate_compound_pages() of mm/sparse-vmemmap.c: a head and a tail page
 
 
 def read_host(*, root: Path = kernel.ROOT) -> HostFacts:
@@ -61,37 +58,9 @@ def plan_host(guest_memory_bytes: int, facts: HostFacts) -> list[HostOption]:
     In order: ordinary memory, memory with struct pages, and memory without.
     """
     kinds = sorted(BACKENDS.values(), key=lambda kind: (not kind.from_host, not kind.has_struct_pages))
-    options: list[HostOption] = []
-    for kind in kinds:
-        if kind.has_struct_pages:
-            options += kind.host_options(guest_memory_bytes, facts)
-    options += [_device_dax(guest_memory_bytes, size, facts) for size in (2 * MIB, GIB)]
-    for kind in kinds:
-        if not kind.has_struct_pages:
-            options += kind.host_options(guest_memory_bytes, facts)
+    options = [option for kind in kinds for option in kind.host_options(guest_memory_bytes, facts)]
     best, reason = _recommend(options, facts)
     return [replace(option, recommended=True, reason=reason) if option is best else option for option in options]
-
-
-def _device_dax(size: int, page_size: int, facts: HostFacts) -> HostOption:
-    size = round_up(size, page_size)
-    notes, line = ["This version has no backend for it."], ""
-    if facts.architecture == "x86_64":
-        left = size // page_size * _DAX_KEEPS * facts.base_page
-        by_node = shares(size, page_size, facts)
-        line = " ".join(f"memmap={exact_size(share)}!START{node}" for node, share in by_node.items())
-        notes.append(
-            "For each START insert an address of that node's RAM in /proc/iomem, on a boundary of 128 MiB; then"
-            f" run 'ndctl create-namespace --mode=devdax --map=mem --align={exact_size(page_size)}'. Figures as of"
-            " Linux 5.17."
-        )
-    else:
-        left = struct_pages_of(size, facts.base_page)
-        notes.append(
-            "It takes memory that the firmware describes as persistent or for special purposes, as there is no"
-            " memmap= here, and its struct pages are not shared (ARCH_WANT_OPTIMIZE_DAX_VMEMMAP): nothing is saved."
-        )
-    return host_option("device-dax", size, page_size, left=left, line=line, notes=notes, base_page=facts.base_page)
 
 
 def _recommend(options: list[HostOption], facts: HostFacts) -> tuple[HostOption, str]:

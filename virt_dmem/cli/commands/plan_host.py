@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virt-dmem plan-host``: compare kinds of memory, and set up the host's boot for one."""
+"""``virt-dmem plan-host``: recommend a kind of memory, compare all of them, and set up the host's boot for one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from virt_dmem.units import parse_size
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Annotated, Literal
+    from typing import Annotated, Any, Literal
 
     from virt_dmem.cli.json_schema import PageSize, says
     from virt_dmem.cli.output import Output
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _ABOUT = """\
-Prints for each kind of memory the struct pages that an ordinary host keeps for
-it (gross), those that remain (left), the saving (net), what to add to the
-kernel command line, and the command that creates the pool. One kind is
-recommended, with the reason. The size may exceed the memory of this host. Run
-as root, it reads where memory lies and prints the ranges for dmemfs as
-addresses: whole sections of 128 MiB, from the upper end of each node, so that
-no struct pages remain. On arm64 it prints what the kernel is to keep (mem=):
-the guests get the upper end of all memory.
+Recommends one kind of memory, with the reason, what to add to the kernel command
+line, and the command that creates the pool. With --all it compares all kinds
+that pools can have: the struct pages that an ordinary host keeps for this memory
+(gross), those that remain (left), the saving (net), and the two lines for each;
+with --output it prints only the table of that.
+
+The size may exceed the memory of this host. Run as root, it reads where memory
+lies and prints the ranges for dmemfs as addresses: whole sections of 128 MiB,
+from the upper end of each node, so that no struct pages remain. On arm64 it
+prints what the kernel is to keep (mem=): the guests get the upper end of all
+memory.
 
 Nothing is changed, except by --write-grub, which writes
 /etc/default/grub.d/virt-dmem.cfg, and --remove-grub, which removes it; on a
@@ -62,7 +65,7 @@ class HostNode:
 class HostOption:
     """One kind of memory for guests; `gross_bytes` = `metadata_left_bytes` + `net_bytes`."""
 
-    backend: Annotated[str, says("a backend of pools, or `device-dax`")]
+    backend: Annotated[str, says("a backend of pools")]
     page_size: PageSize
     size_bytes: Annotated[int, says("the guest memory in whole pages")]
     gross_bytes: Annotated[int, says("struct pages that an ordinary host keeps for it")]
@@ -92,6 +95,7 @@ class PlanHostAnswer:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--guest-memory", type=parse_size, metavar="SIZE", help="total memory of all guests")
+    parser.add_argument("--all", action="store_true", help="compare all kinds of memory")
     grub = parser.add_mutually_exclusive_group()
     grub.add_argument(
         "--write-grub",
@@ -104,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
-    """Show for each kind of memory its saving, its boot settings, and which one suits this host best."""
+    """Show which kind of memory suits this host best, and with ``--all`` the saving and boot settings of each."""
     import dataclasses
 
     from virt_dmem.pools import host_planning as planning
@@ -117,17 +121,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     options = planning.plan_host(args.guest_memory, facts)
     warnings = planning.warnings(args.guest_memory, facts)
     rows = [dataclasses.asdict(option) for option in options]
-    shown = choose(_COLUMNS, args.output, "BACKEND,PAGES,GROSS,LEFT,NET,HERE")
-    out.table(shown, rows)
-    for option in options:
-        title = f"{option.backend}, pages of {out.size(option.page_size)}"
-        out.text(f"\n{title}{': recommended here' if option.recommended else ''}")
-        if option.reason:
-            _paragraph(out, option.reason)
-        _line(out, "kernel command line", option.kernel_command_line or "nothing to add")
-        _line(out, "then", option.pool_create)
-        for note in option.notes:
-            _paragraph(out, note)
+    _show(args, options, rows, out)
     for warning in warnings:
         out.note(warning)
     grub = _write_grub(args, options, out) if args.write_grub else None
@@ -142,6 +136,48 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     return ExitStatus.DONE
 
 
+def _show(
+    args: argparse.Namespace, options: list[host_options.HostOption], rows: list[dict[str, Any]], out: Output
+) -> None:
+    """Print the recommendation, with ``--all`` the comparison below it; with ``--output`` only that's table."""
+    shown = choose(_COLUMNS, args.output, "BACKEND,PAGES,GROSS,LEFT,NET,HERE")
+    if args.output:
+        out.table(shown, rows)
+        return
+    _print_recommended(next(option for option in options if option.recommended), out)
+    if not args.all:
+        out.text("\nThe other kinds of memory, and remarks on each: with --all.")
+        return
+    out.text("")
+    out.table(shown, rows)
+    for option in options:
+        _print(option, out)
+
+
+def _print_recommended(option: host_options.HostOption, out: Output) -> None:
+    """Print the recommendation, why, and the two lines to type."""
+    out.text(f"Recommended here: {_title(option, out)}")
+    _paragraph(out, option.reason)
+    _print_lines(option, out)
+
+
+def _print(option: host_options.HostOption, out: Output) -> None:
+    """Print the two lines of one kind of memory, and remarks."""
+    out.text(f"\n{_title(option, out)}")
+    _print_lines(option, out)
+    for note in option.notes:
+        _paragraph(out, note)
+
+
+def _title(option: host_options.HostOption, out: Output) -> str:
+    return f"{option.backend}, pages of {out.size(option.page_size)}"
+
+
+def _print_lines(option: host_options.HostOption, out: Output) -> None:
+    _line(out, "kernel command line", option.kernel_command_line or "nothing to add")
+    _line(out, "then", option.pool_create)
+
+
 def _write_grub(args: argparse.Namespace, options: list[host_options.HostOption], out: Output) -> str | None:
     """Write the kernel parameters that reserve memory for a pool to GRUB's configuration.
 
@@ -151,7 +187,10 @@ def _write_grub(args: argparse.Namespace, options: list[host_options.HostOption]
     from virt_dmem.pools.backends.table import BACKENDS
 
     outside_kernel = {name for name, kind in BACKENDS.items() if not kind.has_struct_pages}
-    (line,) = [option.kernel_command_line for option in options if option.backend in outside_kernel]
+    (chosen,) = [option for option in options if option.backend in outside_kernel]
+    line = chosen.kernel_command_line
+    if not (args.all or args.output):
+        _print(chosen, out)  # what is written may not be what is recommended
     if not boot_reservation.is_complete(line):
         raise UsageError(
             "GRUB's settings cannot be written: which memory to reserve is unknown.",
@@ -202,7 +241,7 @@ def _paragraph(out: Output, text: str) -> None:
 COMMANDS = (
     Command(
         "plan-host",
-        "compare kinds of memory and show the boot settings that each of them needs",
+        "recommend a kind of memory for guests, with the boot settings that it needs",
         run,
         about=_ABOUT,
         arguments=add_arguments,

@@ -122,21 +122,23 @@ def _from_the_top(size: int, facts: HostFacts) -> _Plan:
         return _Plan("mem=SIZE", "", notes)
     if len(kept) > 1:
         each = ", ".join(f"{format_size(size)} of node {node}" for node, size in kept.items())
-        notes.append(f"The host keeps {each}: mem= is no choice of nodes.")
+        notes.append(f"The host keeps {each}: mem= cannot choose nodes.")
     return _Plan(f"mem={exact_size(found.mem)}", _CREATE, notes)
 
 
 def boot_with(ranges: Iterable[Range], *, root: Path = kernel.ROOT) -> str:
     """Return the hint by which parameters these ranges would be reserved."""
     if kernel.architecture(root=root) == "x86_64":
-        return f"Boot with {memmap(ranges)}, or name other ranges; 'virt-dmem plan-host' prints the parameters."
-    return "Boot with a smaller mem=, or name other ranges; 'virt-dmem plan-host' prints the parameter."
+        return (
+            f"Boot with {memmap(ranges)}, or name other ranges; 'virt-dmem plan-host --all' prints the parameters."
+        )
+    return "Boot with a smaller mem=, or name other ranges; 'virt-dmem plan-host --all' prints the parameter."
 
 
 def how_to_reserve(root: Path) -> str:
     """Return the hint for a host on which too little was reserved."""
     asked = parameters(memory_map.command_line(root=root))
-    plan = "'virt-dmem plan-host --guest-memory SIZE' prints the kernel parameters for it; then reboot."
+    plan = "'virt-dmem plan-host --all --guest-memory SIZE' prints the kernel parameters for it; then reboot."
     if not asked:
         return f"Memory for dmemfs is reserved at boot: {plan}"
     ram, instead = memory_map.ram_by_node(root=root), ""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,10 +17,22 @@ from virt_dmem.host.ram import boot_reservation
 
 
 def test_one_kind_of_memory_is_recommended_with_how_to_get_it(command: Command) -> None:
-    said = command("plan-host", "--guest-memory", "1G", "-o", "backend,here")
-    assert said.splitlines()[0].split() == ["BACKEND", "HERE"]
-    assert said.count(": recommended here\n") == 1
-    assert "kernel command line:" in said
+    first, *lines = command("plan-host", "--guest-memory", "1G").splitlines()
+    assert first.startswith("Recommended here: ")
+    assert len([line for line in lines if line.startswith("  kernel command line:")]) == 1
+    assert len([line for line in lines if line.startswith("  then:")]) == 1
+    assert "device-dax" not in "".join(lines)
+
+
+def test_all_kinds_are_compared_on_request_below_the_recommendation(command: Command) -> None:
+    said = command("plan-host", "--guest-memory", "1G", "--all")
+    assert said.startswith(command("plan-host", "--guest-memory", "1G").partition("\n\n")[0])
+    assert re.search(r"\nBACKEND +PAGES +GROSS", said)
+    assert said.count("  kernel command line:") == 1 + len(
+        command.json("plan-host", "--guest-memory", "1G")["options"]
+    )
+    table = command("plan-host", "--guest-memory", "1G", "-o", "backend,here").splitlines()
+    assert [line.split()[0] for line in table] == ["BACKEND", "tmpfs", "hugetlbfs", "hugetlbfs", "dmemfs"]
 
 
 def test_without_a_size_there_is_no_plan(command: Command) -> None:
@@ -33,7 +46,7 @@ def test_what_would_be_written_for_grub_is_said_first(
     drop_in = command.directory / "grub.d/virt-dmem.cfg"
     monkeypatch.setattr(boot_reservation, "GRUB_DROP_IN", drop_in)
     out = Output(as_json=False)
-    args: Any = SimpleNamespace(dry_run=True, yes=False, remove_grub=True)
+    args: Any = SimpleNamespace(dry_run=True, yes=False, remove_grub=True, all=True, output=None)
     option: Any = SimpleNamespace(backend="dmemfs", kernel_command_line="memmap=1G$4G")
     assert plan_host._write_grub(args, [option], out) is None
     assert f"Would write {drop_in}, which adds to the kernel command line: memmap=1G$4G" in capsys.readouterr().err
