@@ -9,6 +9,7 @@
      ├── Cancelled               cancelled             1
      ├── PermissionRefused       permission            1
      ├── DaemonUnreachable       daemon-unreachable    4
+     │    └── DaemonDenied       daemon-denied         1
      ├── HypervisorError         hypervisor            1
      │    └── HypervisorDenied   hypervisor-denied     1
      ├── DomainRefused           domain-refused        1
@@ -51,6 +52,7 @@ __all__ = [
     "Cancelled",
     "PermissionRefused",
     "DaemonUnreachable",
+    "DaemonDenied",
     "HypervisorError",
     "HypervisorDenied",
     "DomainRefused",
@@ -145,10 +147,20 @@ class DaemonUnreachable(DmemError):
     code = "daemon-unreachable"
     exit_status = ExitStatus.DAEMON_UNREACHABLE
     explanation = (
-        "virt-dmemd did not answer on its control socket, or the caller is neither root nor a member of its group; "
-        "see the message. Running guests are not affected. While virt-dmemd is down, guests whose memory comes "
-        "from a pool cannot be started. A request that was under way when the connection broke may have been "
+        "virt-dmemd did not answer on its control socket; see the message. Running guests are not affected. While "
+        "virt-dmemd is down, guests whose memory comes from a pool cannot be started. A request that was under way when the connection broke may have been "
         "carried out."
+    )
+
+
+class DaemonDenied(DaemonUnreachable):
+    """Report that this user may not connect to the daemon."""
+
+    code = "daemon-denied"
+    exit_status = ExitStatus.FAILED
+    explanation = (
+        "The control sockets of virt-dmemd are closed to this user: root may connect, and members of its group, who "
+        "may read. Nothing was changed."
     )
 
 

@@ -22,8 +22,9 @@ _MAX_BYTES = 2**63 - 1
 _MAX_ADDRESS = 2**64 - 1
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _PREFIXES = "KMGTPE"
-_SIZE = r"(?ia)0*(\d{1,19})(?:\.(\d{1,18}))?\s*(|b|bytes?|([KMGTPE])(|i?B))"
-"""19 digits are 63 bits, and int() refuses 4300."""
+_MOST_DIGITS = 19
+"""That many are 63 bits, and int() refuses 4300."""
+_SIZE = r"(?ia)(\d+)(?:\.(\d{1,18}))?\s*(|b|bytes?|([KMGTPE])(|i?B))"
 
 
 def parse_size(text: str) -> int:
@@ -37,19 +38,28 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(_SIZE, text.strip())
     if match is None:
         raise _no_size(text)
+    whole = match[1].lstrip("0") or "0"
+    if len(whole) > _MOST_DIGITS:
+        raise _too_large(text)
     base = 1000 if (match[5] or "").lower() == "b" else 1024
     factor: int = base ** (_PREFIXES.index(match[4].upper()) + 1) if match[4] else 1
     fraction = match[2] or ""
     parts: int = 10 ** len(fraction)
-    size_bytes, rest = divmod(int(match[1] + fraction) * factor, parts)
+    size_bytes, rest = divmod(int(whole + fraction) * factor, parts)
     if rest:
         raise UsageError(
             f"{clipped(text, 80)!r} is not a whole number of bytes.",
             hint="Write a whole number with a smaller unit, such as 1536M for 1.5G.",
         )
-    if not 0 < size_bytes <= _MAX_BYTES:
+    if not size_bytes:
         raise _no_size(text)
+    if size_bytes > _MAX_BYTES:
+        raise _too_large(text)
     return size_bytes
+
+
+def _too_large(text: str) -> UsageError:
+    return UsageError(f"{clipped(text, 80)!r} is too large.", hint="Every size is less than 8 EiB.")
 
 
 def _no_size(text: str) -> UsageError:

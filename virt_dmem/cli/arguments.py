@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from virt_dmem.errors import UsageError
+from virt_dmem.text import clipped
 from virt_dmem.units import format_size, parse_size
 
 TYPE_CHECKING = False
@@ -17,9 +18,13 @@ __all__ = [
     "add_hotplug_and_monitor",
     "add_sizes",
     "number",
+    "positive",
     "size_or_zero",
     "sizes",
 ]
+
+_MOST_DIGITS = 9
+"""Of a number; int() refuses 4300."""
 
 
 def add_domain(parser: argparse.ArgumentParser, help_text: str = "name or UUID") -> None:
@@ -81,8 +86,17 @@ def sizes(args: argparse.Namespace) -> int | dict[int, int] | None:
 
 def number(text: str) -> int:
     """Return the number of a node or cell."""
-    if not text.isdecimal():
-        raise UsageError(f"{text!r} is not a number.", hint="Nodes and cells are counted from 0.")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise UsageError(f"{clipped(text, 80)!r} is not the number of a node or cell.", hint="They count from 0.")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Return a number of things, at least one."""
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
+        raise UsageError(
+            f"{clipped(text, 80)!r} is not a number of 1 or more.", hint="Write it in digits, such as 10."
+        )
     return int(text)
 
 
@@ -93,8 +107,9 @@ def size_or_zero(text: str) -> int:
 
 def _node_share(text: str) -> tuple[int, int]:
     node, equals, size = text.partition("=")
-    if not (node.isdecimal() and equals):
+    if not equals:
         raise UsageError(
-            f"{text!r} is not a node and its size.", hint="Write the node and its size, such as --node 0=4G."
+            f"{clipped(text, 80)!r} is not a node and its size.",
+            hint="Write the node and its size, such as --node 0=4G.",
         )
-    return int(node), size_or_zero(size)
+    return number(node), size_or_zero(size)

@@ -41,6 +41,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         hint = f"See '{self.prog} --help'."
+        if "are required" in message and (commands := self._commands()):
+            raise UsageError("No command is given.", hint=f"It can be {', '.join(commands)}. {hint}")
         if "are required" in message:
             unknown = [word for word in self._given if word not in self._option_string_actions]
             hint = f"{self._how_to_name(unknown)}{hint}"
@@ -61,17 +63,31 @@ class _Parser(argparse.ArgumentParser):
 
     def _unrecognized(self, left: list[str]) -> UsageError:
         first = next((word for word in left if word.startswith("-")), left[0])
-        hint = did_you_mean(first.partition("=")[0], self._option_string_actions) or self._how_to_name([first])
+        option = first.partition("=")[0]
+        if option in self._option_string_actions:  # behind '--' it is none
+            hint = f"Options go before '--': {self.prog} {clipped(first, 80)} -- …. "
+        else:
+            hint = did_you_mean(option, self._option_string_actions) or self._how_to_name([first])
         return UsageError(
             f"Unrecognized arguments: {clipped(' '.join(left), 200)}.", hint=f"{hint}See '{self.prog} --help'."
         )
 
     def _how_to_name(self, words: list[str]) -> str:
-        """Return how to give a name that begins with a hyphen, if one of the words may be meant as one."""
+        """Return how to give a name that begins with a hyphen, if one of the words may be meant as one.
+
+        NAME is that of a pool, which never begins so.
+        """
         behind = next((word for word in words if word.startswith("-") and word != "--"), "")
-        if "--" in words or not behind or all(action.option_strings for action in self._actions):
+        if "--" in words or not behind:
+            return ""
+        if all(action.option_strings or action.metavar == "NAME" for action in self._actions):
             return ""
         return f"A name that begins with '-' goes behind '--': {self.prog} -- {clipped(behind, 80)}. "
+
+    def _commands(self) -> list[str]:
+        """Return the commands that may stand at this place; none at all where a command has its own arguments."""
+        groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return [command for group in groups for command in group.choices]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401 -- as argparse's own
         """Reject a word that is none of the choices.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
@@ -19,7 +19,14 @@ from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.units import format_size
 
-__all__ = ["PoolDaemon", "refresh_pools", "reporting_lost_pages", "require_nothing_lost", "wait_until_empty"]
+__all__ = [
+    "PoolDaemon",
+    "draining",
+    "refresh_pools",
+    "reporting_lost_pages",
+    "require_nothing_lost",
+    "wait_until_empty",
+]
 
 
 class PoolDaemon:
@@ -60,10 +67,18 @@ class PoolDaemon:
         return self._client
 
 
-def wait_until_empty(daemon: Client, pool: str, out: Output, timeout: float | None) -> dict[str, Any]:
+def draining(pool: Mapping[str, Any], out: Output) -> str:
+    """Return the sentence that says how much of a draining pool, in the form of ``PoolView``, is still held."""
+    left = pool["reserved_bytes"]
+    holds = f"domains hold {out.size(left)} of it" if left else "no domain holds memory from it"
+    return f"Pool {pool['name']} is draining: {holds}."
+
+
+def wait_until_empty(daemon: Client, pool: str, out: Output, timeout: float | None, then: str) -> dict[str, Any]:
     """Wait until no domain holds memory of a pool that is draining, and tell how much is left.
 
     :param timeout: In seconds; ``None``: for ever.
+    :param then: What becomes of the pool after that time, a sentence.
     :return: The pool, in the form of ``PoolView``.
     :raise PoolBusy: When some is held after that time; the pool is still draining.
     """
@@ -73,14 +88,13 @@ def wait_until_empty(daemon: Client, pool: str, out: Output, timeout: float | No
         found: dict[str, Any] = next(one for one in daemon.call("ListPools")["pools"] if one["name"] == pool)
         left = found["reserved_bytes"]
         if left != before:
-            holds = f"domains hold {out.size(left)} of it" if left else "no domain holds memory from it"
-            out.text(f"Pool {pool} is draining: {holds}.")
+            out.text(draining(found, out))
         if not left:
             return found
         if ends is not None and time.monotonic() >= ends:
             raise PoolBusy(
                 f"Domains still hold {format_size(left)} of pool {pool} after {timeout:g} s.",
-                hint="'virt-dmem list' lists them. Wait longer, or shut them down.",
+                hint=f"{then} 'virt-dmem list' lists them: shut them down, or wait longer.",
             )
         before = left
         time.sleep(1 if ends is None else min(1.0, max(0.01, ends - time.monotonic())))

@@ -11,7 +11,7 @@ from typing import Any
 
 from virt_dmem.cli.output import Output
 from virt_dmem.config.schema import Config
-from virt_dmem.errors import DaemonUnreachable, PermissionRefused
+from virt_dmem.errors import DaemonDenied, DaemonUnreachable
 from virt_dmem.host import boot_units
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools import registry
@@ -24,14 +24,14 @@ def pool_rows(config: Config, out: Output) -> list[dict[str, Any]]:
     """Return all pools as virt-dmemd describes them; from their records, with a note, when it does not answer.
 
     :raise PermissionError: When the records have to be read and are hidden from the caller.
-    :raise PermissionRefused: When the caller may not ask virt-dmemd.
+    :raise DaemonDenied: When the caller may not ask virt-dmemd.
     """
     try:
         with Client(config.socket_path) as daemon:
             rows: list[dict[str, Any]] = daemon.call("ListPools")["pools"]
+    except DaemonDenied:  # the records are hidden as well
+        raise
     except DaemonUnreachable as error:
-        if isinstance(error.__cause__, PermissionError):  # it runs, and the records are hidden as well
-            raise PermissionRefused(error.message, hint=error.hint) from error
         require_readable(config)
         out.note(f"{error.message} Reserved memory is not shown.")
         found = registry.records(config)

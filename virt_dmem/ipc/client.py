@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import socket
 
-from virt_dmem.errors import DaemonUnreachable, error_from_code
+from virt_dmem.errors import DaemonDenied, DaemonUnreachable, error_from_code
 from virt_dmem.ipc.version import INTERFACE
 
 TYPE_CHECKING = False
@@ -32,6 +32,7 @@ class Client:
     """Connect to ``virt-dmemd``; use it as a context manager.
 
     :raise DaemonUnreachable: When nothing listens, or no reply arrives for 30 seconds.
+    :raise DaemonDenied: When this user may not connect.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -71,7 +72,7 @@ class Client:
                 "Restart it with 'systemctl restart virt-dmemd.service'; running guests are not affected.",
             )
         if isinstance(error, PermissionError):
-            return DaemonUnreachable(
+            return DaemonDenied(
                 f"You may not connect to virt-dmemd at {self._path}: only root and members of its group may.",
                 hint=f"Run the command with sudo, or {self._how_to_join()}.",
             )

@@ -123,14 +123,19 @@ def write(source: Source, path: Path) -> list[str]:
     """Write everything to a new archive that only this user may read; return the names of its files.
 
     :param path: Ends with ``.tar.gz`` or ``.tar.xz``; the rest of its name is the directory in the archive.
-    :raise UsageError: When it ends otherwise, or exists.
+    :raise UsageError: When it ends otherwise, or exists, or its directory does not.
     """
     found = re.fullmatch(r"(.+)\.tar\.(gz|xz)", path.name)
     if found is None:
         raise UsageError(
             f"{path.name} does not end with .tar.gz or .tar.xz.", hint="Give the file one of these suffixes."
         )
-    at = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # resolved once
+    try:
+        at = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # resolved once
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"There is no directory {path.parent}.", hint="Name another file, or create it."
+        ) from error
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         with naming(path.absolute()), os.fdopen(os.open(path.name, flags, 0o600, dir_fd=at), "w+b") as file:

@@ -16,9 +16,9 @@ from virt_dmem.errors import ExitStatus
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        ([], "COMMAND"),
+        ([], "No command is given"),
         (["frobnicate"], "There is no command 'frobnicate'"),
-        (["pool"], "VERB"),
+        (["pool"], "No command is given"),
         (["pool", "create"], "NAME"),
         (["pool", "create", "p"], "The size of the pool is missing"),
         (["pool", "create", "p", "--size", "much"], "'much' is not a size"),
@@ -71,6 +71,8 @@ def test_the_parser_of_one_command_has_the_same_help_as_that_of_all(name: str) -
         (["explain", "pool-bussy"], "Did you mean 'pool-busy'? The codes are:"),
         (["show", "-weird"], "goes behind '--': virt-dmem show -- -weird. See"),
         (["detach", "guest", "-weird"], "goes behind '--': virt-dmem detach -- -weird. See"),
+        (["show", "--", "-weird", "--timing"], "Options go before '--': virt-dmem show --timing -- …. See"),
+        (["pool"], "It can be create, resize, destroy, list, show, mount, drain. See 'virt-dmem pool --help'."),
         (["rewrite", "guest.xml"], "Run: virt-dmem rewrite < guest.xml > NEW; see 'virt-dmem rewrite --help'."),
     ],
 )
@@ -79,6 +81,11 @@ def test_what_was_probably_meant_is_said(
 ) -> None:
     assert main(["--config", nowhere, *args]) == ExitStatus.USAGE
     assert hint in capsys.readouterr().err
+
+
+def test_no_pool_has_a_name_that_begins_with_a_hyphen(nowhere: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", nowhere, "pool", "show", "-weird"]) == ExitStatus.USAGE
+    assert "goes behind" not in capsys.readouterr().err
 
 
 def test_behind_two_hyphens_all_are_names(nowhere: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,13 +53,16 @@ def test_who_may_not_ask_the_daemon_is_told_so_not_that_a_file_is_hidden(
             Path(directory, name).chmod(0o600)
         config = Path(directory) / "virt-dmem.toml"
         config.write_text(f'[daemon]\nrun_dir = "{directory}"\nstate_dir = "{directory}/state"\n')
-        main(["pool", "list", "--config", str(config)])  # imports what it needs while it may
+        commands = [["pool", "list", "--config", str(config)], ["list", "--config", str(config)]]
+        for command in commands:
+            main(command)  # imports what it needs while it may
         capsys.readouterr()
         os.seteuid(65534)
         try:
-            assert main(["pool", "list", "--config", str(config)]) == ExitStatus.FAILED
+            for command in commands:
+                assert main(command) == ExitStatus.FAILED
+                said = capsys.readouterr().err
+                assert said.startswith("virt-dmem: You may not connect to virt-dmemd")
+                assert said.endswith("[daemon-denied]\n")
         finally:
             os.seteuid(0)
-        said = capsys.readouterr().err
-        assert said.startswith("virt-dmem: You may not connect to virt-dmemd")
-        assert said.endswith("[permission]\n")

@@ -34,7 +34,7 @@ With --hotplug-max the domain gets memory slots, a maximum and, if it has none, 
 guest NUMA cell, so that 'attach' can add memory while it runs.
 
 QEMU gets a second monitor, which reports memory failures and the outcome of
-unplugs to virt-dmemd; libvirt then calls the domain tainted (custom-argv). To do
+unplugs to virt-dmemd; libvirt then marks the domain as tainted (custom-argv). To do
 without, use --no-monitor, which is remembered until unapply, or set
 [libvirt] monitor = false.
 
@@ -239,7 +239,8 @@ class _Change:
             was = f"is taken by rule {rule}: its memory comes from a pool as it is" if rule else was
             self._out.note(f"{name} {was}. Its XML needs no change.")
         elif self._args.dry_run:
-            self._out.note(f"The XML of {name} was not changed (--dry-run).")
+            word = "rewritten" if self._args.command == "apply" else "restored"
+            self._out.note(f"The XML of {name} would be {word}; it was not changed (--dry-run).")
         else:
             what = "is rewritten: its memory comes from a pool" if domain["applied"] else "is restored"
             what = f"is restored, and taken by rule {rule}: its memory comes from a pool" if rule else what
@@ -247,7 +248,7 @@ class _Change:
             self._out.note(f"The XML of {name} {what}{when}.")
             if change.adds_monitor:
                 self._out.note(
-                    "QEMU gets a second monitor, so libvirt will call the domain tainted (--no-monitor: without)."
+                    f"QEMU gets a second monitor, so libvirt will mark {name} as tainted; --no-monitor avoids that."
                 )
         return difference
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 
+from virt_dmem.cli.arguments import positive
 from virt_dmem.cli.command import Command
 from virt_dmem.errors import DaemonUnreachable, ExitStatus
 from virt_dmem.units import parse_duration
@@ -52,7 +53,7 @@ class EventsAnswer:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--count", type=int, metavar="N", default=0, help="end after N events; default: never")
+    parser.add_argument("--count", type=positive, metavar="N", default=0, help="end after N events; default: never")
     parser.add_argument(
         "--timeout", type=parse_duration, metavar="TIME", help="end after this time, such as 30s; default: never"
     )

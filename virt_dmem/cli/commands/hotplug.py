@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from virt_dmem.cli.arguments import add_domain, number, size_or_zero
 from virt_dmem.cli.command import Command
-from virt_dmem.errors import ExitStatus
+from virt_dmem.errors import DomainRefused, ExitStatus
 from virt_dmem.units import parse_duration, parse_size
 
 TYPE_CHECKING = False
@@ -123,13 +123,16 @@ def _change(args: argparse.Namespace, out: Output, method: str, **parameters: ob
     from virt_dmem.cli.terminal.progress import progress
 
     change: dict[str, Any] = {}
-    with connect(args) as daemon, progress(out) as show:
-        for answer in daemon.call_more(method, **parameters):
-            reply = answer["reply"]
-            if reply["done"]:
-                change = reply["change"]
-            else:
-                show(reply["message"], reply["done_bytes"], reply["total_bytes"])
+    try:
+        with connect(args) as daemon, progress(out) as show:
+            for answer in daemon.call_more(method, **parameters):
+                reply = answer["reply"]
+                if reply["done"]:
+                    change = reply["change"]
+                else:
+                    show(reply["message"], reply["done_bytes"], reply["total_bytes"])
+    except DomainRefused as refusal:
+        raise _why(args, refusal) from refusal
     size = out.size(change["size_bytes"])
     if change["state"] == "pending":
         out.note(change["message"])
@@ -139,6 +142,19 @@ def _change(args: argparse.Namespace, out: Output, method: str, **parameters: ob
     out.text(f"{change['alias']} of {change['name']}: {outcome}.")
     out.result(change=change)
     return ExitStatus.DONE
+
+
+def _why(args: argparse.Namespace, refusal: DomainRefused) -> DomainRefused:
+    """Return the reason why a domain holds no memory, where that is why it was refused; else the refusal."""
+    from virt_dmem.cli.daemon import connect
+    from virt_dmem.cli.domain_state import holds_nothing
+
+    with connect(args) as daemon:
+        try:
+            daemon.call("ShowDomain", domain=args.domain)
+        except DomainRefused:
+            return holds_nothing(args, refusal)
+    return refusal
 
 
 COMMANDS = (

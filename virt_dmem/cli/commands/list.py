@@ -8,10 +8,12 @@ is imported where it is needed (decision 0007).
 
 from __future__ import annotations
 
+import re
+
 from virt_dmem.cli.columns import Column, choose, joined, select, size, table, text
 from virt_dmem.cli.command import Command
 from virt_dmem.cli.daemon import socket_path
-from virt_dmem.errors import DaemonUnreachable, ExitStatus
+from virt_dmem.errors import DaemonUnreachable, ExitStatus, UsageError
 from virt_dmem.ipc.client import Client
 
 TYPE_CHECKING = False
@@ -76,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """List the domains that hold pool memory, or those whose persistent XML is rewritten."""
+    _require_applied(args)
     shown = _columns(args) if args.output or not out.as_json else []
     rows = _applied(args, out) if args.applied else _held(args)
     if args.filter or args.sort or args.reverse:
@@ -85,6 +88,17 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         _note_alerts(args, out)
     out.result(domains=rows)
     return ExitStatus.DONE
+
+
+def _require_applied(args: argparse.Namespace) -> None:
+    """Reject columns that only --applied can fill.
+
+    :raise UsageError: When one is named without it.
+    """
+    words = [*(args.output or "").split(","), args.sort or "", *(re.split("[!<>=]", one)[0] for one in args.filter)]
+    named = {word.strip().upper() for word in words}
+    if needs := [name for name in _WITH_APPLIED if name in named and not args.applied]:
+        raise UsageError(f"Column {needs[0]} requires --applied.", hint="See 'virt-dmem list --help'.")
 
 
 def _columns(args: argparse.Namespace) -> list[Column]:

@@ -21,7 +21,7 @@ def rules(machine: Machine) -> Result:
     if config.adopt and state_dir != hooks:
         return failed(
             f"No rule adopts domains: the hook looks for them in {hooks}, and [daemon] state_dir is {state_dir}.",
-            f"Have state_dir be {hooks}, and restart virt-dmemd.",
+            f"Set [daemon] state_dir to {hooks}, and restart virt-dmemd.",
         )
     if not are_marks_current(config):
         return warned(

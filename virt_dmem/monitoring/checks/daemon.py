@@ -6,14 +6,28 @@ from __future__ import annotations
 import subprocess
 
 from virt_dmem.config.schema import digest
-from virt_dmem.errors import DaemonUnreachable, DmemError, PermissionRefused
+from virt_dmem.errors import DaemonDenied, DaemonUnreachable, PermissionRefused
 from virt_dmem.ipc.client import Client
+from virt_dmem.monitoring import alert_codes
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.native.programs import HELPER
 from virt_dmem.pools.backends.checks import Result, failed, passed, warned
 from virt_dmem.text import counted
 
 __all__ = ["daemon", "alerts", "group", "helper"]
+
+_FOUND_BY = {
+    alert_codes.HUGE_PAGES_LOWERED: "host-unchanged",
+    alert_codes.HVO_SWITCHED: "host-unchanged",
+    alert_codes.POOL_MOUNT_CHANGED: "host-unchanged",
+    alert_codes.HOST_MEMORY_OFFLINE: "host-unchanged",
+    alert_codes.INSTALLATION_CHANGED: "host-unchanged",
+    alert_codes.LIBVIRT_SETTINGS_CHANGED: "host-unchanged",
+    alert_codes.LIBVIRT_UNREACHABLE: "libvirt",
+    alert_codes.REQUEST_LOST: "domains",
+    alert_codes.REQUEST_UNFULFILLED: "domains",
+}
+"""The checks that find by themselves what an alert is about."""
 
 
 def daemon(machine: Machine) -> Result:
@@ -22,10 +36,8 @@ def daemon(machine: Machine) -> Result:
         with Client(machine.path(machine.config.socket_path)) as client:
             count = len(client.call("ListDomains")["domains"])
             in_force = client.call("ShowConfig")["digest"]
-    except DmemError as error:
-        if isinstance(error, PermissionRefused) or isinstance(error.__cause__, PermissionError):
-            return warned(error.message, "Run the check as root, or as a member of the group.")
-        raise
+    except (PermissionRefused, DaemonDenied) as error:
+        return warned(error.message, "Run the check as root, or as a member of the group.")
     if in_force != digest(machine.config):
         return warned(
             "virt-dmemd runs with another configuration: its files were changed since it was started.",
@@ -47,8 +59,18 @@ def alerts(machine: Machine) -> Result:
         )
     if active:
         message = " ".join(f"{alert['code']}: {alert['message']}" for alert in active)
-        return warned(message, "'virt-dmem alerts' prints how to fix them.")
+        return warned(
+            message,
+            "'virt-dmem alerts' prints how to fix them.",
+            cause=_cause({alert["code"] for alert in active}),
+        )
     return passed("No alert is active.")
+
+
+def _cause(codes: set[str]) -> str:
+    """Return the check that finds by itself what all of these alerts are about; empty: none does."""
+    found_by = {_FOUND_BY.get(code, "") for code in codes}
+    return found_by.pop() if len(found_by) == 1 else ""
 
 
 def group(machine: Machine) -> Result:

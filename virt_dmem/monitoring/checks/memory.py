@@ -11,6 +11,7 @@ from virt_dmem.monitoring.checks.base import Check, Machine
 from virt_dmem.pools import registry
 from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed, warned
 from virt_dmem.pools.backends.table import BACKENDS
+from virt_dmem.text import counted
 from virt_dmem.units import format_size
 
 __all__ = ["backend_checks", "pools_mounted", "first_hugetlbfs_mount"]
@@ -47,7 +48,10 @@ def pools_mounted(machine: Machine) -> Result:
             commands[f"'virt-dmem pool {verb} {pool.pool}'"] = None
     if wrong:
         return failed(f"Pool {'; '.join(wrong)}.", f"Run {' and '.join(commands)}, which reports the cause.")
-    return passed(f"{len(recorded)} as recorded: {', '.join(pool.name for pool in recorded)}.")
+    return passed(
+        f"{counted(len(recorded), 'segment is', 'segments are')} as recorded:"
+        f" {', '.join(pool.name for pool in recorded)}."
+    )
 
 
 def first_hugetlbfs_mount(machine: Machine) -> Result:

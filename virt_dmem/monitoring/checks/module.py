@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from virt_dmem.monitoring.checks.base import Machine, text_of
 from virt_dmem.pools.backends.checks import Result, passed, warned
+from virt_dmem.text import counted
 
 __all__ = ["module_built"]
 
@@ -40,7 +41,8 @@ def module_built(machine: Machine) -> Result:
             " boot into it no pool on dmemfs can be mounted.",
             f"Install its headers (Debian: linux-headers-{lacking[0]}).",
         )
-    return passed(f"Of {len(kernels)} installed kernels {len(kernels) - len(lacking)} have the module dmemfs.")
+    have = len(kernels) - len(lacking)
+    return passed(f"The module dmemfs is there for {have} of {counted(len(kernels), 'installed kernel')}.")
 
 
 def _has_module(machine: Machine, kernel: str) -> bool:

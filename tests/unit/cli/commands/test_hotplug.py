@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.rig.command_line import Command
-from virt_dmem.errors import ExitStatus
+from virt_dmem.errors import DomainRefused, ExitStatus
 
 
 class Daemon:
@@ -50,4 +50,26 @@ def test_zero_may_be_plugged_but_not_attached(command: Command, monkeypatch: pyt
     command("resize", "guest", "dimm0", "--size", "0", "--wait", "1m")
     assert daemon.asked == {"method": "Resize", "domain": "guest", "alias": "dimm0", "size_bytes": 0, "wait": 60}
     assert "'0' is not a size" in command("attach", "guest", "--size", "0", status=ExitStatus.USAGE)
-    assert "is not a number" in command("attach", "guest", "--size", "1G", "--node", "-", status=ExitStatus.USAGE)
+    assert "is not the number of a node" in command(
+        "attach", "guest", "--size", "1G", "--node", "-", status=ExitStatus.USAGE
+    )
+
+
+class Refusing:
+    """A fake of virt-dmemd, where no domain holds memory."""
+
+    def call_more(self, _method: str, **_parameters: Any) -> Iterator[dict[str, Any]]:
+        raise DomainRefused("It does not run on memory of a pool.", hint="")
+
+    def call(self, _method: str, **_parameters: Any) -> dict[str, Any]:
+        raise DomainRefused("It holds nothing.", hint="")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("tset", "Did you mean 'test'?"), ("test", "Domain test runs on ordinary memory")]
+)
+def test_a_domain_that_holds_no_memory_is_told_of_as_by_show(
+    command: Command, monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
+    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda _: nullcontext(Refusing()))
+    assert why in command("attach", name, "--size", "1G", status=ExitStatus.FAILED)

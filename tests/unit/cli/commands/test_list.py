@@ -27,4 +27,5 @@ def test_domains_are_listed_by_the_daemon(command: Command) -> None:
 def test_only_with_applied_is_there_a_column_that_only_libvirt_can_fill(command: Command) -> None:
     assert "ACTIVE" in command("list", "--applied").split()
     with command.daemon():
-        assert "Unknown column 'ACTIVE'" in command("list", "-o", "active", status=ExitStatus.USAGE)
+        for options in (["-o", "name,active"], ["--sort", "size"], ["--filter", "HOTPLUG-MAX>=1G"]):
+            assert "requires --applied" in command("list", *options, status=ExitStatus.USAGE)

@@ -13,6 +13,7 @@ from tests.rig.mount_namespace import in_own_mount_namespace
 from virt_dmem.config.schema import Config, PrefaultConfig, load_config
 from virt_dmem.monitoring.checks import daemon
 from virt_dmem.monitoring.checks.base import Machine
+from virt_dmem.monitoring.checks.suite import CHECKS
 from virt_dmem.pools.backends.checks import Status
 
 
@@ -35,6 +36,13 @@ def test_a_configuration_that_is_not_in_force_is_told_of(
         file.write_text(f'{file.read_text()}[[adopt]]\ndomain = "lab-*"\n')
         result = daemon.daemon(Machine(load_config(file), ""))
     assert (result.status, "changed since it was started" in result.message) == (Status.WARN, True)
+
+
+def test_alerts_of_which_another_check_tells_are_of_its_cause() -> None:
+    assert daemon._cause({"pool-mount-changed", "hvo-switched-off"}) == "host-unchanged"
+    assert daemon._cause({"pool-mount-changed", "libvirt-unreachable"}) == ""
+    assert daemon._cause({"memory-failed"}) == ""
+    assert set(daemon._FOUND_BY.values()) <= {check.name for check in CHECKS}
 
 
 @pytest.mark.parametrize("program", ["/nonexistent", "/bin/false"])

@@ -116,11 +116,13 @@ def _drain(args: argparse.Namespace, out: Output) -> None:
         return
     with daemon:
         states = {pool["name"]: pool["state"] for pool in daemon.call("ListPools")["pools"]}
+        drained = states.get(args.name) == "draining"
+        then = "The pool is still draining." if drained else "The pool gives memory again."
         daemon.call("DrainPool", name=args.name, undo=False)
         try:
-            wait_until_empty(daemon, args.name, out, args.timeout)
+            wait_until_empty(daemon, args.name, out, args.timeout, then)
         except BaseException:  # also Ctrl-C, and a virt-dmemd that is restarted
-            if states.get(args.name) != "draining":
+            if not drained:
                 with connect(args) as anew:  # that connection may be broken, or have a reply that nobody has read
                     anew.call("DrainPool", name=args.name, undo=True)
             raise

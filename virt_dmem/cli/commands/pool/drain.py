@@ -37,19 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Have virt-dmemd stop or resume allocating; with ``--wait`` wait until no domain holds memory from it."""
     from virt_dmem.cli.daemon import connect
-    from virt_dmem.cli.pool_changes import wait_until_empty
+    from virt_dmem.cli.pool_changes import draining, wait_until_empty
 
     if args.timeout and not args.wait:
         raise UsageError("--timeout requires --wait.", hint="See 'virt-dmem pool drain --help'.")
     with connect(args) as daemon:
         daemon.call("DrainPool", name=args.name, undo=args.undo)
         if args.wait:
-            wait_until_empty(daemon, args.name, out, args.timeout)
+            wait_until_empty(daemon, args.name, out, args.timeout, "The pool is still draining.")
         pool = _pool(daemon, args.name)
         if args.undo:
             out.text(f"Pool {args.name} is in use again.")
         elif not args.wait:
-            _report(out, pool)
+            out.text(draining(pool, out))
     out.result(pool=pool)
     return ExitStatus.DONE
 
@@ -59,12 +59,6 @@ def _pool(daemon: Client, name: str) -> dict[str, Any]:
 
     found: dict[str, Any] = next(pool for pool in daemon.call("ListPools")["pools"] if pool["name"] == name)
     return found | {"on_boot": is_enabled(name)}
-
-
-def _report(out: Output, pool: dict[str, Any]) -> None:
-    left = pool["reserved_bytes"]
-    holds = f"domains hold {out.size(left)} of it" if left else "no domain holds memory from it"
-    out.text(f"Pool {pool['name']} is draining: {holds}.")
 
 
 COMMANDS = (

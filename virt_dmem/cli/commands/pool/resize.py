@@ -43,6 +43,18 @@ when they free them ('virt-dmem check', line hvo): there shrinking is refused
 without --force."""
 
 
+_DONE = {
+    "add": "Added",
+    "remove": "Removed",
+    "grow": "Grew",
+    "shrink": "Shrank",
+    "give": "Gave",
+    "finish": "Finished",
+    "undo": "Undid",
+}
+"""How a change is said that was made (``pools.resize.SegmentChange``)."""
+
+
 class SegmentChange:
     """The change of one segment of a pool that is resized."""
 
@@ -96,7 +108,8 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         finally:
             refresh_pools(config, args.name)
     for change in changes:
-        out.text(f"{'Would ' if args.dry_run else ''}{change}")
+        verb, _, rest = str(change).partition(" ")
+        out.text(f"Would {verb} {rest}." if args.dry_run else f"{_DONE[verb]} {rest}.")
     row = row_of(registry.segments(config, args.name))
     if not changes:
         out.text(f"Pool {args.name} already has this size.")

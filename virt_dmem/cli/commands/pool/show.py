@@ -48,7 +48,8 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         out.table([_SEGMENT, *(COLUMNS[name] for name in ("CAPACITY", "RESERVED"))], row["segments"])
         out.text("\nA segment can shrink or be removed only while nothing of it is reserved.")
     if row["ready_note"]:
-        out.text(f"\n{_prezeroed(out, row)}: {row['ready_note']}.")
+        note = row["ready_note"]
+        out.text(f"\nPre-zeroed: {_prezeroed(out, row)}. {note[:1].upper()}{note[1:]}.")
     out.result(pool=row)
     return ExitStatus.DONE
 
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 def _prezeroed(out: Output, row: Mapping[str, Any]) -> str:
     """Return how much is pre-zeroed, of how much that is to be."""
     if not row["ready_goal_bytes"]:
-        return "Nothing is pre-zeroed"
-    return f"{out.size(row['ready_bytes'])} of {out.size(row['ready_goal_bytes'])} are pre-zeroed"
+        return "nothing"
+    return f"{out.size(row['ready_bytes'])} of {out.size(row['ready_goal_bytes'])}"
 
 
 COMMANDS = (

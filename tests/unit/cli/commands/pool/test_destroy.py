@@ -103,9 +103,11 @@ def test_with_wait_a_pool_is_drained_first_and_gives_memory_again_if_that_takes_
         hook("prepare")
         said = command("pool", "destroy", "small", "--wait", "--timeout", "1s", status=ExitStatus.FAILED)
         assert "Domains still hold 4 MiB of pool small after 1 s" in said
+        assert "The pool gives memory again. 'virt-dmem list' lists them" in said
         assert command.json("pool", "show", "small")["pool"]["state"] == "ready"
         command("pool", "drain", "small")
-        command("pool", "drain", "small", "--wait", "--timeout", "1s", status=ExitStatus.FAILED)
+        said = command("pool", "drain", "small", "--wait", "--timeout", "1s", status=ExitStatus.FAILED)
+        assert "The pool is still draining. 'virt-dmem list' lists them" in said
         assert command.json("pool", "show", "small")["pool"]["state"] == "draining"
         later = threading.Timer(0.5, hook, ["release"])
         later.start()

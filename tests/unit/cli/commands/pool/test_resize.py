@@ -18,9 +18,12 @@ def test_a_pool_is_resized_and_the_daemon_hears_of_it(command: Command) -> None:
     with command.daemon():
         command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
         said = command("pool", "resize", "small", "--size", "16M", "--dry-run")
-        assert said == "Would grow segment small to 16 MiB from 8 MiB\n"
+        assert said == "Would grow segment small to 16 MiB from 8 MiB.\n"
         assert command.json("pool", "show", "small")["pool"]["capacity_bytes"] == 8 * MIB
-        assert command("pool", "resize", "small", "--size", "16M").splitlines()[-1] == "Pool small has 16 MiB."
+        assert command("pool", "resize", "small", "--size", "16M").splitlines() == [
+            "Grew segment small to 16 MiB from 8 MiB.",
+            "Pool small has 16 MiB.",
+        ]
         (seen,) = command.json("pool", "list")["pools"]
         assert (seen["capacity_bytes"], seen["free_bytes"]) == (16 * MIB, 16 * MIB)
         assert "already" in command("pool", "resize", "small", "--size", "16M")

@@ -24,7 +24,7 @@ def test_a_pool_is_shown_with_its_nodes_below(command: Command) -> None:
 def test_it_says_why_nothing_is_pre_zeroed(command: Command) -> None:
     command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
     with command.daemon():
-        assert "\nNothing is pre-zeroed: " in command("pool", "show", "small")
+        assert "\nPre-zeroed: nothing. " in command("pool", "show", "small")
         assert command.json("pool", "show", "small")["pool"]["ready_note"]
         assert command.json("pool", "show", "small")["pool"]["segments"] == [
             {"name": "small", "capacity_bytes": 8 << 20, "reserved_bytes": 0}
