@@ -103,7 +103,7 @@ def test_a_create_killed_between_any_two_steps_is_undone_whole(pool_host: Host) 
     for step in pool_host.each_kill(*CREATE):
         ending = command_killed_before(None, *CREATE)
         if ending.status:  # what there is of it is in its record
-            assert "There is a pool other already" in ending.said, step
+            assert "Pool other exists already" in ending.said, step
         else:
             pool_host.require("huge", "other", size_bytes=80 * MIB)
         pool_host.sure(*DESTROY)

@@ -22,6 +22,10 @@ GIVEN_UP = {
     r"\blook whether\b|\beverything is in its place\b": "verify, check",
     r"\bwhat building it taught\b": "platform notes",
     r"\bputs? to rest\b": "pause",
+    r"\blook who\b": "find out who",
+    r"\b(is|are) no (multiple|choice)\b": "is not a multiple",
+    r"\b(if|that) (it|they) shall\b": "if it is to",
+    r"\blets? (you|users?|them) in\b": "deny access, permit",
 }
 """Patterns, and what is written in their place."""
 PLACES = ("README.md", "CONTRIBUTING.md", "docs", "virt_dmem", "hooks", "packaging", "systemd", "xml-templates")

@@ -104,7 +104,7 @@ def plan_domain(memory: DomainMemory, pools: Mapping[str, PoolFree], default_poo
     A domain that names no pool gets ``default_pool``, or else the only one.
 
     :raise PoolNotFound: When there is no such pool, or several and no default.
-    :raise DomainRefused: When a size is no multiple of the page size, or the pool does not support the domain.
+    :raise DomainRefused: When a size is not a multiple of the page size, or the pool does not support the domain.
     :raise NotEnoughMemory: Contains the requested memory, and the free memory by node.
     """
     pool = _choose_pool(memory, pools, default_pool)

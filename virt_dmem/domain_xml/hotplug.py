@@ -91,7 +91,7 @@ def _refuse(root: etree._Element, max_bytes: int) -> None:
         )
     if max_bytes % MIB:
         raise DomainRefused(
-            f"{max_bytes} bytes, the maximum memory for domain {name!r}, are no multiple of 1 MiB.",
+            f"{max_bytes} bytes, the maximum memory for domain {name!r}, are not a multiple of 1 MiB.",
             hint=f"The nearest size is {max_bytes // MIB} MiB or {max_bytes // MIB + 1} MiB.",
         )
     has_bytes = all_memory(root)

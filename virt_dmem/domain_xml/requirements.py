@@ -24,7 +24,7 @@ def require_whole_pages(name: str, cells: tuple[Cell, ...], page_size: int) -> N
         if below != above:
             nearest = f"{_exact(below)} or {_exact(above)}" if below else _exact(above)
             raise DomainRefused(
-                f"{cell.alias or 'The memory'} of domain {name!r} has {_exact(cell.size_bytes)}, which is no "
+                f"{cell.alias or 'The memory'} of domain {name!r} has {_exact(cell.size_bytes)}, which is not a "
                 f"multiple of the page size {_exact(page_size)}.",
                 hint=f"Give it {nearest}, or use a pool with smaller pages.",
             )

@@ -94,7 +94,7 @@ def apply(
     returned unchanged, but for the name of the pool.
 
     ``pool`` goes into the request; empty leaves the request's own, or the default pool. ``pool_name``: the name
-    of that pool, for refusals. With ``page_size`` (bytes) sizes that are no multiple of it are refused, without
+    of that pool, for refusals. With ``page_size`` (bytes) sizes that are not a multiple of it are refused, without
     ``may_lock`` locked memory, and without ``may_pin`` (the pool has no struct pages) devices that need them.
     Without ``page_size`` no size and no machine type has to be known. ``hotplug_max``: bytes of memory that the
     domain may have in all, with memory attached later; ``monitor``: whether QEMU is to have a second one, where

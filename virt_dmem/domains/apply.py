@@ -188,7 +188,7 @@ def doubt(config: Config, xml: bytes) -> str:
     if unlikely or backend(registry.choose(config, document.memory().pool).backend).has_struct_pages:
         return ""
     return (
-        "Its guest may run guests of its own, and on a pool without struct pages that fails here. If it shall, set"
+        "Its guest may run guests of its own, and on a pool without struct pages that fails here. To allow it, set"
         " the parameter kvm.allow_unsafe_mappings=1 (module kvm; it can be set when the module is loaded)."
     )
 
@@ -213,12 +213,13 @@ def never_fits(config: Config, xml: bytes) -> str:
         may_lock=kind.lockable,
         may_pin=kind.has_struct_pages,
     )
+    cannot = f"Domain {memory.name!r} cannot start as it is"
     try:
         plan_domain(memory, {first.pool: empty}, first.pool)
     except NotEnoughMemory as error:
-        return f"It cannot start as it is: it does not fit pool {first.pool} even if that is empty. {error.message}"
+        return f"{cannot}: it does not fit pool {first.pool} even if that is empty. {error.message}"
     except DomainRefused as error:
-        return f"It cannot start as it is: {error.message}"
+        return f"{cannot}: {error.message}"
     return ""
 
 

@@ -153,7 +153,7 @@ async def _remove_dangling_links(context: ReconcileContext) -> list[str]:
         return links if context.dry_run else remove_dangling(links, config.pools_dir)
 
     links = await within(sweep, "the links in memory_backing_dir", seconds=_SWEEP_SECONDS)
-    more = [f"remove {len(links) - _MOST_NAMED} links more that dangle"] if links[_MOST_NAMED:] else []
+    more = [f"remove {len(links) - _MOST_NAMED} more dangling links"] if links[_MOST_NAMED:] else []
     return [f"remove the link {shown(link)}: its target is gone" for link in links[:_MOST_NAMED]] + more
 
 
@@ -165,7 +165,7 @@ async def _remove_dead_monitors(context: ReconcileContext) -> list[str]:
         return []
     remove = partial(dead_monitors.remove_unbound, left, dry_run=context.dry_run)
     gone = await within(remove, "the sockets of monitors", seconds=_SWEEP_SECONDS)
-    more = [f"remove {len(gone) - _MOST_NAMED} monitors more"] if gone[_MOST_NAMED:] else []
+    more = [f"remove {len(gone) - _MOST_NAMED} more monitors"] if gone[_MOST_NAMED:] else []
     return [f"remove the monitor of domain {uuid}: its QEMU is gone" for uuid in gone[:_MOST_NAMED]] + more
 
 

@@ -162,7 +162,7 @@ class Hypervisor:
             self._connection: Any = libvirt.open(uri)
         except libvirt.libvirtError as error:
             if _is_denied(error):
-                raise _denied(f"libvirt at {uri} does not let you in", error) from error
+                raise _denied(f"libvirt at {uri} denies access", error) from error
             raise HypervisorError(
                 f"libvirt does not answer at {uri}: {error.get_error_message()}.",
                 hint="Check that libvirtd or virtqemud is running, or use another URI with --connect.",

@@ -114,8 +114,8 @@ EXPLANATIONS = {
     ),
     HOST_MEMORY_OFFLINE: (
         "A NUMA node of a pool has no memory any more, or blocks of the host's memory went offline: somebody "
-        "switched them off, or the firmware did. Free huge pages in a block that goes offline are lost; virt- "
-        "dmemd takes others of the same node instead, if the kernel has some."
+        "switched them off, or the firmware did. Free huge pages in a block that goes offline are lost; "
+        "virt-dmemd takes others of the same node instead, if the kernel has some."
     ),
     INSTALLATION_CHANGED: (
         "The hook in /etc/libvirt/hooks, the program it runs, the AppArmor rule or a unit file of systemd is "

@@ -267,8 +267,8 @@ def _pools(facts: Facts) -> Iterable[Alert]:
                 name,
                 f"Pool {name} has {format_size(sum(has.values()))}, and domains hold"
                 f" {format_size(sum(held.values()))} of it{f' ({on})' if on else ''}.",
-                f"'virt-dmem pool show {name}' and 'virt-dmem check' show what is missing; look who unmounted or"
-                " resized it, and shut its domains down before you mount it again.",
+                f"'virt-dmem pool show {name}' and 'virt-dmem check' show what is missing; find out who unmounted"
+                " or resized it, and shut its domains down before you mount it again.",
             )
 
 

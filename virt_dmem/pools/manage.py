@@ -90,7 +90,7 @@ def create(
     with locked(config):
         job = job_of(config, record, report, root)
         if any(other.pool == name for other in job.others) or record_files.path_of(config, name).exists():
-            raise PoolExists(f"There is a pool {name} already.", hint="Choose another name, or destroy that one.")
+            raise PoolExists(f"Pool {name} exists already.", hint="Choose another name, or destroy that one.")
         if mounts.mount_at(Path(record.mount), root=root):
             raise PoolExists(
                 f"Something that is not a pool is mounted at {record.mount}.",
@@ -338,7 +338,8 @@ def refuse_if_used(record: PoolRecord, root: Path = kernel.ROOT, *, but_helpers:
         raise PoolBusy(
             f"Pool {record.name} contains {counted(len(files), 'file')} ({_some(files)}), and is used by"
             f" {counted(len(users), 'process', 'processes')} ({_some(users)}).",
-            hint="Shut these domains down, or run 'virt-dmem reconcile' to remove files that are no longer used.",
+            hint="Shut down the domains that use it, or run 'virt-dmem reconcile' to remove files that are not"
+            " used any more.",
         )
 
 

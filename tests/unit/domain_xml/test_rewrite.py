@@ -235,7 +235,7 @@ def test_sizes_that_are_no_whole_pages_are_refused_with_the_nearest() -> None:
 
 
 def test_an_applied_domain_is_checked_for_whole_pages_too() -> None:
-    with pytest.raises(DomainRefused, match="no multiple"):
+    with pytest.raises(DomainRefused, match="not a multiple"):
         apply(apply(golden("plain-in.xml")), page_size=3 << 30)
 
 

@@ -66,7 +66,7 @@ def test_a_pool_that_cannot_serve_a_domain_is_named_with_its_rule(tmp_path: Path
     write_record(config, "here", "hugetlbfs")
     assert pool_of(config, taken(rule)).pool == "here"
     require_servable(config, taken(rule))
-    with pytest.raises(DomainRefused, match="no multiple of the page size"):
+    with pytest.raises(DomainRefused, match="not a multiple of the page size"):
         require_servable(config, taken(rule, memory="<memory>1049600</memory>"))
     write_record(config, "dm", "dmemfs")
     with pytest.raises(DomainRefused, match="cannot work on pool 'dm'"):

@@ -58,7 +58,7 @@ def test_the_pool_is_that_of_the_options_else_that_of_the_request(config: Config
 def test_the_refusal_names_the_pool_that_was_chosen(config: Config) -> None:
     with pytest.raises(DomainRefused, match="pool 'dm'"):
         apply(config, domain(LOCKED + metadata(" pool='dm'")))
-    with pytest.raises(DomainRefused, match="no multiple of the page size 1024 MiB"):
+    with pytest.raises(DomainRefused, match="not a multiple of the page size 1024 MiB"):
         apply(config, domain(memory="<memory unit='MiB'>1025</memory>"), ApplyOptions(pool="hp"))
 
 

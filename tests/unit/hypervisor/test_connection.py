@@ -116,6 +116,6 @@ def test_a_user_to_whom_polkit_gives_no_leave_is_told_so(monkeypatch: pytest.Mon
         raise error
 
     monkeypatch.setattr(libvirt, "open", refuse)
-    with pytest.raises(HypervisorDenied, match="does not let you in: authentication unavailable") as caught:
+    with pytest.raises(HypervisorDenied, match="denies access: authentication unavailable") as caught:
         Hypervisor("qemu:///system")
     assert "group libvirt" in caught.value.hint

@@ -169,7 +169,7 @@ class PrezeroCache:
         if status.state != "ready":
             return f"the pool is {status.state}"
         if not self._limit_bytes(status.name):
-            return "it is limited to nothing: [prefault] ready_percent"
+            return "it is limited to 0: [prefault] ready_percent"
         if now_bytes < target_bytes:
             if self.is_host_busy:
                 return "paused: tasks of the host wait for CPUs or memory ([prefault] ready_pressure)"
@@ -178,7 +178,7 @@ class PrezeroCache:
         if target_bytes:
             return ""
         if not self._has_domains:
-            return "libvirt has not told which domains there are"
+            return "which domains there are is not known: libvirt has not answered yet"
         ran = "ran here before, is shut off" if policy == "recent" else "is shut off"
         return f"no target: no applied domain {ran} and fits in what is free"
 

@@ -11,6 +11,7 @@ from virt_dmem.host import numa
 from virt_dmem.monitoring.alert_codes import HOST_MEMORY_OFFLINE
 from virt_dmem.monitoring.watch.base import Deviation, Sight
 from virt_dmem.pools.backends.base import NO_NODE
+from virt_dmem.text import counted
 from virt_dmem.units import format_size
 
 __all__ = ["MemoryBlocks", "deviations"]
@@ -62,8 +63,9 @@ class MemoryBlocks:
             yield Deviation(
                 HOST_MEMORY_OFFLINE,
                 "memory blocks",
-                f"{size} of the host's memory went offline since virt-dmemd started: {len(self._offline)} blocks"
-                f" ({first}{', …' if len(self._offline) > 5 else ''}). Huge pages there are lost, or were moved.",
+                f"{size} of the host's memory went offline since virt-dmemd started:"
+                f" {counted(len(self._offline), 'block')} ({first}{', …' if len(self._offline) > 5 else ''})."
+                " Huge pages there are lost, or were moved.",
                 _FAULTY,
             )
 

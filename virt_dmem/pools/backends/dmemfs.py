@@ -26,6 +26,7 @@ from virt_dmem.pools.backends.checks import BackendCheck, Result, passed, warned
 from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.backends.struct_pages import struct_pages_of
 from virt_dmem.pools.record import PoolRecord
+from virt_dmem.text import counted
 from virt_dmem.units import GIB, KIB, MIB, format_size
 
 if TYPE_CHECKING:
@@ -112,7 +113,10 @@ class Dmemfs(Backend[DmemfsRecord]):
         if args.region in ([], ["auto"]):
             return {}
         if sized:
-            raise UsageError("Regions already have a size.", hint="Omit --size and --node.")
+            raise UsageError(
+                "--region cannot be combined with --size or --node.",
+                hint="A region has a size of its own: omit those.",
+            )
         return {
             "regions": _regions_by_node([parse_range(text) for text in args.region]),
             "regions_named": True,
@@ -129,9 +133,10 @@ class Dmemfs(Backend[DmemfsRecord]):
         if not records:
             return passed("No pool uses dmemfs.")
         nested = kernel.nested_guests_need_struct_pages(root=root)
+        also = ", and no guests inside guests unless kvm.allow_unsafe_mappings is 1" if nested else ""
         return passed(
-            f"{len(records)} pool segments are on dmemfs, whose memory cannot be pinned: no post-copy migration"
-            f"{', and no guests inside guests unless kvm.allow_unsafe_mappings is 1' if nested else ''}."
+            f"{counted(len(records), 'segment is', 'segments are')} on dmemfs, whose memory cannot be pinned: no"
+            f" post-copy migration{also}."
         )
 
     def _small_mappings(self, records: Sequence[DmemfsRecord], root: Path) -> Result | None:
@@ -423,7 +428,7 @@ def _not_reserved(records: Sequence[DmemfsRecord], root: Path) -> Result | None:
     return warned(
         f"{' '.join(parameter.text for parameter in asked)} asks for {format_size(want)}, but {format_size(has)}"
         " were reserved: this kernel does not know that parameter.",
-        "'virt-dmem plan-host --guest-memory SIZE' prints the parameters that do it.",
+        "'virt-dmem plan-host --all --guest-memory SIZE' prints the parameters that do it.",
     )
 
 

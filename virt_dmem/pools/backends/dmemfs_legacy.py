@@ -80,7 +80,7 @@ def require_usable(record: PoolRecord) -> None:
 
 
 def maps_anywhere(directory: Path, page_size: int) -> bool:
-    """Return whether a file in ``directory`` can be mapped at an address that is no multiple of ``page_size``.
+    """Return whether a file in ``directory`` can be mapped at an address that is not a multiple of ``page_size``.
 
     No page of it is touched.
     """

@@ -345,7 +345,10 @@ export interface Commands {
         answer: StatusAnswer;
     };
     "check": {
-        options: Record<string, never>;
+        options: {
+            "--failed"?: true;
+            "--color"?: "auto" | "always" | "never";
+        };
         operands: [];
         answer: CheckAnswer;
     };
@@ -353,6 +356,7 @@ export interface Commands {
         options: {
             "--output"?: string;
             "--guest-memory"?: string;
+            "--all"?: true;
             "--write-grub"?: true;
             "--remove-grub"?: true;
             "--dry-run"?: true;

@@ -36,7 +36,7 @@ def test_it_tells_why_no_more_is_pre_zeroed(tmp_path: Path, monkeypatch: pytest.
 
     async def story() -> None:
         await rig.worker.run()
-        assert note() == "libvirt has not told which domains there are"
+        assert note() == "which domains there are is not known: libvirt has not answered yet"
         rig.prezero.set_domains([])
         await rig.worker.run()
         assert note().startswith("no target: no applied domain is shut off")
