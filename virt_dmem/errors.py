@@ -148,8 +148,8 @@ class DaemonUnreachable(DmemError):
     exit_status = ExitStatus.DAEMON_UNREACHABLE
     explanation = (
         "virt-dmemd did not answer on its control socket; see the message. Running guests are not affected. While "
-        "virt-dmemd is down, guests whose memory comes from a pool cannot be started. A request that was under way when the connection broke may have been "
-        "carried out."
+        "virt-dmemd is down, guests whose memory comes from a pool cannot be started. A request that was under "
+        "way when the connection broke may have been carried out."
     )
 
 
@@ -159,8 +159,8 @@ class DaemonDenied(DaemonUnreachable):
     code = "daemon-denied"
     exit_status = ExitStatus.FAILED
     explanation = (
-        "The control sockets of virt-dmemd are closed to this user: root may connect, and members of its group, who "
-        "may read. Nothing was changed."
+        "The control sockets of virt-dmemd are closed to this user: root may connect, and members of its group, "
+        "who may read. Nothing was changed."
     )
 
 

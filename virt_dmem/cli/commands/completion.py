@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virt-dmem completion``: made from the parser by shtab, with functions of ours for names (``cli.names``)."""
+"""``virt-dmem completion``: made from the parser by shtab, with functions for names (``cli.completion_names``)."""
 
 from __future__ import annotations
 
 from virt_dmem.cli.command import Command
+from virt_dmem.cli.completion_names import KINDS, function, functions, names
 from virt_dmem.cli.daemon import socket_path
-from virt_dmem.cli.names import KINDS, function, functions, names
 from virt_dmem.errors import ExitStatus, UsageError
 from virt_dmem.ipc.client import Client
 

@@ -146,7 +146,8 @@ def _show(
         return
     _print_recommended(next(option for option in options if option.recommended), out)
     if not args.all:
-        out.text("\nThe other kinds of memory, and remarks on each: with --all.")
+        if not args.write_grub:
+            out.text("\nThe other kinds of memory, and remarks on each: with --all.")
         return
     out.text("")
     out.table(shown, rows)

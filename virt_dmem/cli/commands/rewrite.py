@@ -80,12 +80,12 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
             "The filter reads domain XML from standard input, and takes no file name.",
             hint=f"Run: virt-dmem rewrite < {shlex.quote(args.file)} > NEW; see 'virt-dmem rewrite --help'.",
         )
+    if args.migratable and not args.undo:
+        raise UsageError("--migratable requires --undo.", hint="See 'virt-dmem rewrite --help'.")
     config = load_config(args.config)
     with naming(os.path.realpath("/proc/self/fd/0")):
         given = sys.stdin.buffer.read()
     printed = rewriting.reprint(given)
-    if args.migratable and not args.undo:
-        raise UsageError("--migratable requires --undo.", hint="See 'virt-dmem rewrite --help'.")
     before = recovered(config, given)
     if args.undo:
         after = rewriting.unapply(before, keep_request=not args.migratable, running=args.migratable)

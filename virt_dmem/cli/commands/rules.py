@@ -148,7 +148,7 @@ def _outcome(verdict: Verdict, refused: bool) -> str:
 def _sentence(verdict: Verdict, refused: bool) -> str:
     name = verdict.name
     if verdict.asks:
-        return f"{name} asks for pool memory itself: no rule matters."
+        return f"{name} asks for pool memory itself: rules do not apply to it."
     if not verdict.judgements:
         return f"No rule takes {name}: the configuration has none ([[adopt]])."
     if verdict.taken is None:

@@ -48,3 +48,8 @@ def test_for_another_program_the_filter_s_xml_and_json_are_exact() -> None:
     answer = run("rewrite", "--json", stdin=named).stdout
     assert answer.isascii()
     assert f"<name>{name}" in json.loads(answer)["xml"]
+
+
+def test_options_that_do_not_go_together_are_refused_before_anything_is_read() -> None:
+    done = run("rewrite", "--migratable", stdin=b"no XML")
+    assert (done.returncode, b"--migratable requires --undo" in done.stderr) == (ExitStatus.USAGE, True)

@@ -67,7 +67,7 @@ def test_the_rule_that_takes_a_domain_is_shown_and_why_the_others_do_not(config:
             "refused",
             "Rule 2 takes vm, and its start is rejected, because its memory cannot come from a pool",
         ),
-        (domain(metadata() + FILES), "own-request", "vm asks for pool memory itself: no rule matters."),
+        (domain(metadata() + FILES), "own-request", "vm asks for pool memory itself: rules do not apply to it."),
         (domain(FILES).replace(b">vm<", b">x<"), "not-taken", "No rule takes x."),
     ],
     ids=["ignored", "refused", "own request", "not taken"],

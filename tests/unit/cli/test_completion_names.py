@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.rig.command_line import HOSTILE
-from virt_dmem.cli import names
+from virt_dmem.cli import completion_names as names
 
 
 class Daemon:
