@@ -174,7 +174,7 @@ def test_a_dimm_that_is_persistent_is_there_at_the_next_start_and_detached_from_
         (["attach", "grower", "--size", "1G"], 5, "832 MiB is free"),
         (["attach", "grower", "--size", "4G"], 1, "may have 2 GiB at most"),
         (["attach", "grower", "--size", "64M", "--cell", "3"], 1, "no guest NUMA cell 3"),
-        (["attach", "nobody", "--size", "64M"], 1, "does not run on memory of a pool"),
+        (["attach", "nobody", "--size", "64M"], 1, "has no domain"),
         (["detach", "grower", "ram-node0"], 1, "no memory device 'ram-node0'"),
         (["resize", "grower", "dimm7", "--size", "64M"], 1, "no memory device 'dimm7'"),
     ],
