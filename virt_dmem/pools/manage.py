@@ -334,10 +334,12 @@ def refuse_if_used(record: PoolRecord, root: Path = kernel.ROOT, *, but_helpers:
     pids = processes.processes_using(mounted.device, root=root)
     names = {pid: processes.process_name(pid, root=root) for pid in pids}
     users = [f"{name} ({pid})" for pid, name in names.items() if not (but_helpers and name == _HELPER_NAME)]
-    if files or users:
+    holds = [f"contains {counted(len(files), 'file')} ({_some(files)})"] if files else []
+    if users:
+        holds.append(f"is used by {counted(len(users), 'process', 'processes')} ({_some(users)})")
+    if holds:
         raise PoolBusy(
-            f"Pool {record.name} contains {counted(len(files), 'file')} ({_some(files)}), and is used by"
-            f" {counted(len(users), 'process', 'processes')} ({_some(users)}).",
+            f"Pool {record.name} {', and '.join(holds)}.",
             hint="Shut down the domains that use it, or run 'virt-dmem reconcile' to remove files that are not"
             " used any more.",
         )
@@ -348,7 +350,7 @@ _HELPER_NAME = HELPER.name[:15]
 
 
 def _some(things: list[str] | list[Path]) -> str:
-    shown = ", ".join(map(str, things[:5])) or "none"
+    shown = ", ".join(map(str, things[:5]))
     return f"{shown}, …" if len(things) > 5 else shown
 
 

@@ -28,7 +28,7 @@ from virt_dmem.pools.backends import table
 def test_a_pool_with_a_file_in_it_is_kept_also_when_no_daemon_can_be_asked(command: Command) -> None:
     mount = Path(command.json("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")["pool"]["mount"])
     (mount / "extent").write_bytes(b"guest memory")
-    assert "contains 1 file (" in command("pool", "destroy", "small", status=ExitStatus.FAILED)
+    assert "Pool small contains 1 file (extent).\n" in command("pool", "destroy", "small", status=ExitStatus.FAILED)
     assert (mount / "extent").read_bytes() == b"guest memory"
 
 
