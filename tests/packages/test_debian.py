@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import CONSOLES
 from tests.rig.repository import REPOSITORY
 from virt_dmem import __version__
-from virt_dmem.allocation.ledger_schema import SCHEMA_VERSION
+from virt_dmem.allocation.ledger_schema import _MIGRATIONS, SCHEMA_VERSION
 
 pytestmark = pytest.mark.needs_lab
 
@@ -34,9 +36,6 @@ KEPT_BY_OTHERS = re.compile(
     r"|/etc/(\.pwd\.lock|group-?|gshadow-?|ld\.so\.cache|apt/sources\.list\.d/.*)$|/__pycache__|/lib/modules/[^/]+/modules\."
 )
 """What dpkg, apt, systemd and libvirt keep for themselves."""
-LAST_MIGRATION_UNDONE = """
-DROP TRIGGER share_comes; DROP TRIGGER share_goes; DROP TRIGGER extent_goes; DROP TABLE charged;
-DROP INDEX reservation_name; DROP INDEX extent_uuid; DROP INDEX extent_unsettled;"""
 SNAPSHOT = "find / -xdev -path /proc -prune -o -path /sys -prune -o -path /dev -prune -o -print"
 
 
@@ -95,6 +94,30 @@ for statement in {statements!r}.split(";")[:-1]:
 print(*[row[0] for row in rows], sep="\\n")
 """
     return host.container.run(["/usr/bin/python3", "-c", program]).stdout.replace("\r", "")
+
+
+def last_migration_undone() -> str:
+    """Return the SQL that takes away what the last migration added: tables, columns, indexes and triggers."""
+    with closing(sqlite3.connect(":memory:")) as ledger:
+        ledger.executescript("".join(_MIGRATIONS[:-1]))
+        before = schema_of(ledger)
+        ledger.executescript(_MIGRATIONS[-1])
+        after = schema_of(ledger)
+    assert before.keys() <= after.keys(), "it took something away, which nobody can put back"
+    new = [f"DROP {kind} IF EXISTS {name}" for kind, name in sorted(after.keys() - before.keys(), reverse=True)]
+    for (kind, table), columns in before.items():
+        if kind == "table":
+            new += [f"ALTER TABLE {table} DROP COLUMN {name}" for name in after[kind, table][len(columns) :]]
+    return "; ".join(new)
+
+
+def schema_of(ledger: sqlite3.Connection) -> dict[tuple[str, str], list[str]]:
+    """Return what a file has, by kind and name, and the columns of each table."""
+    listed = ledger.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    return {
+        (kind, name): [row[1] for row in ledger.execute(f"PRAGMA table_info({name})")] if kind == "table" else []
+        for kind, name in listed
+    }
 
 
 def repacked(host: Installation, package: str, version: str, tmp_path: Path) -> Path:
@@ -175,7 +198,7 @@ def test_an_upgrade_leaves_the_running_guest_the_ledger_and_the_configuration(
     """What was there before has another version, and a ledger of an earlier schema, with the running guest."""
     before, listed = host.qemu(), json.loads(host.run("virt-dmem list --json"))["domains"]
     host.run("systemctl stop virt-dmemd.socket virt-dmemd.service")
-    in_ledger(host, f"{LAST_MIGRATION_UNDONE} PRAGMA user_version = {SCHEMA_VERSION - 1};")
+    in_ledger(host, f"{last_migration_undone()}; PRAGMA user_version = {SCHEMA_VERSION - 1};")
     host.run("systemctl start virt-dmemd.socket")
     daemon = host.run("systemctl show -p MainPID --value virt-dmemd.service")
     host.run(f"echo '# mine' >>{CONFIG}; echo '#!/bin/sh' >{HOOK}")

@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.rig.repository import REPOSITORY
 from virt_dmem import __version__
+from virt_dmem.allocation.ledger_schema import SCHEMA_VERSION
 from virt_dmem.cli.parser import build_parser as command
 from virt_dmem.daemon.main import build_parser as daemon
 from virt_dmem.version import version_and_commit
@@ -49,3 +52,23 @@ def test_each_program_tells_it(parser: argparse.ArgumentParser, capsys: pytest.C
         parser.parse_args(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"{parser.prog} {version_and_commit()}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("packaging/debian/changelog", r"^virt-dmem \((.*)-1\)"),
+        ("packaging/rpm/virt-dmem.spec", r"^Version: +(.*)$"),
+        ("packaging/selinux/virt_dmem.te", r"^policy_module\(virt_dmem, (.*)\)$"),
+        ("docs/CHANGELOG.md", r"^## (\S+)"),
+    ],
+)
+def test_packages_and_changelog_begin_with_the_same_version(file: str, pattern: str) -> None:
+    found = re.search(pattern, (REPOSITORY / file).read_text("utf-8"), re.MULTILINE)
+    assert found
+    assert found[1] == __version__
+
+
+def test_the_rpm_refuses_a_ledger_of_a_later_version_than_ours() -> None:
+    spec = (REPOSITORY / "packaging/rpm/virt-dmem.spec").read_text("utf-8")
+    assert re.findall(r"^%global ledger_version (\d+)$", spec, re.MULTILINE) == [str(SCHEMA_VERSION)]
