@@ -98,7 +98,7 @@ html: $(sphinx) ## Make HTML of all documents and manual pages, with a search, i
 	@$(sphinx) --quiet --fail-on-warning --keep-going --conf-dir docs/html --doctree-dir build/doctrees . build/html
 	@echo 'build/html/index.html'
 
-deb: setup ## Build the Debian packages, for each release in a root of it (RELEASE=trixie: for one)
+deb: cockpit setup ## Build the Debian packages, for each release in a root of it (RELEASE=trixie: for one)
 	packaging/deb.sh inputs $(RELEASE)
 	packaging/deb.sh build $(RELEASE)
 	packaging/deb.sh lint $(RELEASE)
@@ -142,7 +142,9 @@ cockpit-install: ## Install that page for this host (PREFIX=/usr, DESTDIR= for p
 cockpit-uninstall: ## Remove that page
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/cockpit.sh uninstall
 
-test-cockpit: cockpit setup ## Use that page as an operator does, with Debian 13's Cockpit and Chromium in a container
+test-cockpit: ## Use that page, from its package, as an operator does: with Debian 13's Cockpit and Chromium in a container
+	@$(MAKE) --no-print-directory deb RELEASE=trixie
+	@$(MAKE) --no-print-directory repo
 	$(pytest) tests/lab/cockpit/story.py
 
 clean: ## Remove build products; keep .venv and .cache

@@ -5,7 +5,7 @@
 #
 #   deb.sh inputs RELEASE...   get what a build needs, into .cache/packages: the source archives of the bundled modules,
 #                              and the root of each release. Needs a Debian mirror and PyPI, once
-#   deb.sh build RELEASE...    build into build/packages/RELEASE, without a network
+#   deb.sh build RELEASE...    build into build/packages/RELEASE, without a network; the page for Cockpit has to be built
 #   deb.sh lint RELEASE...     have lintian of that release look at it
 #   deb.sh again RELEASE...    build once more, with another time, directory, host name, locale, umask and number of
 #                              CPUs, and compare the bytes
@@ -74,6 +74,8 @@ source_package() { # RELEASE DIRECTORY: the archives, and debian/ beside them
     cp "$sources"/asyncvarlink-*.tar.gz "$2/virt-dmem_$version.orig-asyncvarlink.tar.gz"
     cp "$sources"/qemu_qmp-*.tar.gz "$2/virt-dmem_$version.orig-qemu-qmp.tar.gz"
     cp "$sources"/msgspec-*.tar.gz "$2/virt-dmem_$version.orig-msgspec.tar.gz"
+    tar -c -C build --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime="$date" cockpit |
+        xz -T1 -6 >"$2/virt-dmem_$version.orig-cockpit.tar.xz"
     cp -R packaging/debian "$2/debian"
     sed -i "1s/(\(.*\)) [a-z]*;/(\1~deb$(number "$1")+1) $1;/" "$2/debian/changelog"
 }
@@ -84,9 +86,9 @@ cd "$(mktemp -d -p "${where:-/tmp}")"
 cp /share/*.tar.* .
 tar -xf virt-dmem_*.orig.tar.xz
 cd virt-dmem-*/
-for part in asyncvarlink qemu-qmp msgspec; do
+for part in asyncvarlink qemu-qmp msgspec cockpit; do
     mkdir "$part"
-    tar -C "$part" --strip-components=1 -xf ../virt-dmem_*.orig-"$part".tar.gz
+    tar -C "$part" --strip-components=1 -xf ../virt-dmem_*.orig-"$part".tar.?z
 done
 cp -R /share/debian debian
 dpkg-buildpackage -us -uc >/share/log 2>&1 || { tail -n 60 /share/log; exit 1; }
@@ -96,6 +98,7 @@ cp ../*.deb ../*.dsc ../*.changes ../*.buildinfo ../*.debian.tar.* /share/out
 
 build() { # RELEASE
     [ -d "$(root "$1")" ] || die "there is no root of $1 yet: packaging/deb.sh inputs $1"
+    [ -e build/cockpit/index.js ] || die "the page for Cockpit is not built yet: make cockpit"
     began=$(date +%s)
     work=$(mktemp -d -p "$scratch")
     source_package "$1" "$work"

@@ -53,7 +53,7 @@ mirror() { # this host's, or Debian's own
         sed -nE 's#^(URIs:|deb( +\[[^]]*\])?) +([^ ]+/debian)/?( .*)?$#\3#p' | head -n 1 | grep . || echo http://deb.debian.org/debian
 }
 
-source_tree() { # VERSION DIRECTORY: write the archive of this tree there, the same bytes from the same files
+source_tree() { # VERSION DIRECTORY: write the archive of this tree there, the same bytes from the same files; sets date
     date=$(sed -n 's/^ -- .*>  //p' packaging/debian/changelog | head -n 1)
     mkdir -p "$2/tree/virt-dmem-$1"
     git ls-files --cached --others --exclude-standard | while read -r file; do

@@ -6,15 +6,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.image import missing_for_lab
 from tests.rig.processes import RigError
 from tests.rig.repository import REPOSITORY
 
-__all__ = ["PACKAGES", "host_root"]
+__all__ = ["APT_REPOSITORY", "PACKAGES", "host_root"]
 
 PACKAGES = REPOSITORY / "build/packages"
+APT_REPOSITORY = REPOSITORY / "build/repository"
 _CACHE = REPOSITORY / ".cache/packages"
 _INCLUDED = "systemd,systemd-sysv,dbus,kmod,passwd,procps,qemu-system-x86,make,gcc,linux-headers-amd64,python3-apt"
 """What a host has, what DKMS and Ansible's module for apt need, and QEMU."""
@@ -23,26 +25,31 @@ _SATISFY = (
 )
 
 
-def host_root(release: str) -> Path:
+def host_root(release: str, more: Sequence[str] = (), *, name: str = "host") -> Path:
     """Return the root of Debian ``release``, from the cache or newly made, which needs the network.
 
+    :param more: Packages that this host has besides.
+    :param name: What it is called in the cache, which keeps one root of each name.
     :raise RigError: When there are no packages yet, or it cannot be made.
     """
     if reason := missing_for_lab():
         raise RigError(f"This {reason}.")
     found = [
-        package for package in sorted((PACKAGES / release).glob("virt-dmem*.deb")) if "dbgsym" not in package.name
+        package for package in sorted((PACKAGES / release).glob("*virt-dmem*.deb")) if "dbgsym" not in package.name
     ]
     if not found:
         raise RigError(f"There are no packages for {release} yet: make deb")
-    needed = ", ".join(filter(None, (_depends(package) for package in found)))
-    key = hashlib.sha256(f"{_INCLUDED} {needed}".encode()).hexdigest()[:16]
-    root = _CACHE / f"host-{release}-{key}"
+    needed = ", ".join(
+        one for package in found for one in _depends(package).split(", ") if one and not one.startswith("virt-dmem ")
+    )
+    included = ",".join((_INCLUDED, *more))
+    key = hashlib.sha256(f"{included} {needed}".encode()).hexdigest()[:16]
+    root = _CACHE / f"{name}-{release}-{key}"
     if not root.exists():
-        making = _CACHE / f"making-host-{release}"
-        for old in (making, *_CACHE.glob(f"host-{release}-*")):
+        making = _CACHE / f"making-{name}-{release}"
+        for old in (making, *_CACHE.glob(f"{name}-{release}-*")):
             shutil.rmtree(old, ignore_errors=True)
-        command = ["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet", f"--include={_INCLUDED}"]
+        command = ["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet", f"--include={included}"]
         command += ["--aptopt=APT::Install-Recommends false"]
         command += [f"--customize-hook={_SATISFY.format(needed)}"]
         command += [

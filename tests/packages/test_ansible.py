@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.lab.container import Container
-from tests.packages.host_root import PACKAGES, host_root
+from tests.packages.host_root import APT_REPOSITORY, PACKAGES, host_root
 from tests.rig.documents import lines
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import CONSOLES
@@ -27,7 +27,6 @@ pytestmark = pytest.mark.needs_lab
 
 RELEASES = os.environ.get("RELEASE", "bookworm trixie").split()
 PROGRAMS = REPOSITORY / ".cache/ansible/bin"
-REPOSITORY_OF_APT = REPOSITORY / "build/repository"
 GUIDE = REPOSITORY / "docs/guide/ansible.md"
 DROP_IN = "/etc/virt-dmem/conf.d/ansible.toml"
 MIB = 1 << 20
@@ -128,10 +127,10 @@ def bare_host(release: str, directory: Path) -> Iterator[Controller]:
 @pytest.fixture(scope="module", params=RELEASES)
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
     for controller in bare_host(request.param, tmp_path_factory.mktemp("controller")):
-        packed = subprocess.run(["tar", "-cP", REPOSITORY_OF_APT], capture_output=True, check=True).stdout
+        packed = subprocess.run(["tar", "-cP", APT_REPOSITORY], capture_output=True, check=True).stdout
         controller.container.run(["/usr/bin/tar", "-xP"], stdin=packed)
-        shutil.copy(REPOSITORY_OF_APT / "virt-dmem.asc", controller.directory)
-        controller.variables = shown_variables() | {"virt_dmem_repository": f"file:{REPOSITORY_OF_APT}"}
+        shutil.copy(APT_REPOSITORY / "virt-dmem.asc", controller.directory)
+        controller.variables = shown_variables() | {"virt_dmem_repository": f"file:{APT_REPOSITORY}"}
         controller.variables["virt_dmem_pools"][0] |= {"size": "256M", "backend": "tmpfs"}
         yield controller
 

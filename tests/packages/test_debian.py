@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.container import Container
-from tests.packages.host_root import PACKAGES, host_root
+from tests.packages.host_root import APT_REPOSITORY, PACKAGES, host_root
 from tests.rig.documents import lines
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import CONSOLES
@@ -26,7 +26,6 @@ from virt_dmem.allocation.ledger_schema import _MIGRATIONS, SCHEMA_VERSION
 pytestmark = pytest.mark.needs_lab
 
 RELEASES = os.environ.get("RELEASE", "bookworm trixie").split()
-REPOSITORY_OF_APT = REPOSITORY / "build/repository"
 HOOKS = "/etc/libvirt/hooks/qemu.d"
 HOOK = f"{HOOKS}/50-virt-dmem"
 CONFIG = "/etc/virt-dmem/virt-dmem.toml"
@@ -79,7 +78,7 @@ class Installation:
 def host(request: pytest.FixtureRequest) -> Iterator[Installation]:
     with Container(host_root(request.param)) as container:
         host = Installation(request.param, container)
-        host.copy(REPOSITORY_OF_APT)
+        host.copy(APT_REPOSITORY)
         host.run("systemctl start libvirtd.service && virsh -q list")  # it looks for hooks, and there are none yet
         host.before = host.files()
         yield host
@@ -236,7 +235,13 @@ def test_dkms_builds_the_module_and_check_sees_a_build_that_failed(host: Install
     kernel = host.run("basename $(dirname /lib/modules/*/build)").strip()
     assert "dmemfs" in host.run(f"modinfo -k {kernel} dmemfs")
     assert "PASS  dmemfs-module: " in host.run("virt-dmem check", check=False)
-    # another kernel comes, for which it cannot be built
+    # another kernel comes, here the same under another name: as its package does, have DKMS build what it has
+    later = "/lib/modules/9.8-later"
+    host.run(f"cp -a /lib/modules/{kernel} {later} && find {later} -name 'dmemfs.ko*' -delete")
+    host.run("/etc/kernel/postinst.d/dkms 9.8-later", timeout=900)
+    assert f"{later}/" in host.run(f"find {later} -name 'dmemfs.ko*'")
+    host.run(f"dkms remove -m virt-dmem -v {__version__} -k 9.8-later && rm -r {later}")
+    # another one, for which it cannot be built
     new = "/lib/modules/9.9-new"
     host.run(f"mkdir -p {new}/build && touch {new}/modules.dep")
     host.container.write(f"{new}/build/Makefile", "all modules:\n\tfalse\n")
@@ -256,10 +261,18 @@ def test_a_pool_on_dmemfs_keeps_its_module(host: Installation) -> None:
     host.run(f"rm {record}")
 
 
+def test_the_page_for_cockpit_comes_by_a_package_of_its_own(host: Installation) -> None:
+    host.run("apt-get install -y -q cockpit-virt-dmem")
+    page = "/usr/share/cockpit/virt-dmem"
+    assert host.run(f"ls {page}").split() == ["index.css", "index.html", "index.js", "manifest.json"]
+    assert re.search(rf"^virt-dmem[ :].*{page}$", host.run("cockpit-bridge --packages"), re.MULTILINE)
+
+
 def test_removing_takes_all_but_configuration_and_state(host: Installation) -> None:
     host.run("virsh -q destroy lives-on && virt-dmem unapply lives-on && virt-dmem pool destroy guests --yes")
     host.run("apt-get remove -y -q virt-dmem-dkms virt-dmem", timeout=600)
     assert host.status("virt-dmem") == "config-files"
+    assert host.status("cockpit-virt-dmem") in ("none", "not-installed")
     assert host.run(f"ls {HOOK} {CONFIG} 2>/dev/null", check=False) == f"{CONFIG}\n"
     assert "virt-dmem" not in host.run(f"cat {LOCAL_RULES}", check=False)
     assert host.run("find / -xdev -name 'dmemfs.ko*'") == ""

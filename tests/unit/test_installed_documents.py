@@ -24,7 +24,7 @@ MADE_LATER = {
     "/etc/virt-dmem/conf.d/*.toml": "the administrator's",
     "/etc/virt-dmem/templates/*": "the administrator's",
     "/run/virt-dmem*": "virt-dmemd, or systemd-tmpfiles for it",
-    "/usr/share/cockpit/virt-dmem": "make cockpit-install, from a checkout",
+    "/usr/share/cockpit/virt-dmem": "the package of the page, or make cockpit-install from a checkout",
     "/usr/src/virt-dmem-*": "the package of the module",
     "/var/lib/dkms/virt-dmem": "dkms",
     "/var/lib/prometheus/node-exporter/virt_dmem.prom": "virt-dmemd, in a directory of the exporter",

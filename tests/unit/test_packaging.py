@@ -39,7 +39,8 @@ class Checkout:
     def __init__(self, tree: Path) -> None:
         self.tree, self.tmp = tree, tree.parent / "tmp"
         self.tmp.mkdir()
-        shutil.copytree(REPOSITORY / "packaging", tree / "packaging")
+        without = shutil.ignore_patterns("node_modules")
+        shutil.copytree(REPOSITORY / "packaging", tree / "packaging", ignore=without)
         (tree / "virt_dmem").mkdir()
         (tree / "virt_dmem/__init__.py").write_text('__version__ = "0.1"\n')
         run("git", "init", "--quiet", cwd=tree)
@@ -50,6 +51,8 @@ class Checkout:
         for module in MODULES:
             (tree / module).mkdir()
             run("tar", "-cf", sources / f"{module}.tar.gz", module, cwd=tree)
+        (tree / "build/cockpit").mkdir(parents=True)
+        (tree / "build/cockpit/index.js").touch()
         (tree / ".gitignore").write_text(".cache\nbuild\n")
         (tree.parent / "bin").mkdir()
         write_program(tree.parent / "bin/xz", "exec cat")  # busybox's tar would have to be told

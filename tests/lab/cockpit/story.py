@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Log in to Cockpit and use the page, with a real virt-dmemd and libvirt; one story. ``make test-cockpit`` runs it.
 
-The host is a container with Debian 13's Cockpit and Chromium; its guests run under TCG. Pictures of the page go to
+The host is a container with Debian 13's Cockpit and Chromium, on which the packages of virt-dmem and of the page are
+installed from the repository of ``make repo``; its guests run under TCG. Pictures of the page go to
 ``build/cockpit-pictures``, or, with COCKPIT_PICTURES=docs/guide/cockpit, to the documents.
 """
 
@@ -9,25 +10,24 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
+import subprocess
 import uuid as uuids
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab.cockpit.browser import Browser
+from tests.lab.conftest import HOST
 from tests.lab.container import Container
-from tests.lab.image import PROJECT, NoPackages, the_root_with
+from tests.packages.host_root import APT_REPOSITORY, host_root
 from tests.rig.domains import domain_xml
 from tests.rig.hugepages_lock import hugepages_lent
 from tests.rig.private_libvirt import CONSOLES
 from tests.rig.repository import REPOSITORY
 
-PACKAGES = ("cockpit-bridge", "cockpit-system", "cockpit-ws", "chromium", "sudo")
-BUILT = REPOSITORY / "build/cockpit"
+COCKPIT = ("cockpit-bridge", "cockpit-system", "cockpit-ws", "chromium", "fonts-dejavu-core", "libpam-systemd", "sudo")
 PICTURES = REPOSITORY / os.environ.get("COCKPIT_PICTURES", "build/cockpit-pictures")
 MIB = 1 << 20
 PAGE = "http://localhost:9090/virt-dmem"
@@ -36,21 +36,16 @@ HOSTILE = "--all <b onmouseover='alert(1)'>\u202e"
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Container]:
-    """Provide a host with Cockpit and the page, an administrator, and two domains in libvirt."""
-    if not (BUILT / "index.js").exists():
-        pytest.fail("The page is not built: 'make cockpit' does.")
-    try:
-        root = the_root_with("trixie", PACKAGES)
-    except NoPackages as error:
-        pytest.skip(str(error))
+def host(request: pytest.FixtureRequest) -> Iterator[Container]:
+    """Provide a host with Cockpit and the page, an administrator, and three domains in libvirt."""
+    root = host_root("trixie", COCKPIT, name="cockpit")
     with hugepages_lent(), Container(root) as host:
-        host.unpack_project()
-        host.run("rm /lib/modules/*/build")  # of a kernel that does not run here: no module is built for it
-        host.run(f"make --silent -C {PROJECT} install && systemctl try-reload-or-restart libvirtd", timeout=400)
+        request.node.stash[HOST] = host
+        host.run(["/usr/bin/tar", "-xP"], stdin=packed(APT_REPOSITORY))
+        host.run(f"cp {APT_REPOSITORY}/trixie.sources /etc/apt/sources.list.d/virt-dmem.sources && apt-get -q update")
+        host.run("DEBIAN_FRONTEND=noninteractive apt-get -q -y install cockpit-virt-dmem", timeout=400)
         host.write("/etc/virt-dmem/conf.d/lab.toml", "[prefault]\nready_pressure = 100.0\n")  # however busy it is
-        host.run("systemctl restart virt-dmemd.service && mkdir -p /usr/share/cockpit/virt-dmem")
-        host.run(["/usr/bin/tar", "-C", "/usr/share/cockpit/virt-dmem", "-xf", "-"], stdin=packed(BUILT))
+        host.run("systemctl restart virt-dmemd.service && systemctl start libvirtd.service")
         host.run("useradd -m -s /bin/bash -G sudo admin && echo admin:foobar | chpasswd")
         host.run(f"mkdir -p {CONSOLES}")
         define(host, "web1")
@@ -68,10 +63,7 @@ def browser(host: Container) -> Iterator[Browser]:
 
 
 def packed(directory: Path) -> bytes:
-    buffer = BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        tar.add(directory, ".")
-    return buffer.getvalue()
+    return subprocess.run(["tar", "-cP", directory], capture_output=True, check=True).stdout
 
 
 def define(host: Container, name: str) -> None:
