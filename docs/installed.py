@@ -23,7 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PLACES = {
     "README.md": "",
     "docs/CHANGELOG.md": "",
-    "docs/guide/*": "guide",
+    "docs/guide/*.md": "guide",
+    "docs/guide/cockpit/*.png": "guide/cockpit",
     "docs/reference/*": "reference",
     "docs/bench/results.md": "bench",
     "docs/bench/*.svg": "bench",

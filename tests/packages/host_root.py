@@ -39,9 +39,8 @@ def host_root(release: str, more: Sequence[str] = (), *, name: str = "host") -> 
     ]
     if not found:
         raise RigError(f"There are no packages for {release} yet: make deb")
-    needed = ", ".join(
-        one for package in found for one in _depends(package).split(", ") if one and not one.startswith("virt-dmem ")
-    )
+    all_needed = [one for package in found for one in _depends(package).split(", ")]
+    needed = ", ".join(one for one in all_needed if one and not one.startswith("virt-dmem "))
     included = ",".join((_INCLUDED, *more))
     key = hashlib.sha256(f"{included} {needed}".encode()).hexdigest()[:16]
     root = _CACHE / f"{name}-{release}-{key}"

@@ -147,3 +147,12 @@ def test_the_page_is_installed_beside_those_of_others_and_removed_alone(tmp_path
     }
     assert run("uninstall").returncode == 0
     assert [path for path in host.rglob("*") if path.is_file()] == [other]
+
+
+def test_the_guide_shows_each_picture_of_the_page_and_all_are_small() -> None:
+    guide = REPOSITORY / "docs/guide"
+    pictures = sorted(guide.glob("cockpit/*.png"))
+    assert pictures
+    shown = re.findall(r"!\[[^\]]+\]\((cockpit/[^)]+)\)", text_of(guide / "cockpit.md"))
+    assert sorted(shown) == [str(path.relative_to(guide)) for path in pictures]
+    assert [path.name for path in pictures if path.stat().st_size > 150_000] == []

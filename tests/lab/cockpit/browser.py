@@ -41,7 +41,7 @@ const field = label => shown([...page.querySelectorAll("label")]
 
 
 class Browser:
-    """One tab of a Chromium. Use it as a context manager.
+    """A Chromium with one tab. Use it as a context manager.
 
     ``complaints``: what the page's scripts threw, and errors on the console, such as of its security policy.
     """
@@ -51,12 +51,8 @@ class Browser:
         self._process = host.begin(["/bin/sh", "-c", _START, "sh", *_OPTIONS])
         self._received = b""
         self._sent = 0
-        self._session = ""
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
-            self._call(f"{domain}.enable")
-        self.resize(1280, 900)
+        self._target = self._session = ""
+        self.new_tab()
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +60,17 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+
+    def new_tab(self) -> None:
+        """Open an empty tab in place of the one that there is."""
+        old, self._session = self._target, ""
+        self._target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        if old:
+            self._call("Target.closeTarget", targetId=old)
+        self._session = self._call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self._call(f"{domain}.enable")
+        self.resize(1280, 900)
 
     def go(self, url: str) -> None:
         """Load a page; what it shows is to be waited for."""

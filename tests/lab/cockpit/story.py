@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Log in to Cockpit and use the page, with a real virt-dmemd and libvirt; one story. ``make test-cockpit`` runs it.
 
-The host is a container with Debian 13's Cockpit and Chromium, on which the packages of virt-dmem and of the page are
-installed from the repository of ``make repo``; its guests run under TCG. Pictures of the page go to
+The host is a container with Debian 13's Cockpit and Chromium, on which virt-dmem and the page are installed as packages,
+from the repository of ``make repo``; its guests run under TCG. Pictures of the page go to
 ``build/cockpit-pictures``, or, with COCKPIT_PICTURES=docs/guide/cockpit, to the documents.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import uuid as uuids
 from collections.abc import Iterator
@@ -27,12 +28,17 @@ from tests.rig.hugepages_lock import hugepages_lent
 from tests.rig.private_libvirt import CONSOLES
 from tests.rig.repository import REPOSITORY
 
-COCKPIT = ("cockpit-bridge", "cockpit-system", "cockpit-ws", "chromium", "fonts-dejavu-core", "libpam-systemd", "sudo")
+COCKPIT = (
+    *("cockpit-bridge", "cockpit-system", "cockpit-ws", "chromium"),
+    *("fonts-dejavu-core", "libpam-systemd", "sudo"),
+)
 PICTURES = REPOSITORY / os.environ.get("COCKPIT_PICTURES", "build/cockpit-pictures")
 MIB = 1 << 20
 PAGE = "http://localhost:9090/virt-dmem"
 HOSTILE = "--all <b onmouseover='alert(1)'>\u202e"
 """The name of a domain: it looks like an option and like HTML, and turns the direction of text."""
+COCKPITS_OWN = re.compile(r" http://localhost:9090/cockpit/(login|@localhost/shell/\S+)$")
+"""What Chromium complains about without our page as well: a first visit is not logged in, and a font is missing."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,8 @@ def host(request: pytest.FixtureRequest) -> Iterator[Container]:
     with hugepages_lent(), Container(root) as host:
         request.node.stash[HOST] = host
         host.run(["/usr/bin/tar", "-xP"], stdin=packed(APT_REPOSITORY))
-        host.run(f"cp {APT_REPOSITORY}/trixie.sources /etc/apt/sources.list.d/virt-dmem.sources && apt-get -q update")
+        host.run(f"cp {APT_REPOSITORY}/trixie.sources /etc/apt/sources.list.d/virt-dmem.sources")
+        host.run("apt-get -q update")
         host.run("DEBIAN_FRONTEND=noninteractive apt-get -q -y install cockpit-virt-dmem", timeout=400)
         host.write("/etc/virt-dmem/conf.d/lab.toml", "[prefault]\nready_pressure = 100.0\n")  # however busy it is
         host.run("systemctl restart virt-dmemd.service && systemctl start libvirtd.service")
@@ -73,7 +80,7 @@ def define(host: Container, name: str) -> None:
 
 def log_in(browser: Browser, *, superuser: bool) -> None:
     """Log in as a person does who had administrative access the last time, or had not."""
-    browser.go("about:blank")
+    browser.new_tab()  # a page that is logged in would ask whether to leave it
     browser.forget_cookies()
     browser.go(PAGE)
     browser.wait("shown(document.getElementById('login-user-input')) && true", timeout=60)
@@ -97,6 +104,27 @@ def pool(host: Container) -> dict[str, Any]:
 def refused(host: Container, command: str) -> dict[str, str]:
     error = json.loads(host.run(f"{command} --json", check=False).stdout)["error"]
     return {key: str(value) for key, value in error.items()}
+
+
+def difference_shown(host: Container, browser: Browser, name: str) -> None:
+    """Have the page show what applying a domain changes, which changes nothing yet."""
+    browser.click("Apply to a domain")
+    browser.choose("Domain", name.rstrip("\u202e"))
+    browser.click("Show the difference")
+    browser.wait("page.querySelectorAll('.dmem-line-added').length > 0")
+    assert "<access mode=" in browser.text()
+    assert "virt-dmem" not in persistent_xml(host, name)
+
+
+def applied(host: Container, browser: Browser, name: str) -> None:
+    """Confirm that, and look at the domain's XML."""
+    browser.click("Apply")
+    browser.wait("!page.querySelector('.dmem-diff')")
+    assert "<access mode='shared'/>" in persistent_xml(host, name)
+
+
+def persistent_xml(host: Container, name: str) -> str:
+    return host.run(f"virsh dumpxml --inactive {uuids.uuid5(uuids.NAMESPACE_DNS, name)}").stdout
 
 
 def test_without_administrative_access_the_page_says_what_the_command_says(
@@ -145,27 +173,13 @@ def test_a_pool_that_cannot_be_created_is_refused_in_the_commands_own_words(
     browser.click("Cancel")
 
 
-@pytest.mark.parametrize("name", ["web1", "web2", HOSTILE])
+@pytest.mark.parametrize("name", ["web1", "web2"])
 def test_a_domain_is_applied_once_its_difference_was_shown(host: Container, browser: Browser, name: str) -> None:
-    uuid = uuids.uuid5(uuids.NAMESPACE_DNS, name)
-    browser.click("Apply to a domain")
-    browser.choose("Domain", name.rstrip("\u202e"))
-    browser.click("Show the difference")
-    browser.wait("page.querySelectorAll('.dmem-line-added').length > 0")
-    assert "<access mode=" in browser.text()
-    assert "virt-dmem" not in host.run(f"virsh dumpxml --inactive {uuid}").stdout
+    difference_shown(host, browser, name)
     if name == "web1":
         browser.picture(PICTURES / "apply.png", width=1280, height=900)
         browser.picture(PICTURES / "apply-narrow.png", width=400, height=800)
-    browser.click("Apply")
-    browser.wait("!page.querySelector('.dmem-diff')")
-    assert "<access mode='shared'/>" in host.run(f"virsh dumpxml --inactive {uuid}").stdout
-
-
-def test_a_name_that_looks_like_html_and_like_an_option_is_only_text(browser: Browser) -> None:
-    shown(browser, HOSTILE.replace("\u202e", "\\u{202e}"))
-    assert browser.ask("page.querySelector('b') === null")
-    assert browser.ask("!page.body.innerText.includes('\\u202e')")
+    applied(host, browser, name)
 
 
 def test_a_domain_that_starts_is_shown_with_its_memory_and_time_line(host: Container, browser: Browser) -> None:
@@ -183,12 +197,20 @@ def test_an_alert_is_shown_with_what_to_do(host: Container, browser: Browser) ->
     (alert,) = [alert for alert in alerts if alert["code"] == "apply-paused"]
     shown(browser, alert["message"])
     shown(browser, alert["hint"])
-    browser.picture(PICTURES / "overview.png", width=1280, height=1000)
+    browser.picture(PICTURES / "overview.png", width=1280, height=1300)
     browser.picture(PICTURES / "overview-narrow.png", width=400, height=1500)
     browser.click(f"What does {alert['code']} mean?")
     shown(browser, host.json(f"virt-dmem explain {alert['code']} --json")["explanation"][:60])
     host.run("virt-dmem pause-apply --resume")
     browser.wait(f"!page.body.innerText.includes({json.dumps(alert['message'])})")
+
+
+def test_a_name_that_looks_like_html_and_like_an_option_is_only_text(host: Container, browser: Browser) -> None:
+    difference_shown(host, browser, HOSTILE)
+    applied(host, browser, HOSTILE)
+    shown(browser, HOSTILE.replace("\u202e", "\\u{202e}"))
+    assert browser.ask("page.querySelector('b') === null")
+    assert browser.ask("!page.body.innerText.includes('\\u202e')")
 
 
 def test_a_resize_first_shows_what_it_does(host: Container, browser: Browser) -> None:
@@ -219,7 +241,8 @@ def test_without_virt_dmemd_the_page_says_so_and_shows_what_is_known(host: Conta
 
 
 def test_nothing_went_wrong_in_the_browser(browser: Browser) -> None:
-    assert browser.complaints == []
+    ours = [said for said in browser.complaints if not COCKPITS_OWN.search(said)]
+    assert ours == [], "\n".join(browser.complaints)
 
 
 def test_the_pictures_are_small() -> None:
