@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Log in to Cockpit and use the page, with a real virt-dmemd and libvirt; one story. ``make test-cockpit`` runs it.
 
-The host is a container with Debian 13's Cockpit and Chromium, on which virt-dmem and the page are installed as packages,
-from the repository of ``make repo``; its guests run under TCG. Pictures of the page go to
-``build/cockpit-pictures``, or, with COCKPIT_PICTURES=docs/guide/cockpit, to the documents.
+The host is a container with Debian 13's Cockpit and Chromium, where virt-dmem and the page are installed
+as packages from the repository of ``make repo``; guests run under TCG. Pictures go to ``build/cockpit-pictures``, or, with
+COCKPIT_PICTURES=docs/guide/cockpit, to the documents.
 """
 
 from __future__ import annotations
