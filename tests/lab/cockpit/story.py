@@ -2,8 +2,8 @@
 """Log in to Cockpit and use the page, with a real virt-dmemd and libvirt; one story. ``make test-cockpit`` runs it.
 
 The host is a container with Debian 13's Cockpit and Chromium, where virt-dmem and the page are installed
-as packages from the repository of ``make repo``; guests run under TCG. Pictures go to ``build/cockpit-pictures``, or, with
-COCKPIT_PICTURES=docs/guide/cockpit, to the documents.
+as packages from the repository of ``make repo``; guests run under TCG. Pictures go to
+``build/cockpit-pictures``, or, with COCKPIT_PICTURES=docs/guide/cockpit, to the documents.
 """
 
 from __future__ import annotations
