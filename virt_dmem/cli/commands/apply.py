@@ -34,8 +34,8 @@ With --hotplug-max the domain gets memory slots, a maximum and, if it has none, 
 guest NUMA cell, so that 'attach' can add memory while it runs.
 
 QEMU gets a second monitor, which reports memory failures and the outcome of
-unplugs to virt-dmemd; libvirt then marks the domain as tainted (custom-argv). To do
-without, use --no-monitor, which is remembered until unapply, or set
+unplugs to virt-dmemd; libvirt then marks the domain as tainted (custom-argv). To
+do without, use --no-monitor, which is remembered until unapply, or set
 [libvirt] monitor = false.
 
 With --all or --matching each persistent domain is rewritten by itself: one that
