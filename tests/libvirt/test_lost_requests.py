@@ -148,6 +148,23 @@ def test_a_request_that_is_set_as_metadata_is_noticed(
     wait_for("it to be applied", lambda: read_domain(persistent(libvirtd, "set")).applied)
 
 
+@MONITORS
+@pytest.mark.parametrize("verb", ["apply", "unapply"])
+def test_a_request_that_is_set_in_the_place_of_that_of_a_rewrite_leaves_it_to_be_undone_exactly(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, options: tuple[str, ...], verb: str
+) -> None:
+    _, before = apply(libvirtd, daemon, tmpfs_pool, *options, memory_backing="<hugepages/>")
+    request = f"<memory pool='{tmpfs_pool}'/>"
+    libvirtd.virsh("metadata", "lost", NAMESPACE, "--key", "dmem", "--set", request, "--config")
+    if verb == "apply":
+        virt_dmem("apply", "lost", *options)
+    libvirtd.virsh("start", "--paused", "lost")
+    assert reserved(tmpfs_pool) == 64 << 20
+    libvirtd.virsh("destroy", "lost")
+    virt_dmem("unapply", "lost")
+    assert canonical(persistent(libvirtd, "lost")) == canonical(before)
+
+
 def test_one_that_was_given_other_memory_since_starts_and_is_told_of(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 
 from virt_dmem.allocation.remembered import Remembered
-from virt_dmem.domain_xml.traces import Trace
+from virt_dmem.domain_xml.traces import Trace, has_record
 from virt_dmem.domains.apply import is_lost, request_lost
 from virt_dmem.hypervisor.connection import DomainInfo
 from virt_dmem.monitoring.alert_codes import REQUEST_LOST
@@ -52,7 +52,8 @@ class LostRequests:
     def _review(self, domain: DomainInfo) -> bool:
         """Return whether a domain has lost its request; else remember the request, or forget the domain."""
         if domain.applied:
-            self._remembered.keep(domain.uuid, domain.request)
+            if has_record(domain.request) or not has_record(self._remembered.find(domain.uuid)):
+                self._remembered.keep(domain.uuid, domain.request)
         elif domain.managed or domain.adopted:
             pass  # what an earlier rewrite replaced is known until it is applied again, or the rule is gone
         elif domain.trace is Trace.MONITOR_ALONE or is_lost(domain.trace, self._remembered.find(domain.uuid)):

@@ -73,11 +73,15 @@ def is_monitored(root: etree._Element) -> bool:
 
 
 def add_monitor(root: etree._Element, added: list[str]) -> bool:
-    """Add the arguments; return False for a domain without a UUID, which has no name for its socket yet."""
+    """Add the arguments; return False for a domain without a UUID, which has no name for its socket yet.
+
+    Those of an earlier rewrite, of which nothing else is left, are replaced: QEMU rejects them twice.
+    """
     try:
         path = socket_of(read_uuid_of(root))
     except DomainXmlInvalid:
         return False
+    remove_monitor(root, ["commandline"])
     commandline = find_child(root, _COMMANDLINE)
     if commandline is None:
         commandline = etree.Element(_COMMANDLINE, nsmap={"qemu": QEMU_NAMESPACE})

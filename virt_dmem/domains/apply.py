@@ -19,7 +19,7 @@ from virt_dmem.domain_xml.adoption.adopt import rule_of
 from virt_dmem.domain_xml.monitor import has_monitor
 from virt_dmem.domain_xml.pinning import may_run_guests
 from virt_dmem.domain_xml.reader import DomainDocument
-from virt_dmem.domain_xml.traces import Trace, find_trace, put_back, remove_traces
+from virt_dmem.domain_xml.traces import Trace, find_trace, has_record, put_back, remove_traces
 from virt_dmem.errors import DomainRefused, DomainXmlInvalid, NotEnoughMemory, PoolError
 from virt_dmem.host import kernel, numa
 from virt_dmem.hypervisor.remedies import is_transient
@@ -160,7 +160,7 @@ def request_lost(uuid: str, name: str, trace: Trace) -> DomainRefused:
 
 
 def recovered(config: Config, xml: bytes) -> bytes:
-    """Return XML with the request that another tool removed, or without the traces of it; else as it is.
+    """Return XML with what another tool removed, or replaced, of a request, or without its traces; else as it is.
 
     The request is put back as far as it is remembered on this host and may be read.
 
@@ -173,6 +173,10 @@ def recovered(config: Config, xml: bytes) -> bytes:
     with suppress(DomainXmlInvalid):  # XML that is not defined yet may have none
         uuid = DomainDocument(xml).uuid()
     request = Remembered(config.daemon.state_dir).find(uuid)
+    if trace is Trace.NEW_REQUEST:
+        if has_record(request):
+            return put_back(xml, request)
+        return remove_traces(xml) if has_monitor(xml) else xml  # without a monitor all of it may be another's
     if trace is not Trace.MONITOR_ALONE and not is_lost(trace, request):
         return xml
     return put_back(xml, request) if request else remove_traces(xml)

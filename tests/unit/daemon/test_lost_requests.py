@@ -11,6 +11,7 @@ import pytest
 from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.daemon.lost_requests import LostRequests
 from virt_dmem.daemon.wiring import Components
+from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.traces import Trace
 from virt_dmem.hypervisor.connection import DomainInfo
 
@@ -76,3 +77,14 @@ def test_a_domain_that_is_to_be_applied_again_is_remembered_meanwhile(
     asyncio.run(lost_requests.defined(APPLIED))
     asyncio.run(lost_requests.defined(replace(APPLIED, applied=False, request=b"")))
     assert (parts.service.remembered.find(UUID), alerts(parts)) == (b"<request/>", [])
+
+
+def test_a_request_without_what_it_replaced_takes_no_place_of_one_with_it(
+    parts: Components, lost_requests: LostRequests
+) -> None:
+    whole = f"<d:memory xmlns:d='{NAMESPACE}' pool='a'><d:replaced/></d:memory>".encode()
+    other = f"<d:memory xmlns:d='{NAMESPACE}' pool='b'><d:replaced/></d:memory>".encode()
+    bare = f"<d:memory xmlns:d='{NAMESPACE}' pool='replaced'/>".encode()
+    for request, remembered in ((bare, bare), (whole, whole), (bare, whole), (other, other)):
+        asyncio.run(lost_requests.defined(replace(APPLIED, request=request)))
+        assert parts.service.remembered.find(UUID) == remembered

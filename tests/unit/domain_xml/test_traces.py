@@ -7,10 +7,10 @@ import pytest
 from lxml import etree
 
 from tests.rig.golden import GOLDEN, as_libvirt_reads_it
-from virt_dmem.domain_xml.elements import NAMESPACE, is_rewritten
+from virt_dmem.domain_xml.elements import NAMESPACE, is_rewritten, requested_pool
 from virt_dmem.domain_xml.reader import is_managed
 from virt_dmem.domain_xml.rewrite import apply, unapply
-from virt_dmem.domain_xml.traces import Trace, find_trace, put_back, remove_traces, request_in
+from virt_dmem.domain_xml.traces import Trace, find_trace, has_record, put_back, remove_traces, request_in
 
 NAMELESS = ("latin-1", "hand-written-s390x")
 """They have no UUID, and so get no monitor."""
@@ -103,3 +103,51 @@ def test_a_monitor_beside_another_memory_backing_is_a_trace_of_its_own() -> None
     root.remove(backing)
     assert find_trace(etree.tostring(root)) is Trace.MONITOR_ALONE
     assert b"commandline" not in remove_traces(etree.tostring(root))
+
+
+def with_new_request(xml: bytes, attributes: str = " pool='other'") -> bytes:
+    """Return a domain as ``virsh metadata --set`` leaves it: with a request in the place of ours."""
+    root = etree.fromstring(xml)
+    request = root.find(f"metadata/{{{NAMESPACE}}}memory")
+    assert request is not None
+    request.getparent().replace(  # type: ignore[union-attr]
+        request, etree.fromstring(f"<dmem:memory xmlns:dmem='{NAMESPACE}'{attributes}/>")
+    )
+    return etree.tostring(root)
+
+
+@pytest.mark.parametrize("monitor", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_a_request_that_replaced_ours_stays_and_gets_what_ours_kept(case: str, monitor: bool) -> None:
+    before = golden(case)
+    applied = apply(before, monitor=monitor)
+    lost = with_new_request(applied)
+    assert find_trace(lost) is Trace.NEW_REQUEST
+    again = put_back(lost, request_in(etree.fromstring(applied)))
+    assert find_trace(again) is Trace.NONE
+    assert apply(again) == again, "nothing is missing"
+    assert requested_pool(etree.fromstring(again)) == "other"
+    expected = without_request(before) if is_managed(before) else before
+    assert as_libvirt_reads_it(unapply(again, keep_request=False)) == as_libvirt_reads_it(expected)
+
+
+@pytest.mark.parametrize("request_", ["", " pool='replaced'"])
+def test_a_request_without_a_record_has_none_to_put_back(request_: str) -> None:
+    lost = with_new_request(apply(domain(), monitor=True), request_)
+    bare = request_in(etree.fromstring(lost))
+    assert not has_record(bare)
+    assert put_back(lost, bare) == lost
+
+
+def test_a_request_of_ones_own_beside_shared_files_has_no_trace_but_might_be_one() -> None:
+    request = f"<metadata><dmem:memory xmlns:dmem='{NAMESPACE}'/></metadata>"
+    assert find_trace(domain(request)) is Trace.NONE
+    assert find_trace(domain(request + BACKING.format("").replace("ondemand", "immediate"))) is Trace.NONE
+    assert find_trace(domain(request + BACKING.format(""))) is Trace.NEW_REQUEST
+
+
+def test_a_monitor_that_is_there_is_not_added_again() -> None:
+    lost = with_new_request(apply(domain(), monitor=True))
+    again = apply(lost, monitor=True)
+    assert again.count(b"id=virt-dmem") == 1
+    assert b"commandline" not in unapply(again, keep_request=False)

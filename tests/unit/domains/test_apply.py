@@ -114,6 +114,24 @@ def test_what_another_tool_removed_is_put_back_as_far_as_it_is_remembered(config
     )
 
 
+def test_a_request_that_replaced_ours_gets_what_is_remembered_else_the_rewrite_is_cleaned(config: Config) -> None:
+    before = domain("<memoryBacking><hugepages/></memoryBacking>")
+    applied = rewrite.apply(before, pool="hp", monitor=True)
+    start, end = applied.index(b"<metadata"), applied.index(b"</metadata>") + len(b"</metadata>")
+    lost = applied[:start] + metadata(" pool='t'").encode() + applied[end:]
+    cleaned = recovered(config, lost)
+    assert b"ondemand" not in cleaned and b"id=virt-dmem" not in cleaned
+    assert read_domain(cleaned).pool == "t"
+    Remembered(config.daemon.state_dir).keep(read_domain(before).uuid, request_in(etree.fromstring(applied)))
+    found = recovered(config, lost)
+    assert (read_domain(found).applied, read_domain(found).pool) == (True, "t")
+    assert b"<hugepages" in rewrite.unapply(found, keep_request=False)
+    own = domain(metadata(" pool='t'") + "<memoryBacking><source type='file'/><access mode='shared'/>"
+                 "<allocation mode='ondemand'/></memoryBacking>")  # fmt: skip
+    Remembered(config.daemon.state_dir).forget(read_domain(before).uuid)
+    assert recovered(config, own) == own, "it may be another's: it has no monitor"
+
+
 def test_a_doubt_about_guests_in_guests_is_said_where_the_pool_and_the_host_give_reason(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
