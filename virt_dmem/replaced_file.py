@@ -7,15 +7,19 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["replace_file", "sync_directory"]
+__all__ = ["remove_unfinished", "replace_file", "sync_directory"]
+
+_UNFINISHED = ".new"
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replace a file in a directory of root's; return when it is safe on disk.
 
+    What a kill leaves beside it is removed by ``remove_unfinished``.
+
     :raise OSError: When it cannot be written; the old one is there, and nothing else is left.
     """
-    fresh = path.with_name(f".{path.stem}.new")
+    fresh = path.with_name(f".{path.stem}{_UNFINISHED}")
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:  # noqa: PTH123 - a file descriptor
@@ -24,11 +28,18 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             os.fchmod(fd, mode)
             os.fsync(fd)
         fresh.replace(path)
-    except OSError:
+    except BaseException:  # also Ctrl-C
         with suppress(OSError):
             fresh.unlink()
         raise
     sync_directory(path.parent)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a kill of ``replace_file`` left in a directory, while nobody else replaces a file there."""
+    with suppress(OSError):
+        for path in directory.glob(f".*{_UNFINISHED}"):
+            path.unlink()
 
 
 def sync_directory(directory: Path) -> None:

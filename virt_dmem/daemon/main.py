@@ -31,6 +31,8 @@ from virt_dmem.errors import ConfigError, DmemError, ExitStatus
 from virt_dmem.host import uevents
 from virt_dmem.ipc.server import ControlServer
 from virt_dmem.os_errors import explained, remedy
+from virt_dmem.pools.lock import unless_locked
+from virt_dmem.replaced_file import remove_unfinished
 from virt_dmem.runtime.aio import cancel_and_wait
 from virt_dmem.text import counted
 from virt_dmem.version import ShowVersion
@@ -110,6 +112,16 @@ def _take_lock(config: Config) -> None:
         ) from error
 
 
+def remove_unfinished_files(config: Config) -> None:
+    """Remove the files that kills of virt-dmemd, or of commands that change pools, left half-written."""
+    state = Path(config.daemon.state_dir)
+    for directory in (state, state / "applied"):
+        remove_unfinished(directory)
+    with suppress(OSError), unless_locked(config) as mine:
+        if mine:
+            remove_unfinished(config.pool_records_dir)
+
+
 async def serve(config: Config) -> None:
     """Serve root on one socket and readers on another, until SIGTERM or SIGINT; neither affects guests.
 
@@ -180,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(arguments.config)
         logging.getLogger().setLevel((arguments.log_level or config.daemon.log_level).upper())
         _take_lock(config)
+        remove_unfinished_files(config)
         asyncio.Runner().run(serve(config))
     except (DmemError, OSError) as error:
         failure = explained(error) if isinstance(error, OSError) else error

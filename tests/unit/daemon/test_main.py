@@ -18,6 +18,7 @@ from virt_dmem.daemon import main
 from virt_dmem.daemon.main import shut_down
 from virt_dmem.errors import ConfigError, DaemonUnreachable
 from virt_dmem.ipc.client import Client
+from virt_dmem.pools.lock import locked
 from virt_dmem.runtime.aio import cancel_and_wait
 
 
@@ -71,6 +72,22 @@ def test_the_configured_level_decides_what_is_logged(tmp_path: Path) -> None:
             said = process.communicate(timeout=120)[1]
         assert ("serving 0 pools" in said) is logged, said
         (tmp_path / "run/sock").unlink(missing_ok=True)
+
+
+def test_half_written_files_of_killed_processes_are_removed_unless_one_is_being_written(tmp_path: Path) -> None:
+    config = Config(daemon=DaemonConfig(state_dir=str(tmp_path), run_dir=str(tmp_path)))
+    kept = [tmp_path / name for name in ("adopt", "applied/1", "pools/p.json", "pools/.lock")]
+    left = [tmp_path / name for name in (".adopt.new", "applied/.1.new", "pools/.p.new")]
+    main.remove_unfinished_files(config)
+    for file in (*kept, *left):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"")
+    with locked(config):  # a command changes a pool
+        main.remove_unfinished_files(config)
+    assert [file for file in left if file.exists()] == left[2:]
+    main.remove_unfinished_files(config)
+    assert [file for file in left if file.exists()] == []
+    assert all(file.exists() for file in kept)
 
 
 def test_rules_are_known_to_the_hook_before_anything_can_connect_or_logged_if_they_cannot_be(
