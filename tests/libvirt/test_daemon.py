@@ -82,6 +82,7 @@ def test_a_member_of_the_group_may_read_and_not_change(rawdaemon: Daemon) -> Non
     assert "virt_dmem_build_info" in ask_as("nobody", "nogroup", "ShowMetrics", groups=f"tty,{GROUP}")
     for method, parameters in {
         "RefreshPools": {},
+        "EmptyPool": {"name": "x"},
         "RetirePool": {"name": "x"},
         "LimitPool": {"name": "x", "size_bytes": 1},
         "DrainPool": {"name": "x", "undo": False},

@@ -7,6 +7,8 @@ comes to its end. ``tests/rig/killing_command.py`` defines a step.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,8 +206,11 @@ def small(libvirtd: PrivateLibvirt, daemon: Daemon) -> Iterator[Small]:
 
 
 @pytest.mark.needs_tmpfs
-def test_a_pool_whose_destruction_was_killed_serves_or_is_destroyed_by_another(small: Small) -> None:
-    for step in small.each_kill("pool", "destroy", "small", least=8):
+@pytest.mark.parametrize("options", [(), ("--wait",)], ids=["at once", "with --wait"])
+def test_a_pool_whose_destruction_was_killed_serves_or_is_destroyed_by_another(
+    small: Small, options: tuple[str, ...]
+) -> None:
+    for step in small.each_kill("pool", "destroy", "small", *options, least=8):
         if (there := small.pool()) and there["state"] == "ready":
             small.serves()
         elif there:
@@ -224,6 +229,18 @@ def test_a_destruction_that_is_refused_or_killed_while_a_guest_runs_changes_noth
         assert small.pool() == before
     small.serves()
     assert small.pool() == before
+
+
+@pytest.mark.needs_tmpfs
+def test_a_pool_whose_destruction_was_killed_while_it_waited_for_a_guest_serves(small: Small) -> None:
+    small.libvirtd.virsh("start", "--paused", "witness")
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "virt_dmem.cli.main", "pool", "destroy", "small", "--wait", "--yes"]
+    )
+    wait_for("it to drain the pool", lambda: virt_dmem_json("pool", "list")["pools"][0]["state"] == "draining")
+    waiting.kill()
+    waiting.wait()
+    small.serves()
 
 
 @pytest.mark.needs_tmpfs

@@ -50,6 +50,8 @@ class Inventory:
         self._draining: set[str] = set()
         self._retiring: dict[Hashable, set[SegmentId]] = {}
         """By the caller that is about to remove them."""
+        self._emptying: dict[Hashable, str] = {}
+        """Pool by the caller that waits until no domain holds memory of it, to remove it."""
         self._limits: dict[Hashable, tuple[str, int]] = {}
         """Pool and new size by the caller that is about to shrink it."""
         self._withheld: dict[SegmentId, Withheld] = {}
@@ -139,7 +141,7 @@ class Inventory:
 
     def is_draining(self, pool: str) -> bool:
         """Tell whether a pool gives no memory to starting domains."""
-        return pool in self._draining
+        return pool in self._draining or pool in self._emptying.values()
 
     def require_not_draining(self, name: str) -> None:
         """Require that the pool of a domain (empty: that of domains without one) gives memory to starting domains.
@@ -148,10 +150,12 @@ class Inventory:
         """
         usable = sorted({segment.pool for segment in self.usable()})
         name = name or self._config.default_pool or (usable[0] if len(usable) == 1 else "")
-        if name in self._draining:
+        if self.is_draining(name):
+            undo = f"run 'virt-dmem pool drain {name} --undo'"
+            end = undo if name in self._draining else "end the command that empties it"
             raise PoolDraining(
                 f"Pool {name} is draining: it gives no memory to starting domains.",
-                hint=f"Use another pool, or run 'virt-dmem pool drain {name} --undo'.",
+                hint=f"Use another pool, or {end}.",
             )
 
     def capacity(self) -> dict[tuple[SegmentId, int], int]:
@@ -221,7 +225,7 @@ class Inventory:
         segments: dict[str, dict[SegmentId, dict[int, int]]] = {}
         for (segment, node), size in self.capacity().items():
             pool = segment.pool
-            if pool not in self._draining and segment not in retired:
+            if not self.is_draining(pool) and segment not in retired:
                 of_pool = segments.setdefault(pool, {})
                 of_pool.setdefault(segment, {})[node] = max(0, size - reserved.get((segment, node), 0))
         return {
@@ -247,6 +251,14 @@ class Inventory:
         (self._draining.discard if undo else self._draining.add)(name)
 
     # Pools that are about to change
+
+    def empty(self, name: str, holder: Hashable) -> None:
+        """Drain a pool until ``drop_claims`` of its caller, who waits until no domain holds memory of it.
+
+        :raise PoolNotFound: When there is none.
+        """
+        self._segments(name)
+        self._emptying[holder] = name
 
     def retire(self, name: str, holder: Hashable) -> None:
         """Reserve no more memory of an empty pool, or one of its segments, until ``drop_claims`` of its caller.
@@ -283,7 +295,8 @@ class Inventory:
         return reserved
 
     def drop_claims(self, holder: Hashable) -> None:
-        """End what ``retire`` and ``limit`` began for someone whose change of a pool ended, in whatever way."""
+        """End what ``empty``, ``retire`` and ``limit`` began for someone whose change ended, in whatever way."""
+        self._emptying.pop(holder, None)
         self._retiring.pop(holder, None)
         self._limits.pop(holder, None)
 
@@ -311,7 +324,7 @@ class Inventory:
         nodes = [
             NodeStatus(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
         ]
-        closed = pool in self._draining or {record.segment for record in segments} <= self._retired()
+        closed = self.is_draining(pool) or {record.segment for record in segments} <= self._retired()
         state = next((record.shown_state for record in segments if record.shown_state != "ready"), "ready")
         return PoolStatus(
             name=pool,

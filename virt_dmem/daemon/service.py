@@ -167,7 +167,11 @@ class Service:
             adapted = await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
         if adapted != xml and not await off_loop(DomainDocument.is_managed, DomainDocument(adapted)):
             # it was rewritten, and runs on ordinary memory here: its prepare must not take that for a loss
-            self.remembered.forget(await off_loop(DomainDocument.uuid, DomainDocument(adapted)))
+            uuid = await off_loop(DomainDocument.uuid, DomainDocument(adapted))
+            try:
+                self.remembered.forget(uuid)
+            except OSError as error:
+                log.warning("domain %s: its request cannot be forgotten: %s", uuid, error)
         return adapted
 
     async def attach(
@@ -263,6 +267,17 @@ class Service:
         self.inventory.reload_nodes()
         self.prezero.invalidate()
         self.alerts.changed.set()
+
+    def empty_pool(self, name: str, holder: Hashable) -> None:
+        """Drain a pool as long as its caller waits for it to become empty.
+
+        :param holder: That caller; see ``drop_claims``.
+        :raise PoolNotFound: When it does not exist.
+        """
+        self.inventory.read_records()
+        self.inventory.empty(name, holder)
+        self.prezero.invalidate()
+        self.note_pools()
 
     async def retire_pool(self, name: str, holder: Hashable) -> None:
         """Stop allocating from a pool (``POOL``) or one of its segments (``POOL+N``), and background work in it.

@@ -140,6 +140,14 @@ class ControlInterface(Interface):
         await self.calls.run(self._service.refresh_pools())
 
     @method()
+    def EmptyPool(self, *, name: str) -> None:  # noqa: N802
+        """Stop allocating from a pool whose caller waits for it to become empty, to destroy it.
+
+        In force until the caller closes the connection, or dies.
+        """
+        self._service.empty_pool(name, self.calls.caller(self._service.drop_claims))
+
+    @method()
     async def RetirePool(self, *, name: str) -> None:  # noqa: N802
         """Stop allocating from a pool that is about to be destroyed; fail if it is in use.
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager, suppress
+
 from virt_dmem.cli.arguments import add_dry_run, add_pool
 from virt_dmem.cli.command import Command
 from virt_dmem.cli.terminal.confirm import add_yes, confirm
@@ -12,6 +14,7 @@ from virt_dmem.units import parse_duration
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
     from typing import Annotated
 
     from virt_dmem.cli.json_schema import says
@@ -83,9 +86,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         return ExitStatus.DONE
     require_nothing_lost(out, args.name, by_record, forced=args.force)
     confirm(args, f"Destroy pool {args.name} and give {size} back to the host?")
-    if args.wait:
-        _drain(args, out)
-    with PoolDaemon(config) as daemon:
+    with _emptied(args, out), PoolDaemon(config) as daemon:
         daemon.retire(args.name)
         try:
             with reporting_lost_pages(out), progress(out) as report:
@@ -102,30 +103,29 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     return ExitStatus.DONE
 
 
-def _drain(args: argparse.Namespace, out: Output) -> None:
-    """Drain the pool and wait until it is empty; if that takes too long, it gives memory again.
+@contextmanager
+def _emptied(args: argparse.Namespace, out: Output) -> Iterator[None]:
+    """With --wait: wait until the pool is empty, and keep it so in this context.
 
-    :raise PoolBusy: When it does.
+    virt-dmemd drains it as long as the connection is open: however this process ends, the pool gives memory again.
+
+    :raise PoolBusy: When that takes too long.
     """
     from virt_dmem.cli.daemon import connect
     from virt_dmem.cli.pool_changes import wait_until_empty
 
-    try:
-        daemon = connect(args)
-    except DaemonUnreachable:  # while none runs, no domain gets any
-        return
-    with daemon:
-        states = {pool["name"]: pool["state"] for pool in daemon.call("ListPools")["pools"]}
-        drained = states.get(args.name) == "draining"
-        then = "The pool is still draining." if drained else "The pool gives memory again."
-        daemon.call("DrainPool", name=args.name, undo=False)
-        try:
+    with ExitStack() as connected:
+        daemon = None
+        if args.wait:
+            with suppress(DaemonUnreachable):  # while none runs, no domain gets any
+                daemon = connected.enter_context(connect(args))
+        if daemon:
+            states = {pool["name"]: pool["state"] for pool in daemon.call("ListPools")["pools"]}
+            drained = states.get(args.name) == "draining"
+            then = "The pool is still draining." if drained else "The pool gives memory again."
+            daemon.call("EmptyPool", name=args.name)
             wait_until_empty(daemon, args.name, out, args.timeout, then)
-        except BaseException:  # also Ctrl-C, and a virt-dmemd that is restarted
-            if not drained:
-                with connect(args) as anew:  # that connection may be broken, or have a reply that nobody has read
-                    anew.call("DrainPool", name=args.name, undo=True)
-            raise
+        yield
 
 
 COMMANDS = (

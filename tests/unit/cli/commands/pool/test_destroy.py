@@ -14,9 +14,10 @@ import pytest
 from tests.rig.command_line import Command
 from tests.rig.golden import GOLDEN
 from tests.rig.mount_namespace import in_own_mount_namespace
+from tests.rig.processes import wait_for
 from virt_dmem.cli import pool_changes
 from virt_dmem.domain_xml.rewrite import apply
-from virt_dmem.errors import DaemonUnreachable, ExitStatus
+from virt_dmem.errors import DaemonUnreachable, ExitStatus, PoolNotFound
 from virt_dmem.host import hvo_bug
 from virt_dmem.ipc.client import Client
 from virt_dmem.native.programs import HELPER
@@ -89,6 +90,11 @@ def test_a_kernel_that_loses_what_it_frees_is_told_of_before_and_needs_force(
     assert command.json("pool", "list") == {"pools": []}
 
 
+def wait_until_ready(command: Command) -> None:
+    """virt-dmemd notices by itself that the command is gone."""
+    wait_for("the pool to give memory", lambda: command.json("pool", "show", "small")["pool"]["state"] == "ready")
+
+
 @in_own_mount_namespace
 def test_with_wait_a_pool_is_drained_first_and_gives_memory_again_if_that_takes_too_long(command: Command) -> None:
     xml = re.sub(rb"(emory unit='KiB'>)\d+", rb"\g<1>4096", (GOLDEN / "plain-in.xml").read_bytes())
@@ -104,7 +110,7 @@ def test_with_wait_a_pool_is_drained_first_and_gives_memory_again_if_that_takes_
         said = command("pool", "destroy", "small", "--wait", "--timeout", "1s", status=ExitStatus.FAILED)
         assert "Domains still hold 4 MiB of pool small after 1 s" in said
         assert "The pool gives memory again. 'virt-dmem list' lists them" in said
-        assert command.json("pool", "show", "small")["pool"]["state"] == "ready"
+        wait_until_ready(command)
         command("pool", "drain", "small")
         said = command("pool", "drain", "small", "--wait", "--timeout", "1s", status=ExitStatus.FAILED)
         assert "The pool is still draining. 'virt-dmem list' lists them" in said
@@ -133,4 +139,24 @@ def test_with_wait_a_daemon_that_is_restarted_ends_the_wait_and_the_pool_gives_m
     with command.daemon():
         command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
         command("pool", "destroy", "small", "--wait", status=ExitStatus.DAEMON_UNREACHABLE)
-        assert command.json("pool", "show", "small")["pool"]["state"] == "ready"
+        wait_until_ready(command)
+
+
+@in_own_mount_namespace
+def test_a_pool_that_drains_for_a_command_gives_memory_again_when_that_is_gone_unless_it_was_drained_before(
+    command: Command,
+) -> None:
+    with command.daemon():
+        command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
+        for drained in (False, True):
+            if drained:
+                command("pool", "drain", "small")
+            with Client(command.directory / "run/sock") as killed:
+                killed.call("EmptyPool", name="small")
+                assert command.json("pool", "show", "small")["pool"]["state"] == "draining"
+                with pytest.raises(PoolNotFound):
+                    killed.call("EmptyPool", name="samll")
+            if not drained:
+                wait_until_ready(command)
+        assert command.json("pool", "show", "small")["pool"]["state"] == "draining"
+        command("pool", "drain", "small", "--undo")
