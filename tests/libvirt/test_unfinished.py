@@ -103,6 +103,17 @@ def test_a_guest_that_ends_while_the_disk_is_full_is_freed_when_it_is_not(
     assert libvirtd.state("second") == "paused"
 
 
+def test_what_was_replaced_in_a_domain_is_remembered_when_the_disk_is_not_full_any_more(
+    libvirtd: PrivateLibvirt, small_disk: None
+) -> None:
+    with full_disk():
+        uuid = libvirtd.define(domain_xml("third"))
+        virt_dmem("apply", "third", "--pool", POOL)
+        require_alert(uuid)
+    wait_for("it to be remembered", (STATE / "applied" / uuid).exists)
+    require_settled()
+
+
 @pytest.mark.parametrize(("full_at", "phase"), [("prepare", "prepared"), ("start", "linked")])
 def test_a_start_that_is_refused_on_a_full_disk_is_undone_when_it_is_not(
     libvirtd: PrivateLibvirt, small_disk: None, full_at: str, phase: str

@@ -7,17 +7,15 @@ it here, and it can be put back, or undone exactly. The hook's shell script only
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
+from virt_dmem.os_errors import naming
 from virt_dmem.replaced_file import replace_file
 
 __all__ = ["Remembered"]
-
-log = logging.getLogger(__name__)
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MOST_BYTES = 256 << 10
@@ -25,7 +23,7 @@ _MOST_BYTES = 256 << 10
 
 
 class Remembered:
-    """The requests of rewritten domains by UUID; a file that cannot be read or written is logged, not raised.
+    """The requests of rewritten domains by UUID; one that cannot be read counts as not remembered.
 
     ``keep`` waits for the disk: for worker threads.
     """
@@ -41,22 +39,25 @@ class Remembered:
         return b""
 
     def keep(self, uuid: str, request: bytes) -> None:
-        """Remember the request of a domain, instead of an earlier one."""
+        """Remember the request of a domain, instead of an earlier one.
+
+        :raise OSError: When that cannot be written; names the file.
+        """
         if not _UUID.fullmatch(uuid) or len(request) > _MOST_BYTES or self.find(uuid) == request:
             return
-        try:
+        with naming(self._path(uuid)):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self._path(uuid), request)
-        except OSError as error:
-            log.warning("the request of domain %s cannot be remembered: %s", uuid, error)
 
     def forget(self, uuid: str) -> None:
-        """Forget a domain that is restored, or undefined."""
-        if _UUID.fullmatch(uuid):
-            try:
+        """Forget a domain that is restored, or undefined.
+
+        :raise OSError: When it stays remembered; names the file.
+        """
+        # unlink() fails on a read-only file system, also if there is nothing to remove
+        if _UUID.fullmatch(uuid) and self._path(uuid).exists():
+            with naming(self._path(uuid)):
                 self._path(uuid).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("the request of domain %s cannot be forgotten: %s", uuid, error)
 
     def uuids(self) -> set[str]:
         """Return the domains that are remembered."""

@@ -110,6 +110,7 @@ async def housekeeping_loop(parts: Components) -> None:
         except DmemError as error:
             log.warning("%s", error)
         restore_marks(parts)
+        await parts.lost_requests.retry()
         await reconcile_host(parts)
         took = time.monotonic() - began
 

@@ -2,13 +2,16 @@
 """Notice rewritten domains whose request for pool memory another tool removed from their XML.
 
 Nothing is changed: whoever removed it may have meant it. The domain does not start until it is applied again, or
-unapplied; both know what was removed, because it is remembered.
+unapplied; both know what was removed, because it is remembered. What cannot be remembered now, as the disk is full,
+is an alert, and remembered later.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.domain_xml.traces import Trace, has_record
@@ -16,16 +19,25 @@ from virt_dmem.domains.apply import is_lost, request_lost
 from virt_dmem.hypervisor.connection import DomainInfo
 from virt_dmem.monitoring.alert_codes import REQUEST_LOST
 from virt_dmem.monitoring.alert_tracker import AlertTracker
+from virt_dmem.runtime.attempts import Attempts
 
 __all__ = ["LostRequests"]
+
+log = logging.getLogger(__name__)
+
+_WORK = "requests"
+"""Its name among the attempts."""
 
 
 class LostRequests:
     """Remember the requests of rewritten domains, and raise an alert for each that is lost."""
 
-    def __init__(self, remembered: Remembered, alerts: AlertTracker) -> None:
+    def __init__(self, remembered: Remembered, alerts: AlertTracker, attempts: Attempts) -> None:
         self._remembered = remembered
         self._alerts = alerts
+        self._attempts = attempts
+        self._due: dict[str, Callable[[], None]] = {}
+        """What could not be written, by domain (UUID)."""
 
     async def listed(self, domains: Sequence[DomainInfo]) -> None:
         """Look at all domains, and forget those that are not defined any more."""
@@ -33,7 +45,7 @@ class LostRequests:
 
         def review() -> list[bool]:
             for uuid in self._remembered.uuids() - {domain.uuid for domain in defined}:
-                self._remembered.forget(uuid)
+                self._forget(uuid)
             return [self._review(domain) for domain in defined]
 
         for domain, lost in zip(defined, await asyncio.to_thread(review), strict=True):
@@ -46,20 +58,53 @@ class LostRequests:
 
     def undefined(self, uuid: str) -> None:
         """Forget a domain."""
-        self._remembered.forget(uuid)
+        self._forget(uuid)
         self._alerts.set_definition(REQUEST_LOST, uuid, None)
+
+    async def retry(self) -> None:
+        """Write what could not be written earlier, one after another until that fails again."""
+        if not self._due and not self._attempts.failed_in(_WORK):
+            return
+        with self._attempts.round(_WORK) as attempts:
+            for uuid, write in [*self._due.items()]:
+                done = False
+                with attempts.trying(f"the memory of what was replaced in domain {uuid}"):
+                    await asyncio.to_thread(write)
+                    done = True
+                if self._due.get(uuid) is write:  # else the domain was changed meanwhile
+                    del self._due[uuid]
+                    if not done:
+                        self._due[uuid] = write  # the next time another is the first
+                if not done:
+                    break
+
+    def _keep(self, uuid: str, request: bytes) -> None:
+        self._write(uuid, partial(self._remembered.keep, uuid, request))
+
+    def _forget(self, uuid: str) -> None:
+        self._write(uuid, partial(self._remembered.forget, uuid))
+
+    def _write(self, uuid: str, write: Callable[[], None]) -> None:
+        """Keep or forget the request of a domain, at the latest when ``retry`` can."""
+        self._due.pop(uuid, None)
+        try:
+            write()
+        except OSError as error:
+            if not self._due:
+                log.warning("%s; it is tried again", error)
+            self._due[uuid] = write
 
     def _review(self, domain: DomainInfo) -> bool:
         """Return whether a domain has lost its request; else remember the request, or forget the domain."""
         if domain.applied:
             if has_record(domain.request) or not has_record(self._remembered.find(domain.uuid)):
-                self._remembered.keep(domain.uuid, domain.request)
+                self._keep(domain.uuid, domain.request)
         elif domain.managed or domain.adopted:
             pass  # what an earlier rewrite replaced is known until it is applied again, or the rule is gone
         elif domain.trace is Trace.MONITOR_ALONE or is_lost(domain.trace, self._remembered.find(domain.uuid)):
             return True
         else:
-            self._remembered.forget(domain.uuid)
+            self._forget(domain.uuid)
         return False
 
     def _report(self, domain: DomainInfo, *, lost: bool) -> None:

@@ -67,6 +67,7 @@ class Components:
     guest_events: GuestEvents
     monitors: Monitors
     libvirt_events: LibvirtEvents
+    lost_requests: LostRequests
     service: Service
     domain_list: DomainList
     interface: ControlInterface
@@ -142,11 +143,12 @@ def build(config: Config) -> Components:
         for action in await reconciler.libvirt_stage(domains, listed_at):
             log.warning("reconcile: %s", action)
 
+    lost_requests = LostRequests(remembered, alerts, attempts)
     libvirt_events = LibvirtEvents(
         config.libvirt,
         AutoApply(config, alerts, lambda outcome: metrics.applied.labels(outcome).inc()),
         alerts,
-        LostRequests(remembered, alerts),
+        lost_requests,
         rules=config.adopt,
         sequence=ledger.sequence,
         on_listed=domains_listed,
@@ -187,6 +189,7 @@ def build(config: Config) -> Components:
         guest_events=guest_events,
         monitors=monitors,
         libvirt_events=libvirt_events,
+        lost_requests=lost_requests,
         service=service,
         domain_list=domain_list,
         interface=ControlInterface(service, reconciler, domain_list),

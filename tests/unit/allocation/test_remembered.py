@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.rig.mount_namespace import in_own_mount_namespace
 from virt_dmem.allocation.remembered import Remembered
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
@@ -35,13 +37,29 @@ def test_a_name_that_is_no_uuid_leads_nowhere(tmp_path: Path, uuid: str) -> None
     assert (tmp_path / "ledger.sqlite").read_text() == "precious"
 
 
-def test_what_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_written_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "applied").write_text("no directory")
     remembered = Remembered(tmp_path)
-    remembered.keep(UUID, b"x")
-    remembered.forget(UUID)
-    assert "cannot be remembered" in caplog.text
+    with pytest.raises(OSError, match=f"applied/{UUID}"):
+        remembered.keep(UUID, b"x")
     assert remembered.uuids() == set()
+    (tmp_path / "applied").unlink()
+    (tmp_path / "applied" / UUID).mkdir(parents=True)
+    with pytest.raises(OSError, match=f"applied/{UUID}"):
+        remembered.forget(UUID)
+
+
+@in_own_mount_namespace
+def test_on_a_read_only_file_system_what_is_not_remembered_is_forgotten(tmp_path: Path) -> None:
+    remembered = Remembered(tmp_path)
+    remembered.keep(UUID, b"x")
+    subprocess.run(["mount", "--bind", str(tmp_path), str(tmp_path)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(tmp_path)], check=True)
+    remembered.forget(UUID.replace("c", "d"))
+    remembered.keep(UUID, b"x")
+    with pytest.raises(OSError, match="Read-only"):
+        remembered.forget(UUID)
+    subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_request_as_large_as_a_document_is_not_kept(tmp_path: Path) -> None:

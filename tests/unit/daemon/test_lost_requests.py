@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from virt_dmem.daemon.wiring import Components
 from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.traces import Trace
 from virt_dmem.hypervisor.connection import DomainInfo
+from virt_dmem.runtime.attempts import Attempts
 
 UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
 APPLIED = DomainInfo(UUID, "web", active=False, managed=True, applied=True, memory=None, request=b"<request/>")
@@ -22,7 +24,7 @@ RAW = replace(APPLIED, managed=False, applied=False, request=b"")
 
 @pytest.fixture
 def lost_requests(parts: Components) -> LostRequests:
-    return LostRequests(Remembered(parts.config.daemon.state_dir), parts.alerts)
+    return LostRequests(Remembered(parts.config.daemon.state_dir), parts.alerts, Attempts())
 
 
 def alerts(parts: Components) -> list[tuple[str, str]]:
@@ -88,3 +90,24 @@ def test_a_request_without_what_it_replaced_takes_no_place_of_one_with_it(
     for request, remembered in ((bare, bare), (whole, whole), (bare, whole), (other, other)):
         asyncio.run(lost_requests.defined(replace(APPLIED, request=request)))
         assert parts.service.remembered.find(UUID) == remembered
+
+
+def test_what_cannot_be_written_is_an_alert_and_written_later(parts: Components) -> None:
+    remembered = Remembered(parts.config.daemon.state_dir)
+    lost_requests = parts.lost_requests
+    asyncio.run(lost_requests.retry())
+    blocked = Path(parts.config.daemon.state_dir, "applied")
+    blocked.write_text("a stand-in for a full disk")
+    others = [replace(APPLIED, uuid=UUID.replace("c7", f"{number:02}")) for number in range(3)]
+    asyncio.run(lost_requests.listed([APPLIED, *others]))
+    for _ in range(2):
+        asyncio.run(lost_requests.retry())
+        (alert,) = parts.alerts.refresh()  # the first that fails stands for all
+        assert (alert.code, "what was replaced in domain" in alert.message) == ("reconcile-failed", True)
+        assert str(blocked) in alert.message
+    lost_requests.undefined(others[0].uuid)
+    blocked.unlink()
+    asyncio.run(lost_requests.retry())
+    assert parts.alerts.refresh() == []
+    assert remembered.uuids() == {UUID, others[1].uuid, others[2].uuid}
+    asyncio.run(lost_requests.retry())
