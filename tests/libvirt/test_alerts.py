@@ -222,6 +222,23 @@ def test_a_request_that_names_no_pool_where_there_are_two_is_told_of(
         virt_dmem("pool", "destroy", "another")
 
 
+def test_a_request_for_more_than_the_pool_has_is_told_of_until_the_pool_has_it(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    follows(daemon)
+    uuid = libvirtd.define(domain_xml("wide", memory="288MiB", metadata=REQUEST))
+    alert = wait_for_alert("request-unfulfilled")
+    assert (alert["subject"], "even if that is empty" in alert["message"]) == (uuid, True)
+    check = checked()["domains"]
+    assert (check["status"], "it does not fit pool small" in check["message"]) == ("FAIL", True)
+    daemon.restart()
+    assert wait_for_alert("request-unfulfilled")["subject"] == uuid
+    virt_dmem("pool", "resize", "small", "--size", "320M")
+    wait_for_the_end_of("request-unfulfilled")
+    virt_dmem("pool", "resize", "small", "--size", "256M", "--yes")
+    assert wait_for_alert("request-unfulfilled")["subject"] == uuid
+
+
 def test_while_apply_is_paused_nothing_is_rewritten_unasked_and_afterwards_all_of_it(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from virt_dmem.config.schema import Config
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domains import adoption, migration
-from virt_dmem.domains.apply import XmlChange, apply_if_requested
+from virt_dmem.domains.apply import Fitting, XmlChange, apply_if_requested
 from virt_dmem.errors import DmemError, DomainRefused, NotRewritten
 from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
 from virt_dmem.monitoring.alert_codes import APPLY_FIGHT, REQUEST_UNFULFILLED
@@ -68,15 +68,31 @@ class AutoApply:
         if domain.memory is not None:
             try:
                 await asyncio.to_thread(adoption.require_servable, self._config, domain.memory)
+                await asyncio.to_thread(Fitting(self._config).require, domain.memory)
             except DmemError as failed:
                 error = failed
         self._alerts.set_definition(APPLY_FIGHT, domain.uuid, None)
-        self._alerts.set_definition(REQUEST_UNFULFILLED, domain.uuid, error)
+        self._set_error(domain.uuid, error)
+
+    async def consider_applied(self, domains: Sequence[DomainInfo]) -> None:
+        """Report the applied domains that can never start on their pools as these are, until that has changed."""
+
+        def failures() -> list[DmemError | None]:
+            fitting = Fitting(self._config)
+            return [_failure(fitting, domain.memory) for domain in domains]
+
+        for domain, error in zip(domains, await asyncio.to_thread(failures), strict=True):
+            self._alerts.set_definition(APPLY_FIGHT, domain.uuid, None)
+            self._set_error(domain.uuid, error)
+
+    def _set_error(self, uuid: str, error: DmemError | None) -> None:
+        """Report why a domain cannot be served, and log it if it is another reason than before."""
+        self._alerts.set_definition(REQUEST_UNFULFILLED, uuid, error)
         if error is None:
-            self._waiting.pop(domain.uuid, None)
-        elif self._waiting.get(domain.uuid) != str(error):
-            log.warning("domain %s cannot be adopted: %s", domain.uuid, error)
-            self._waiting[domain.uuid] = str(error)
+            self._waiting.pop(uuid, None)
+        elif self._waiting.get(uuid) != str(error):
+            log.warning("domain %s cannot start on its pool: %s", uuid, error)
+            self._waiting[uuid] = str(error)
 
     async def _apply(self, hypervisor: Hypervisor, uuid: str) -> None:
         xml = await asyncio.to_thread(hypervisor.inactive_xml, uuid)
@@ -85,6 +101,8 @@ class AutoApply:
             self._alerts.set_definition(APPLY_FIGHT, uuid, None)
             if domain is not None and not migration.is_known(self._config, domain.pool):
                 await self._adapt_to_live(hypervisor, uuid, domain)
+            elif domain is not None:
+                await asyncio.to_thread(Fitting(self._config).require, domain)
             return
         if not self._config.libvirt.auto_apply:
             raise NotRewritten(
@@ -100,11 +118,14 @@ class AutoApply:
             self._alerts.set_definition(APPLY_FIGHT, uuid, DomainRefused(message, hint=hint))
             self._count("fight")
             return
-        await asyncio.to_thread(hypervisor.redefine, uuid, lambda now: apply_if_requested(self._config, now))
+        _, now = await asyncio.to_thread(
+            hypervisor.redefine, uuid, lambda now: apply_if_requested(self._config, now)
+        )
         self._recent.append((time.monotonic(), uuid))
         self._alerts.set_definition(APPLY_FIGHT, uuid, None)
         log.info("%s: applied automatically", domain.name)
         self._count("applied")
+        await off_loop(lambda document: Fitting(self._config).require(document.memory()), DomainDocument(now))
 
     async def _failed(self, hypervisor: Hypervisor, uuid: str, error: DmemError) -> None:
         """Report a request that cannot be fulfilled, each reason once; one of a transient domain is nobody's."""
@@ -156,6 +177,15 @@ class AutoApply:
         self._waiting.pop(uuid, None)
         for code in (APPLY_FIGHT, REQUEST_UNFULFILLED):
             self._alerts.set_definition(code, uuid, None)
+
+
+def _failure(fitting: Fitting, memory: DomainMemory | None) -> DmemError | None:
+    try:
+        if memory:
+            fitting.require(memory)
+    except DmemError as error:
+        return error
+    return None
 
 
 def _managed(document: DomainDocument) -> DomainMemory | None:

@@ -160,6 +160,7 @@ class LibvirtEvents:
         await self._lost_requests.listed(domains)
         pools: dict[str, bool] = {}
         """Whether each pool that applied domains ask for is there, looked up once."""
+        applied: list[DomainInfo] = []
         for uuid, domain in defined.items():
             if domain.adopted or domain.refusal:
                 await self._auto_apply.consider_adopted(domain)
@@ -168,8 +169,11 @@ class LibvirtEvents:
                 pools[domain.memory.pool] = self._auto_apply.has_pool(domain.memory.pool)
             if (domain.memory and not pools[domain.memory.pool]) or domain.managed > domain.applied:
                 await self._auto_apply.consider(hypervisor, uuid)
+            elif domain.memory:
+                applied.append(domain)
             else:
                 self._auto_apply.forget(uuid)
+        await self._auto_apply.consider_applied(applied)
 
     async def _handle(self, hypervisor: Hypervisor, uuid: str, event: Event, alias: str) -> None:
         if event is Event.DEFINED:

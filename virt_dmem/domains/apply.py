@@ -18,9 +18,9 @@ from virt_dmem.domain_xml import rewrite
 from virt_dmem.domain_xml.adoption.adopt import rule_of
 from virt_dmem.domain_xml.monitor import has_monitor
 from virt_dmem.domain_xml.pinning import may_run_guests
-from virt_dmem.domain_xml.reader import DomainDocument
+from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domain_xml.traces import Trace, find_trace, has_record, put_back, remove_traces
-from virt_dmem.errors import DomainRefused, DomainXmlInvalid, NotEnoughMemory, PoolError
+from virt_dmem.errors import DomainRefused, DomainXmlInvalid, NotEnoughMemory, PoolError, PoolNotFound
 from virt_dmem.host import kernel, numa
 from virt_dmem.hypervisor.remedies import is_transient
 from virt_dmem.pools import registry
@@ -29,6 +29,7 @@ from virt_dmem.pools.record import PoolRecord
 
 __all__ = [
     "ApplyOptions",
+    "Fitting",
     "XmlChange",
     "adopted_by",
     "apply",
@@ -197,33 +198,74 @@ def doubt(config: Config, xml: bytes) -> str:
     )
 
 
+class Fitting:
+    """Tell whether domains fit their pools if nobody else has memory of them; each pool's records are read once."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._empty: dict[str, PoolFree] = {}
+        """Each pool, without any domain, by the name in a request."""
+
+    def require(self, memory: DomainMemory) -> None:
+        """Require that a domain can be started on its pool, however long it waits.
+
+        :raise PoolNotFound: When there is no such pool.
+        :raise PoolError: When the pool is not set up.
+        :raise NotEnoughMemory: When it is too large, for the pool or for the host nodes that it names.
+        :raise DomainRefused: When its memory cannot come from that pool.
+        """
+        if memory.pool not in self._empty:
+            self._empty[memory.pool] = self._look_up(memory.pool)
+        empty = self._empty[memory.pool]
+        try:
+            plan_domain(memory, {empty.name: empty}, empty.name)
+        except NotEnoughMemory as error:
+            raise NotEnoughMemory(
+                f"Domain {memory.name!r} cannot start as it is: it does not fit pool {empty.name} even if that is"
+                f" empty. {error.message}",
+                hint="Give it less memory or other host nodes, or make the pool larger.",
+            ) from error
+
+    def _look_up(self, name: str) -> PoolFree:
+        segments = registry.segments(self._config, registry.choose(self._config, name).pool)
+        first, kind = segments[0], backend(segments[0].backend)
+        if not any(record.state == "ready" for record in segments):
+            verb = "destroy" if first.state == "destroying" else "mount"
+            raise PoolError(
+                f"Pool {first.pool} is {first.state}: it gives no memory.",
+                hint=f"Run 'virt-dmem pool {verb} {first.pool}', which reports the cause.",
+            )
+        return PoolFree(
+            name=first.pool,
+            backend=first.backend,
+            page_size=first.page_size,
+            segments={
+                record.segment: {node: share.wanted_bytes for node, share in record.nodes.items()}
+                for record in segments
+            },
+            slow_nodes=numa.nodes_without_cpus(),
+            may_lock=kind.lockable,
+            may_pin=kind.has_struct_pages,
+        )
+
+
 def never_fits(config: Config, xml: bytes) -> str:
     """Return why the domain of rewritten ``xml`` cannot start on its pool even if that is empty; empty: it can.
 
     :raise PoolNotFound: When there is no such pool.
     """
     memory = DomainDocument(xml).memory()
-    segments = registry.segments(config, registry.choose(config, memory.pool).pool)
-    first, kind = segments[0], backend(segments[0].backend)
-    empty = PoolFree(
-        name=first.pool,
-        backend=first.backend,
-        page_size=first.page_size,
-        segments={
-            record.segment: {node: share.wanted_bytes for node, share in record.nodes.items()}
-            for record in segments
-        },
-        slow_nodes=numa.nodes_without_cpus(),
-        may_lock=kind.lockable,
-        may_pin=kind.has_struct_pages,
-    )
-    cannot = f"Domain {memory.name!r} cannot start as it is"
+    cannot = f"Domain {memory.name!r} cannot start"
     try:
-        plan_domain(memory, {first.pool: empty}, first.pool)
+        Fitting(config).require(memory)
     except NotEnoughMemory as error:
-        return f"{cannot}: it does not fit pool {first.pool} even if that is empty. {error.message}"
+        return error.message
     except DomainRefused as error:
-        return f"{cannot}: {error.message}"
+        return f"{cannot} as it is: {error.message}"
+    except PoolNotFound:
+        raise
+    except PoolError as error:
+        return f"{cannot} now: {error.message} {error.hint}"
     return ""
 
 

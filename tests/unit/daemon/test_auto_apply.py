@@ -15,7 +15,7 @@ from virt_dmem.config.schema import AdoptRule
 from virt_dmem.daemon.auto_apply import MOST_TIMES, AutoApply
 from virt_dmem.daemon.wiring import Components
 from virt_dmem.domain_xml.adoption.adopt import adopt
-from virt_dmem.domain_xml.reader import DomainDocument
+from virt_dmem.domain_xml.reader import DomainDocument, read_domain
 from virt_dmem.domain_xml.rewrite import apply as rewrite
 from virt_dmem.errors import AdoptionRefused, HypervisorError, PoolNotFound
 from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
@@ -61,8 +61,16 @@ def outcomes() -> Counter[str]:
     return Counter()
 
 
+def write_pool(parts: Components, name: str, size_bytes: int = GIB) -> None:
+    parts.config.pool_records_dir.mkdir(parents=True, exist_ok=True)
+    mount = f"{parts.config.pools_dir}/{name}"
+    write(parts.config, PoolRecord(name, "tmpfs", 4096, mount, {-1: NodeShare(size_bytes)}, state="ready"))
+
+
 @pytest.fixture
 def auto_apply(parts: Components, outcomes: Counter[str]) -> AutoApply:
+    """On a host with one pool."""
+    write_pool(parts, "only")
     return AutoApply(parts.config, parts.alerts, lambda outcome: outcomes.update([outcome]))
 
 
@@ -141,6 +149,31 @@ def test_a_domain_that_is_applied_for_a_pool_that_is_gone_waits_for_it(
     assert (alert.code, "no pool 'gone'" in alert.message) == ("request-unfulfilled", True)
 
 
+def test_an_applied_domain_that_can_never_start_on_its_pool_waits_for_another_size(
+    parts: Components, auto_apply: AutoApply, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pool(parts, "only", GIB // 2)
+    applied = rewrite(ASKS, pool="only")
+    memory = read_domain(applied)
+    listed = [DomainInfo(UUID, "web", False, True, True, memory), DomainInfo("2", "b", False, True, True, None)]
+    for look in (
+        lambda: consider(auto_apply, Libvirt(ASKS)),
+        lambda: consider(auto_apply, Libvirt(applied)),
+        lambda: asyncio.run(auto_apply.consider_applied(listed)),
+    ):
+        write_pool(parts, "only", GIB // 2)
+        look()
+        (alert,) = parts.alerts.refresh()
+        assert (alert.code, alert.subject) == ("request-unfulfilled", UUID)
+        assert "it does not fit pool only even if that is empty" in alert.message
+        assert auto_apply.waiting() == [UUID]
+        write_pool(parts, "only", GIB)
+        consider(auto_apply, Libvirt(applied))
+        assert (parts.alerts.refresh(), auto_apply.waiting()) == ([], [])
+    asyncio.run(auto_apply.consider_applied(listed))
+    assert parts.alerts.refresh() == []
+
+
 def test_a_domain_that_a_rule_takes_is_reported_until_the_pool_can_serve_it(
     parts: Components, auto_apply: AutoApply
 ) -> None:
@@ -152,9 +185,10 @@ def test_a_domain_that_a_rule_takes_is_reported_until_the_pool_can_serve_it(
     assert (alert.code, alert.subject) == ("request-unfulfilled", UUID)
     assert "Rule mine of [[adopt]] takes domain vm" in alert.message
     assert auto_apply.waiting() == [UUID]
-    parts.config.pool_records_dir.mkdir(parents=True)
-    mount = f"{parts.config.pools_dir}/guests"
-    write(parts.config, PoolRecord("guests", "tmpfs", 4096, mount, {0: NodeShare(GIB)}))
+    write_pool(parts, "guests", 4096)
+    asyncio.run(auto_apply.consider_adopted(adopted))
+    assert "even if that is empty" in parts.alerts.refresh()[0].message
+    write_pool(parts, "guests")
     asyncio.run(auto_apply.consider_adopted(adopted))
     assert (parts.alerts.refresh(), auto_apply.waiting()) == ([], [])
 

@@ -17,6 +17,7 @@ from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.traces import request_in
 from virt_dmem.domains.apply import (
     ApplyOptions,
+    Fitting,
     XmlChange,
     apply,
     apply_if_requested,
@@ -25,8 +26,9 @@ from virt_dmem.domains.apply import (
     never_fits,
     recovered,
 )
-from virt_dmem.errors import DomainRefused, PoolNotFound
+from virt_dmem.errors import DomainRefused, NotEnoughMemory, PoolError, PoolNotFound
 from virt_dmem.host import kernel
+from virt_dmem.pools import record_files, registry
 
 LOCKED = "<memoryBacking><locked/></memoryBacking>"
 DIRECT_DISK = (
@@ -152,3 +154,18 @@ def test_a_domain_that_does_not_even_fit_its_empty_pool_is_told_of(config: Confi
     larger = apply(config, domain(memory="<memory unit='GiB'>2</memory>"), ApplyOptions(pool="hp"))
     assert "does not fit pool hp even if that is empty" in never_fits(config, larger)
     assert "asks pool 'hp' for 2 GiB, and 1 GiB is free" in never_fits(config, larger)
+    with pytest.raises(NotEnoughMemory, match="Domain 'vm' cannot start as it is: it does not fit pool hp"):
+        Fitting(config).require(read_domain(larger))
+
+
+@pytest.mark.parametrize("state", ["creating", "mounting", "destroying"])
+def test_a_domain_cannot_start_on_a_pool_that_is_not_set_up(config: Config, state: str) -> None:
+    applied = apply(config, domain(), ApplyOptions(pool="t"))
+    record = registry.find(config, "t")
+    record.state = state  # type: ignore[assignment]
+    record_files.write(config, record)
+    verb = "destroy" if state == "destroying" else "mount"
+    with pytest.raises(PoolError, match=f"Pool t is {state}: it gives no memory") as raised:
+        Fitting(config).require(read_domain(applied))
+    assert f"virt-dmem pool {verb} t" in raised.value.hint
+    assert f"Domain 'vm' cannot start now: Pool t is {state}" in never_fits(config, applied)

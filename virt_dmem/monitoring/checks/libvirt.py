@@ -12,8 +12,8 @@ from virt_dmem.domain_xml.reader import read_domain
 from virt_dmem.domain_xml.requirements import require_possible
 from virt_dmem.domain_xml.traces import Trace
 from virt_dmem.domains.adoption import require_servable
-from virt_dmem.domains.apply import apply_if_requested, is_lost, never_fits, request_lost
-from virt_dmem.errors import DmemError, NotEnoughMemory
+from virt_dmem.domains.apply import Fitting, apply_if_requested, is_lost, request_lost
+from virt_dmem.errors import DmemError
 from virt_dmem.host import mounts
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.hypervisor.paths import DEFAULT_MEMORY_BACKING_DIR
@@ -52,6 +52,7 @@ def domains(machine: Machine) -> Result:
                 adopted += 1
                 try:
                     require_servable(config, domain.memory)
+                    Fitting(config).require(domain.memory)
                 except DmemError as refusal:
                     refused.append((domain.name, refusal))
                 continue
@@ -97,8 +98,7 @@ def _is_fulfilled(config: Config, xml: bytes) -> bool:
     require_possible(memory, record.pool, may_lock=kind.lockable, may_pin=kind.has_struct_pages)
     if apply_if_requested(config, xml) != xml and not memory.file_backed:
         return False
-    if why := never_fits(config, xml):
-        raise NotEnoughMemory(why, hint="Give it less memory, or make the pool larger ('virt-dmem pool resize').")
+    Fitting(config).require(memory)
     return True
 
 
