@@ -99,6 +99,8 @@ def _reason(option: Option, ram_id: str | None, harmless: Iterable[str]) -> str:
             return "sets the size of the memory"
         case "machine" if option.get("memory.size") or option.get("memory"):
             return "sets the size of the memory"
+        case "machine" if option.get("confidential-guest-support") or option.get("memory-encryption"):
+            return "protects the memory from the host, which may have to keep it elsewhere"
         case "mem-path":
             return "has QEMU make the memory in another place"
         case "readconfig":
