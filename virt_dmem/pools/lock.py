@@ -47,9 +47,12 @@ def locked(config: Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unless_locked(config: Config) -> Iterator[bool]:
-    """Hold the lock if nobody else does, without waiting; return whether this process does."""
+    """Hold the lock if nobody else does, without waiting; return whether this process does.
+
+    Also on a file system that became read-only.
+    """
     try:
-        fd = os.open(config.pool_records_dir / _NAME, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(config.pool_records_dir / _NAME, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:  # no pool was ever created
         yield True
         return

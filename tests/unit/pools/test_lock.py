@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.rig.mount_namespace import in_own_mount_namespace
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolError
 from virt_dmem.pools.lock import locked, unless_locked
@@ -30,6 +32,20 @@ def test_it_is_not_waited_for(config: Config) -> None:
         assert (mine, again) == (True, False)
     with locked(config):
         pass
+
+
+@in_own_mount_namespace
+def test_it_is_held_also_on_a_file_system_that_became_read_only(config: Config) -> None:
+    with locked(config):
+        pass
+    directory = str(config.pool_records_dir)
+    subprocess.run(["mount", "--bind", directory, directory], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
+    with unless_locked(config) as mine, unless_locked(config) as again:
+        assert (mine, again) == (True, False)
+    with pytest.raises(PoolError, match="Read-only file system"), locked(config):
+        pass
+    subprocess.run(["umount", directory], check=True)
 
 
 def test_a_directory_that_cannot_be_had_is_an_error(config: Config, tmp_path: Path) -> None:
