@@ -309,6 +309,7 @@ class Hypervisor:
         :return: The XML before and after.
         """
         before = current = self.inactive_xml(domain)
+        failed = "Its definition was not changed."
         for _ in range(tries):
             after = transform(before)
             if after == current:
@@ -323,7 +324,7 @@ class Hypervisor:
                         raise self._failed(
                             domain,
                             error,
-                            otherwise="Its definition was not changed.",
+                            otherwise=failed,
                             shown_by=f"'virsh dumpxml --inactive {domain}'",
                         ) from error
             if now != current:
@@ -338,6 +339,7 @@ class Hypervisor:
                     )  # fmt: skip
                 return before, after
             log.info("%s: concurrent redefinition by another tool; its change is kept", found.name())
+            failed = "It is rewritten as it was before another tool changed it at the same moment: do that again."
             before, current = theirs, self.inactive_xml(domain)
             if not define_race.same(current, after):  # a third change, based on one of the others at most
                 log.warning("%s: two concurrent redefinitions; the last one is kept", found.name())
