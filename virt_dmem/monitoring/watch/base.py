@@ -54,6 +54,8 @@ class Watch:
     """For messages."""
     new: Callable[[], Look]
     """Returns a ``Look`` that has seen nothing yet."""
+    recorded: bool = True
+    """There is a record to compare with; else only with what was seen before."""
 
     @classmethod
     def of(cls, subject: str, look: Look) -> Watch:

@@ -16,7 +16,7 @@ WATCHES = (
     Watch.of("huge pages", huge_pages.deviations),
     Watch.of("mounts of pools", mounts.deviations),
     Watch.of("nodes", nodes.deviations),
-    Watch("memory blocks", MemoryBlocks),
+    Watch("memory blocks", MemoryBlocks, recorded=False),
     Watch("installed files", InstalledFiles),
     Watch("settings of libvirt", LibvirtSettings),
 )

@@ -19,6 +19,7 @@ def test_a_host_without_pools_is_unchanged(tmp_path: Path) -> None:
     result = host.unchanged(bare_machine(tmp_path))
     assert result.status is Status.PASS
     assert "huge pages" in result.message
+    assert "memory blocks" not in result.message, "nobody recorded them"
 
 
 def test_every_change_is_named_with_its_fix(tmp_path: Path) -> None:
