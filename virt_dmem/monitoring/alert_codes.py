@@ -108,9 +108,10 @@ EXPLANATIONS = {
     ),
     POOL_MOUNT_CHANGED: (
         "The mount of a pool is not as virt-dmem made it: it is gone, covered by another mount, read-only, "
-        "smaller, or lacks options. Running guests keep the memory that they map; no domain gets memory at a "
-        "mount point that is not the pool's. virt-dmemd cannot mount; it restores only owner and mode of the root "
-        "directory."
+        "smaller, lacks options, has no record any more, or is below a directory that QEMU's user may not pass. "
+        "Running guests keep the memory that they map; no domain gets memory at a mount point that is not the "
+        "pool's. virt-dmemd cannot mount; it restores only owner and mode of the root directory, and opens its own "
+        "directories above."
     ),
     HOST_MEMORY_OFFLINE: (
         "A NUMA node of a pool has no memory any more, or blocks of the host's memory went offline: somebody "
@@ -152,8 +153,9 @@ EXPLANATIONS = {
     ),
     REQUEST_UNFULFILLED: (
         "A domain is defined with a request for pool memory, or a rule of [[adopt]] takes it, and that cannot be "
-        "fulfilled as it is: the pool does not exist, none can be chosen, or the domain cannot use its memory. The "
-        "domain does not start. It is tried again when the domain or a pool changes, and from time to time."
+        "fulfilled as it is: the pool does not exist or is not set up, none can be chosen, the domain cannot use "
+        "its memory, or does not fit it even if nobody else has memory of it. The domain does not start. It is "
+        "tried again when the domain or a pool changes, and from time to time."
     ),
     APPLY_PAUSED: (
         "'virt-dmem pause-apply' is in force: domains that are defined with virt-dmem's metadata are not "

@@ -64,6 +64,22 @@ def obstacle(record: PoolRecord, *, root: Path = kernel.ROOT) -> MountFault | No
     mount = table[own[-1]]
     if "ro" in mount.flags.split(",") or "ro" in mount.options.split(","):
         return MountFault("was remounted read-only", f"'mount -o remount,rw {path}'")
+    return _out_of_reach(Path(path))
+
+
+def _out_of_reach(mount: Path) -> MountFault | None:
+    """Return that QEMU's user may not pass one of virt-dmem's own two directories above a mount point."""
+    for directory in (mount.parents[1], mount.parent):
+        try:
+            mode = stat.S_IMODE(directory.stat().st_mode)
+        except OSError:  # that of another root directory
+            continue
+        if not mode & stat.S_IXOTH:
+            return MountFault(
+                f"cannot be reached by QEMU's user, as {directory} has mode {mode:04o}",
+                f"'chmod o+x {directory}'",
+                repair=partial(_let_pass, directory),
+            )
     return None
 
 
@@ -90,6 +106,10 @@ def _changed(record: PoolRecord, own: Mount) -> Iterator[MountFault]:
             f"'chown 0:0 {path}' and 'chmod {_MODE:04o} {path}'",
             repair=partial(_restore_mode, Path(path)),
         )
+
+
+def _let_pass(directory: Path) -> None:
+    directory.chmod(stat.S_IMODE(directory.stat().st_mode) | stat.S_IXOTH)
 
 
 def _restore_mode(path: Path) -> None:

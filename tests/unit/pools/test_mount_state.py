@@ -96,6 +96,24 @@ def test_a_pool_that_was_remounted_says_how(config: Config) -> None:
     manage.destroy(config, "p")
 
 
+@pytest.mark.parametrize("above", [0, 1])
+@in_own_mount_namespace
+def test_a_pool_below_a_directory_that_is_closed_is_out_of_reach_and_that_can_be_opened(
+    config: Config, above: int
+) -> None:
+    record = create(config)
+    directory = Path(record.mount).parents[above]
+    directory.chmod(0o700)
+    fault = mount_state.obstacle(record)
+    assert fault is not None
+    assert fault.what == f"cannot be reached by QEMU's user, as {directory} has mode 0700"
+    assert fault.repair is not None
+    fault.repair()
+    assert directory.stat().st_mode & 0o7777 == 0o701
+    assert whats(record) == []
+    manage.destroy(config, "p")
+
+
 @in_own_mount_namespace
 def test_a_pool_that_changed_its_size_has_the_flags_of_its_mount(config: Config) -> None:
     create(config)

@@ -15,6 +15,20 @@ from virt_dmem.units import MIB
 MOUNT = "/run/virt-dmem/pools/p"
 
 
+def test_a_mount_that_no_record_has_is_told_of(tmp_path: Path) -> None:
+    machine = bare_machine(tmp_path)
+    config = machine.own_config()
+    config.pool_records_dir.mkdir(parents=True)
+    above = ("/run/virt-dmem/pools", "tmpfs", "rw")
+    mounted(machine, ("/", "ext4", "rw"), above, (f"{MOUNT}+1", "hugetlbfs", "rw"))
+    (one,) = mounts.deviations(Sight(config, [], machine.root))
+    assert (one.code, one.subject) == ("pool-mount-changed", "p+1")
+    assert f"{MOUNT}+1 (hugetlbfs) is mounted where pools are" in one.message
+    assert f"'umount {MOUNT}+1'" in one.hint
+    (config.pool_records_dir / "p+1.json").write_text("one that cannot be read, or of a pool that is not complete")
+    assert [*mounts.deviations(Sight(config, [], machine.root))] == []
+
+
 def test_the_pool_is_named_with_what_happened_and_the_command(tmp_path: Path) -> None:
     machine = bare_machine(tmp_path)
     record = PoolRecord("p", "tmpfs", 4096, MOUNT, {-1: NodeShare(MIB, MIB)}, state="ready")
@@ -23,6 +37,6 @@ def test_the_pool_is_named_with_what_happened_and_the_command(tmp_path: Path) ->
     assert one.message == f"Pool p, mounted by virt-dmem at {MOUNT}, is not mounted any more."
     assert one.hint == "Run 'virt-dmem pool mount p' once no domain holds memory of it."
     mounted(machine, (MOUNT, "hugetlbfs", "rw"))
-    (one,) = mounts.deviations(Sight(Config(), [record], machine.root))
+    one = next(mounts.deviations(Sight(Config(), [record], machine.root)))
     assert one.message.endswith("is replaced by none (hugetlbfs).")
     assert one.hint == f"Run 'umount {MOUNT}', then run 'virt-dmem pool mount p' once no domain holds memory of it."
