@@ -14,6 +14,7 @@ __all__ = [
     "POOL_SHORT",
     "HUGE_PAGES_LOWERED",
     "HVO_SWITCHED",
+    "THP_OFF",
     "POOL_MOUNT_CHANGED",
     "HOST_MEMORY_OFFLINE",
     "INSTALLATION_CHANGED",
@@ -38,6 +39,7 @@ MEMORY_FAILED = "memory-failed"
 POOL_SHORT = "pool-short-of-reservations"
 HUGE_PAGES_LOWERED = "huge-pages-lowered"
 HVO_SWITCHED = "hvo-switched-off"
+THP_OFF = "thp-switched-off"
 POOL_MOUNT_CHANGED = "pool-mount-changed"
 HOST_MEMORY_OFFLINE = "host-memory-offline"
 INSTALLATION_CHANGED = "installation-changed"
@@ -105,6 +107,12 @@ EXPLANATIONS = {
         "Pages that pools have keep their saving; those that are allocated from now on save nothing. virt-dmemd "
         "switches it on again, at most 5 times within 10 minutes. A pool created with --no-hvo does not ask for "
         "it."
+    ),
+    THP_OFF: (
+        "Transparent huge pages are switched off (/sys/kernel/mm/transparent_hugepage/enabled is 'never', as some "
+        "guides and profiles of tuned set it), and Linux then maps dmemfs's pages of 2 MiB and 1 GiB by 4 KiB. "
+        "Guests run, and are slower; those that run already keep the mappings that they have. virt-dmemd does not "
+        "switch them on: others on the host may need them off. 'madvise' is enough."
     ),
     POOL_MOUNT_CHANGED: (
         "The mount of a pool is not as virt-dmem made it: it is gone, covered by another mount, read-only, "

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from virt_dmem.monitoring.watch import huge_pages, hvo, mounts, nodes
+from virt_dmem.monitoring.watch import huge_pages, hvo, mounts, nodes, thp
 from virt_dmem.monitoring.watch.base import Watch
 from virt_dmem.monitoring.watch.installed import InstalledFiles
 from virt_dmem.monitoring.watch.libvirt_settings import LibvirtSettings
@@ -16,6 +16,7 @@ WATCHES = (
     Watch.of("huge pages", huge_pages.deviations),
     Watch.of("mounts of pools", mounts.deviations),
     Watch.of("nodes", nodes.deviations),
+    Watch("transparent huge pages", lambda: thp.deviations, recorded=False),  # check's line dmemfs has it
     Watch("memory blocks", MemoryBlocks, recorded=False),
     Watch("installed files", InstalledFiles),
     Watch("settings of libvirt", LibvirtSettings),

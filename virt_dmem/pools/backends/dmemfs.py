@@ -8,7 +8,7 @@ on it is virt-dmem's own module (docs/guide/dmemfs.md); for kernels with the ori
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,7 +32,10 @@ from virt_dmem.units import GIB, KIB, MIB, format_size
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["Dmemfs", "DmemfsRecord"]
+__all__ = ["Dmemfs", "DmemfsRecord", "large_pages_off"]
+
+_SMALL = 4 * KIB
+"""A page of the pool that the kernel maps as it is."""
 
 
 class DmemfsRecord(PoolRecord):
@@ -141,15 +144,11 @@ class Dmemfs(Backend[DmemfsRecord]):
 
     def _small_mappings(self, records: Sequence[DmemfsRecord], root: Path) -> Result | None:
         """Return a warning where the kernel maps large pages by 4 KiB."""
-        large = [record for record in records if record.page_size > 4 * KIB]
-        enabled = root / "sys/kernel/mm/transparent_hugepage/enabled"
-        if large and enabled.exists() and "[never]" in enabled.read_text():
-            return warned(
-                f"Transparent huge pages are off, so the kernel maps the pages of pool {large[0].name} by 4 KiB:"
-                " its guests have more TLB misses, and need more memory for page tables.",
-                f"echo madvise >/{enabled.relative_to(root)}; it applies to guests from their next start on.",
-            )
-        for record in large:
+        if off := large_pages_off(records, root=root):
+            return warned(*off)
+        for record in records:
+            if record.page_size <= _SMALL:
+                continue
             mount = self.mounted(record, root=root)
             if mount and not _has_huge_entries(mount.device, root):
                 return warned(
@@ -429,6 +428,19 @@ def _not_reserved(records: Sequence[DmemfsRecord], root: Path) -> Result | None:
         f"{' '.join(parameter.text for parameter in asked)} asks for {format_size(want)}, but {format_size(has)}"
         " were reserved: this kernel does not know that parameter.",
         "'virt-dmem plan-host --all --guest-memory SIZE' prints the parameters that do it.",
+    )
+
+
+def large_pages_off(records: Iterable[PoolRecord], *, root: Path = kernel.ROOT) -> tuple[str, str] | None:
+    """Return that the kernel's setting keeps it from mapping large pages of dmemfs pools, and the remedy, if so."""
+    large = [record for record in records if isinstance(record, DmemfsRecord) and record.page_size > _SMALL]
+    enabled = root / "sys/kernel/mm/transparent_hugepage/enabled"
+    if not large or "[never]" not in _text(enabled):
+        return None
+    return (
+        f"Transparent huge pages are off, so the kernel maps the pages of pool {large[0].name} by 4 KiB: its guests"
+        " have more TLB misses, and need more memory for page tables.",
+        f"echo madvise >/{enabled.relative_to(root)}; it applies to guests from their next start on.",
     )
 
 
