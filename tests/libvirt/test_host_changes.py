@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.rig.command import checked, virt_dmem, virt_dmem_json
-from tests.rig.daemon import Daemon
+from tests.rig.daemon import STATE, Daemon
 from tests.rig.domains import domain_xml
 from tests.rig.guest import GuestImage, guest_image
 from tests.rig.private_libvirt import HOOK, PrivateLibvirt
@@ -111,6 +111,31 @@ def test_a_pool_that_is_covered_gives_no_memory_and_the_command_is_told(
     Path(mount).chmod(0o700)
     wait_for("the mode to be restored", lambda: Path(mount).stat().st_mode & 0o7777 == 0o711)
     libvirtd.virsh("start", "--paused", "small")
+
+
+def test_a_directory_above_a_pool_that_is_closed_is_opened_and_a_pool_without_a_record_is_told_of(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    libvirtd.define(domain_xml("small", memory="32MiB"))
+    virt_dmem("apply", "small", "--pool", tmpfs_pool)
+    pools = Path("/run/virt-dmem/pools")
+    pools.chmod(0o700)
+    wait_for("it to be open", lambda: pools.stat().st_mode & 0o001)
+    (alert,) = alerts("pool-mount-changed")
+    assert "cannot be reached by QEMU's user" in alert["message"]
+    libvirtd.virsh("start", "--paused", "small")
+    record, away = STATE / f"pools/{tmpfs_pool}.json", STATE / "away"
+    record.rename(away)
+    try:
+        gone = wait_for(
+            "the alert",
+            lambda: [one for one in alerts("pool-mount-changed") if "no record of it" in one["message"]],
+        )
+        assert gone[0]["subject"] == tmpfs_pool
+        assert "there is no record of it" in checked()["host-unchanged"]["message"]
+    finally:
+        away.rename(record)
+    assert libvirtd.state("small") == "paused"
 
 
 def test_a_changed_qemu_conf_is_told_of_until_libvirtd_is_restarted(

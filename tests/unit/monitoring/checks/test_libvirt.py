@@ -42,7 +42,7 @@ def test_domains_that_cannot_use_the_memory_of_their_pool_are_found(machine: Mac
     config = machine.own_config()
     config.pool_records_dir.mkdir(parents=True)
     for name, kind in (("dm", "dmemfs"), ("hp", "hugetlbfs")):
-        write(config, PoolRecord(name, kind, 2 * MIB, f"/none/{name}", {0: NodeShare(GIB)}))
+        write(config, PoolRecord(name, kind, 2 * MIB, f"/none/{name}", {0: NodeShare(GIB)}, state="ready"))
     for pool, more, complaint in [
         ("dm", DISK, "'vm' cannot work on pool 'dm'"),
         ("dm", BACKING + DISK, "'vm' cannot work on pool 'dm'"),
@@ -54,11 +54,17 @@ def test_domains_that_cannot_use_the_memory_of_their_pool_are_found(machine: Mac
             libvirt._is_fulfilled(config, asks(pool, more))
     assert not libvirt._is_fulfilled(config, asks("hp", DISK)), "it only can be"
     assert libvirt._is_fulfilled(config, asks("hp", BACKING + DISK))
+    for size, state, complaint in ((2 * MIB, "ready", "even if that is empty"), (GIB, "mounting", "is mounting")):
+        record = PoolRecord("hp", "hugetlbfs", 2 * MIB, "/none/hp", {0: NodeShare(size)})
+        record.state = state
+        write(config, record)
+        with pytest.raises(DmemError, match=complaint):
+            libvirt._is_fulfilled(config, asks("hp", BACKING + DISK))
 
 
 def test_a_domain_that_does_not_fit_its_pool_even_if_that_is_empty_is_found(machine: Machine) -> None:
     config = machine.own_config()
     config.pool_records_dir.mkdir(parents=True)
-    write(config, PoolRecord("small", "hugetlbfs", 2 * MIB, "/none/small", {0: NodeShare(4 * MIB)}))
+    write(config, PoolRecord("small", "hugetlbfs", 2 * MIB, "/none/small", {0: NodeShare(4 * MIB)}, state="ready"))
     with pytest.raises(NotEnoughMemory, match="pool small even if that is empty"):
         libvirt._is_fulfilled(config, asks("small", BACKING))
