@@ -222,6 +222,19 @@ def test_a_request_that_names_no_pool_where_there_are_two_is_told_of(
         virt_dmem("pool", "destroy", "another")
 
 
+def test_an_element_that_only_looks_like_a_request_is_told_of(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
+) -> None:
+    follows(daemon)
+    uuid = libvirtd.define(domain_xml("typo", metadata=REQUEST.replace("dmem:memory", "dmem:memroy")))
+    assert wait_for_alert("request-unfulfilled")["subject"] == uuid
+    assert "typo: The metadata of the domain have <memroy>" in checked()["domains"]["message"]
+    daemon.restart()
+    assert "<memroy>" in wait_for_alert("request-unfulfilled")["message"]
+    libvirtd.define(domain_xml("typo", uuid=uuid, metadata=REQUEST))
+    wait_for_the_end_of("request-unfulfilled")
+
+
 def test_a_request_for_more_than_the_pool_has_is_told_of_until_the_pool_has_it(
     libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str
 ) -> None:

@@ -97,6 +97,8 @@ class AutoApply:
     async def _apply(self, hypervisor: Hypervisor, uuid: str) -> None:
         xml = await asyncio.to_thread(hypervisor.inactive_xml, uuid)
         domain = await off_loop(_managed, DomainDocument(xml))
+        if domain is None and (unknown := DomainDocument(xml).unknown_request()):
+            raise unknown
         if domain is None or domain.applied:
             self._alerts.set_definition(APPLY_FIGHT, uuid, None)
             if domain is not None and not migration.is_known(self._config, domain.pool):

@@ -167,7 +167,8 @@ class LibvirtEvents:
                 continue
             if domain.memory and domain.memory.pool not in pools:
                 pools[domain.memory.pool] = self._auto_apply.has_pool(domain.memory.pool)
-            if (domain.memory and not pools[domain.memory.pool]) or domain.managed > domain.applied:
+            has_no_pool = domain.memory is not None and not pools[domain.memory.pool]
+            if has_no_pool or domain.managed > domain.applied or domain.unknown_request:
                 await self._auto_apply.consider(hypervisor, uuid)
             elif domain.memory:
                 applied.append(domain)

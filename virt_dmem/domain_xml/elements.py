@@ -22,6 +22,7 @@ __all__ = [
     "NOT_REWRITTEN",
     "parse_domain",
     "find_request",
+    "unknown_request",
     "ensure_request",
     "is_backed_by_files",
     "requested_pool",
@@ -59,6 +60,21 @@ def parse_domain(xml: bytes) -> etree._Element:
 def find_request(root: etree._Element) -> etree._Element | None:
     """Return ``<dmem:memory>`` of the domain's metadata, the request for memory from a pool."""
     return find_child(root, "metadata", MEMORY)
+
+
+def unknown_request(root: etree._Element) -> DomainRefused | None:
+    """Return the refusal of what only looks like a request: another element of virt-dmem's in the metadata."""
+    metadata = find_child(root, "metadata")
+    if metadata is None or find_request(root) is not None:
+        return None
+    for child in metadata.iterchildren(f"{{{NAMESPACE}}}*"):
+        name = clipped(etree.QName(child).localname, 80)
+        return DomainRefused(
+            f"The metadata of the domain have <{name}> of virt-dmem, which is no request for pool memory: it gets"
+            " ordinary memory.",
+            hint="Write <memory> for it, in the same namespace, or remove it.",
+        )
+    return None
 
 
 def ensure_request(root: etree._Element, added: list[str]) -> etree._Element:

@@ -21,6 +21,7 @@ from virt_dmem.domain_xml.elements import (
     parse_domain,
     refuse_unsupported,
     requested_pool,
+    unknown_request,
     what_it_lacks,
 )
 from virt_dmem.domain_xml.fields import (
@@ -34,7 +35,7 @@ from virt_dmem.domain_xml.fields import (
 )
 from virt_dmem.domain_xml.memory_backends import Cell, machine_without_name, memory_backends
 from virt_dmem.domain_xml.pinning import Obstacle, obstacles
-from virt_dmem.errors import DomainXmlInvalid
+from virt_dmem.errors import DomainRefused, DomainXmlInvalid
 
 __all__ = ["DomainDocument", "DomainMemory", "read_domain", "is_managed", "name_of"]
 
@@ -113,6 +114,13 @@ class DomainDocument:
         """
         scanned = self.xml.replace(b"\0", b"") if b"\0" in self.xml else self.xml  # UTF-16
         return NAMESPACE.encode() in scanned and find_request(self.root) is not None
+
+    def unknown_request(self) -> DomainRefused | None:
+        """Return the refusal of what only looks like a request; costs one scan of the bytes where there is nothing.
+
+        :raise DomainXmlInvalid: When the namespace of requests occurs, and it is no domain XML.
+        """
+        return unknown_request(self.root) if NAMESPACE.encode() in self.xml else None
 
     def uuid(self) -> str:
         """Return the domain's UUID, also of a domain whose memory cannot come from a pool.

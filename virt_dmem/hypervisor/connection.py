@@ -26,7 +26,14 @@ from virt_dmem.domain_xml.adoption.adopt import adopt
 from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.reader import DomainDocument, DomainMemory
 from virt_dmem.domain_xml.traces import Trace, find_trace, request_in
-from virt_dmem.errors import AdoptionRefused, DmemError, HypervisorDenied, HypervisorError, UsageError
+from virt_dmem.errors import (
+    AdoptionRefused,
+    DmemError,
+    DomainRefused,
+    HypervisorDenied,
+    HypervisorError,
+    UsageError,
+)
 from virt_dmem.hypervisor import define_race
 from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
 from virt_dmem.text import counted, did_you_mean
@@ -61,6 +68,8 @@ class DomainInfo:
     """It does not ask for pool memory, and a rule takes it: ``memory`` comes from the rule's pool."""
     refusal: AdoptionRefused | None = None
     """Why a rule that takes it rejects it."""
+    unknown_request: DomainRefused | None = None
+    """What it has instead of a request, by mistake."""
 
 
 class Event(enum.Enum):
@@ -397,13 +406,14 @@ class Hypervisor:
             raise self._failed(domain.name(), error) from error
         document = DomainDocument(xml)
         managed, memory, request, trace = document.is_managed(), None, b"", Trace.NONE
-        adopted, refusal = None, None
+        adopted, refusal, unknown = None, None, None
         # a domain that requests pool memory in an invalid way is managed all the same
         with contextlib.suppress(DmemError):
             if managed:
                 request = request_in(document.root)  # before its tree is freed
                 memory = document.memory()
             else:
+                unknown = document.unknown_request()
                 trace = find_trace(xml)
                 try:
                     adopted = adopt(self._rules, document)
@@ -422,6 +432,7 @@ class Hypervisor:
             request=request if persistent and applied else b"",
             adopted=adopted is not None,
             refusal=refusal,
+            unknown_request=unknown,
         )
 
     def live_xml(self, domain: str) -> bytes | None:

@@ -162,8 +162,9 @@ EXPLANATIONS = {
     REQUEST_UNFULFILLED: (
         "A domain is defined with a request for pool memory, or a rule of [[adopt]] takes it, and that cannot be "
         "fulfilled as it is: the pool does not exist or is not set up, none can be chosen, the domain cannot use "
-        "its memory, or does not fit it even if nobody else has memory of it. The domain does not start. It is "
-        "tried again when the domain or a pool changes, and from time to time."
+        "its memory, or does not fit it even if nobody else has memory of it. The domain does not start; one whose "
+        "request is misspelt starts on ordinary memory. It is tried again when the domain or a pool changes, and "
+        "from time to time."
     ),
     APPLY_PAUSED: (
         "'virt-dmem pause-apply' is in force: domains that are defined with virt-dmem's metadata are not "

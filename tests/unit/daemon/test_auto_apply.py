@@ -97,7 +97,7 @@ def test_a_domain_that_another_tool_reverts_is_left_alone_and_reported(
 def test_a_domain_that_does_not_ask_for_it_and_a_paused_one_are_not_touched(
     parts: Components, auto_apply: AutoApply, outcomes: Counter[str]
 ) -> None:
-    libvirt = Libvirt(ASKS.replace(b"d:memory", b"d:other"))
+    libvirt = Libvirt(ASKS.replace(b"xmlns/domain", b"others"))
     consider(auto_apply, libvirt)
     parts.service.pause_apply(60)
     libvirt.xml = ASKS
@@ -106,6 +106,20 @@ def test_a_domain_that_does_not_ask_for_it_and_a_paused_one_are_not_touched(
     assert (libvirt.redefined, outcomes) == (0, {})
     consider(auto_apply, libvirt)
     assert outcomes == {"applied": 1}
+
+
+def test_an_element_that_is_misspelt_is_an_alert_until_it_asks_for_memory(
+    parts: Components, auto_apply: AutoApply, outcomes: Counter[str]
+) -> None:
+    libvirt = Libvirt(ASKS.replace(b"d:memory", b"d:memroy"))
+    consider(auto_apply, libvirt)
+    (alert,) = parts.alerts.refresh()
+    assert (alert.code, alert.subject) == ("request-unfulfilled", UUID)
+    assert "Domain web: The metadata of the domain have <memroy> of virt-dmem" in alert.message
+    libvirt.xml = ASKS
+    consider(auto_apply, libvirt)
+    assert parts.alerts.refresh() == []
+    assert outcomes == {"failed": 1, "applied": 1}
 
 
 def test_a_request_that_cannot_be_fulfilled_is_an_alert_until_it_is(

@@ -8,8 +8,18 @@ import pytest
 from tests.rig.domain_documents import APPLIED, UUID, domain, metadata
 from virt_dmem.domain_xml.elements import NAMESPACE
 from virt_dmem.domain_xml.monitor import socket_of
-from virt_dmem.domain_xml.reader import is_managed, read_domain
+from virt_dmem.domain_xml.reader import DomainDocument, is_managed, read_domain
 from virt_dmem.errors import DomainRefused
+
+
+def test_an_element_that_is_no_request_is_known_as_a_mistake() -> None:
+    misspelt = domain(metadata().replace("memory", "memroy"))
+    refusal = DomainDocument(misspelt).unknown_request()
+    assert refusal is not None
+    assert "have <memroy> of virt-dmem" in refusal.message
+    assert not is_managed(misspelt)
+    for right in (domain(), domain(metadata()), domain(f"<description>{NAMESPACE}</description>")):
+        assert DomainDocument(right).unknown_request() is None
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ def domains(machine: Machine) -> Result:
                 continue
             if domain.trace is not Trace.NONE and is_lost(domain.trace, remembered.find(domain.uuid)):
                 refused.append((domain.name, request_lost(domain.uuid, domain.name, domain.trace)))
+            if domain.unknown_request:
+                refused.append((domain.name, domain.unknown_request))
             if not domain.managed:
                 continue
             count += 1
