@@ -31,11 +31,11 @@ def deviations(sight: Sight) -> Iterator[Deviation]:
 
 
 def _unrecorded(sight: Sight) -> Iterator[Deviation]:
-    """Yield what is mounted where pools are, and has no record, not even one that cannot be read."""
-    top, recorded = str(sight.config.pools_dir), None
-    for mount in mounts.mounts(root=sight.root):
+    """Yield what is mounted where pools are, in sight, and has no record, not even one that cannot be read."""
+    top, recorded, table = str(sight.config.pools_dir), None, mounts.mounts(root=sight.root)
+    for number, mount in enumerate(table):
         directory, _, name = mount.path.rpartition("/")
-        if directory != top:
+        if directory != top or any(f"{mount.path}/".startswith(f"{later.path}/") for later in table[number + 1 :]):
             continue
         recorded = recorded or {path.stem for path in record_files.paths(sight.config)}
         if name not in recorded:

@@ -25,6 +25,11 @@ def test_a_mount_that_no_record_has_is_told_of(tmp_path: Path) -> None:
     assert (one.code, one.subject) == ("pool-mount-changed", "p+1")
     assert f"{MOUNT}+1 (hugetlbfs) is mounted where pools are" in one.message
     assert f"'umount {MOUNT}+1'" in one.hint
+    mounted(
+        machine, (MOUNT, "tmpfs", "rw"), ("/run/virt-dmem", "tmpfs", "rw")
+    )  # of a namespace that this one came of
+    assert [*mounts.deviations(Sight(config, [], machine.root))] == []
+    mounted(machine, above, (f"{MOUNT}+1", "hugetlbfs", "rw"))
     (config.pool_records_dir / "p+1.json").write_text("one that cannot be read, or of a pool that is not complete")
     assert [*mounts.deviations(Sight(config, [], machine.root))] == []
 
