@@ -15,7 +15,8 @@
      ├── DomainRefused           domain-refused        1
      │    ├── DomainXmlInvalid   domain-xml-invalid    1
      │    ├── NotRewritten       not-rewritten         1
-     │    └── AdoptionRefused    adoption-refused      1
+     │    ├── AdoptionRefused    adoption-refused      1
+     │    └── DomainParked       domain-parked         1
      ├── NotEnoughMemory         not-enough-memory     5
      ├── PoolError               pool                  1
      │    ├── PoolNotFound       pool-not-found        1
@@ -59,6 +60,7 @@ __all__ = [
     "DomainXmlInvalid",
     "NotRewritten",
     "AdoptionRefused",
+    "DomainParked",
     "NotEnoughMemory",
     "PoolError",
     "PoolNotFound",
@@ -218,6 +220,17 @@ class AdoptionRefused(DomainRefused):
         "A rule of [[adopt]] takes the domain, its memory is not of shared files (huge pages, memfd, ordinary "
         "memory) or cannot come from any pool, and the rule says to reject such domains. 'virt-dmem rules DOMAIN' "
         "shows the judgement of every rule."
+    )
+
+
+class DomainParked(DomainRefused):
+    """Report a domain that is parked, where one that runs or is shut off is needed."""
+
+    code = "domain-parked"
+    explanation = (
+        "The guest is saved in a state file, and its memory is kept in the pool; one is useless without the other. "
+        "'virt-dmem unpark' lets it go on, and 'virt-dmem unpark --discard' gives it up. Until then it cannot be "
+        "started anew, and its memory is never freed."
     )
 
 

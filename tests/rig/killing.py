@@ -8,7 +8,7 @@ libvirt, before and after it, each answer. Repeated polling while it waits is no
 daemon. Steps are counted from outside, by Python's audit events and around the ledger's transactions and calls to
 libvirt: the product has no code for this. With "background:" before the number or name, steps are counted from the
 next background work on memory. The name of the step is written to MARK, which is not created if there were fewer
-steps.
+steps. With the path of a PID file in ``MARK.victim``, that process is killed instead of virt-dmemd.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.daemon.main import main as run_daemon
 from virt_dmem.daemon.service import Service
+from virt_dmem.hypervisor import ignore_shared
 from virt_dmem.hypervisor.connection import Hypervisor
 from virt_dmem.pools import prezeroed_files
 
@@ -67,8 +69,16 @@ class _Killer:
         if self.at in (self.done, what, what.partition(" ")[0]):
             self.counts.set(False)  # the mark is no step
             self.mark.write_text(what)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(self._victim(), signal.SIGKILL)
+            self.at = None
         self.done += 1
+
+    def _victim(self) -> int:
+        named = self.mark.with_name(f"{self.mark.name}.victim")
+        try:
+            return int(Path(named.read_text()).read_text()) if named.exists() else os.getpid()
+        except FileNotFoundError:  # it does not run now
+            return subprocess.Popen(["true"]).pid
 
     def audit(self, event: str, args: tuple[object, ...]) -> None:
         """Count an audit event of Python if it is a step."""
@@ -143,9 +153,15 @@ def main() -> int:
 
         return asked
 
-    for name in ("attach", "detach", "resize"):
+    async def switch(*args: Any, on: bool) -> None:
+        killer.step(f"before switching {'on' if on else 'off'}")
+        await switch_capability(*args, on=on)
+        killer.step(f"after switching {'on' if on else 'off'}")
+
+    switch_capability, ignore_shared.switch = ignore_shared.switch, switch
+    for name in ("attach", "detach", "resize", "park", "unpark", "refresh"):
         setattr(Service, name, watched(name))
-    for name in ("attach", "detach", "update"):
+    for name in ("attach", "detach", "update", "save", "restore", "resume"):
         setattr(Hypervisor, name, around(name))
     serve, create = Service.hook, prezeroed_files.create
     start_chunk, finish_chunk = PrezeroWorker._start_chunk, PrezeroWorker._finish_chunk

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from virt_dmem.allocation.ledger_queries import LedgerQueries
-from virt_dmem.allocation.models import Extent, ExtentState, Phase, PhaseChange, TimedStep
+from virt_dmem.allocation.models import Extent, ExtentState, ParkedStep, Phase, PhaseChange, TimedStep
 from virt_dmem.allocation.plan import Plan
 from virt_dmem.errors import NotEnoughMemory
 from virt_dmem.host.kernel import uptime
@@ -191,6 +191,29 @@ class Ledger(LedgerQueries):
             db.execute("DELETE FROM reservation WHERE uuid = ?", (uuid,))
         if self._phases.pop(uuid, None) is not None:
             self.on_phase(uuid, None)
+
+    # Parked domains
+
+    def set_parked(self, uuid: str, step: ParkedStep, state_file: Path) -> None:
+        """Record how far a domain is parked. Its reservation cannot be deleted before ``forget_parked``."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO parked VALUES (?, ?, ?, ?)",
+                (uuid, step.value, str(state_file), time.time()),
+            )
+            db.execute("INSERT OR IGNORE INTO touched VALUES (?)", (uuid,))
+
+    def forget_parked(self, uuid: str) -> None:
+        """Record that a domain is not parked any more: its memory is that of any other."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM parked WHERE uuid = ?", (uuid,))
+            db.execute("INSERT OR IGNORE INTO touched VALUES (?)", (uuid,))
+
+    def keep_over_boot(self, uuid: str) -> None:
+        """Record that the memory of a parked domain has survived a reboot of the host."""
+        with self._transaction() as db:
+            db.execute("UPDATE reservation SET boot_id = ? WHERE uuid = ?", (self._boot_id, uuid))
+            db.execute("UPDATE extent SET boot_id = ?, link = '' WHERE uuid = ?", (self._boot_id, uuid))
 
     # States of extents
 

@@ -11,7 +11,17 @@ from typing import Any
 from uuid import UUID
 
 from virt_dmem.allocation.ledger_file import LedgerFile
-from virt_dmem.allocation.models import Extent, ExtentState, Failure, Phase, PhaseChange, Reservation, TimedStep
+from virt_dmem.allocation.models import (
+    Extent,
+    ExtentState,
+    Failure,
+    Parked,
+    ParkedStep,
+    Phase,
+    PhaseChange,
+    Reservation,
+    TimedStep,
+)
 from virt_dmem.errors import UsageError
 from virt_dmem.host.kernel import uptime
 from virt_dmem.pools.segment_id import SegmentId
@@ -23,7 +33,8 @@ extent.id, extent.uuid, alias, pool, path, size_bytes, page_size, policy, state,
 """
 _EXTENTS = f"SELECT {_EXTENT_COLUMNS} FROM extent LEFT JOIN share ON share.extent = extent.id"  # noqa: S608
 _RESERVATIONS = f"""
-SELECT reservation.uuid, name, reservation.boot_id, phase, since, {_EXTENT_COLUMNS} FROM reservation
+SELECT reservation.uuid, name, reservation.boot_id, phase, reservation.since, coalesce(parked.state_file, ''),
+{_EXTENT_COLUMNS} FROM reservation LEFT JOIN parked ON parked.uuid = reservation.uuid
 LEFT JOIN extent ON extent.uuid = reservation.uuid AND state != 'quarantined'
 LEFT JOIN share ON share.extent = extent.id
 """  # noqa: S608 -- of literals, as above
@@ -151,6 +162,18 @@ class LedgerQueries(LedgerFile):
         with self._explained():
             return self._db.execute("SELECT 1 FROM extent WHERE path = ?", (str(path),)).fetchone() is not None
 
+    # Parked domains
+
+    def parked(self, uuid: str) -> Parked | None:
+        """Return what is recorded of a parked domain; ``None`` for any other."""
+        return self.all_parked().get(uuid)
+
+    def all_parked(self) -> dict[str, Parked]:
+        """Return what is recorded of each parked domain, by UUID."""
+        with self._explained():
+            rows = self._db.execute("SELECT uuid, step, state_file, since FROM parked").fetchall()
+        return {uuid: Parked(uuid, ParkedStep(step), Path(file), since) for uuid, step, file, since in rows}
+
     # Failed memory, steps, drained pools
 
     def has_failed(self, extent: Extent) -> bool:
@@ -200,10 +223,10 @@ class LedgerQueries(LedgerFile):
                 f"{_RESERVATIONS} WHERE {where} ORDER BY name, reservation.uuid, extent.id, share.rowid",
                 values,  # the condition is a literal of this module
             )
-            for (uuid, name, boot_id, phase, since), of_one in groupby(rows, lambda row: row[:5]):
-                extents = tuple(_extents(row[5:] for row in of_one))
+            for (uuid, name, boot_id, phase, since, file), of_one in groupby(rows, lambda row: row[:6]):
+                extents = tuple(_extents(row[6:] for row in of_one))
                 sequence = self._phases[uuid].sequence if uuid in self._phases else 0
-                yield Reservation(uuid, name, boot_id, Phase(phase), since, extents, sequence)
+                yield Reservation(uuid, name, boot_id, Phase(phase), since, extents, sequence, file)
 
     def _extents(self, where: str, *values: str) -> list[Extent]:
         with self._explained():

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from virt_dmem.allocation.models import ExtentState, Phase
+from virt_dmem.allocation.models import ExtentState, ParkedStep, Phase
 
 __all__ = [
     "COMPANIONS",
@@ -69,6 +69,11 @@ CREATE TRIGGER share_goes AFTER DELETE ON share BEGIN
 END;
 CREATE TRIGGER extent_goes BEFORE DELETE ON extent BEGIN DELETE FROM share WHERE extent = OLD.id; END;
 """,
+    """
+CREATE TABLE parked (
+    uuid TEXT PRIMARY KEY REFERENCES reservation (uuid), step TEXT NOT NULL, state_file TEXT NOT NULL,
+    since REAL NOT NULL);
+""",
 )
 """Make each version of the schema from the previous one, the first from an empty file. A released migration never
 changes: a file of any earlier version runs through all that follow."""
@@ -76,7 +81,7 @@ changes: a file of any earlier version runs through all that follow."""
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 
-_PHASES, _STATES = (", ".join(f"'{kind.value}'" for kind in of) for of in (Phase, ExtentState))
+_PHASES, _STATES, _STEPS = (", ".join(f"'{kind.value}'" for kind in of) for of in (Phase, ExtentState, ParkedStep))
 _END = "('/' || pool || '/libvirt-' || uuid || '/' || alias)"
 """The end of a path, without the number of a file that was not the first. Files are emptied by path, so it is
 verified."""
@@ -98,6 +103,8 @@ _IS_SOUND = {
     "drained": "typeof(pool) = 'text'",
     "paused": "typeof(what) = 'text' AND typeof(until) = 'real'",
     "failure": "typeof(extent) = 'integer' AND typeof(domain) = 'text' AND typeof(what) = 'text'",
+    "parked": f"""typeof(uuid) = 'text' AND typeof(state_file) = 'text' AND state_file LIKE '/%'
+        AND typeof(since) = 'real' AND step IN ({_STEPS}) AND uuid IN (SELECT uuid FROM reservation)""",  # noqa: S608
 }
 """Conditions on each row of a table: SQLite itself accepts any value, and a flipped bit can make any."""
 

@@ -15,6 +15,8 @@ __all__ = [
     "Reservation",
     "Phase",
     "PhaseChange",
+    "Parked",
+    "ParkedStep",
     "Extent",
     "ExtentState",
     "Part",
@@ -39,6 +41,32 @@ class Phase(enum.Enum):
     """QEMU maps them; root owns them again."""
     STOPPED = "stopped"
     """libvirt reported that the domain stops; nothing is freed yet."""
+    PARKED = "parked"
+    """No QEMU has them: the guest is saved, and its memory is only there."""
+
+
+class ParkedStep(enum.Enum):
+    """Name the steps of a domain that is parked, or unparked again; until RESUMING its memory is never freed."""
+
+    PARKING = "parking"
+    """It is about to be saved: QEMU may save it without its memory from now on."""
+    PARKED = "parked"
+    """It is saved; state file and extents belong together."""
+    UNPARKING = "unparking"
+    """It is being restored; its processors do not run yet, so that all of it can be repeated."""
+    RESUMING = "resuming"
+    """Its processors may run: what the state file describes is past."""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """Describe a domain whose memory is kept for its state file, which libvirt wrote without that memory."""
+
+    uuid: str
+    step: ParkedStep
+    state_file: Path
+    since: float
+    """Seconds since the epoch, only for display."""
 
 
 class PhaseChange(NamedTuple):
@@ -141,6 +169,8 @@ class Reservation:
     extents: tuple[Extent, ...]
     sequence: int = 0
     """As that of its ``PhaseChange``."""
+    state_file: str = ""
+    """Of a domain that is parked, or about to be; else empty."""
 
     @property
     def size_bytes(self) -> int:

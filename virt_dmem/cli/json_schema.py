@@ -202,11 +202,14 @@ class Domain(Struct):
 
     uuid: Uuid
     name: Annotated[str, says("its name")]
-    phase: Annotated[str | None, says("reserved, prepared, linked, running or stopped; null: it holds none")]
+    phase: Annotated[
+        str | None, says("reserved, prepared, linked, running, stopped or parked; null: it holds none")
+    ]
     reserved_bytes: Annotated[int | None, says("memory it holds in pools; null: virt-dmemd does not answer")]
     extents: list[Extent]
     since: Since | UnsetType = UNSET
     steps: Annotated[list[Step], says("those of its last start; empty in a list")] | UnsetType = UNSET
+    state_file: Annotated[str, says("of a parked domain; else empty")] | UnsetType = UNSET
     backends: (
         Annotated[list[Backend], says("as reported by QEMU; empty: its monitor does not answer, or it has none")]
         | UnsetType

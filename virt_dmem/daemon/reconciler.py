@@ -13,6 +13,7 @@ from virt_dmem.config.schema import Config
 from virt_dmem.domains import reconcile
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.extents import ExtentManager
+from virt_dmem.domains.parked.parking import Parking
 from virt_dmem.domains.reconcile import ReconcileContext
 from virt_dmem.errors import Delayed
 from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
@@ -41,6 +42,7 @@ class Reconciler:
     alerts: AlertTracker
     metrics: Metrics
     boot_id: str
+    parking: Parking
     doubts: set[str] = field(default_factory=set)
     """Domains (UUID) of which an event could not be handled."""
     tried: dict[str, float] = field(default_factory=dict)
@@ -151,6 +153,7 @@ class Reconciler:
             extents=self.extents,
             devices=self.device_reconciler,
             boot_id=self.boot_id,
+            settle=self.parking.settle,
             attempts=attempts,
             dry_run=dry_run,
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import re
@@ -13,7 +14,7 @@ from functools import partial
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import PoolStatus, Reservation, TimedStep
+from virt_dmem.allocation.models import Parked, PoolStatus, Reservation, TimedStep
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
@@ -29,6 +30,9 @@ from virt_dmem.domains.device_ops import DeviceChange
 from virt_dmem.domains.extents import ReportProgress
 from virt_dmem.domains.hooks import HookOperations, Link
 from virt_dmem.domains.hotplug import Hotplug
+from virt_dmem.domains.parked.parking import ParkedChange, Parking
+from virt_dmem.domains.parked.refusals import is_parked
+from virt_dmem.domains.parked.restores import Restores
 from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.errors import DmemError, DomainRefused, DomainXmlInvalid, UsageError
 from virt_dmem.hypervisor.qmp import Monitors, QemuMemoryBackend
@@ -57,6 +61,8 @@ class Service:
     ledger: Ledger
     inventory: Inventory
     hooks: HookOperations
+    parking: Parking
+    restores: Restores
     prezero: PrezeroCache
     virtio_mem: VirtioMem
     hotplug: Hotplug
@@ -78,10 +84,25 @@ class Service:
         :raise UsageError: When the operation is unknown.
         """
         document = DomainDocument(xml)
+        if operation == "prepare" and self.ledger.all_parked():
+            uuid = await off_loop(_uuid_of, document)
+            if parked := self.ledger.parked(uuid):
+                await self._prepare_parked(parked, document, began)
+                return []
         if not await off_loop(DomainDocument.is_managed, document):
             return await self._hook_without_request(operation, document, report, began)
         with self.metrics.hook(operation if operation in _OPERATIONS else "other"), self._told(operation, document):
             return await self._run_hook(operation, document, report, began)
+
+    async def _prepare_parked(self, parked: Parked, document: DomainDocument, began: float | None) -> None:
+        """Let a parked domain start if that is our own restore of it.
+
+        :raise DomainParked: When it is anything else.
+        """
+        with self.metrics.hook("prepare"), self._told("prepare", document):
+            if not self.restores.is_marked(parked.uuid, document.root):
+                raise is_parked(name_of(document.xml), parked)
+            await self.hooks.prepare_parked(parked.uuid, began=began)
 
     async def _run_hook(
         self, operation: str, document: DomainDocument, report: ReportProgress, began: float | None
@@ -164,6 +185,14 @@ class Service:
         :raise DmemError: When it cannot run here.
         """
         with self._told("migrate or restore", DomainDocument(xml)):
+            if self.ledger.all_parked():
+                uuid = await off_loop(_uuid_of, DomainDocument(xml))
+                if parked := self.ledger.parked(uuid):
+                    feed = self.restores.feed_of(uuid)
+                    if feed is None:
+                        raise is_parked(name_of(xml), parked)
+                    await asyncio.to_thread(feed.note_hook)
+                    return self.restores.mark(uuid, xml)
             adapted = await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
         if adapted != xml and not await off_loop(DomainDocument.is_managed, DomainDocument(adapted)):
             # it was rewritten, and runs on ordinary memory here: its prepare must not take that for a loss
@@ -225,6 +254,18 @@ class Service:
         change = await self.virtio_mem.resize(domain, alias, size_bytes, report, wait_seconds=wait_seconds)
         self.events.device_changed(change)
         return change
+
+    async def park(self, domain: str, report: ReportProgress) -> ParkedChange:
+        """Save a running domain, and keep its memory in the pool."""
+        return await self.parking.park(domain, report)
+
+    async def unpark(self, domain: str, report: ReportProgress, *, discard: bool) -> ParkedChange:
+        """Restore a parked domain, or (``discard``) give it up."""
+        return await (self.parking.discard(domain) if discard else self.parking.unpark(domain, report))
+
+    async def refresh(self, domain: str, report: ReportProgress, *, dry_run: bool) -> ParkedChange:
+        """Replace the QEMU of a running domain, or (``dry_run``) tell whether that is possible."""
+        return await self.parking.refresh(domain, report, dry_run=dry_run)
 
     def show_domain(self, domain: str) -> tuple[Reservation, Sequence[TimedStep]]:
         """Return the memory of a domain, by UUID or name, and the steps of its last start.

@@ -18,6 +18,7 @@ from virt_dmem.daemon.reconciler import Reconciler
 from virt_dmem.daemon.service import Service
 from virt_dmem.domains.device_ops import DeviceChange
 from virt_dmem.domains.extents import ReportProgress, StepProgress
+from virt_dmem.domains.parked.parking import ParkedChange
 from virt_dmem.hypervisor.qmp import QemuMemoryBackend
 from virt_dmem.ipc.interface import Interface, method
 from virt_dmem.ipc.messages import (
@@ -33,6 +34,8 @@ from virt_dmem.ipc.messages import (
     Link,
     NewsView,
     NodeView,
+    ParkedView,
+    ParkReply,
     PoolView,
     SegmentView,
     StepView,
@@ -102,6 +105,34 @@ class ControlInterface(Interface):
             return ChangeReply(True, "", 0, 0, ChangeView(**asdict(change)))
 
         async for reply in self.calls.stream(run, heartbeat=ChangeReply(False, "waiting for libvirt", 0, 0, None)):
+            yield reply
+
+    @method(returns="reply")
+    async def Park(self, *, domain: str) -> AsyncIterator[ParkReply]:  # noqa: N802
+        """Save a running domain, and keep its memory in the pool: progress replies, then the outcome."""
+        async for reply in self._parked(lambda report: self._service.park(domain, report)):
+            yield reply
+
+    @method(returns="reply")
+    async def Unpark(self, *, domain: str, discard: bool) -> AsyncIterator[ParkReply]:  # noqa: N802
+        """Restore a parked domain, or give it up: progress replies, then the outcome."""
+        async for reply in self._parked(lambda report: self._service.unpark(domain, report, discard=discard)):
+            yield reply
+
+    @method(returns="reply")
+    async def Refresh(self, *, domain: str, dry_run: bool) -> AsyncIterator[ParkReply]:  # noqa: N802
+        """Replace the QEMU of a running domain: progress replies, then the outcome."""
+        async for reply in self._parked(lambda report: self._service.refresh(domain, report, dry_run=dry_run)):
+            yield reply
+
+    async def _parked(
+        self, start: Callable[[ReportProgress], Coroutine[Any, Any, ParkedChange]]
+    ) -> AsyncIterator[ParkReply]:
+        async def run(report: Callable[[ParkReply], None]) -> ParkReply:
+            change = await start(lambda step: report(ParkReply(False, step.message, None)))
+            return ParkReply(True, "", ParkedView(**asdict(change)))
+
+        async for reply in self.calls.stream(run, heartbeat=ParkReply(False, "waiting for libvirt", None)):
             yield reply
 
     @method(returns="xml")
@@ -227,6 +258,7 @@ def _domain(held: Reservation, steps: Sequence[TimedStep] = ()) -> DomainView:
             for extent in held.extents
         ],
         steps=[StepView(step.step, step.at, step.seconds) for step in steps],
+        state_file=held.state_file,
     )
 
 

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Phase
+from virt_dmem.allocation.models import ParkedStep, Phase
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.prezero.worker import PrezeroWorker
 from virt_dmem.allocation.remembered import Remembered
@@ -30,6 +32,8 @@ from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.extents import ExtentManager
 from virt_dmem.domains.hooks import HookOperations
 from virt_dmem.domains.hotplug import Hotplug
+from virt_dmem.domains.parked.parking import Parking
+from virt_dmem.domains.parked.restores import Restores
 from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.domains.virtio_mem import VirtioMem
 from virt_dmem.errors import DmemError
@@ -75,7 +79,12 @@ class Components:
     def follow_monitors(self) -> None:
         """Connect to the monitors of all running domains with pool memory."""
         phases = self.ledger.phases().items()
-        self.monitors.follow({uuid for uuid, change in phases if change.phase is Phase.RUNNING})
+        restored = {
+            uuid
+            for uuid, parked in self.ledger.all_parked().items()
+            if parked.step in (ParkedStep.UNPARKING, ParkedStep.RESUMING)  # a monitor serves one at a time
+        }
+        self.monitors.follow({uuid for uuid, change in phases if change.phase is Phase.RUNNING} - restored)
 
     def note_hotplug(self) -> None:
         """Look again at the host's processors and memory, which came or went."""
@@ -85,6 +94,7 @@ class Components:
     async def close(self) -> None:
         """Cancel changes of devices that are in progress, and close the ledger."""
         await self.device_operations.close()
+        await self.service.parking.close()
         await self.monitors.close()
         self.ledger.close()
 
@@ -118,6 +128,17 @@ def build(config: Config) -> Components:
         on_alerts=alerts.set_deviations,
         on_repair=lambda code: metrics.put_right.labels(code).inc(),
     )
+
+    def qemu_of(uuid: str) -> int | None:
+        held = ledger.find(uuid)
+        return qemu_pid(Path(config.libvirt.run_dir), held.name) if held and held.uuid == uuid else None
+
+    async def qemu_event(uuid: str, event: str, data: Mapping[str, Any]) -> None:
+        await guest_events.qemu_event(uuid, event, data)
+
+    monitors = Monitors(qemu_event, qemu_of, lambda uuid: ledger.parked(uuid) is not None)
+    restores = Restores()
+    parking = Parking(device_operations, monitors, restores)
     reconciler = Reconciler(
         config=config,
         ledger=ledger,
@@ -128,14 +149,9 @@ def build(config: Config) -> Components:
         alerts=alerts,
         metrics=metrics,
         boot_id=this_boot,
+        parking=parking,
     )
-
-    def qemu_of(uuid: str) -> int | None:
-        held = ledger.find(uuid)
-        return qemu_pid(Path(config.libvirt.run_dir), held.name) if held and held.uuid == uuid else None
-
     guest_events = GuestEvents(ledger, device_operations, device_reconciler, alerts.changed, reconciler.doubt)
-    monitors = Monitors(guest_events.qemu_event, qemu_of)
     hotplug = Hotplug(device_operations, virtio_mem, monitors)
 
     async def domains_listed(domains: list[DomainInfo], listed_at: int) -> None:
@@ -161,6 +177,8 @@ def build(config: Config) -> Components:
         ledger=ledger,
         inventory=inventory,
         hooks=hooks,
+        parking=parking,
+        restores=restores,
         prezero=prezero,
         virtio_mem=virtio_mem,
         hotplug=hotplug,

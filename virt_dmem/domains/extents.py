@@ -11,12 +11,13 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Extent, Part, Reservation
+from virt_dmem.allocation.models import Extent, Parked, ParkedStep, Part, Phase, Reservation
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.reclaim import Reclaimer
 from virt_dmem.config.schema import Config
@@ -181,8 +182,16 @@ class ExtentManager:
     async def release(self, reservation: Reservation) -> None:
         """Remove all extents of a domain, and its reservation; quarantine each that cannot be removed.
 
+        Of a domain that is parked, or about to be, everything is kept: this is the only way in which the memory of
+        a domain is freed.
+
         :raise LedgerError: When the ledger cannot be written; may be repeated.
         """
+        if parked := self._ledger.parked(reservation.uuid):
+            if parked.step is not ParkedStep.RESUMING:
+                await self.keep(reservation)
+                return
+            await self.forget_state(parked)
         for extent in reservation.extents:
             try:
                 gone = await self.remove(extent)
@@ -199,6 +208,22 @@ class ExtentManager:
                 self._ledger.quarantine(extent)
         self._ledger.forget(reservation.uuid)
         self.prezero.invalidate()
+
+    async def keep(self, reservation: Reservation) -> None:
+        """Keep the memory of a domain that is parked: nobody but root has a way to it. May be repeated."""
+        for extent in reservation.extents:
+            await self._unlink(extent)
+            with contextlib.suppress(Delayed):
+                await within(
+                    partial(extent_files.revoke_access, extent.path), f"extent {extent.path}", of=extent.uuid
+                )
+        self._ledger.set_links({extent.id: "" for extent in reservation.extents})
+        self._ledger.set_phase(reservation.uuid, Phase.PARKED)
+
+    async def forget_state(self, parked: Parked) -> None:
+        """Remove the state file of a domain, of no use any more, then the record that it is parked."""
+        await asyncio.to_thread(partial(parked.state_file.unlink, missing_ok=True))
+        self._ledger.forget_parked(parked.uuid)
 
     async def release_abandoned(self, reservation: Reservation) -> None:
         """Release a domain that ended unnoticed, unless it changed since or an operation is in progress."""

@@ -31,6 +31,7 @@ from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.domains import guest_ram
 from virt_dmem.domains.admission import Admission
 from virt_dmem.domains.extents import ExtentManager, ReportProgress
+from virt_dmem.domains.parked.refusals import is_parked
 from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import Delayed, ExtentError, NotMapped, NotPermitted, NotRewritten
 from virt_dmem.host.confinement import apparmor
@@ -87,6 +88,8 @@ class HookOperations:
                 + (_OR_AS_IT_IS if domain.lacks in ("", NOT_REWRITTEN) else ""),
             )
         async with self._serving(domain.uuid, "prepare", began):
+            if parked := self._ledger.parked(domain.uuid):
+                raise is_parked(domain.name, parked)
             left_over = self._ledger.find(domain.uuid)
             if left_over:  # libvirtd died between its prepare and its QEMU: no hook was called for it
                 log.warning("%s: a reservation was left over from an interrupted start; freeing it", domain.name)
@@ -100,6 +103,21 @@ class HookOperations:
                 raise
             self._ledger.set_phase(domain.uuid, Phase.PREPARED)
             log.info("%s: %s prepared", domain.name, format_size(reservation.size_bytes))
+
+    async def prepare_parked(self, uuid: str, *, began: float | None = None) -> None:
+        """Take the memory that is kept for a domain that is being restored: nothing is made, nor populated.
+
+        :raise ExtentError: When it is not kept any more.
+        """
+        async with self._serving(uuid, "prepare", began):
+            reservation = self._ledger.find(uuid)
+            if reservation is None or reservation.phase is not Phase.PARKED:
+                raise ExtentError(
+                    f"Domain {uuid} has no memory that is kept for it.", hint="'virt-dmem list' shows what is kept."
+                )
+            for extent in reservation.extents:
+                extent_files.file_id(extent.path)
+            self._ledger.set_phase(uuid, Phase.PREPARED)
 
     async def start(self, domain: DomainMemory, *, began: float | None = None) -> list[Link]:
         """Grant QEMU's user access to the extents, and link them where QEMU will open them.
@@ -162,7 +180,7 @@ class HookOperations:
     async def stopped(self, uuid: str) -> None:
         """Note that the domain stops; free nothing, as QEMU may still be alive."""
         async with self._serving(uuid, "stopped"):
-            if self._ledger.find(uuid):
+            if self._ledger.find(uuid) and not self._ledger.parked(uuid):
                 self._ledger.set_phase(uuid, Phase.STOPPED)
 
     async def release(self, uuid: str) -> None:

@@ -14,17 +14,19 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import Extent, ExtentState, Phase, Reservation
+from virt_dmem.allocation.models import Extent, ExtentState, Parked, ParkedStep, Phase, Reservation
 from virt_dmem.allocation.plan import NO_NODE
 from virt_dmem.config.schema import Config
+from virt_dmem.domain_xml.reader import name_of
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.extents import ExtentManager
+from virt_dmem.domains.parked import state_files
 from virt_dmem.errors import Delayed, ExtentError, HypervisorError, LedgerError
 from virt_dmem.host import processes
 from virt_dmem.host.dirfd import shown
@@ -32,6 +34,7 @@ from virt_dmem.host.kernel import uptime
 from virt_dmem.hypervisor import dead_monitors
 from virt_dmem.hypervisor import processes as qemu_processes
 from virt_dmem.hypervisor.paths import dangling_links, remove_dangling
+from virt_dmem.hypervisor.saved_state import read_saved_state
 from virt_dmem.pools import extent_files, segment_files
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
@@ -66,6 +69,8 @@ class ReconcileContext:
     boot_id: str
     attempts: Round
     dry_run: bool = False
+    settle: Callable[[str], Awaitable[list[str]]] | None = None
+    """Finds out what became of a domain (UUID) that is parked or unparked."""
 
 
 async def from_host(context: ReconcileContext) -> list[str]:
@@ -193,6 +198,10 @@ async def _reconcile_domain(
 
     :param asked_at: The ledger's sequence number when libvirt was asked; what changed since is left alone.
     """
+    if parked := context.ledger.parked(reservation.uuid):
+        if is_settled(parked, reservation.phase) or context.dry_run or context.settle is None:
+            return []
+        return await context.settle(reservation.uuid)
     if active:
         return await context.devices.reconcile_domain(reservation.uuid, dry_run=context.dry_run)
     if reservation.sequence > asked_at or context.extents.is_locked(reservation.uuid):
@@ -208,16 +217,22 @@ async def _reconcile_domain(
     return await _free(context, reservation, "the domain is not running")
 
 
+def is_settled(parked: Parked, phase: Phase) -> bool:
+    """Return whether a parked domain just waits to be unparked."""
+    return parked.step is ParkedStep.PARKED and phase is Phase.PARKED
+
+
 def doubtful(context: ReconcileContext, running: Collection[str]) -> set[str]:
     """Return the domains (UUID) that may have ended, or whose attach has, without that being recorded.
 
     :param running: Those of which libvirt reported a start, and no end since.
     """
-    now = uptime()
+    now, parked = uptime(), context.ledger.all_parked()
     return context.devices.abandoned() | {
         uuid
         for uuid, change in context.ledger.phases().items()
-        if (uuid not in running or change.phase is not Phase.RUNNING)
+        if (uuid not in running or change.phase is not Phase.RUNNING or uuid in parked)
+        and not (uuid in parked and is_settled(parked[uuid], change.phase))
         and now - change.uptime > _DOUBT_SECONDS
         and not context.extents.is_locked(uuid)
     }
@@ -258,12 +273,32 @@ def _forget_earlier_boots(context: ReconcileContext) -> list[str]:
     if stale:
         actions.append(f"forget quarantined extents of an earlier boot in {', '.join(sorted(stale))}")
     for reservation in ledger.of_other_boots(context.boot_id):
+        parked = ledger.parked(reservation.uuid)
+        if parked and (survived := _has_survived(context, reservation)) is not False:
+            if survived and not context.dry_run:
+                ledger.keep_over_boot(reservation.uuid)
+                ledger.set_phase(reservation.uuid, Phase.PARKED)
+            continue
         actions.append(f"forget the reservation of {reservation.name}: its memory went with an earlier boot")
         if not context.dry_run:
+            if parked:
+                parked.state_file.unlink(missing_ok=True)
+                ledger.forget_parked(reservation.uuid)
             for extent in reservation.extents:
                 ledger.forget_extent(extent)
             ledger.forget(reservation.uuid)
     return actions
+
+
+def _has_survived(context: ReconcileContext, reservation: Reservation) -> bool | None:
+    """Return whether the memory of a parked domain is there after a reboot; ``None``: its pool is not yet."""
+    for extent in reservation.extents:
+        record = context.inventory.usable().get(extent.segment)
+        if record is None or not Path(record.mount).is_mount():
+            return None
+        if not extent.path.is_file() or extent.path.stat().st_size < extent.size_bytes:
+            return False
+    return True
 
 
 async def _reconcile_segment(context: ReconcileContext, name: SegmentId) -> list[str]:
@@ -316,6 +351,8 @@ async def _reconcile_unknown_file(context: ReconcileContext, record: PoolRecord,
     if path.is_symlink() or not path.is_file():
         return []
     if not await within(partial(extent_files.in_use, path), f"extent {path}"):
+        if kept := await _keep_parked_file(context, record, path):
+            return kept
         if not context.dry_run:
             await asyncio.to_thread(extent_files.remove, path)
         return [f"remove {path}: no reservation has it"]
@@ -330,6 +367,23 @@ async def _reconcile_unknown_file(context: ReconcileContext, record: PoolRecord,
     if not context.dry_run:
         context.ledger.adopt(extent, domain)
     return [f"charge {format_size(extent.size_bytes)} at {path}, which the ledger did not have, to {holder}"]
+
+
+async def _keep_parked_file(context: ReconcileContext, record: PoolRecord, path: Path) -> list[str]:
+    """Charge a file that is the memory of a parked domain, which the ledger has lost."""
+    uuid = path.parent.name.removeprefix("libvirt-")
+    state_file = state_files.file_of(context.config, uuid)
+    state = await asyncio.to_thread(read_saved_state, state_file)
+    if state is None:
+        return []
+    extent, _ = _reconstruct_extent(
+        path, record, context.boot_id, set(context.inventory.nodes(record.segment)), mappers=()
+    )
+    if not context.dry_run:
+        context.ledger.adopt(replace(extent, state=ExtentState.POPULATED), name_of(state.xml))
+        context.ledger.set_parked(uuid, ParkedStep.PARKED, state_file)
+        context.ledger.set_phase(uuid, Phase.PARKED)
+    return [f"keep {format_size(extent.size_bytes)} at {path}: its domain is parked, {state_file}"]
 
 
 def _reconstruct_extent(

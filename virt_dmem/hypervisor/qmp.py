@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
 
 from virt_dmem.domain_xml.monitor import socket_name, socket_of, sockets
-from virt_dmem.hypervisor import unix_socket
+from virt_dmem.errors import DmemError, HypervisorError
+from virt_dmem.hypervisor import ignore_shared, unix_socket
 from virt_dmem.runtime.aio import cancel_and_wait, uninterrupted
 from virt_dmem.runtime.rate_limit import RateLimitedLog
 
-__all__ = ["EVENTS", "QemuMemoryBackend", "Monitors", "migration_capabilities"]
+__all__ = ["EVENTS", "QemuMemoryBackend", "Monitors", "migration_capabilities", "monitor_of"]
 
 log = logging.getLogger(__name__)
 limited_log = RateLimitedLog(log)
@@ -45,6 +46,8 @@ EVENTS = (
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
+FIRST_LOOK_SECONDS = 0.5
+"""From the connection until its QEMU is asked for a capability that may have been left on."""
 FLOOD_RETRY_SECONDS = 600.0
 """The longest pause before reconnecting to a QEMU that exceeded a limit."""
 ANSWER_SECONDS = 5.0
@@ -179,11 +182,18 @@ class Monitors:
 
     :param on_event: Awaited with UUID, name of the event and its data.
     :param qemu_of: Returns the PID of a domain's QEMU, the only accepted peer.
+    :param is_parking: Returns whether a domain's QEMU may have been told to save it without its memory.
     """
 
-    def __init__(self, on_event: OnEvent, qemu_of: Callable[[str], int | None]) -> None:
+    def __init__(
+        self,
+        on_event: OnEvent,
+        qemu_of: Callable[[str], int | None],
+        is_parking: Callable[[str], bool] = lambda _uuid: False,
+    ) -> None:
         self._on_event = on_event
         self._qemu_of = qemu_of
+        self._is_parking = is_parking
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)  # what it logs it also raises
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._clients: dict[str, QMPClient] = {}
@@ -221,6 +231,33 @@ class Monitors:
             limited_log(logging.WARNING, uuid, "monitor of domain %s does not answer: %s", uuid, _text(error))
             return None
 
+    @contextlib.asynccontextmanager
+    async def commands(self, uuid: str) -> AsyncIterator[ignore_shared.Command]:
+        """Yield what executes commands on a domain's monitor, connected for that if it is not.
+
+        :raise HypervisorError: When it cannot be connected.
+        """
+        if (client := self._clients.get(uuid)) is not None:
+            yield _commands(client, uuid)
+            return
+        async with monitor_of(uuid, self._qemu_of(uuid)) as command:
+            yield command
+
+    async def _look_at_capability(self, uuid: str, client: QMPClient) -> None:
+        """Have a QEMU save its guest with its memory again that was left without: the next save would have none."""
+        command = _commands(client, uuid)
+        pause = FIRST_LOOK_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                if await ignore_shared.is_on(command) and not self._is_parking(uuid):
+                    await ignore_shared.switch(command, on=False)
+                    log.warning("domain %s: %s was left on, and is off now", uuid, ignore_shared.CAPABILITY)
+                return
+            except (DmemError, *_NO_ANSWER) as error:
+                log.debug("monitor of domain %s: %s", uuid, _text(error))
+            pause = LAST_RETRY_SECONDS
+
     async def _keep_connected(self, uuid: str, path: Path) -> None:
         retry = FIRST_RETRY_SECONDS
         while True:
@@ -245,15 +282,19 @@ class Monitors:
         pending = _PendingEvents()
         client = _Client(uuid, pending.put)
         passing = asyncio.create_task(self._pass_on_pending(uuid, pending))
+        looking: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(LAST_RETRY_SECONDS):
                 await _connect(client, path, self._qemu_of(uuid))
             self._clients[uuid] = client
+            looking = asyncio.create_task(self._look_at_capability(uuid, client))
             await _wait_closed(client)
             await self._pass_on(uuid, pending.take())  # sent before it closed
         finally:
             self._clients.pop(uuid, None)
             passing.cancel()
+            if looking is not None:
+                looking.cancel()
             await _disconnect(client)
 
     async def _pass_on_pending(self, uuid: str, pending: _PendingEvents) -> None:
@@ -339,6 +380,43 @@ async def migration_capabilities(uuid: str, pid: int) -> set[str] | None:
     finally:
         with contextlib.suppress(Refused):
             await _disconnect(client)
+
+
+@contextlib.asynccontextmanager
+async def monitor_of(uuid: str, pid: int | None) -> AsyncIterator[ignore_shared.Command]:
+    """Yield what executes commands on the monitor of a QEMU (PID) that nobody is connected to.
+
+    :raise HypervisorError: When it cannot be connected.
+    """
+    client = _Client(uuid, lambda _event, _data: None)
+    try:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await _connect(client, socket_of(uuid), pid)
+        except _NO_ANSWER as error:
+            raise _silent(uuid, error) from error
+        yield _commands(client, uuid)
+    finally:
+        with contextlib.suppress(Refused):
+            await _disconnect(client)
+
+
+def _commands(client: QMPClient, uuid: str) -> ignore_shared.Command:
+    async def execute(name: str, arguments: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 -- what a QEMU sent
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await client.execute(name, dict(arguments) if arguments else None)
+        except _NO_ANSWER as error:
+            raise _silent(uuid, error) from error
+
+    return execute
+
+
+def _silent(uuid: str, error: BaseException) -> HypervisorError:
+    return HypervisorError(
+        f"QEMU's second monitor of domain {uuid} does not do what it is asked to: {_text(error)}.",
+        hint="Look into libvirt's log of the domain, and try again.",
+    )
 
 
 _NO_ANSWER = (

@@ -21,6 +21,8 @@ __all__ = [
     "HookReply",
     "Link",
     "NodeView",
+    "ParkReply",
+    "ParkedView",
     "PoolView",
     "SegmentView",
     "StepView",
@@ -103,6 +105,7 @@ class DomainView:
     reserved_bytes: int
     extents: list[ExtentView]
     steps: list[StepView]
+    state_file: str
 
 
 @dataclass(frozen=True)
@@ -206,3 +209,23 @@ class ChangeReply:
     done_bytes: int
     total_bytes: int
     change: ChangeView | None
+
+
+@dataclass(frozen=True)
+class ParkedView:
+    """Report the outcome for a domain: parked, running, paused, discarded, or possible (a dry run)."""
+
+    uuid: str
+    name: str
+    state: str
+    state_file: str
+    pause_seconds: float
+
+
+@dataclass(frozen=True)
+class ParkReply:
+    """Report progress of a park, unpark or refresh (``done`` false), then its outcome."""
+
+    done: bool
+    message: str
+    domain: ParkedView | None

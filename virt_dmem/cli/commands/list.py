@@ -36,7 +36,8 @@ waits for a domain that is being started.
 
 PHASE is how far the memory of a domain has come: reserved (charged, being
 created), prepared (every page is populated), linked (where QEMU opens it),
-running (QEMU maps it), stopped (the domain ends, nothing is freed yet)."""
+running (QEMU maps it), stopped (the domain ends, nothing is freed yet), parked
+(it is kept for a guest that is saved: 'virt-dmem unpark')."""
 
 _COLUMNS = table(
     text("NAME", "name", "name of the domain"),
@@ -56,10 +57,12 @@ _COLUMNS = table(
         "most memory that it may have with memory attached later; - when none can be (with --applied)",
         size=True,
     ),
+    text("STATE-FILE", "state_file", "saved state of a parked domain"),
     text("UUID", "uuid", "its UUID"),
 )
 
 
+_OF_HELD = ("STATE-FILE",)
 _WITH_APPLIED = ("ACTIVE", "POOL", "SIZE", "HOTPLUG-MAX")
 
 
@@ -103,12 +106,13 @@ def _require_applied(args: argparse.Namespace) -> None:
 
 def _columns(args: argparse.Namespace) -> list[Column]:
     if args.applied:
-        return choose(_COLUMNS, args.output, "NAME,ACTIVE,POOL,SIZE,HOTPLUG-MAX,PHASE,RESERVED,UUID")
+        return choose(_available(args), args.output, "NAME,ACTIVE,POOL,SIZE,HOTPLUG-MAX,PHASE,RESERVED,UUID")
     return choose(_available(args), args.output, "NAME,PHASE,RESERVED,POOLS,UUID")
 
 
 def _available(args: argparse.Namespace) -> Table:
-    return {name: column for name, column in _COLUMNS.items() if args.applied or name not in _WITH_APPLIED}
+    others = _OF_HELD if args.applied else _WITH_APPLIED
+    return {name: column for name, column in _COLUMNS.items() if name not in others}
 
 
 def _held(args: argparse.Namespace) -> Rows:

@@ -89,6 +89,8 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         backend["in_pool"] = backend["id"] in ours
     out.text(f"{domain['name']} ({domain['uuid']})")
     out.text(f"{domain['phase']} since {local_time(domain['since'])}, holds {out.size(domain['reserved_bytes'])}\n")
+    if domain.get("state_file"):
+        out.text(f"Its saved state is {domain['state_file']}\n")
     out.table(_EXTENTS, domain["extents"])
     if domain["backends"]:
         out.text("\nReported by QEMU:")

@@ -62,6 +62,7 @@ export interface Domain {
     extents: Extent[];
     since?: number;
     steps?: Step[];
+    state_file?: string;
     backends?: Backend[];
     active?: boolean;
     managed?: boolean;
@@ -276,6 +277,19 @@ export interface MemoryChange {
     size_bytes: number;
     state: "attached" | "detached" | "pending" | "resized";
     message: string;
+}
+
+export interface ParkAnswer {
+    domains: ParkedDomain[];
+    schema: 1;
+}
+
+export interface ParkedDomain {
+    uuid: string;
+    name: string;
+    state: "discarded" | "parked" | "paused" | "possible" | "running";
+    state_file: string;
+    pause_seconds: number;
 }
 
 export interface AlertsAnswer {
@@ -535,6 +549,28 @@ export interface Commands {
         };
         operands: [domain: string, alias: string];
         answer: ChangeAnswer;
+    };
+    "park": {
+        options: Record<string, never>;
+        operands: [domain: string];
+        answer: ParkAnswer;
+    };
+    "unpark": {
+        options: {
+            "--all"?: true;
+            "--discard"?: true;
+            "--yes"?: true;
+        };
+        operands: [domain?: string];
+        answer: ParkAnswer;
+    };
+    "refresh": {
+        options: {
+            "--all"?: true;
+            "--dry-run"?: true;
+        };
+        operands: [domain?: string];
+        answer: ParkAnswer;
     };
     "alerts": {
         options: Record<string, never>;

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guest memory that outlives its QEMU: park a domain, unpark it, refresh its QEMU."""
