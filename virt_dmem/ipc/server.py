@@ -22,6 +22,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from virt_dmem import __version__
 from virt_dmem.ipc.connection import Connection
 from virt_dmem.ipc.interface import Interface
+from virt_dmem.ipc.peer import credentials_of
 from virt_dmem.ipc.readers import REST, Readers
 from virt_dmem.runtime.rate_limit import RateLimitedLog
 
@@ -30,7 +31,6 @@ __all__ = ["ControlServer"]
 log = logging.getLogger(__name__)
 limited_log = RateLimitedLog(log)
 
-_PEERCRED = struct.Struct("3i")
 _SO_PEERGROUPS = 59
 """<asm-generic/socket.h>, since Linux 4.13; Python has no name for it."""
 
@@ -134,7 +134,7 @@ class ControlServer:
         await self._readers.close()
 
     def _connected(self, connected: socket.socket) -> None:
-        uid, gid = _credentials(connected)
+        uid, gid = credentials_of(connected)
         if uid == 0:
             self._serve(connected)
         else:
@@ -166,12 +166,6 @@ class ControlServer:
             return gid == group.gr_gid or pwd.getpwuid(uid).pw_name in group.gr_mem
         except KeyError:
             return False
-
-
-def _credentials(connected: socket.socket) -> tuple[int, int]:
-    """Return the user and group of the caller when it connected."""
-    _pid, uid, gid = _PEERCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
-    return uid, gid
 
 
 def _more_groups(connected: socket.socket) -> tuple[int, ...]:

@@ -142,7 +142,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
         uid = users[int(connected.getpeername().rpartition(b"-")[2])]
         return uid, uid
 
-    monkeypatch.setattr(server, "_credentials", credentials)
+    monkeypatch.setattr(server, "credentials_of", credentials)
     monkeypatch.setattr(server.ControlServer, "_in_group", lambda _self, uid, _gid: uid < 5000)
 
     def play(story: Callable[[Rig], Awaitable[None]]) -> None:
