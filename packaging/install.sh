@@ -61,6 +61,7 @@ echo "T $site" >>"$work/manifest"
 directories="[\"$lib/python%d.%d\" % sys.version_info[:2]]"
 launcher virt_dmem.cli.main "$prefix/bin/virt-dmem" "$directories" "$tag"
 launcher virt_dmem.daemon.main "$prefix/sbin/virt-dmemd" "$directories" "$tag"
+launcher virt_dmem.page_service.main "$lib/pages" "$directories" "$tag"
 
 put_module
 put_files "$prefix/lib/systemd/system" "$python"
@@ -134,7 +135,8 @@ fi
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     systemctl enable --quiet virt-dmemd.service # and its socket
-    systemctl start virt-dmemd.socket
+    systemctl enable --quiet virt-dmem-pages.socket
+    systemctl start virt-dmemd.socket virt-dmem-pages.socket
     systemctl restart virt-dmemd.service # does not affect running guests
     say "virt-dmemd runs, and starts at boot"
 else

@@ -61,7 +61,8 @@ put_module() {
 put_files() { # UNIT_DIRECTORY PYTHON...
     units=$1
     shift
-    for unit in virt-dmemd.service virt-dmemd.socket virt-dmem-pool@.service; do
+    for unit in virt-dmemd.service virt-dmemd.socket virt-dmem-pages.service virt-dmem-pages.socket \
+        virt-dmem-pool@.service; do
         put 0644 "systemd/$unit" "$units/$unit"
     done
     put 0644 systemd/sysusers.conf "$prefix/lib/sysusers.d/virt-dmem.conf"

@@ -53,6 +53,7 @@ product() {
     directories="[\"$site\"$(for path in ${SHARED:-/usr/lib/python3/dist-packages}; do printf ', "%s"' "$path"; done)]"
     launcher virt_dmem.cli.main "$prefix/bin/virt-dmem" "$directories" "Python 3"
     launcher virt_dmem.daemon.main "$prefix/sbin/virt-dmemd" "$directories" "Python 3"
+    launcher virt_dmem.page_service.main "$lib/pages" "$directories" "Python 3"
     put_files "${UNITS:-$prefix/lib/systemd/system}" env "PYTHONPATH=$dest$site" PYTHONDONTWRITEBYTECODE=1 "$python"
 }
 

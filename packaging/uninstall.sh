@@ -25,7 +25,8 @@ integrate=$dest$prefix/lib/virt-dmem/integrate
 "$integrate" disconnect
 
 if [ -z "$dest" ] && [ -d /run/systemd/system ]; then
-    systemctl disable --now --quiet virt-dmemd.service virt-dmemd.socket
+    systemctl disable --now --quiet virt-dmemd.service virt-dmemd.socket virt-dmem-pages.socket
+    systemctl stop --quiet virt-dmem-pages.service
 fi
 
 module=$prefix/lib/virt-dmem/module

@@ -10,12 +10,14 @@ The packages, from the bottom to the top; each imports only from those before it
 * ``host``: what the kernel shows of the host
 * ``domain_xml``: libvirt's domain XML, read and rewritten
 * ``hypervisor``: libvirt and QEMU
-* ``pools``: pools of guest memory, their segments and files; ``pools.backends``: the kinds of memory
+* ``pools``: pools of guest memory, their segments and files; ``pools.backends``: the kinds of memory;
+  ``pools.elastic``: pools that take memory for domains, and give it back
 * ``allocation``: which domain has which memory; ``allocation.prezero``: memory zeroed ahead
-* ``domains``: one domain's memory, through all events of its life
+* ``domains``: one domain's memory, through all events of its life; ``domains.elastic``: that of elastic pools
 * ``monitoring``: alerts, metrics, the report; ``monitoring.checks``: ``virt-dmem check``;
   ``monitoring.watch``: what others change on the host
 * ``daemon``: ``virt-dmemd``
+* ``page_service``: ``virt-dmem-pages``, which takes huge pages for elastic pools
 * ``cli``: ``virt-dmem``; ``cli.commands``: its verbs
 
 Beside them stand only modules that all of them may use, such as ``errors`` and ``units``.

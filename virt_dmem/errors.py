@@ -43,6 +43,7 @@ from virt_dmem.text import clipped, did_you_mean
 
 TYPE_CHECKING = False  # every command imports this module, and importing typing takes 2 ms
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import ClassVar
 
 __all__ = [
@@ -297,6 +298,11 @@ class PoolShort(PoolError):
         "(--existing-pages). Or a pool has lost pages, because somebody lowered vm.nr_hugepages, and the kernel "
         "cannot provide them again."
     )
+
+    def __init__(self, message: str, *, hint: str, had: Mapping[int, int] | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.had = dict(had or {})
+        """The bytes by node that the host did provide before it fell short, where that is known."""
 
 
 class ExtentError(DmemError):

@@ -39,7 +39,8 @@ def since_boot(host: Host, unit: str, what: str = "ActiveEnter") -> int:
 
 
 def test_the_units_are_right_for_systemd(host: Container) -> None:
-    units = "virt-dmemd.service virt-dmemd.socket virt-dmem-pool@guests.service"
+    units = "virt-dmemd.service virt-dmemd.socket virt-dmem-pages.service virt-dmem-pages.socket"
+    units += " virt-dmem-pool@guests.service"
     said = host.run(f"systemd-analyze verify --man=no {units}")
     assert said.stdout + said.stderr == ""
 

@@ -26,6 +26,7 @@ NOT_RUN = {
 NOT_RUN_WITH = {
     "--write-grub": "it changes how this host boots; tests/unit/host/test_memory_map.py writes the file elsewhere",
     "--existing-pages": "it needs huge pages set aside at boot; tests/unit/pools/test_existing_pages.py has them",
+    "--elastic": "it needs virt-dmem-pages; tests/libvirt/test_elastic.py has it",
     "--backend dmemfs": "it needs memory that was reserved at boot; tests/lab/test_dmemfs_pool.py has it",
 }
 """The same, by option."""

@@ -37,11 +37,14 @@ EXPECTED = {
     "usr/bin/virt-dmem-hook": 0o755,
     "usr/lib/systemd/system/virt-dmem-pool@.service": 0o644,
     "usr/lib/systemd/system/virt-dmemd.service": 0o644,
+    "usr/lib/systemd/system/virt-dmem-pages.service": 0o644,
+    "usr/lib/systemd/system/virt-dmem-pages.socket": 0o644,
     "usr/lib/systemd/system/virt-dmemd.socket": 0o644,
     "usr/lib/sysusers.d/virt-dmem.conf": 0o644,
     "usr/lib/tmpfiles.d/virt-dmem.conf": 0o644,
     "usr/lib/virt-dmem/integrate": 0o755,
     "usr/lib/virt-dmem/manifest": 0o644,
+    "usr/lib/virt-dmem/pages": 0o755,
     "usr/sbin/virt-dmemd": 0o755,
     "usr/share/bash-completion/completions/virt-dmem": 0o644,
     "usr/share/zsh/site-functions/_virt-dmem": 0o644,
@@ -478,7 +481,7 @@ def test_systemd_finds_no_fault_with_the_units(host: Host) -> None:
     ours = ["virt-dmemd.service", "virt-dmem-pool@small.service"]
     host.run("systemctl", "--root=/", "enable", *ours)
     for units in (
-        [*ours, "virt-dmemd.socket"],
+        [*ours, "virt-dmemd.socket", "virt-dmem-pages.service", "virt-dmem-pages.socket"],
         ["multi-user.target", "libvirtd.service", "libvirt-guests.service"],  # nor an ordering cycle with those
     ):
         said = host.run("systemd-analyze", "verify", "--man=no", *units, check=False)

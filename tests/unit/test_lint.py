@@ -34,6 +34,7 @@ PACKAGES = (
     "domains",
     "monitoring",
     "daemon",
+    "page_service",
     "cli",
 )
 """The packages of virt_dmem, from the bottom to the top: each imports from those before it, and from what stands
@@ -71,6 +72,7 @@ WITHOUT_MODULE = {
     "lint": "all source code",
     "one_bad_item": "one item that fails, in every part of the daemon that handles several",
     "packaging": "packaging/root.sh and the scripts that build packages with it",
+    "pools.elastic.change_real": "change, on this machine's huge pages",
     "pools.lowered": "page_counts, hugetlbfs, manage and resize, on this machine's huge pages",
     "pools.manage_real": "manage, on this machine's huge pages",
     "run_record": "tests/rig/run_record.py, and what README makes of it",

@@ -19,9 +19,10 @@ from virt_dmem.allocation.plan import PoolFree
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import DmemError, PoolBusy, PoolDraining, PoolNotFound
 from virt_dmem.host import numa
-from virt_dmem.pools import registry
+from virt_dmem.pools import record_files, registry
 from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.table import backend
+from virt_dmem.pools.elastic.room import elasticity_of
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.text import did_you_mean
@@ -79,6 +80,12 @@ class Inventory:
         """Reload the records if one became unreadable, or readable again."""
         _, damaged = registry.readable(self._config)
         if damaged.keys() != self._damaged.keys():
+            self.read_records()
+
+    def reload_if_changed(self) -> None:
+        """Reload the records if segments came or went unnoticed: a start that asked for one was cancelled."""
+        known = self._records.keys() | {SegmentId(Path(path).stem) for path in self._damaged}
+        if {SegmentId(path.stem) for path in record_files.paths(self._config)} != known:
             self.read_records()
 
     def damaged(self) -> Mapping[str, DmemError]:
@@ -148,8 +155,7 @@ class Inventory:
 
         :raise PoolDraining: When it does not.
         """
-        usable = sorted({segment.pool for segment in self.usable()})
-        name = name or self._config.default_pool or (usable[0] if len(usable) == 1 else "")
+        name = self._chosen(name)
         if self.is_draining(name):
             undo = f"run 'virt-dmem pool drain {name} --undo'"
             end = undo if name in self._draining else "end the command that empties it"
@@ -157,6 +163,30 @@ class Inventory:
                 f"Pool {name} is draining: it gives no memory to starting domains.",
                 hint=f"Use another pool, or {end}.",
             )
+
+    def _chosen(self, name: str) -> str:
+        """Return the pool of a domain that asks for ``name``; empty where none can be chosen."""
+        usable = sorted({segment.pool for segment in self.usable()})
+        return name or self._config.default_pool or (usable[0] if len(usable) == 1 else "")
+
+    # Elastic pools
+
+    def elastic_segments(self, name: str) -> list[PoolRecord]:
+        """Return the segments of the pool of a domain that asks for ``name``; empty where it is not elastic."""
+        chosen = self._chosen(name)
+        found = sorted(
+            (record for segment, record in self._records.items() if segment.pool == chosen),
+            key=lambda record: record.number,
+        )
+        return found if found and backend(found[0].backend).elastic(found[0]) else []
+
+    def has_elastic(self) -> bool:
+        """Return whether there are elastic pools."""
+        return any(backend(record.backend).elastic(record) for record in self._records.values())
+
+    def on_demand(self) -> list[PoolRecord]:
+        """Return the segments that elastic pools took for domains, in every state."""
+        return [record for record in self._records.values() if backend(record.backend).on_demand(record)]
 
     def capacity(self) -> dict[tuple[SegmentId, int], int]:
         """Return the capacity of each (segment, node) in bytes, as mounted now."""
@@ -325,7 +355,7 @@ class Inventory:
             NodeStatus(node, size, held[node], max(0, size - held[node])) for node, size in sorted(capacity.items())
         ]
         closed = self.is_draining(pool) or {record.segment for record in segments} <= self._retired()
-        state = next((record.shown_state for record in segments if record.shown_state != "ready"), "ready")
+        state = registry.shown_state(segments)
         return PoolStatus(
             name=pool,
             backend=segments[0].backend,
@@ -346,6 +376,7 @@ class Inventory:
             ),
             nodes=nodes,
             segments=statuses,
+            elastic=elasticity_of(segments),
         )
 
     def _not_found(self, name: str) -> PoolNotFound:

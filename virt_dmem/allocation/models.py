@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from virt_dmem.pools.elastic.room import Elasticity
 from virt_dmem.pools.segment_id import SegmentId
 
 __all__ = [
@@ -238,3 +239,5 @@ class PoolStatus:
     segments: list[SegmentStatus] = field(default_factory=list)
     ready_note: str = ""
     """Why no more memory is pre-zeroed; empty: all that is to be is."""
+    elastic: Elasticity | None = None
+    """Limits of an elastic pool; ``None``: it is a fixed one."""

@@ -103,6 +103,16 @@ class PoolSegment(Struct):
     reserved_bytes: Annotated[int | None, says("memory held by domains; null: virt-dmemd does not answer")]
 
 
+class PoolElastic(Struct):
+    """The limits of an elastic pool."""
+
+    max_bytes: Annotated[int, says("the most that it may have")]
+    min_bytes: Annotated[int, says("what it always has")]
+    keep_free_bytes: Annotated[int, says("available memory that it leaves to the host")]
+    linger_seconds: Annotated[int, says("how long it keeps memory that no domain holds")]
+    room_bytes: Annotated[int, says("how much it may take now, beyond its capacity")]
+
+
 class Pool(Struct):
     """One pool."""
 
@@ -111,7 +121,7 @@ class Pool(Struct):
     page_size: PageSize
     mount: Annotated[str, says("mount point")]
     state: Annotated[str, says("creating, mounting, ready, resizing, draining or destroying")]
-    capacity_bytes: Annotated[int, says("current size")]
+    capacity_bytes: Annotated[int, says("current size; of an elastic pool what it has taken")]
     reserved_bytes: Annotated[int | None, says("memory held by domains; null: virt-dmemd does not answer")]
     free_bytes: Annotated[int | None, says("capacity less reserved, never negative; null likewise")]
     ready_bytes: Annotated[int | None, says("free memory that is populated and pre-zeroed; null likewise")]
@@ -130,6 +140,7 @@ class Pool(Struct):
     ready_note: Annotated[
         str | None, says("why no more is pre-zeroed; empty: all that is to be is; null: virt-dmemd does not answer")
     ]
+    elastic: Annotated[PoolElastic | None, says("limits of an elastic pool; null: it is a fixed one")]
     on_boot: Annotated[
         bool | None, says("its systemd unit is enabled, which restores it at each boot; null: there is no systemd")
     ]

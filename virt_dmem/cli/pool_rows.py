@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from virt_dmem.cli.output import Output
@@ -15,6 +16,7 @@ from virt_dmem.errors import DaemonDenied, DaemonUnreachable
 from virt_dmem.host import boot_units
 from virt_dmem.ipc.client import Client
 from virt_dmem.pools import registry
+from virt_dmem.pools.elastic.room import elasticity_of
 from virt_dmem.pools.record import PoolRecord
 
 __all__ = ["pool_rows", "row_of", "require_readable"]
@@ -40,7 +42,7 @@ def pool_rows(config: Config, out: Output) -> list[dict[str, Any]]:
     return [_LATER | row | {"nodes": _nodes(row), "on_boot": boot_units.is_enabled(row["name"])} for row in rows]
 
 
-_LATER: dict[str, Any] = {"segments": [], "ready_note": None}
+_LATER: dict[str, Any] = {"segments": [], "ready_note": None, "elastic": None}
 """Fields that an older virt-dmemd omits, until it is restarted."""
 
 
@@ -64,7 +66,7 @@ def _row(segments: Sequence[PoolRecord], capacities: Sequence[Mapping[int, int]]
         "backend": first.backend,
         "page_size": first.page_size,
         "mount": first.mount,
-        "state": next((record.shown_state for record in segments if record.shown_state != "ready"), "ready"),
+        "state": registry.shown_state(segments),
         "capacity_bytes": capacity.total(),
         **unknown,
         "ready_bytes": None,
@@ -81,6 +83,7 @@ def _row(segments: Sequence[PoolRecord], capacities: Sequence[Mapping[int, int]]
             for record, has in zip(segments, capacities, strict=True)
         ],
         "ready_note": None,
+        "elastic": asdict(elastic) if (elastic := elasticity_of(segments)) else None,
     }
 
 

@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-__all__ = ["DEFAULT_FILE", "DEFAULT_RUN_DIR", "READERS_SOCKET_NAME", "SOCKET_NAME", "mentions", "read_files"]
+__all__ = [
+    "DEFAULT_FILE",
+    "DEFAULT_RUN_DIR",
+    "PAGES_SOCKET_NAME",
+    "READERS_SOCKET_NAME",
+    "SOCKET_NAME",
+    "mentions",
+    "read_files",
+]
 
 DEFAULT_FILE = "/etc/virt-dmem/virt-dmem.toml"
 DEFAULT_RUN_DIR = "/run/virt-dmem"
 SOCKET_NAME = "sock"
 READERS_SOCKET_NAME = f"{SOCKET_NAME}-ro"
+PAGES_SOCKET_NAME = f"{SOCKET_NAME}-pages"
 
 
 def read_files(path: Path | str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

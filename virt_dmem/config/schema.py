@@ -14,7 +14,13 @@ from typing import Any, Literal, get_type_hints
 
 import msgspec
 
-from virt_dmem.config.files import DEFAULT_RUN_DIR, READERS_SOCKET_NAME, SOCKET_NAME, read_files
+from virt_dmem.config.files import (
+    DEFAULT_RUN_DIR,
+    PAGES_SOCKET_NAME,
+    READERS_SOCKET_NAME,
+    SOCKET_NAME,
+    read_files,
+)
 from virt_dmem.errors import ConfigError
 from virt_dmem.pool_name import POOL_NAME, POOL_NAME_HINT
 
@@ -153,6 +159,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def readers_socket_path(self) -> Path:
         """Path of the read-only socket: callers waiting there do not delay those of the other one."""
         return Path(self.daemon.run_dir) / READERS_SOCKET_NAME
+
+    @property
+    def pages_socket_path(self) -> Path:
+        """Path of the socket of virt-dmem-pages, which only root may use."""
+        return Path(self.daemon.run_dir) / PAGES_SOCKET_NAME
 
     @property
     def pools_dir(self) -> Path:

@@ -54,6 +54,7 @@ def all_loops(parts: Components) -> list[Loop]:
         monitors_loop,
         prezero_loop,
         settle_loop,
+        returning_loop,
         alerts_loop,
         retry_requests_loop,
     )
@@ -161,6 +162,16 @@ async def doubtful_loop(parts: Components) -> None:
                 async with asyncio.timeout(HOUSEKEEPING_SECONDS):
                     await parts.reconciler.woken.wait()
         await asyncio.sleep(SETTLE_SECONDS)
+
+
+async def returning_loop(parts: Components) -> None:
+    """Give back what elastic pools took and no domain needs any more; look more often while there is some."""
+    while True:
+        await asyncio.sleep(WATCH_SECONDS if parts.returning.watched() else HOUSEKEEPING_SECONDS)
+        try:
+            await parts.returning.round()
+        except (DmemError, OSError) as error:
+            limited_log(logging.WARNING, "elastic", "elastic pools cannot be looked at: %s", error)
 
 
 async def settle_loop(parts: Components) -> None:

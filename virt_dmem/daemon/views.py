@@ -28,6 +28,7 @@ from virt_dmem.ipc.messages import (
     ChangeReply,
     ChangeView,
     DomainView,
+    ElasticView,
     EventView,
     ExtentView,
     HookReply,
@@ -265,7 +266,8 @@ def _domain(held: Reservation, steps: Sequence[TimedStep] = ()) -> DomainView:
 def _pool(status: PoolStatus) -> PoolView:
     nodes = [NodeView(**asdict(node)) for node in status.nodes]
     segments = [SegmentView(**asdict(segment)) for segment in status.segments]
-    return PoolView(**asdict(status) | {"nodes": nodes, "segments": segments})
+    elastic = ElasticView(**asdict(status.elastic)) if status.elastic else None
+    return PoolView(**asdict(status) | {"nodes": nodes, "segments": segments, "elastic": elastic})
 
 
 def _backend(backend: QemuMemoryBackend) -> BackendView:

@@ -29,6 +29,8 @@ from virt_dmem.daemon.views import ControlInterface, domain_json
 from virt_dmem.domains.admission import Admission
 from virt_dmem.domains.device_ops import DeviceOperations
 from virt_dmem.domains.device_reconcile import DeviceReconciler
+from virt_dmem.domains.elastic.growth import Growth
+from virt_dmem.domains.elastic.returning import Returning
 from virt_dmem.domains.extents import ExtentManager
 from virt_dmem.domains.hooks import HookOperations
 from virt_dmem.domains.hotplug import Hotplug
@@ -62,6 +64,7 @@ class Components:
     extents: ExtentManager
     prezero: PrezeroCache
     prezero_worker: PrezeroWorker
+    returning: Returning
     device_operations: DeviceOperations
     device_reconciler: DeviceReconciler
     alerts: AlertTracker
@@ -110,14 +113,16 @@ def build(config: Config) -> Components:
     times = StepTimes(ledger)
     extents = ExtentManager(config, ledger, inventory, times)
     prezero = extents.prezero
-    admission = Admission(config, ledger, inventory, prezero, extents.reclaim)
+    attempts = Attempts()
+    returning = Returning(config, ledger, inventory, prezero, attempts)
+    growth = Growth(config, inventory, returning)
+    admission = Admission(config, ledger, inventory, prezero, extents.reclaim, growth=growth)
     hooks = HookOperations(config, ledger, admission, extents, times)
     device_operations = DeviceOperations(config, ledger, inventory, admission, extents)
     virtio_mem = VirtioMem(device_operations)
     device_reconciler = DeviceReconciler(device_operations, virtio_mem)
 
     remembered = Remembered(config.daemon.state_dir)
-    attempts = Attempts()
     alerts = AlertTracker(config, ledger, inventory, extents.reclaim, attempts)
     metrics = Metrics(config, ledger, prezero, alerts)
     host_watch = HostWatch(
@@ -198,6 +203,7 @@ def build(config: Config) -> Components:
         extents=extents,
         prezero=prezero,
         prezero_worker=PrezeroWorker(config, inventory, prezero),
+        returning=returning,
         device_operations=device_operations,
         device_reconciler=device_reconciler,
         alerts=alerts,

@@ -30,7 +30,7 @@ from virt_dmem.domain_xml.monitor import socket_of
 from virt_dmem.domain_xml.reader import DomainMemory
 from virt_dmem.domains import guest_ram
 from virt_dmem.domains.admission import Admission
-from virt_dmem.domains.extents import ExtentManager, ReportProgress
+from virt_dmem.domains.extents import ExtentManager, ReportProgress, StepProgress
 from virt_dmem.domains.parked.refusals import is_parked
 from virt_dmem.domains.step_times import StepTimes
 from virt_dmem.errors import Delayed, ExtentError, NotMapped, NotPermitted, NotRewritten
@@ -95,12 +95,16 @@ class HookOperations:
                 log.warning("%s: a reservation was left over from an interrupted start; freeing it", domain.name)
                 await self._extents.release(left_over)
             with self._times.step(domain.uuid, "prepare: plan and ledger"):
-                reservation = await self._admission.reserve(domain)
+                reservation = await self._admission.reserve(
+                    domain, lambda doing, done, total: report(StepProgress(doing, done, total))
+                )
             try:
                 await self._extents.make(reservation.extents, report)
             except BaseException:
                 await asyncio.shield(self._extents.release(reservation))
+                self._admission.note_start(domain.uuid, succeeded=False)
                 raise
+            self._admission.note_start(domain.uuid, succeeded=True)
             self._ledger.set_phase(domain.uuid, Phase.PREPARED)
             log.info("%s: %s prepared", domain.name, format_size(reservation.size_bytes))
 

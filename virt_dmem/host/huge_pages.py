@@ -21,6 +21,7 @@ __all__ = [
     "why_no_hvo",
     "set_persistent",
     "set_hvo",
+    "compact",
 ]
 
 _HVO = "proc/sys/vm/hugetlb_optimize_vmemmap"
@@ -120,3 +121,18 @@ def set_hvo(on: bool, *, root: Path = ROOT) -> None:
     :raise OSError: When the kernel has none, or rejects it.
     """
     (root / _HVO).write_text("1\n" if on else "0\n")
+
+
+def compact(node: int, *, root: Path = ROOT) -> None:
+    """Have the kernel move pages of a node together, which makes room for huge pages; may take seconds.
+
+    Where the kernel has no such file for the node (no NUMA) all memory is compacted; nothing is done where it has
+    none at all (CONFIG_COMPACTION).
+
+    :raise OSError: When the kernel rejects it.
+    """
+    of_node = root / f"sys/devices/system/node/node{node}/compact"
+    for path in (of_node, root / "proc/sys/vm/compact_memory"):
+        if path.exists():
+            path.write_text("1\n")
+            return

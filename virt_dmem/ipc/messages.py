@@ -15,6 +15,7 @@ __all__ = [
     "ChangeReply",
     "ChangeView",
     "DomainView",
+    "ElasticView",
     "EventView",
     "NewsView",
     "ExtentView",
@@ -50,6 +51,17 @@ class SegmentView:
 
 
 @dataclass(frozen=True)
+class ElasticView:
+    """Describe the limits of an elastic pool, and how much it may take now."""
+
+    max_bytes: int
+    min_bytes: int
+    keep_free_bytes: int
+    linger_seconds: int
+    room_bytes: int
+
+
+@dataclass(frozen=True)
 class PoolView:
     """Describe a pool."""
 
@@ -69,6 +81,7 @@ class PoolView:
     nodes: list[NodeView]
     segments: list[SegmentView]
     ready_note: str
+    elastic: ElasticView | None
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,22 @@ class _State(Collector):
             "Free memory of a pool that is populated and zeroed ahead.",
             {("pool",): ready},
         )
+        most: dict[tuple[str, ...], float] = {
+            (pool.name,): pool.elastic.max_bytes if pool.elastic else pool.capacity_bytes for pool in views
+        }
+        yield _gauge(
+            "virt_dmem_pool_max_bytes",
+            "The most that a pool may have: of a fixed one its capacity.",
+            {("pool",): most},
+        )
+        room: dict[tuple[str, ...], float] = {
+            (pool.name,): pool.elastic.room_bytes if pool.elastic else 0 for pool in views
+        }
+        yield _gauge(
+            "virt_dmem_pool_room_bytes",
+            "How much an elastic pool may take now, beyond its capacity; 0 of a fixed one.",
+            {("pool",): room},
+        )
         states: dict[tuple[str, ...], float] = {(pool.name, pool.state): 1 for pool in views}
         yield _gauge(
             "virt_dmem_pool_state",

@@ -74,6 +74,7 @@ def create(
         )
     page_size = _page_size(kind, page_size, root)
     settings = settings or {}
+    least = int(sizes is not None)
     if sizes is None:
         sizes = kind.default_sizes(page_size, settings, records(config), root=root)
     record: PoolRecord = kind.record(
@@ -81,7 +82,9 @@ def create(
         backend=kind.name,
         page_size=page_size,
         mount=str(config.pools_dir.resolve() / name),
-        nodes={node: NodeShare(size) for node, size in shares_of(kind, page_size, sizes, root).items()},
+        nodes={
+            node: NodeShare(size) for node, size in shares_of(kind, page_size, sizes, root, least=least).items()
+        },
         boot_id=kernel.boot_id(root=root),
         **settings,
     )
@@ -125,8 +128,9 @@ def mount(
 ) -> PoolRecord | None:
     """Provide a recorded pool again: for the boot unit, and after an interruption.
 
-    Segments of an earlier boot get their memory and their mount again; of those that are mounted only what the host
-    has lost of them. One that was never finished, or whose destruction was interrupted, is undone; an interrupted
+    Segments of an earlier boot get their memory and their mount again, but for those that an elastic pool took for
+    domains; of those that are mounted only what the host has lost of them. One that was never finished, or whose
+    destruction was interrupted, is undone; an interrupted
     change in place is finished or undone. Returns the record of the first segment, ``None`` when none is left.
 
     :raise PoolNotFound: When there is no such pool.
@@ -152,8 +156,10 @@ def settle(config: Config, record: PoolRecord, report: ProgressCallback | None, 
     :raise DmemError: As ``mount``.
     """
     kind = table.backend(record.backend)
+    of_this_boot = record.boot_id == kernel.boot_id(root=root)
     job = job_of(config, record, report, root)
-    if record.state in ("creating", "destroying"):
+    over = kind.on_demand(record) and not (of_this_boot and kind.mounted(record, root=root))
+    if record.state in ("creating", "destroying") or over:
         take_down(config, kind, job)
         return None
     interrupted = conclude_resize(kind, record, root)
@@ -218,7 +224,7 @@ def provide(kind: Backend[Any], job: Job[Any]) -> None:
         job.report(f"Mounting {record.mount}", record.got_bytes, record.wanted_bytes)
         _passable(Path(record.mount))
         kind.mount(job)
-    _hold(job)
+    _hold(kind, job)
     record.state = "ready"
     job.save()
 
@@ -237,11 +243,12 @@ def _unmount(kind: Backend[Any], job: Job[Any]) -> None:
             job.save()
 
 
-def _hold(job: Job[Any]) -> None:
+def _hold(kind: Backend[Any], job: Job[Any]) -> None:
     """Hold every page on its node from the start; later the daemon does."""
     record = job.record
     in_all, held_before = record.wanted_bytes, 0
-    for node in [] if files_in(record, job.root) else ballast.nodes_to_hold(record, root=job.root):
+    by_itself = kind.on_demand(record) or files_in(record, job.root)  # its domain is about to populate it
+    for node in [] if by_itself else ballast.nodes_to_hold(record, root=job.root):
         wanted = record.nodes[node].wanted_bytes
         more = True
         while more:

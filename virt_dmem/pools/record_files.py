@@ -23,7 +23,7 @@ __all__ = ["path_of", "paths", "read", "remove", "write"]
 
 _SIZE_LIMIT = 1 << 63
 _UNREADABLE = "A pool record cannot be read"
-_LATER = ("existing", "of_host", "resizing")
+_LATER = ("elastic", "existing", "of_host", "resizing")
 _SEGMENT_NAME = re.compile(rf"{POOL_NAME.pattern}(\+[0-9]{{1,6}})?", re.ASCII)
 
 

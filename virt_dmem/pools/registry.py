@@ -16,7 +16,7 @@ from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
 from virt_dmem.text import did_you_mean
 
-__all__ = ["records", "readable", "segments", "find", "choose", "complete", "capacity", "capacities"]
+__all__ = ["records", "readable", "segments", "find", "choose", "complete", "capacity", "capacities", "shown_state"]
 
 
 def records(config: Config) -> list[PoolRecord]:
@@ -97,6 +97,15 @@ def choose(config: Config, name: str) -> PoolRecord:
 def capacity(record: PoolRecord, *, root: Path = kernel.ROOT) -> dict[int, int]:
     """Return the bytes that the mount of a segment provides now, by node: 0 where it is not mounted."""
     return backend(record.backend).capacity(record, root=root)
+
+
+def shown_state(segments: Sequence[PoolRecord]) -> str:
+    """Return the state of a pool: the first that is not ``ready`` of its segments.
+
+    Those that an elastic pool takes and gives back for domains leave it ready.
+    """
+    lasting = [record for record in segments if not backend(record.backend).on_demand(record)]
+    return next((record.shown_state for record in lasting or segments if record.shown_state != "ready"), "ready")
 
 
 def capacities(found: Sequence[PoolRecord], *, root: Path = kernel.ROOT) -> list[dict[int, int]]:

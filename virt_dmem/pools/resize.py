@@ -111,6 +111,11 @@ def resize(
         there = {record.name: record for record in registry.segments(config, name)}
         first = next(iter(there.values()))
         kind = backend_named(first.backend)
+        if kind.elastic(first):
+            raise PoolError(
+                f"Pool {name} is elastic: its size follows the domains that use it.",
+                hint="To change its limits destroy it, and create it again; 'virt-dmem pool show' has them.",
+            )
         _require_usable(name, there.values(), root)
         changes = (
             _change_in_place(first, sizes, root)

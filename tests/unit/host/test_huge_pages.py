@@ -32,3 +32,16 @@ def test_huge_pages_are_counted_by_node_and_reservations_for_the_host(tmp_path: 
 @pytest.mark.parametrize(("content", "expected"), [("0", False), ("1", True), (None, None)])
 def test_hvo_is_on_off_or_not_there(tmp_path: Path, content: str | None, expected: bool | None) -> None:
     assert huge_pages.hvo(root=fake_tree(tmp_path, hvo=content)) is expected
+
+
+def test_a_node_is_compacted_by_itself_or_else_all_memory_or_nothing(tmp_path: Path) -> None:
+    root = fake_tree(tmp_path, memory=[GIB, GIB])
+    huge_pages.compact(1, root=root)  # a kernel without compaction
+    everything, one = root / "proc/sys/vm/compact_memory", root / "sys/devices/system/node/node1/compact"
+    put(everything, "")
+    huge_pages.compact(1, root=root)
+    assert everything.read_text() == "1\n"
+    put(everything, "")
+    put(one, "")
+    huge_pages.compact(1, root=root)
+    assert (one.read_text(), everything.read_text()) == ("1\n", "")

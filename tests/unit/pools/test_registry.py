@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rig.elastic_records import elastic_record
 from tests.rig.pool_records import HUGE, huge_record, write_record
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolNotFound
@@ -39,3 +40,11 @@ def test_a_pool_that_is_not_mounted_has_nothing(config: Config) -> None:
     record = huge_record(config)
     record.state, record.nodes = "ready", {0: NodeShare(HUGE, HUGE)}
     assert registry.capacity(record) == {0: 0}
+
+
+def test_what_an_elastic_pool_takes_for_a_domain_leaves_it_ready(config: Config) -> None:
+    first, taken = elastic_record(config), elastic_record(config, "p+1", state="creating")
+    assert registry.shown_state([first, taken]) == "ready"
+    assert registry.shown_state([taken]) == "creating"
+    first.state = "destroying"
+    assert registry.shown_state([first, taken]) == "destroying"

@@ -168,6 +168,14 @@ class Backend(ABC, Generic[Record]):
         """Return whether the kernel loses memory of this segment when it is given back."""
         return hvo_bug.Verdict.GOOD
 
+    def elastic(self, record: Record) -> bool:
+        """Return whether the pool of a segment takes memory for domains, and gives it back after them."""
+        return False
+
+    def on_demand(self, record: Record) -> bool:
+        """Return whether a segment was taken for a domain: it is not to be had again after a boot."""
+        return self.elastic(record) and record.number > 0
+
     def zeroes(self, record: Record) -> bool:
         """Return whether the kernel zeroes the memory of this pool when it allocates it."""
         return self.zeroes_on_allocation

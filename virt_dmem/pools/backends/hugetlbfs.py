@@ -8,7 +8,8 @@ so does a page whose struct pages cannot be reallocated for lack of memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,9 @@ from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed
 from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord, PageCountChange
 from virt_dmem.pools.backends.struct_pages import struct_pages_of
-from virt_dmem.pools.record import NodeShare
+from virt_dmem.pools.elastic import kernel_bug
+from virt_dmem.pools.elastic import options as elastic_options
+from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.text import counted
 from virt_dmem.units import GIB, MIB, format_size, round_up
 
@@ -66,7 +69,7 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         return hugetlbfs_plan.metadata_left(size_bytes, page_size)
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add ``--no-hvo`` and ``--existing-pages``."""
+        """Add ``--no-hvo``, ``--existing-pages``, and those of elastic pools."""
         parser.add_argument(
             "--no-hvo",
             action="store_true",
@@ -78,21 +81,47 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
             help="first take huge pages that the host has and that are free: set aside at boot (hugepages=), or by"
             " vm.nr_hugepages; the host keeps them when the pool is destroyed",
         )
+        elastic_options.add(parser)
 
     def settings(self, args: argparse.Namespace, *, sized: bool) -> dict[str, Any]:
-        """Return whether HVO is to be switched on, and existing pages are to be taken."""
-        return {"hvo": not args.no_hvo, "existing": args.existing_pages}
+        """Return whether HVO is to be switched on and existing pages taken, and the limits of an elastic pool."""
+        found: dict[str, Any] = {"hvo": not args.no_hvo, "existing": args.existing_pages}
+        if limits := elastic_options.limits(args, sized=sized):
+            found["elastic"] = limits
+        return found
 
     def reject_options(self, args: argparse.Namespace, backend: str) -> None:
-        """Reject ``--existing-pages`` for another backend."""
+        """Reject ``--existing-pages`` and ``--elastic`` for another backend."""
+        elastic_options.reject(args, backend)
         if args.existing_pages:
             raise UsageError(
                 "--existing-pages is about huge pages.", hint=f"A {backend} pool takes none: leave it out."
             )
 
     def inherited_settings(self, record: HugetlbfsRecord) -> dict[str, Any]:
-        """Return whether HVO is to be switched on, and existing pages are to be taken."""
-        return {"hvo": record.hvo, "existing": record.existing}
+        """Return whether HVO is to be switched on and existing pages taken, and the limits of an elastic pool."""
+        return {"hvo": record.hvo, "existing": record.existing, "elastic": record.elastic}
+
+    def default_sizes(
+        self,
+        page_size: int,
+        settings: Mapping[str, Any],
+        others: Sequence[PoolRecord],
+        *,
+        root: Path = kernel.ROOT,
+    ) -> dict[int, int]:
+        """Return the bytes by node that an elastic pool always has.
+
+        :raise UsageError: When the pool is not elastic, or its limits are no whole number of pages.
+        """
+        limits = settings.get("elastic")
+        if limits is None:
+            return super().default_sizes(page_size, settings, others, root=root)
+        return elastic_options.first_sizes(limits, page_size, self.nodes(root=root)[1])
+
+    def elastic(self, record: HugetlbfsRecord) -> bool:
+        """Return whether the pool of a segment takes memory for domains, and gives it back after them."""
+        return record.elastic is not None
 
     def checks(self) -> tuple[BackendCheck, ...]:
         """Return the checks of huge pages and HVO."""
@@ -114,8 +143,10 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         """Reject a size that a node or the host does not have available.
 
         :raise PoolShort: When it does not.
+        :raise PoolError: When the pool is to be elastic, and the kernel loses what HVO optimized.
         """
         record = job.record
+        kernel_bug.reject(record, root=job.root)
         available = {node.node: node.memory.available_bytes for node in numa.nodes(root=job.root)}
         missing = {node: share.wanted_bytes - share.got_bytes for node, share in record.nodes.items()}
         if record.existing:
@@ -154,13 +185,26 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         self._forget_gone(job)
         if record.existing:
             _take_existing(job)
+        compacted: set[int] = set()
         for node, share in sorted(record.nodes.items()):
             while share.got_bytes < share.wanted_bytes:
                 job.report(f"Allocating huge pages of node {node}", record.got_bytes, record.wanted_bytes)
                 pages = min(share.wanted_bytes - share.got_bytes, max(self.step_bytes, record.page_size))
-                if not _raise(job, node, share, pages // record.page_size):
+                if not _raise(job, node, share, pages // record.page_size) and not self._compact(
+                    job, node, compacted
+                ):
                     raise _short(job)
         job.report("Allocated huge pages", record.got_bytes, record.wanted_bytes)
+
+    def _compact(self, job: Job[HugetlbfsRecord], node: int, compacted: set[int]) -> bool:
+        """Compact a node that fell short, once, for an elastic pool; return whether to try it again."""
+        if job.record.elastic is None or node in compacted:
+            return False
+        compacted.add(node)
+        job.report(f"Compacting memory of node {node}", job.record.got_bytes, job.record.wanted_bytes)
+        with contextlib.suppress(OSError):  # what it has is known without it
+            huge_pages.compact(node, root=job.root)
+        return True
 
     def gone(self, job: Job[HugetlbfsRecord]) -> dict[int, int]:
         """Return the bytes by node of pages that the kernel took: somebody lowered their number."""
@@ -471,10 +515,30 @@ def _existing_hint(job: Job[HugetlbfsRecord]) -> str:
 def _short(job: Job[HugetlbfsRecord]) -> PoolShort:
     record = job.record
     shares = sorted(record.nodes.items())
+    had = {node: share.got_bytes for node, share in shares}
     wanted = ", ".join(f"{format_size(share.wanted_bytes)} of node {node}" for node, share in shares)
     got = ", ".join(f"{format_size(share.got_bytes)} of node {node}" for node, share in shares)
     return PoolShort(
         f"Pool {record.name} needs {wanted} in pages of {format_size(record.page_size)}, but got {got}.",
-        hint=f"{_existing_hint(job)}Create pools soon after boot, run 'echo 1 > /proc/sys/vm/compact_memory' first,"
+        had=had,
+        hint=f"{_why_short(job)}Stop another domain, or try again: the kernel moves pages meanwhile."
+        if record.elastic
+        else f"{_existing_hint(job)}Create pools soon after boot, run 'echo 1 > /proc/sys/vm/compact_memory' first,"
         " or ask for less.",
     )
+
+
+def _why_short(job: Job[HugetlbfsRecord]) -> str:
+    """Return for each node that fell short whether memory is missing there, or contiguous memory."""
+    why = ""
+    available = {node.node: node.memory.available_bytes for node in numa.nodes(root=job.root)}
+    for node, share in sorted(job.record.nodes.items()):
+        missing, left = share.wanted_bytes - share.got_bytes, available.get(node, 0)
+        if missing > left:
+            why += f"Node {node} has only {format_size(left)} available for the other {format_size(missing)}. "
+        elif missing:
+            why += (
+                f"Node {node} has {format_size(left)} available, but so fragmented that the kernel finds no"
+                f" {format_size(missing)} in whole pages. "
+            )
+    return why

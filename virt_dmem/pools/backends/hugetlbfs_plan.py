@@ -33,6 +33,11 @@ def option(size: int, page_size: int, facts: HostFacts) -> HostOption:
             "'pool create' also switches HVO on by itself (vm.hugetlb_optimize_vmemmap); on the command line it"
             " applies to huge pages of others, too."
         )
+    if not is_gigantic(page_size, facts.base_page):
+        notes.append(
+            "Or take the pages only while domains need them, which the kernel may refuse once memory is fragmented:"
+            f" 'virt-dmem pool create NAME --elastic --max {exact_size(size)}'."
+        )
     if is_gigantic(page_size, facts.base_page):
         notes.append(f"Each memory backend of a domain must be a multiple of {format_size(page_size)}.")
         per_size = per_node(by_node, lambda share: share // page_size)

@@ -37,6 +37,7 @@ export interface Pool {
     nodes: PoolNode[];
     segments: PoolSegment[];
     ready_note: string | null;
+    elastic: PoolElastic | null;
     on_boot: boolean | null;
 }
 
@@ -52,6 +53,14 @@ export interface PoolSegment {
     name: string;
     capacity_bytes: number;
     reserved_bytes: number | null;
+}
+
+export interface PoolElastic {
+    max_bytes: number;
+    min_bytes: number;
+    keep_free_bytes: number;
+    linger_seconds: number;
+    room_bytes: number;
 }
 
 export interface Domain {
@@ -399,6 +408,11 @@ export interface Commands {
             "--backend"?: "hugetlbfs" | "dmemfs" | "tmpfs";
             "--no-hvo"?: true;
             "--existing-pages"?: true;
+            "--elastic"?: true;
+            "--max"?: string;
+            "--min"?: string;
+            "--keep-free"?: string;
+            "--linger"?: string;
             "--region"?: string[];
         };
         operands: [name: string];

@@ -16,7 +16,7 @@ function pool(...nodes: PoolNode[]): Pool {
     return {
         name: "p", backend: "hugetlbfs", page_size: 2 ** 21, mount: "/m", state: "ready",
         capacity_bytes: 0, reserved_bytes: 0, free_bytes: 0, ready_bytes: 0, ready_goal_bytes: 0, ready_most_bytes: 0,
-        ready_policy: "all", pinned_bytes: 0, nodes, segments: [], ready_note: "", on_boot: false,
+        ready_policy: "all", pinned_bytes: 0, nodes, segments: [], ready_note: "", elastic: null, on_boot: false,
     };
 }
 

@@ -9,8 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from tests.rig.checked_machine import bare_machine, pool
-from tests.rig.fake_tree import BOOT, MIB, fake_tree, put
+from tests.rig.elastic_records import elastic_record
+from tests.rig.fake_tree import BOOT, GIB, MIB, fake_tree, put
 from virt_dmem.config.schema import Config
+from virt_dmem.errors import PoolShort
 from virt_dmem.host import huge_pages
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.monitoring.checks.suite import CHECKS
@@ -165,3 +167,22 @@ def test_a_pool_without_hvo_says_when_hvo_was_on_all_the_same(monkeypatch: pytes
     ):
         monkeypatch.setattr("virt_dmem.host.huge_pages.hvo", lambda on=on, **_: on)
         assert bool(Hugetlbfs().created_otherwise(record)) is told
+
+
+def test_an_elastic_pool_that_falls_short_says_whether_memory_is_missing_or_fragmented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake of a kernel that finds no page."""
+    root = fake_tree(tmp_path / "root", memory=[16 * GIB, 16 * GIB], hvo=None)
+    for node in (0, 1):
+        put(root / f"sys/devices/system/node/node{node}/compact", "")
+    record = elastic_record(Config(), "p+1", {0: HUGE, 1: 14 * GIB}, boot_id=BOOT, state="creating")
+    for share in record.nodes.values():
+        share.got_bytes = 0
+    monkeypatch.setattr(huge_pages, "set_persistent", lambda *_args, **_more: None)
+    with pytest.raises(PoolShort) as caught:
+        Hugetlbfs().acquire(Job(record, (), lambda: None, lambda *_: None, root))
+    assert caught.value.had == {0: 0, 1: 0}
+    assert "Node 0 has 12 GiB available, but so fragmented" in caught.value.hint
+    assert "Node 1 has only 12 GiB available for the other 14 GiB" in caught.value.hint
+    assert (root / "sys/devices/system/node/node0/compact").read_text() == "1\n"

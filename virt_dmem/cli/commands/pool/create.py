@@ -11,8 +11,11 @@ from virt_dmem.units import format_size, parse_size
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
+    from typing import Any
 
     from virt_dmem.cli.output import Output
+    from virt_dmem.pools.record import PoolRecord
 
 __all__ = ["COMMANDS"]
 
@@ -20,6 +23,9 @@ _ABOUT = """\
 The pool is created completely or not at all. Without --node its size is spread
 evenly over the nodes that have memory; with --node, --size may be omitted. Huge
 pages are easiest to allocate soon after boot. Requires root.
+
+An elastic pool (--elastic --max SIZE) has no fixed size: it takes huge pages
+when a domain starts, and gives them back some time after it.
 
 A dmemfs pool consists of memory that was reserved at boot ('virt-dmem
 plan-host'), found on the kernel's command line and in its memory map, or named
@@ -74,12 +80,29 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     if note := table.backend(record.backend).created_otherwise(record):
         out.note(note)
     out.text(f"Pool {record.name}: {format_size(record.got_bytes)} in {pages} at {record.mount}")
+    row = row_of([record])
+    if row["elastic"]:
+        _describe_elastic(out, record, row["elastic"])
     refresh_pools(config, args.name)
     if args.on_boot:
         boot_units.enable(args.name)
         out.note(f"{boot_units.unit_of(args.name)} is enabled: it restores the pool at each boot.")
-    out.result(pool=row_of([record]))
+    out.result(pool=row | {"on_boot": boot_units.is_enabled(args.name)})
     return ExitStatus.DONE
+
+
+def _describe_elastic(out: Output, record: PoolRecord, elastic: Mapping[str, Any]) -> None:
+    """Print what an elastic pool may have, and what may keep it from giving memory back."""
+    from virt_dmem.host import kernel
+    from virt_dmem.host.hvo_bug import Verdict
+    from virt_dmem.pools.backends.table import backend
+
+    out.text(f"It is elastic: it takes up to {format_size(elastic['max_bytes'])} when domains start.")
+    if backend(record.backend).freeing(record) is Verdict.SUSPECT:
+        out.note(
+            f"Linux {kernel.release()} may lose huge pages that HVO optimized when they are given back;"
+            " 'virt-dmem check' shows it afterwards, and a reboot recovers them."
+        )
 
 
 COMMANDS = (

@@ -20,11 +20,19 @@ _ABOUT = """\
 If virt-dmemd does not answer, the pools are read from their records (as root),
 and reserved memory is shown as unknown."""
 
+
+def _of_elastic(name: str, key: str, help_text: str) -> Column:
+    """Return a column that shows the bytes below ``key`` of elastic pools."""
+    return Column(name, lambda row: (row["elastic"] or {}).get(key), help_text, size=True)
+
+
 COLUMNS = table(
     text("NAME", "name", "name of the pool"),
     BACKEND,
     PAGES,
-    size("CAPACITY", "capacity_bytes", "current size"),
+    size("CAPACITY", "capacity_bytes", "current size; of an elastic pool what it has taken"),
+    _of_elastic("MAX", "max_bytes", "the most that an elastic pool may have; - of others"),
+    _of_elastic("ROOM", "room_bytes", "how much an elastic pool may take now, beyond its capacity; - of others"),
     size("RESERVED", "reserved_bytes", "memory held by domains; - when virt-dmemd does not answer"),
     size("FREE", "free_bytes", "capacity less reserved"),
     size("READY", "ready_bytes", "free memory that is populated and pre-zeroed"),
@@ -60,6 +68,8 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     config = load_config(args.config)
     shown = choose(COLUMNS, args.output, "NAME,BACKEND,PAGES,CAPACITY,RESERVED,FREE,STATE,ON-BOOT")
     rows = select(pool_rows(config, out), COLUMNS, args)
+    if not args.output and any(row["elastic"] for row in rows):
+        shown = choose(COLUMNS, None, "NAME,BACKEND,PAGES,CAPACITY,MAX,RESERVED,FREE,READY,STATE,ON-BOOT")
     out.table(shown, rows, headings=not args.no_headings)
     out.result(pools=rows)
     return ExitStatus.DONE

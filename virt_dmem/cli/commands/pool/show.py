@@ -47,11 +47,23 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
         out.text("")
         out.table([_SEGMENT, *(COLUMNS[name] for name in ("CAPACITY", "RESERVED"))], row["segments"])
         out.text("\nA segment can shrink or be removed only while nothing of it is reserved.")
+    if row["elastic"]:
+        out.text(f"\n{_limits(out, row['elastic'])}")
     if row["ready_note"]:
         note = row["ready_note"]
         out.text(f"\nPre-zeroed: {_prezeroed(out, row)}. {note[:1].upper()}{note[1:]}.")
     out.result(pool=row)
     return ExitStatus.DONE
+
+
+def _limits(out: Output, elastic: Mapping[str, Any]) -> str:
+    """Return the limits of an elastic pool as sentences."""
+    least = f"always has {out.size(elastic['min_bytes'])}" if elastic["min_bytes"] else "may be empty"
+    return (
+        f"The pool is elastic: it {least}, may have {out.size(elastic['max_bytes'])}, and can take"
+        f" {out.size(elastic['room_bytes'])} now. It leaves {out.size(elastic['keep_free_bytes'])} to the host, and"
+        f" keeps memory that no domain holds for {elastic['linger_seconds']} s."
+    )
 
 
 def _prezeroed(out: Output, row: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ def test_several_segments_are_listed_as_each_shrinks_by_itself(
     unknown = dict.fromkeys(("ready_bytes", "ready_goal_bytes", "ready_most_bytes", "ready_policy", "pinned_bytes"))
     row = unknown | {
         "name": "p", "backend": "hugetlbfs", "page_size": 2 << 20, "mount": "/m", "state": "ready", "nodes": [],
-        "on_boot": None, "ready_note": None, "segments": [
+        "on_boot": None, "ready_note": None, "elastic": None, "segments": [
             {"name": "p", "capacity_bytes": 1 << 30, "reserved_bytes": 4 << 20},
             {"name": "p+1", "capacity_bytes": 2 << 30, "reserved_bytes": 0},
         ],

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Check what elastic pools need: virt-dmem-pages, a kernel that frees huge pages, and one that reports pressure."""
+
+from __future__ import annotations
+
+import socket
+
+from virt_dmem.host import kernel
+from virt_dmem.monitoring.checks.base import Machine
+from virt_dmem.pools.backends.checks import Result, failed, passed, warned
+from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord
+from virt_dmem.pools.elastic import kernel_bug
+
+__all__ = ["elastic_pools"]
+
+ANSWER_SECONDS = 5.0
+
+
+def elastic_pools(machine: Machine) -> Result:
+    """Check that elastic pools can take memory, and give it back."""
+    pools = [record for record in machine.records() if isinstance(record, HugetlbfsRecord) and record.elastic]
+    if not pools:
+        return passed("No pool is elastic.")
+    names = ", ".join(sorted({record.pool for record in pools}))
+    if losing := sorted({record.pool for record in pools if kernel_bug.loses_pages(record, root=machine.root)}):
+        return failed(
+            f"Linux {kernel.release(root=machine.root)} loses huge pages that HVO optimized when they are freed:"
+            f" elastic pool {', '.join(losing)} takes no more.",
+            "Boot a kernel that frees them (line hvo), or create the pool again with --no-hvo while HVO is off.",
+        )
+    path = machine.path(machine.config.pages_socket_path)
+    try:
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.settimeout(ANSWER_SECONDS)
+            caller.connect(str(path))
+    except OSError as error:
+        return failed(
+            f"virt-dmem-pages does not listen at {path} ({error.strerror}): elastic pool {names} takes no memory"
+            " for domains, and gives none back.",
+            "Run 'systemctl enable --now virt-dmem-pages.socket'.",
+        )
+    if not (machine.root / "proc/pressure/memory").exists():
+        return warned(
+            "This kernel does not report pressure (psi=1 on its command line, CONFIG_PSI): elastic pools keep"
+            " memory for as long as it lingers, also when the host is short of it.",
+            "Boot with psi=1, or choose a short --linger.",
+        )
+    return passed(f"Elastic pool {names} can take memory, and give it back.")
