@@ -7,6 +7,9 @@
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
 #include <linux/uaccess.h>
+#if __has_include(<linux/hex.h>)
+#include <linux/hex.h>	/* before, hex2bin() was in linux/kernel.h */
+#endif
 
 #ifdef HAVE_MNT_IDMAP
 #define dmemfs_idmap mnt_idmap
@@ -75,6 +78,35 @@ static inline void dmemfs_kill_super(struct super_block *sb)
 	kill_anon_super(sb);
 #else
 	kill_litter_super(sb);
+#endif
+}
+
+/* As dmemfs_keep_name(), of a dentry that d_alloc() returned. */
+static inline void dmemfs_add_name(struct dentry *dentry, struct inode *inode)
+{
+#ifdef HAVE_MAKE_PERSISTENT
+	d_make_persistent(dentry, inode);
+	dput(dentry);
+#else
+	d_add(dentry, inode);
+#endif
+}
+
+static inline struct timespec64 dmemfs_mtime(const struct inode *inode)
+{
+#ifdef HAVE_INODE_TIMES
+	return inode_get_mtime(inode);
+#else
+	return inode->i_mtime;
+#endif
+}
+
+static inline void dmemfs_set_mtime(struct inode *inode, struct timespec64 mtime)
+{
+#ifdef HAVE_INODE_TIMES
+	inode_set_mtime_to_ts(inode, mtime);
+#else
+	inode->i_mtime = mtime;
 #endif
 }
 

@@ -24,6 +24,7 @@
 #include <linux/wait.h>
 
 #include "compat.h"
+#include "table.h"
 
 #define DMEMFS_MAGIC		0x2ace90c6
 #define DMEMFS_MAX_REGIONS	64
@@ -35,6 +36,7 @@ enum dmemfs_entry { DMEMFS_4K, DMEMFS_2M, DMEMFS_1G, DMEMFS_ENTRIES };
 struct dmemfs_region {
 	phys_addr_t start;
 	u64 size;
+	u64 used;		/* by pages; persist= has the rest */
 	struct resource *claim;
 	void *va;		/* the one write-back mapping */
 };
@@ -87,11 +89,16 @@ struct dmemfs_node {
 	struct task_struct *scrubber;
 };
 
+enum dmemfs_persist { DMEMFS_FORGET, DMEMFS_BEGIN, DMEMFS_FIND, DMEMFS_SHOWN };
+
 struct dmemfs_options {
 	struct dmemfs_region regions[DMEMFS_MAX_REGIONS];
 	unsigned int nr_regions;
 	unsigned int page_shift;
 	bool hugetlbfs;			/* statfs answers as hugetlbfs does */
+	enum dmemfs_persist persist;
+	u8 token[DMEMFS_TOKEN_BYTES];		/* of the files to be found */
+	u8 next_token[DMEMFS_TOKEN_BYTES];	/* under which they are left */
 	umode_t mode;
 	kuid_t uid;
 	kgid_t gid;
@@ -107,6 +114,8 @@ struct dmemfs_pool {
 	struct dmemfs_node *nodes[MAX_NUMNODES];
 	nodemask_t node_mask;
 	bool huge;			/* entries above 4K are supported */
+	bool keep;			/* leave the files for another mount */
+	u64 generation;			/* of the table that was found */
 	/*
 	 * Read by each fallocate(), which holds pages that no file has yet;
 	 * written by a fault that finds none left, so that it looks again
@@ -144,6 +153,7 @@ struct dmemfs_inode {
 	unsigned long owned;		/* all that the pool gave it and has not got back */
 	unsigned long most;		/* the greatest size, or end of memory, so far */
 	bool mapped;			/* ever: a driver may know its page frames */
+	u32 number;			/* in the table that is being written */
 };
 
 static inline struct dmemfs_inode *DMEMFS_I(const struct inode *inode)
@@ -183,6 +193,7 @@ struct dmemfs_span *dmemfs_find_span(struct dmemfs_pool *pool, unsigned long pag
 bool dmemfs_continues(struct dmemfs_pool *pool, const struct dmemfs_extent *a,
 		      const struct dmemfs_extent *b);
 void *dmemfs_page_va(struct dmemfs_pool *pool, unsigned long page);
+bool dmemfs_claim(struct dmemfs_pool *pool, u64 page, u64 count);
 bool dmemfs_take_from(struct dmemfs_node *node, unsigned long want, unsigned long hint,
 		      struct dmemfs_run *run);
 void dmemfs_give_back(struct dmemfs_pool *pool, unsigned long page, unsigned long count, bool clean,
@@ -252,6 +263,13 @@ void dmemfs_exit_guard(void);
 
 /* xattr.c */
 extern const struct xattr_handler *dmemfs_xattr_handlers[];
+
+/* persist.c */
+int dmemfs_make_room(struct fs_context *fc, struct dmemfs_options *opt);
+void dmemfs_forget(struct dmemfs_pool *pool);
+int dmemfs_restore(struct super_block *sb, struct fs_context *fc);
+void dmemfs_take_over(struct dmemfs_pool *pool);
+void dmemfs_keep(struct super_block *sb);
 
 /* sysfs.c */
 int dmemfs_init_sysfs(void);

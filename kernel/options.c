@@ -7,12 +7,13 @@
 
 #include "dmemfs.h"
 
-enum { OPT_REGION, OPT_PAGESIZE, OPT_COMPAT, OPT_MODE, OPT_UID, OPT_GID };
+enum { OPT_REGION, OPT_PAGESIZE, OPT_COMPAT, OPT_PERSIST, OPT_MODE, OPT_UID, OPT_GID };
 
 static const struct fs_parameter_spec dmemfs_parameters[] = {
 	fsparam_string("region", OPT_REGION),
 	fsparam_string("pagesize", OPT_PAGESIZE),
 	fsparam_string("compat", OPT_COMPAT),
+	fsparam_string("persist", OPT_PERSIST),
 	fsparam_u32oct("mode", OPT_MODE),
 	fsparam_u32("uid", OPT_UID),
 	fsparam_u32("gid", OPT_GID),
@@ -60,6 +61,39 @@ static int parse_page_size(struct fs_context *fc, struct dmemfs_options *opt, co
 	return 0;
 }
 
+/* 128 random bits in hexadecimal; not shown when they are wrong, as they are secret. */
+static bool parse_token(u8 *token, const char *text, size_t length)
+{
+	return length == 2 * DMEMFS_TOKEN_BYTES && !hex2bin(token, text, DMEMFS_TOKEN_BYTES) &&
+	       memchr_inv(token, 0, DMEMFS_TOKEN_BYTES);
+}
+
+/*
+ * "OLD:NEXT" finds the files that were left for the token OLD, "new:NEXT"
+ * begins without; both leave them for NEXT. "on" is what is shown of either.
+ */
+static int parse_persist(struct fs_context *fc, struct dmemfs_options *opt, const char *text)
+{
+	const char *next = strchr(text, ':');
+
+	if (!strcmp(text, "on")) {
+		opt->persist = DMEMFS_SHOWN;
+		return 0;
+	}
+	if (!next || !parse_token(opt->next_token, next + 1, strlen(next + 1)))
+		return invalf(fc, "dmemfs: persist= is OLD:NEXT or new:NEXT, each token of 32 hexadecimal digits");
+	if (next - text == 3 && !memcmp(text, "new", 3)) {
+		opt->persist = DMEMFS_BEGIN;
+		return 0;
+	}
+	if (!parse_token(opt->token, text, next - text))
+		return invalf(fc, "dmemfs: persist= is OLD:NEXT or new:NEXT, each token of 32 hexadecimal digits");
+	if (!memcmp(opt->token, opt->next_token, sizeof(opt->token)))
+		return invalf(fc, "dmemfs: persist= was given one token twice: each is good for one mount");
+	opt->persist = DMEMFS_FIND;
+	return 0;
+}
+
 #define NO_HOST		"dmemfs: not supported on this host: %s"
 
 /* The reason goes where those of region.c go: to the caller of mount and to the kernel log. */
@@ -96,6 +130,8 @@ static int dmemfs_parse(struct fs_context *fc, struct fs_parameter *param)
 				      param->string);
 		opt->hugetlbfs = true;
 		return 0;
+	case OPT_PERSIST:
+		return parse_persist(fc, opt, param->string);
 	case OPT_MODE:
 		opt->mode = result.uint_32 & 07777;
 		return 0;
@@ -132,6 +168,8 @@ int dmemfs_show_options(struct seq_file *m, struct dentry *root)
 	seq_printf(m, ",pagesize=%s", page_size_name(pool->page_shift));
 	if (opt->hugetlbfs)
 		seq_puts(m, ",compat=hugetlbfs");
+	if (opt->persist != DMEMFS_FORGET)
+		seq_puts(m, ",persist=on");
 	if (opt->mode != 0755)
 		seq_printf(m, ",mode=%o", opt->mode);
 	if (!uid_eq(opt->uid, GLOBAL_ROOT_UID))
@@ -152,6 +190,9 @@ static int dmemfs_reconfigure(struct fs_context *fc)
 		return invalf(fc, "dmemfs: a remount cannot change pagesize=");
 	if (opt->hugetlbfs && !pool->opt.hugetlbfs)
 		return invalf(fc, "dmemfs: a remount cannot change compat=");
+	if (opt->persist != DMEMFS_FORGET &&
+	    (opt->persist != DMEMFS_SHOWN || pool->opt.persist == DMEMFS_FORGET))
+		return invalf(fc, "dmemfs: a remount cannot change persist=");
 	if (!opt->nr_regions)
 		return 0;
 	if (opt->nr_regions != pool->opt.nr_regions)
@@ -165,7 +206,7 @@ static int dmemfs_reconfigure(struct fs_context *fc)
 
 static void dmemfs_free_fc(struct fs_context *fc)
 {
-	kfree(fc->fs_private);
+	kfree_sensitive(fc->fs_private);
 }
 
 static int dmemfs_get_tree(struct fs_context *fc)
@@ -177,6 +218,8 @@ static int dmemfs_get_tree(struct fs_context *fc)
 		return err;
 	if (!opt->nr_regions)
 		return invalf(fc, "dmemfs: region=BASE+SIZE is missing");
+	if (opt->persist == DMEMFS_SHOWN)
+		return invalf(fc, "dmemfs: persist=on is only shown: to mount, give OLD:NEXT or new:NEXT");
 	if (!opt->page_shift)
 		opt->page_shift = PMD_SHIFT;
 	return get_tree_nodev(fc, dmemfs_fill_super);

@@ -149,6 +149,26 @@ void dmemfs_give_back(struct dmemfs_pool *pool, unsigned long page, unsigned lon
 		wake_up(&node->work);
 }
 
+/* Take exactly these pages, if all of them are there, in one span, and dirty. */
+bool dmemfs_claim(struct dmemfs_pool *pool, u64 page, u64 count)
+{
+	struct dmemfs_span *span = dmemfs_find_span(pool, page);
+	struct dmemfs_node *node = span->node;
+	u64 at = page - span->first;
+	bool free;
+
+	if (page < span->first || at >= span->pages || count > span->pages - at)
+		return false;
+	spin_lock(&node->lock);
+	free = find_next_zero_bit(span->dirty, at + count, at) >= at + count;
+	if (free) {
+		bitmap_clear(span->dirty, at, count);
+		node->dirty -= count;
+	}
+	spin_unlock(&node->lock);
+	return free;
+}
+
 void dmemfs_count(struct dmemfs_pool *pool, u64 *total, u64 *available)
 {
 	int nid;
@@ -233,7 +253,7 @@ static int add_span(struct dmemfs_pool *pool, const struct dmemfs_region *region
 static int add_region(struct dmemfs_pool *pool, const struct dmemfs_region *region)
 {
 	u64 step = max_t(u64, pool->page_size, PMD_SIZE);
-	u64 end = region->start + region->size;
+	u64 end = region->start + region->used;
 	u64 start = region->start, at = start;
 	int nid = node_of(start);
 
@@ -277,6 +297,7 @@ struct dmemfs_pool *dmemfs_create_pool(struct fs_context *fc, struct dmemfs_opti
 	init_rwsem(&pool->allocating);
 	for (i = 0; i < DMEMFS_FAULT_LOCKS; i++)
 		mutex_init(&pool->fault_locks[i]);
+	err = dmemfs_make_room(fc, &pool->opt);
 	for (i = 0; i < pool->opt.nr_regions && !err; i++) {
 		err = dmemfs_claim_region(fc, &pool->opt.regions[i], pool->page_shift);
 		if (!err)

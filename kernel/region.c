@@ -36,8 +36,10 @@ static int check_shape(struct fs_context *fc, struct dmemfs_region *region, unsi
 {
 	u64 page = 1ULL << page_shift;
 	u64 limit = PHYS_LIMIT;
+	/* what persist= needs may lie behind the last whole page */
+	u64 unit = region->used == region->size ? page : PAGE_SIZE;
 
-	if (!IS_ALIGNED(region->start, page) || !IS_ALIGNED(region->size, page)) {
+	if (!IS_ALIGNED(region->start, page) || !IS_ALIGNED(region->size, unit)) {
 		refuse(fc, region, "is not aligned to the page size of 0x%llx", page);
 		return -EINVAL;
 	}

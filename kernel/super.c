@@ -22,6 +22,7 @@ static struct inode *dmemfs_alloc_inode(struct super_block *sb)
 	info->owned = 0;
 	info->most = 0;
 	info->mapped = false;
+	info->number = 0;
 	return &info->vfs;
 }
 
@@ -84,9 +85,6 @@ int dmemfs_fill_super(struct super_block *sb, struct fs_context *fc)
 	if (IS_ERR(pool))
 		return PTR_ERR(pool);
 	sb->s_fs_info = pool;	/* dmemfs_kill_sb() sees to it from here on */
-	err = dmemfs_start_scrubbers(pool);
-	if (err)
-		return err;
 	pool->huge = dmemfs_guard_on() && pool->page_size > PAGE_SIZE;
 	sb->s_maxbytes = MAX_LFS_FILESIZE;
 	sb->s_blocksize = pool->page_size;
@@ -103,9 +101,24 @@ int dmemfs_fill_super(struct super_block *sb, struct fs_context *fc)
 	sb->s_root = d_make_root(root);
 	if (!sb->s_root)
 		return -ENOMEM;
+	/* before anything is zeroed */
+	if (pool->opt.persist == DMEMFS_FIND) {
+		err = dmemfs_restore(sb, fc);
+		if (err)
+			return err;
+	}
+	err = dmemfs_start_scrubbers(pool);
+	if (err)
+		return err;
 	err = dmemfs_show_pool(pool, sb->s_dev);
 	if (err)
 		return err;
+	/* nothing fails from here on: what a mount found is not lost with it */
+	if (pool->opt.persist == DMEMFS_FIND)
+		dmemfs_take_over(pool);
+	else
+		dmemfs_forget(pool);
+	pool->keep = pool->opt.persist != DMEMFS_FORGET;
 	pr_info("dmemfs: %u:%u: %u region(s) in pages of %lu KiB%s\n", MAJOR(sb->s_dev),
 		MINOR(sb->s_dev), pool->opt.nr_regions, pool->page_size / SZ_1K,
 		pool->page_size > PAGE_SIZE && !pool->huge ? ", mapped by 4K entries" : "");
@@ -119,6 +132,12 @@ static void dmemfs_kill_sb(struct super_block *sb)
 	/* named by the device number, which is another mount's as soon as it is free */
 	if (pool)
 		dmemfs_hide_pool(pool);
+	if (pool && pool->opt.persist != DMEMFS_FORGET) {
+		/* what is evicted below is still the files', and not to be zeroed */
+		dmemfs_stop_scrubbers(pool);
+		if (pool->keep)
+			dmemfs_keep(sb);
+	}
 	dmemfs_kill_super(sb);
 	if (pool) {
 		dmemfs_stop_scrubbers(pool);

@@ -157,7 +157,7 @@ static void release_node(struct kobject *kobj)
 
 static void release_pool(struct kobject *kobj)
 {
-	kfree(container_of(kobj, struct dmemfs_pool, kobj));
+	kfree_sensitive(container_of(kobj, struct dmemfs_pool, kobj));	/* tokens */
 }
 
 static const struct kobj_type node_type = {

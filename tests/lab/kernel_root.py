@@ -38,6 +38,7 @@ _MACHINES = {
     "arm64": "qemu-system-aarch64 -M virt,virtualization=on,gic-version=3 -cpu {cpu}",
 }
 _CMDLINES = {"amd64": "console=ttyS0 memmap=512M$0x40000000", "arm64": "console=ttyAMA0 mem=1G"}
+_ANOTHER = "cp $linux kernel; cp /initrd .; find . | cpio --quiet -o -H newc | gzip -1 >/initrd\n"
 _INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -131,7 +132,7 @@ class KernelRoot(OverlayRoot):
         """Build the module and its programs in /build/RELEASE; return what make and the compilers print."""
         target = self.directory / "build" / release
         shutil.copytree(_SOURCE, target, ignore=shutil.ignore_patterns("*.o", "*.ko", ".*.cmd", "*.mod*"))
-        for program in ("dmemtest", "vfiotest", "kvmtest"):
+        for program in ("dmemtest", "vfiotest", "kvmtest", "keeptest"):
             (target / "tests" / program).unlink(missing_ok=True)
         flags = "-O2 -Wall -Wextra -Werror -static"
         return self.run(
@@ -139,8 +140,19 @@ class KernelRoot(OverlayRoot):
             f"make -C /build/{release}/tests CC={_COMPILERS[kernel.arch]} CFLAGS='{flags}'\n"
         )
 
-    def boot(self, kernel: Kernel, release: str, script: str, *, cpu: str = "max,pauth-impdef=on") -> str:
-        """Boot the built module's kernel; run a shell script there as root; return the console's output."""
+    def boot(
+        self,
+        kernel: Kernel,
+        release: str,
+        script: str,
+        *,
+        cpu: str = "max,pauth-impdef=on",
+        with_kernel: bool = False,
+    ) -> str:
+        """Boot the built module's kernel; run a shell script there as root; return the console's output.
+
+        :param with_kernel: The script finds the same kernel as /kernel and an initramfs as /initrd, for kexec.
+        """
         tree = self.directory / "boot-tree"
         shutil.rmtree(tree, ignore_errors=True)
         for name in ("bin", "proc", "sys", "dev", "tmp", "var/tmp", "mnt"):
@@ -151,10 +163,11 @@ class KernelRoot(OverlayRoot):
         tests = f"/build/{release}/tests"
         machine = _MACHINES[kernel.arch].format(cpu=cpu)
         return self.run(
-            f"cd /boot-tree; cp {_BUSYBOX[kernel.arch]} {tests}/dmemtest {tests}/kvmtest bin\n"
+            f"cd /boot-tree; cp {_BUSYBOX[kernel.arch]} {tests}/dmemtest {tests}/kvmtest {tests}/keeptest bin\n"
             f"cp /build/{release}/dmemfs.ko .\n"
             "find . | cpio --quiet -o -H newc | gzip -1 >/initrd\n"
             f"linux=/usr/lib/modules/{release}/vmlinuz; [ -e $linux ] || linux=/boot/vmlinuz-{release}\n"
+            f"{_ANOTHER if with_kernel else ''}"
             f"timeout 1500 {machine} -accel tcg,thread=multi -smp 2 -m 2G -nodefaults -display none -no-reboot"
             f" -serial stdio -kernel $linux -initrd /initrd -append '{_CMDLINES[kernel.arch]} quiet panic=-1'\n"
         )

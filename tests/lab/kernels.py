@@ -78,6 +78,29 @@ def test_its_checks_pass_with_small_pages_and_huge_ones(
         assert said.count("ok kvm") == 2, said
 
 
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.arch == "amd64"], ids=str)
+def test_files_outlive_the_kernel(root: KernelRoot, built: dict[Kernel, str], kernel: Kernel) -> None:
+    """The next kernel gets the token on its command line, by kexec."""
+    region = f"region={kernel.region:#x}+128M:region={kernel.region + (256 << 20):#x}+128M,pagesize=2M"
+    first, last = f"{1:032x}", f"{2:032x}"
+    script = (
+        "insmod /dmemfs.ko; mount=; grep -q token= /proc/cmdline || mount=new\n"
+        f"[ $mount ] || mount=$(sed 's/.*token=//; s/ .*//' /proc/cmdline); next={first}\n"
+        f"[ $mount = new ] || next={last}\n"
+        f"mount -t dmemfs -o {region},persist=$mount:$next pool /mnt || exit\n"
+        "if [ $mount = new ]; then\n"
+        "    keeptest fill /mnt 5 && umount /mnt && rmmod dmemfs && echo filled\n"
+        '    keeptest kexec /kernel /initrd "$(cat /proc/cmdline) token=$next"\n'
+        "fi\n"
+        "keeptest verify /mnt 5 && keeptest clean /mnt && keeptest verify /mnt 5 && echo all of it\n"
+        "umount /mnt; rmmod dmemfs; dmesg | sed -n '/dmemfs/,$p'\n"
+    )
+    said = root.boot(kernel, built[kernel], script, with_kernel=True)
+    assert "filled" in said, said
+    assert "all of it" in said, said
+    assert not re.search(BAD, said, re.IGNORECASE), said
+
+
 @pytest.mark.parametrize("kernel", REFUSED, ids=str)
 def test_a_mount_is_refused_where_a_guest_would_come_to_harm(
     root: KernelRoot, built: dict[Kernel, str], kernel: Kernel, request: pytest.FixtureRequest

@@ -45,6 +45,7 @@ class Built:
     program: bytes
     vfio_program: bytes
     kvm_program: bytes
+    keep_program: bytes
     said: str
 
 
@@ -62,5 +63,7 @@ def build(image: Image) -> Built:
         if done.returncode:
             raise RigError(f"The dmemfs module does not build for {image.suite}:\n{done.stdout}")
         subprocess.run(["strip", "--strip-debug", source / "dmemfs.ko"], check=True)  # most of it
-        programs = [(source / "tests" / name).read_bytes() for name in ("dmemtest", "vfiotest", "kvmtest")]
+        programs = [
+            (source / "tests" / name).read_bytes() for name in ("dmemtest", "vfiotest", "kvmtest", "keeptest")
+        ]
         return Built((source / "dmemfs.ko").read_bytes(), *programs, done.stdout)

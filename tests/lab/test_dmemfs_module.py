@@ -41,6 +41,11 @@ CHECKS = (
 BAD = r"BUG|WARNING:|Oops|[Bb]ad (page|p[um]d|rss)|lockdep|possible (circular|recursive)|blocked for more than"
 PRODUCT = "nosuid,nodev,noexec,mode=0711,uid=0,gid=0"
 BACKING = "/run/dmemfs-guests"
+KEPT = {size: f"region={NODE0}+128M:region={NODE1}+128M,pagesize={size},persist=" for size in ("4K", "2M")}
+HEADERS = (0x47FFF000, 0x147FFF000)
+"""Addresses of the headers of these regions (kernel/table.h)."""
+TABLE = HEADERS[1] - 56 * KIB
+TOKENS = [f"{number:032x}" for number in range(0xA11CE, 0xA11CE + 9)]
 MODULE = "/root/dmemfs.ko"
 
 
@@ -73,6 +78,10 @@ class Host:
         assert done.status == 0, done.stdout + done.stderr
         return done.stdout
 
+    def keep(self, names: str) -> None:
+        done = self.machine.run(f"keeptest {names} /mnt 5", timeout=300, check=False)
+        assert done.status == 0, done.stdout + done.stderr
+
     def count(self, name: str, where: str = "/mnt") -> int:
         device = self.machine.run(f"mountpoint -d {where}").stdout.strip()
         return int(self.machine.run(f"cat /sys/fs/dmemfs/{device}/{name}").stdout)
@@ -93,9 +102,10 @@ class Host:
 @pytest.fixture(scope="module")
 def host(lab_image: Image, machine: Machine) -> Host:
     built = module_build.build(lab_image)
+    programs = (("dmemtest", built.program), ("kvmtest", built.kvm_program), ("keeptest", built.keep_program))
     # no depmod: it would unpack each of the kernel's modules, which takes minutes here
     machine.run(f"xz -dc >{MODULE}", stdin=lzma.compress(built.module))
-    for name, program in (("dmemtest", built.program), ("kvmtest", built.kvm_program)):
+    for name, program in programs:
         machine.run(f"xz -dc >/usr/bin/{name} && chmod 755 /usr/bin/{name}", stdin=lzma.compress(program))
     machine.run(f"insmod {MODULE} && sysctl -qw kernel.hung_task_timeout_secs=60")
     return Host(machine, built.said)
@@ -284,6 +294,80 @@ def test_mounting_and_unmounting_while_it_is_scrubbed_loses_nothing(host: Host) 
         f"for i in 1 2 3 4 5; do umount /mnt; mount -t dmemfs -o {POOLS['2M']} pool /mnt; done; "
         "kill $reader; umount /mnt"
     )
+
+
+@pytest.mark.parametrize("size", KEPT)
+def test_files_outlive_their_mount_and_the_module(host: Host, size: str) -> None:
+    host.mount(f"{KEPT[size]}new:{TOKENS[0]}")
+    assert ",persist=on" in host.machine.run("grep ' /mnt ' /proc/mounts").stdout
+    for names in ("fill", "clean", "verify"):
+        host.keep(names)
+    host.unmount()
+    host.machine.run(f"rmmod dmemfs && insmod {MODULE}")
+    host.mount(f"{KEPT[size]}{TOKENS[0]}:{TOKENS[1]}")
+    host.machine.run("mount -o remount,ro /mnt && mount -o remount,rw /mnt")
+    # what was free was not believed to be zero, and is before anybody has it; what is a file's is not zeroed
+    host.machine.wait_for("cat /sys/fs/dmemfs/*/dirty_bytes | grep -qx 0")
+    for names in ("verify", "clean", "verify"):
+        host.keep(names)
+    # what is removed remains so
+    host.machine.run("rm -r /mnt/libvirt-guest /mnt/link")
+    host.unmount()
+    host.mount(f"{KEPT[size]}{TOKENS[1]}:{TOKENS[2]}")
+    assert "libvirt-guest" not in host.machine.run("ls /mnt").stdout
+    host.keep("clean")
+    host.unmount()
+
+
+def test_only_what_was_left_for_this_mount_is_found(host: Host) -> None:
+    options = KEPT["2M"]
+    host.mount(f"{options}new:{TOKENS[0]}")
+    host.keep("fill")
+    host.unmount()
+    assert "left for another token" in host.refused(f"{options}{TOKENS[3]}:{TOKENS[4]}")
+    assert "pages of another size" in host.refused(f"{KEPT['4K']}{TOKENS[0]}:{TOKENS[1]}")
+    one = f"region={NODE1}+128M,pagesize=2M,persist={TOKENS[0]}:{TOKENS[1]}"
+    assert "in other regions" in host.refused(one)
+    assert "one token twice" in host.refused(f"{options}{TOKENS[0]}:{TOKENS[0]}")
+    assert "each token of 32 hexadecimal digits" in host.refused(f"{options}{TOKENS[0]}")
+    # none of that has changed anything; a token is good once
+    host.mount(f"{options}{TOKENS[0]}:{TOKENS[1]}")
+    host.keep("verify")
+    host.unmount()
+    assert "left for another token" in host.refused(f"{options}{TOKENS[0]}:{TOKENS[2]}")
+    # a mount without the option ends it, also of one region
+    host.mount(f"region={NODE0}+128M,pagesize=2M")
+    host.unmount()
+    assert "no mount with persist= has left files" in host.refused(f"{options}{TOKENS[1]}:{TOKENS[2]}")
+    host.mount(f"{options}new:{TOKENS[5]}")
+    assert host.machine.run("ls -A /mnt").stdout == ""
+    host.keep("clean")
+    host.unmount()
+
+
+def test_a_changed_table_is_refused_and_not_changed_further(host: Host) -> None:
+    options = KEPT["2M"]
+    host.mount(f"{options}new:{TOKENS[0]}")
+    host.keep("fill")
+    host.unmount()
+    for header in HEADERS:
+        for at in (header, header + 16, header + 24, header + 40, header + 56, TABLE, TABLE + 44):
+            host.machine.run(f"keeptest flip {at:#x}")
+            said = host.refused(f"{options}{TOKENS[0]}:{TOKENS[1]}")
+            assert re.search("is damaged|has left files there", said), said
+            host.machine.run(f"keeptest flip {at:#x}")
+    host.mount(f"{options}{TOKENS[0]}:{TOKENS[1]}")
+    host.keep("verify")
+    host.unmount()
+
+
+def test_files_that_do_not_fit_into_the_table_are_not_left(host: Host) -> None:
+    options = KEPT["2M"]
+    host.mount(f"{options}new:{TOKENS[0]}")
+    host.machine.run("for i in $(seq 700); do : >/mnt/$i; done")
+    host.unmount()
+    assert "its table needs more than 0xe000 bytes" in host.log()
+    assert "no mount with persist= has left files" in host.refused(f"{options}{TOKENS[0]}:{TOKENS[1]}")
 
 
 def test_mounts_that_come_while_others_go_never_meet_the_name_of_one(host: Host) -> None:

@@ -61,6 +61,7 @@ WITHOUT_MODULE = {
     "clock": "a clock that is set, in every module that reads one",
     "cloudstack_hook": "hooks/cloudstack",
     "cockpit": "packaging/cockpit",
+    "dmemfs_table": "kernel/table.c",
     "docs": "docs/",
     "domain_xml.aarch64": "all that reads domains of arm64",
     "domain_xml.namespace_schema": "docs/reference/dmem-1.0.rng",
