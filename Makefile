@@ -22,7 +22,7 @@ programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem $(wildcard hooks/*/*.sh) bench/compare $(wildcard packaging/*.sh) $(wildcard tests/lab/openstack/*.sh) .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py hooks/kubevirt
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large module-all test-migration fleet lab-shell lint docs html deb repo rpm ansible test-packages install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large lab-arm64 module-all test-migration fleet lab-shell lint docs html deb repo rpm ansible test-packages install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -66,6 +66,9 @@ lab: setup ## Run the tests on a whole Debian host, booted in QEMU (LAB_SUITE=bo
 
 lab-large: setup ## Measure there what 320 GiB of guest memory cost a host
 	$(pytest) tests/lab/large_host.py
+
+lab-arm64: setup ## Run the product on a whole Debian 13 host of arm64, which QEMU emulates, with KVM guests inside
+	$(pytest) tests/lab/arm64.py
 
 module-all: setup ## Build the module for all supported kernels, of arm64 too, and run its checks on each
 	$(pytest) tests/lab/kernels.py

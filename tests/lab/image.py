@@ -25,9 +25,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from tests.lab.architecture import AMD64, Architecture
+from tests.lab.emulation import COMPILER, arm64_emulated
 from tests.rig.processes import RigError
 from virt_dmem.native.build import PROGRAMS
 
@@ -51,11 +53,12 @@ _PROGRAMS = ("mmdebstrap", "mke2fs", "qemu-img", "qemu-system-x86_64", "systemd-
 _OF_DEBIAN = re.compile(r"^(?:URIs:|deb(?:\s+\[.*?\])?)\s+(\S+/debian)/?(?:\s|$)", re.MULTILINE)
 _PACKAGES = """
     systemd systemd-sysv udev dbus kmod iproute2 procps numactl ca-certificates qemu-guest-agent apparmor
-    linux-image-amd64 linux-headers-amd64
 """
 _NOT_WANTED = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/qemu/*.img")
 _EMULATOR = "trixie"
 """Its QEMU 10 runs a thread for each CPU; with 7.2 nested guests hang, and one CPU hits another's int3."""
+_EMULATORS = ("qemu-system-arm", "qemu-user", "cpp-14-aarch64-linux-gnu")
+"""For a foreign architecture: they boot its hosts, run its programs while a root is built, and compile for it."""
 _DISK_SIZE = "6G"
 """Sparse: unwritten parts take no space."""
 
@@ -77,7 +80,7 @@ _IN_THE_ROOT = """
 set -eu
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 cd {project}
-make --silent setup
+{setup}
 rm -rf /var/cache/apt/archives/*.deb /root/.cache /boot/initrd.img-*
 systemctl --quiet enable qemu-guest-agent.service || true
 systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer logrotate.timer \\
@@ -120,14 +123,12 @@ systemctl --quiet enable virt-dmemd.service
 _FILES = {
     "etc/hostname": "lab\n",
     "etc/fstab": "",
-    "etc/systemd/system/serial-getty@ttyS0.service.d/lab.conf": (
-        "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - vt220\n"
-    ),
-    # else udev loads it later, and a libvirtd that was started before never looks for /dev/kvm again
-    "etc/modules-load.d/lab.conf": "kvm_amd\n",
     "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=persistent\nRateLimitIntervalSec=0\n",
     "etc/systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=300s\nDefaultTimeoutStopSec=60s\n",
 }
+
+
+_GETTY = "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - vt220\n"
 
 
 class NoPackages(RigError):
@@ -146,6 +147,7 @@ class Image:
     """The files of the disk, without the project; read-only."""
     emulator: Path
     """The root directory with the QEMU that runs it: that of ``_EMULATOR``."""
+    architecture: Architecture = AMD64
 
 
 def suite() -> str:
@@ -163,10 +165,11 @@ def missing_for_lab() -> str:
     return ""
 
 
-def the_image(release: str = "") -> Image:
+def the_image(release: str = "", architecture: Architecture = AMD64) -> Image:
     """Return the disk of Debian ``release`` with the project installed, from the cache or newly built.
 
-    Building takes two minutes and the network, or half a minute if only the project has changed.
+    Building takes two minutes and the network, or half a minute if only the project has changed; of a foreign
+    architecture, whose programs are emulated, several times that.
 
     :raise NoPackages: When the cache is empty, and the mirror does not answer.
     :raise RigError: When it cannot be built; with the last lines of output.
@@ -174,14 +177,17 @@ def the_image(release: str = "") -> Image:
     release = release or suite()
     with _only_one_at_a_time(), tempfile.TemporaryDirectory(dir=_CACHE, prefix="making-") as name:
         making = Path(name)
-        emulator, base = _base(_EMULATOR, making), _base(release, making)
+        emulator = _emulators(making) if architecture.is_foreign else None
+        base = _base(release, making, architecture, emulator)
         pack_tree(making / "tree.tar")
         installed = base / f"installed-{_digest([making / 'tree.tar'])}"
         if not installed.exists():
             _remove(base.glob("installed-*"))
-            _timed(f"the disk of {release}", lambda: _make_disk(base / "root", making))
+            with _runs(emulator):
+                _timed(f"the disk of {base.name}", lambda: _make_disk(base / "root", making, emulator))
             (making / "disk").rename(installed)
-    return Image(release, installed, base / "kernel", base / "initrd", base / "root", emulator / "root")
+        emulator = emulator or _base(_EMULATOR, making) / "root"
+    return Image(release, installed, base / "kernel", base / "initrd", base / "root", emulator, architecture)
 
 
 def the_root(release: str) -> Path:
@@ -231,19 +237,40 @@ def the_root_with(release: str, packages: Iterable[str]) -> Path:
     return more
 
 
-def _base(release: str, making: Path) -> Path:
+def _base(release: str, making: Path, architecture: Architecture = AMD64, emulator: Path | None = None) -> Path:
     """Return the common base of a release's disks, built if needed: its root, kernel and initramfs."""
-    base = _CACHE / f"{release}-{_key(release)}"
+    name = f"{architecture.name}-{release}" if architecture.is_foreign else release
+    base = _CACHE / f"{name}-{_key(release)}"
     if not base.exists():
         _require_packages(release)
-        _remove(_CACHE.glob(f"{release}-{'[0-9a-f]' * 16}"))
-        _timed(f"the root of {release}", lambda: _make_base(release, making / release))
-        (making / release).rename(base)
+        _remove(_CACHE.glob(f"{name}-{'[0-9a-f]' * 16}"))
+        with _runs(emulator):
+            _timed(f"the root of {name}", lambda: _make_base(release, making / name, architecture, emulator))
+        (making / name).rename(base)
     return base
 
 
+def _emulators(making: Path) -> Path:
+    """Return a root of ``_EMULATOR``, unpacked only, with the QEMU programs for a foreign architecture."""
+    there = _CACHE / f"emulators-{_EMULATOR}-{_digest([], ' '.join(_EMULATORS))}"
+    if not there.exists():
+        _require_packages(_EMULATOR)
+        _remove(_CACHE.glob(f"emulators-{_EMULATOR}-{'[0-9a-f]' * 16}"))
+        made = making / "emulators"
+        made.mkdir()
+        _timed("the emulators", lambda: _debootstrap(_EMULATOR, made, [*_EMULATORS], variant="extract"))
+        made.rename(there)
+    return there
+
+
+def _runs(emulator: Path | None) -> AbstractContextManager[None]:
+    """Return a context manager in which this machine runs programs of the architecture that needs an emulator."""
+    return arm64_emulated(emulator / "usr/bin/qemu-aarch64") if emulator else nullcontext()
+
+
 def _key(release: str) -> str:
-    inputs = [Path(__file__), _SETUP, _REPOSITORY / "pyproject.toml", _REPOSITORY / "tests/rig/guest.py"]
+    inputs = [Path(__file__), Path(__file__).with_name("architecture.py"), _SETUP]
+    inputs += [_REPOSITORY / "pyproject.toml", _REPOSITORY / "tests/rig/guest.py"]
     return _digest([*inputs, *sorted((_REPOSITORY / "virt_dmem/native").glob("*.c"))], release)
 
 
@@ -276,14 +303,16 @@ def _only_one_at_a_time() -> Iterator[None]:
         yield
 
 
-def _make_base(release: str, target: Path) -> None:
+def _make_base(release: str, target: Path, architecture: Architecture, emulator: Path | None) -> None:
     root = target / "root"
     root.mkdir(parents=True)
-    _debootstrap(
-        release, root, [*_setup_packages("packages"), *_setup_packages("test_packages"), *_PACKAGES.split()]
-    )
-    _set_up(root, _IN_THE_ROOT)
-    for path, text in _FILES.items():
+    packages = [*_setup_packages("packages"), *_PACKAGES.split(), *architecture.packages.split()]
+    if not architecture.is_foreign:  # emulated, each package costs seconds
+        packages += _setup_packages("test_packages")
+    _debootstrap(release, root, packages, architecture)
+    _set_up(root, _IN_THE_ROOT, emulator, setup=architecture.setup)
+    getty = f"etc/systemd/system/serial-getty@{architecture.console}.service.d/lab.conf"
+    for path, text in {**_FILES, getty: _GETTY, "etc/modules-load.d/lab.conf": architecture.modules}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     (vmlinuz,) = (root / "boot").glob("vmlinuz-*")
@@ -297,11 +326,11 @@ def _make_bare(release: str, root: Path) -> None:
     _set_up(root, _LEAN)
 
 
-def _make_disk(base: Path, making: Path) -> None:
+def _make_disk(base: Path, making: Path, emulator: Path | None) -> None:
     root = making / "root"
     _run("cp", "-a", "--reflink=auto", base, root)
     _run("tar", "-C", root / PROJECT[1:], "-xf", making / "tree.tar")
-    _run_in(root, _INSTALL.format(project=PROJECT))
+    _run_in(root, _INSTALL.format(project=PROJECT), emulator)
     options = "lazy_itable_init=1,lazy_journal_init=1"
     _run("mke2fs", "-q", "-t", "ext4", "-E", options, "-d", root, making / "disk", _DISK_SIZE)
 
@@ -326,8 +355,15 @@ def _setup_packages(name: str) -> list[str]:
     return listed[1].split()
 
 
-def _debootstrap(release: str, root: Path, packages: list[str]) -> None:
-    command = ["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet"]
+def _debootstrap(
+    release: str,
+    root: Path,
+    packages: list[str],
+    architecture: Architecture = AMD64,
+    *,
+    variant: str = "minbase",
+) -> None:
+    command = ["mmdebstrap", f"--variant={variant}", "--mode=root", "--quiet"]
     command += ["--aptopt=APT::Install-Recommends false", f"--include={','.join(packages)}"]
     command += [f"--dpkgopt=path-exclude={path}" for path in _NOT_WANTED] + ["--dpkgopt=force-confold"]
     # its own initramfs is not used, and building it takes a third of the whole time
@@ -335,11 +371,28 @@ def _debootstrap(release: str, root: Path, packages: list[str]) -> None:
         "--essential-hook=mkdir -p $1/etc/initramfs-tools",
         "--essential-hook=echo update_initramfs=no >$1/etc/initramfs-tools/update-initramfs.conf",
     ]
+    if architecture.is_foreign:
+        command += [f"--architectures={architecture.name}", "--skip=check/qemu"]  # _runs has seen to that
+    if architecture.is_foreign or variant == "extract":
+        command += _keeping_packages(_CACHE / f"archives-{architecture.name}", variant)
     stable, _, backports = release.partition("-")
     lines = [f"deb {_mirror()} {suite} main" for suite in dict.fromkeys((stable, release))]
     if backports:  # all that is there, not only what is asked for
         command.append(f'--aptopt=APT::Default-Release "{release}"')
     _run(*command, stable, root, *lines)
+
+
+def _keeping_packages(archives: Path, variant: str) -> list[str]:
+    """Return mmdebstrap's options to keep what it downloads: emulated, a root is made too seldom to waste a try."""
+    archives.mkdir(exist_ok=True)
+    there = "/var/cache/apt/archives"
+    last = "extract" if variant == "extract" else "customize"
+    return [
+        "--skip=essential/unlink",
+        f'--setup-hook=mkdir -p "$1{there}"',
+        f"--setup-hook=sync-in {archives} {there}/",
+        f"--{last}-hook=sync-out {there} {archives}",
+    ]
 
 
 def _require_packages(release: str) -> None:
@@ -358,7 +411,7 @@ def _mirror() -> str:
     return found[0] if found else "http://deb.debian.org/debian"
 
 
-def _set_up(root: Path, script: str) -> None:
+def _set_up(root: Path, script: str, cross: Path | None = None, **values: str) -> None:
     """Copy to ``root`` what a set-up needs and run ``script`` there, with this host's network settings."""
     project = root / PROJECT[1:]
     project.mkdir(parents=True)
@@ -378,7 +431,7 @@ def _set_up(root: Path, script: str) -> None:
     for built in PROGRAMS:
         (project / "virt_dmem/native" / built).unlink(missing_ok=True)
     with _network_of_this_host(root):
-        _run_in(root, script.format(project=PROJECT))
+        _run_in(root, script.format(project=PROJECT, **values), cross)
 
 
 @contextmanager
@@ -404,12 +457,15 @@ def _network_of_this_host(root: Path) -> Iterator[None]:
                 (root / str(path)[1:]).write_bytes(was[path])
 
 
-def _run_in(root: Path, script: str) -> None:
-    """Run a shell script with ``root`` as its root and this host's kernel."""
+def _run_in(root: Path, script: str, cross: Path | None = None) -> None:
+    """Run a shell script with ``root`` as its root and this host's kernel; ``cross``: see ``COMPILER``."""
     mounts = 'mount -t proc proc "$0/proc"; mount --rbind /sys "$0/sys"; mount --rbind /dev "$0/dev"; '
-    mounts += 'mount -t tmpfs run "$0/run"; exec chroot "$0" /bin/sh -c "$1"'
+    mounts += f'mount -t tmpfs run "$0/run"; {COMPILER if cross else ""} exec chroot "$0" /bin/sh -c "$1"'
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
-    _run("unshare", "--mount", "--propagation", "private", "sh", "-ec", mounts, root, script, env=environment)
+    _run(
+        *("unshare", "--mount", "--propagation", "private", "sh", "-ec", mounts, root, script, cross or ""),
+        env=environment,
+    )
 
 
 def _initramfs(root: Path) -> bytes:

@@ -29,12 +29,8 @@ _REPOSITORY = Path(__file__).parents[2]
 _MIB, _GIB = 1 << 20, 1 << 30
 _BELOW_4_GIB = 3 * _GIB
 """End of the low memory of QEMU's machine ``pc``; the rest begins at 4 GiB (pc_init1 in QEMU)."""
-_CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off systemd.show_status=no nokaslr nohz=off"
-_CPU = "max,-erms,-fsrm"
-"""All features but string instructions, which TCG runs bytewise: the kernel zeroes 1.5 times as fast without."""
+_CMDLINE = "console={console} quiet loglevel=4 panic=-1 mitigations=off systemd.show_status=no nokaslr nohz=off"
 _ENVIRONMENT = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
-_BOOT_SECONDS = 75
-"""An idle machine of 2 cores takes 20."""
 _BOOT_TRIES = 3
 """Occasionally one hangs before its root is mounted: a CPU waits for a timer that never fires."""
 
@@ -93,9 +89,9 @@ class Machine(Host):
 
     ``node_gib``: memory of each node, which has one CPU. ``hole_mib``: the memory at the end of each node that is
     withheld from the kernel, as on a host with memory outside its memory map; ``holes`` has them as address and
-    size in bytes. ``cmdline``: kernel parameters beside the lab's own. ``machine``, ``devices``: QEMU's machine,
-    and devices beside the lab's own, as ``-M`` and ``-device`` take them. It writes to a layer above ``image``,
-    which is removed with it.
+    size in bytes. ``cmdline``: kernel parameters beside the lab's own. ``machine``, ``devices``: QEMU's machine
+    if it is not the architecture's usual one, and devices beside the lab's own, as ``-M`` and ``-device`` take
+    them. It writes to a layer above ``image``, which is removed with it.
     """
 
     def __init__(
@@ -105,14 +101,14 @@ class Machine(Host):
         node_gib: Sequence[int] = (3, 3),
         hole_mib: int = 0,
         cmdline: str = "",
-        machine: str = "pc",
+        machine: str = "",
         devices: Sequence[str] = (),
         name: str = "lab",
     ) -> None:
         self.image = image
         self.node_gib = tuple(node_gib)
         self.holes = tuple((end - hole_mib * _MIB, hole_mib * _MIB) for end in _ends(self.node_gib) if hole_mib)
-        self.machine, self.devices = machine, tuple(devices)
+        self.machine, self.devices = machine or image.architecture.machine, tuple(devices)
         self.cmdline = " ".join([*(f"memmap={size:#x}${start:#x}" for start, size in self.holes), cmdline])
         self._scratch = tempfile.TemporaryDirectory(prefix=f"virt-dmem-{name}-")
         self.directory = Path(self._scratch.name)
@@ -165,8 +161,9 @@ class Machine(Host):
         agent = self.directory / "agent.sock"
         agent.unlink(missing_ok=True)
         self._process = subprocess.Popen(self._command(agent, serial), start_new_session=not serial)
-        patience = PATIENCE if self.machine == "pc" else 3 * PATIENCE  # with an IOMMU each interrupt costs more
-        self._agent = self._wait_for_agent(agent, started + _BOOT_SECONDS * patience)
+        of_its_kind = self.machine == self.image.architecture.machine
+        patience = PATIENCE if of_its_kind else 3 * PATIENCE  # with an IOMMU each interrupt costs more
+        self._agent = self._wait_for_agent(agent, started + self.image.architecture.boot_seconds * patience)
         self.boot_seconds.append(time.monotonic() - started)
 
     def reboot(self, cmdline: str | None = None) -> None:
@@ -207,14 +204,16 @@ class Machine(Host):
         self._agent = None
 
     def _command(self, agent: Path, serial: str) -> list[str]:
-        command = [*_qemu_of(self.image.emulator), "-M", self.machine, "-accel", "tcg,thread=multi"]
-        command += ["-cpu", _CPU, "-nodefaults"]
+        ours = self.image.architecture
+        command = [*_qemu_of(self.image.emulator, ours.emulator), "-M", self.machine, "-accel", "tcg,thread=multi"]
+        command += ["-cpu", ours.cpu, "-nodefaults"]
         for device in self.devices:
             command += ["-device", device]
         command += ["-no-reboot", "-display", "none", "-serial", serial or f"file:{self.console}"]
         command += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd)]
-        command += ["-append", f"{_CMDLINE} {self.cmdline}".strip()]
-        command += ["-m", f"{sum(self.node_gib)}G", "-smp", str(len(self.node_gib))]
+        command += ["-append", f"{_CMDLINE.format(console=ours.console)} {self.cmdline}".strip()]
+        sockets = f",sockets={len(self.node_gib)}" if ours.is_foreign else ""  # else two nodes share a cluster
+        command += ["-m", f"{sum(self.node_gib)}G", "-smp", f"{len(self.node_gib)}{sockets}"]
         for node, size in enumerate(self.node_gib):
             command += ["-object", f"memory-backend-ram,id=m{node},size={size}G,reserve=off"]
             command += ["-numa", f"node,nodeid={node},memdev=m{node},cpus={node}"]
@@ -287,14 +286,14 @@ class Machine(Host):
         return tail(self.console)
 
 
-def _qemu_of(root: Path) -> list[str]:
+def _qemu_of(root: Path, program: str) -> list[str]:
     """Return the command for the QEMU of another Debian: with its own dynamic loader, libraries and firmware."""
     libraries = root / "usr/lib/x86_64-linux-gnu"
     command = [
         root / "usr/lib64/ld-linux-x86-64.so.2",
         "--library-path",
         libraries,
-        root / "usr/bin/qemu-system-x86_64",
+        root / "usr/bin" / program,
     ]
     return [*map(str, command), "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
 

@@ -19,20 +19,6 @@ MACHINE = {"node_gib": (3, 3), "cmdline": "memmap=1G$1G memmap=1G$6G", "name": "
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
 HOLES = [(GIB, GIB), (6 * GIB, GIB)]
 WHOLE = {"capacity_bytes": 2 * GIB, "reserved_bytes": 0, "free_bytes": 2 * GIB}
-PATTERN = "virt-dmem guest wrote this"
-SEARCH = f"""
-import ctypes, mmap, os, sys
-path = "/run/virt-dmem/pools/guests/search"
-size = {2 * GIB}
-fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-os.unlink(path)
-os.posix_fallocate(fd, 0, size)
-with mmap.mmap(fd, size) as memory:
-    print("pattern", memory.find({PATTERN.encode()!r}) >= 0)
-    step = {64 * MIB}
-    clean = bytes(step)
-    print("clean", all(memory[at : at + step] == clean for at in range(0, size, step)))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -188,20 +174,11 @@ def test_the_guest_survives_restarts_of_libvirtd_and_the_daemon(host: Machine, u
 
 
 def test_what_a_guest_wrote_is_nowhere_in_the_pool_after_it(host: Machine, uuid: str) -> None:
-    write = f"""
-import mmap, os
-for name in ("ram-node0", "ram-node1"):
-    fd = os.open("/run/virt-dmem/pools/guests/libvirt-{uuid}/" + name, os.O_RDWR)
-    with mmap.mmap(fd, 0) as memory:
-        for at in range(len(memory) // 2, len(memory), 4096):
-            memory[at : at + {len(PATTERN)}] = {PATTERN.encode()!r}
-"""
     host.run("virsh -q suspend two-cells")
-    host.run(["/usr/bin/python3", "-c", write])
+    guests.write_pattern(host, uuid, "ram-node0", "ram-node1")
     host.run("virsh -q destroy two-cells")
     assert guests.pool(host) == WHOLE
-    said = host.run(["/usr/bin/python3", "-c", SEARCH], timeout=600).stdout
-    assert said.split() == ["pattern", "False", "clean", "True"]
+    assert guests.search_pool(host, 2 * GIB) == ["pattern", "False", "clean", "True"]
 
 
 def test_the_memory_of_a_qemu_that_was_killed_comes_back(host: Machine, uuid: str) -> None:

@@ -27,12 +27,13 @@ def _kib(size: str) -> str:
     return str(parse_size(size) // 1024)
 
 
-def _boot(machine: str, image: GuestImage | None, cmdline: str) -> etree._Element:
-    os = E.os(E.type("hvm", arch="x86_64", machine=machine))
+def _boot(arch: str, machine: str, image: GuestImage | None, cmdline: str) -> etree._Element:
+    os = E.os(E.type("hvm", arch=arch, machine=machine))
     if image is not None:
         os.append(E.kernel(str(image.kernel)))
         os.append(E.initrd(str(image.initrd)))
-        os.append(E.cmdline(f"console=ttyS0 quiet panic=-1 no_timer_check {cmdline}".strip()))
+        console = "ttyAMA0 quiet" if arch == "aarch64" else "ttyS0 quiet panic=-1 no_timer_check"
+        os.append(E.cmdline(f"console={console} {cmdline}".strip()))
     return os
 
 
@@ -43,6 +44,7 @@ def domain_xml(
     current_memory: str = "",
     cells: Sequence[str] = (),
     vcpus: int = 1,
+    arch: str = "x86_64",
     machine: str = "pc",
     image: GuestImage | None = None,
     cmdline: str = "",
@@ -60,11 +62,12 @@ def domain_xml(
 
     Sizes are strings as users write them ("64MiB"). ``cells``: one size for each guest NUMA cell, their sum
     replaces ``memory``; ``vcpus`` is then at least their number. ``max_memory`` with ``slots`` enables memory
-    hotplug (give ``cells`` too). ``image``: what to boot; without it the firmware finds nothing. The others
-    are XML that is inserted unchanged: ``metadata`` inside <metadata>, ``memory_backing`` inside <memoryBacking>,
-    ``numatune`` inside <numatune>, ``devices`` inside <devices>. The serial console goes to a file,
-    see ``PrivateLibvirt.console()``. The kernel's test of its timer at boot, which panics on a busy host, is left
-    out. There is a balloon only with ``current_memory`` or in ``devices``.
+    hotplug (give ``cells`` too). ``arch``: "x86_64", or "aarch64" under KVM with machine "virt". ``image``: what to
+    boot; without it the firmware finds nothing. The others are XML that is inserted unchanged: ``metadata`` inside
+    <metadata>, ``memory_backing`` inside <memoryBacking>, ``numatune`` inside <numatune>, ``devices`` inside
+    <devices>. The serial console goes to a file, see ``PrivateLibvirt.console()``. On x86-64 the kernel's test of
+    its timer at boot, which panics on a busy host, is left out. There is a balloon only with ``current_memory`` or
+    in ``devices``.
     """
     vcpus = max(vcpus, len(cells))
     total_kib = sum(int(_kib(cell)) for cell in cells) if cells else int(_kib(memory))
@@ -83,14 +86,15 @@ def domain_xml(
     if numatune:
         root.append(etree.fromstring(f"<numatune>{numatune}</numatune>"))
     root.append(E.vcpu(str(vcpus)))
-    root.append(_boot(machine, image, cmdline))
-    root.append(E.features(E.acpi()))
+    root.append(_boot(arch, machine, image, cmdline))
+    if arch != "aarch64":  # where ACPI needs UEFI
+        root.append(E.features(E.acpi()))
     if cells:
         numa = E.numa()
         for number, cell in enumerate(cells):
             cpus = f"{number}" if number < len(cells) - 1 else f"{number}-{vcpus - 1}"
             numa.append(E.cell(id=str(number), cpus=cpus, memory=_kib(cell), unit="KiB"))
-        root.append(E.cpu(numa))
+        root.append(E.cpu(numa, mode="host-passthrough") if arch == "aarch64" else E.cpu(numa))
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "destroy"), ("on_crash", "destroy")):
         root.append(etree.fromstring(f"<{event}>{action}</{event}>"))
     serial = E.serial(E.source(path=str(CONSOLES / f"{name}.log")), E.target(port="0"), type="file")

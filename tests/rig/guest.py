@@ -122,13 +122,15 @@ def _module(kernel: Path, name: str) -> bytes:
     raise RigError(f"The guest's kernel has no module {name}.")
 
 
-def make_initramfs(kernel: Path, script: str = "", modules: Sequence[str] = ()) -> bytes:
+def make_initramfs(
+    kernel: Path, script: str = "", modules: Sequence[str] = (), *, busybox: Path = _BUSYBOX
+) -> bytes:
     """Return the initramfs that ``guest_image`` describes, with modules of the unpacked package ``kernel``."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "bin").mkdir()
         (root / "modules").mkdir()
-        shutil.copy(_BUSYBOX, root / "bin/busybox")
+        shutil.copy(busybox, root / "bin/busybox")
         (root / "init").write_text(_INIT)
         (root / "init").chmod(0o755)
         if script:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 RECORD = REPOSITORY / "docs/reference/runs.json"
-SHOW = "uname -m; uname -r; libvirtd --version; qemu-system-x86_64 --version"
+SHOW = "uname -m; uname -r; libvirtd --version; qemu-system-$(uname -m) --version"
 """The command that shows the versions of a host."""
 PLUGIN = "tests.rig.run_record"
 """What pytest's option ``-p`` takes."""
