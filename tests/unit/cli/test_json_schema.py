@@ -29,7 +29,7 @@ from virt_dmem.ipc.client import Client
 
 IN_OWN_TESTS = {"check", "events", "status"}
 """They fail in a private namespace, and one has an object for each event."""
-IN_LIBVIRT_TESTS = {"apply", "attach", "detach", "resize", "unapply"}
+IN_LIBVIRT_TESTS = {"apply", "attach", "detach", "park", "refresh", "resize", "unapply", "unpark"}
 """Need a libvirt with QEMU: tests/rig/command.py holds every answer there against its type as well."""
 
 
