@@ -296,8 +296,8 @@ LOST = {
     "park": {"before switching on", "after switching on", "before libvirt's save"},
     "unpark": {"after switching off", "before libvirt's resume", "after libvirt's resume", "answer to unpark"},
 }
-"""The steps at which a guest whose QEMU is killed is lost, like any: before it is saved, and when it may run. QEMU's
-death is noticed later than at the step, so the last one before counts too."""
+"""The steps at which a guest whose QEMU is killed is lost, like any: before it is saved, and when it may run. That
+QEMU is dead is noticed after the step, so the last one before counts too."""
 
 
 @pytest.mark.parametrize("victim", VICTIMS)

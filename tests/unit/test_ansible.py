@@ -28,6 +28,10 @@ PLACEHOLDERS = {
     "--region=": "auto",
     "--pool=": "guests",
     "--hotplug-max=": "1G",
+    "--max=": "2G",
+    "--min=": "1G",
+    "--keep-free=": "1G",
+    "--linger=": "10m",
 }
 NOT_OFFERED = {"--on-boot": "the role enables the unit itself, also for a pool that is there"}
 

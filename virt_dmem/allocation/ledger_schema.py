@@ -142,7 +142,8 @@ def damage_told() -> Iterator[None]:
     except UnicodeDecodeError as error:  # in the message of SQLite
         raise Damaged(str(error)) from error
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF in _DAMAGE:  # the other bits are details
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None or code & 0xFF in _DAMAGE:  # Python's own: text that is not UTF-8; other bits are details
             raise Damaged(str(error)) from error
         raise
 
@@ -163,13 +164,8 @@ def require_sound(database: sqlite3.Connection) -> None:
         ).fetchone()
         if wrong:
             raise Damaged(f"{wrong} rows of table {table} are invalid")
-        try:
-            for _ in database.execute(f"SELECT * FROM {table}"):  # noqa: S608 -- of literals
-                pass
-        except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorcode", None) is None:  # Python's own: text that is not UTF-8
-                raise Damaged(str(error)) from error
-            raise
+        for _ in database.execute(f"SELECT * FROM {table}"):  # noqa: S608 -- of literals
+            pass
 
 
 def has_our_schema(database: sqlite3.Connection) -> bool:

@@ -152,3 +152,16 @@ def test_what_is_drained_or_paused_is_still_so_when_it_is_opened_again(tmp_path:
     assert ledger.drained() == set()
     assert ledger.pause_left("apply") is None
     ledger.close()
+
+
+def test_a_schema_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path, "boot-1").close()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    whole = path.read_bytes()
+    assert b"TABLE drained (pool" in whole
+    path.write_bytes(whole.replace(b"TABLE drained (pool", b"TABLE drained (\xc3ool"))
+    with closing(Ledger(path, "boot-1")) as ledger:
+        assert ledger.drained() == set()
+        assert ledger.damaged_file()
