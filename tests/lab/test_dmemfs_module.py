@@ -366,7 +366,7 @@ def test_files_that_do_not_fit_into_the_table_are_not_left(host: Host) -> None:
     host.mount(f"{options}new:{TOKENS[0]}")
     host.machine.run("for i in $(seq 700); do : >/mnt/$i; done")
     host.unmount()
-    assert "its table needs more than 0xe000 bytes" in host.log()
+    assert "their table needs more than 0xe000 bytes" in host.log()
     assert "no mount with persist= has left files" in host.refused(f"{options}{TOKENS[0]}:{TOKENS[1]}")
 
 
