@@ -37,6 +37,8 @@ _MEANING = {
     "/systemd/": "it is in force at the next start of the unit, or boot",
 }
 """What a change means, by a part of the path; the last that fits counts."""
+_ABOVE = (Path("/etc/systemd/system"), Path("/run/systemd/system"))
+"""Where systemd looks for a unit before it looks where ours are (systemd.unit(5))."""
 
 _Signature = tuple[int, ...]
 
@@ -53,7 +55,7 @@ class InstalledFiles:
         self._read: dict[Path, tuple[_Signature, str]] = {}
 
     def __call__(self, sight: Sight) -> Iterator[Deviation]:
-        """Yield each file that is gone, was changed, or cannot be executed any more."""
+        """Yield each file that is gone, was changed, or cannot be executed any more, and units that are masked."""
         self._read_manifest()
         for path in self._expected if self._manifest_seen else _UNRECORDED:
             fault = self._fault(path, sight.root / str(path).lstrip("/"))
@@ -61,6 +63,9 @@ class InstalledFiles:
                 meaning = [text for part, text in _MEANING.items() if part in str(path)]
                 message = f"{path} {fault}{f': {meaning[-1]}' if meaning else ''}."
                 yield Deviation(INSTALLATION_CHANGED, str(path), message, INSTALL)
+
+            if "/systemd/system/" in str(path):
+                yield from _overridden(path, sight.root)
 
         for path, line in self._lines.items():
             if line not in text_of(sight.root / str(path).lstrip("/")).splitlines():
@@ -98,6 +103,21 @@ class InstalledFiles:
                 self._manifest_seen = signature
         except OSError:
             self._manifest_seen, self._lines = None, {}
+
+
+def _overridden(unit: Path, root: Path) -> Iterator[Deviation]:
+    """Yield what systemd loads instead of a unit: nothing, where it is masked, or another file of its name."""
+    for directory in _ABOVE:
+        other = root / str(directory / unit.name).lstrip("/")
+        if not os.path.lexists(other) or other.resolve() == (root / str(unit).lstrip("/")).resolve():
+            continue
+        masked = other.resolve() == Path("/dev/null")
+        what = "is masked by" if masked else "is not used, but"
+        message = f"{unit} {what} {directory / unit.name}: {_MEANING['/systemd/']}."
+        undo = f"Run 'systemctl unmask {unit.name}'."
+        if not masked:
+            undo = f"Remove {directory / unit.name}, or write a drop-in."
+        yield Deviation(INSTALLATION_CHANGED, str(unit), message, undo)
 
 
 def _signature(status: os.stat_result) -> _Signature:

@@ -104,3 +104,21 @@ def test_where_nothing_was_installed_the_hook_is_compared_with_what_it_was(tmp_p
     assert "is gone" in messages(look, tmp_path)[0]
     put(tmp_path, HOOK, "another")
     assert "was changed since virt-dmemd started" in messages(look, tmp_path)[0]
+
+
+@pytest.mark.parametrize("directory", ["etc/systemd/system", "run/systemd/system"])
+def test_a_unit_that_is_masked_or_replaced_is_named(tmp_path: Path, manifest: Path, directory: str) -> None:
+    look = InstalledFiles(manifest)
+    other = tmp_path / directory / UNIT.name
+    other.parent.mkdir(parents=True)
+    other.symlink_to("/dev/null")
+    (masked,) = look(Sight(Config(), [], tmp_path))
+    assert f"is masked by /{directory}/{UNIT.name}" in masked.message
+    assert "systemctl unmask virt-dmemd.service" in masked.hint
+    other.unlink()
+    other.write_text("[Service]\nExecStart=/bin/true\n")
+    (replaced,) = messages(look, tmp_path)
+    assert f"is not used, but /{directory}/{UNIT.name}" in replaced
+    other.unlink()
+    other.symlink_to(tmp_path / str(UNIT)[1:])  # an alias of it
+    assert messages(look, tmp_path) == []
