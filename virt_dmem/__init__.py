@@ -13,7 +13,8 @@ The packages, from the bottom to the top; each imports only from those before it
 * ``pools``: pools of guest memory, their segments and files; ``pools.backends``: the kinds of memory;
   ``pools.elastic``: pools that take memory for domains, and give it back
 * ``allocation``: which domain has which memory; ``allocation.prezero``: memory zeroed ahead
-* ``domains``: one domain's memory, through all events of its life; ``domains.elastic``: that of elastic pools
+* ``domains``: one domain's memory, through all events of its life; ``domains.elastic``: that of elastic pools;
+  ``domains.parked``: that of guests without a QEMU
 * ``monitoring``: alerts, metrics, the report; ``monitoring.checks``: ``virt-dmem check``;
   ``monitoring.watch``: what others change on the host
 * ``daemon``: ``virt-dmemd``

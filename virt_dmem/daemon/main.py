@@ -29,8 +29,9 @@ from virt_dmem.daemon.systemd import notify
 from virt_dmem.daemon.wiring import Components, build
 from virt_dmem.errors import ConfigError, DmemError, ExitStatus
 from virt_dmem.host import uevents
+from virt_dmem.ipc.listener import FIRST_SYSTEMD_FD, create_listener
 from virt_dmem.ipc.server import ControlServer
-from virt_dmem.os_errors import explained, remedy
+from virt_dmem.os_errors import explained
 from virt_dmem.pools.lock import unless_locked
 from virt_dmem.replaced_file import remove_unfinished
 from virt_dmem.runtime.aio import cancel_and_wait
@@ -41,7 +42,7 @@ __all__ = ["main", "build_parser", "serve", "shut_down"]
 
 log = logging.getLogger(__name__)
 
-FIRST_SYSTEMD_FD = 3
+_PROGRAM = "virt-dmemd"
 STOP_SECONDS = 20.0
 """Limit of the shutdown; then we exit as if killed. Less than systemd's timeout, to log what takes longer."""
 SWITCH_SECONDS = 0.0005
@@ -56,7 +57,7 @@ def _listener(config: Config) -> socket.socket:
     """
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
         return socket.socket(fileno=FIRST_SYSTEMD_FD)
-    return _create_socket(config.socket_path)
+    return create_listener(config.socket_path, _PROGRAM)
 
 
 def _readers_listener(config: Config) -> socket.socket:
@@ -65,34 +66,9 @@ def _readers_listener(config: Config) -> socket.socket:
     :raise ConfigError: When it cannot be created.
     """
     with suppress(KeyError):
-        return _create_socket(config.readers_socket_path, grp.getgrnam(config.daemon.group).gr_gid)
-    return _create_socket(config.readers_socket_path)
-
-
-def _create_socket(path: Path, group: int | None = None) -> socket.socket:
-    """Return a new listening socket, accessible to root and to the group, if there is one.
-
-    :raise ConfigError: When it cannot be created.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        old_umask = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(old_umask)
-        if group is not None:
-            os.chown(path, 0, group)
-            path.chmod(0o660)
-        listener.listen(socket.SOMAXCONN)
-    except OSError as error:
-        raise ConfigError(
-            f"The control socket {path} cannot be created: {error.strerror}.",
-            hint=remedy(error, path) or "Run virt-dmemd as root, and check [daemon] run_dir in virt-dmem.toml.",
-        ) from error
-    return listener
+        group = grp.getgrnam(config.daemon.group).gr_gid
+        return create_listener(config.readers_socket_path, _PROGRAM, group=group)
+    return create_listener(config.readers_socket_path, _PROGRAM)
 
 
 def _take_lock(config: Config) -> None:

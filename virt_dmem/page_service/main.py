@@ -17,8 +17,9 @@ from pathlib import Path
 
 from virt_dmem.config.schema import Config, load_config
 from virt_dmem.daemon.log_format import set_up_logging
-from virt_dmem.errors import ConfigError, DmemError, ExitStatus
-from virt_dmem.os_errors import explained, remedy
+from virt_dmem.errors import DmemError, ExitStatus
+from virt_dmem.ipc.listener import FIRST_SYSTEMD_FD, create_listener
+from virt_dmem.os_errors import explained
 from virt_dmem.page_service.server import PageServer
 from virt_dmem.pools.elastic import change
 from virt_dmem.version import ShowVersion
@@ -27,7 +28,6 @@ __all__ = ["build_parser", "main"]
 
 log = logging.getLogger(__name__)
 
-FIRST_SYSTEMD_FD = 3
 IDLE_SECONDS = 60.0
 
 
@@ -51,24 +51,7 @@ def _listener(config: Config) -> tuple[socket.socket, float | None]:
     """
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
         return socket.socket(fileno=FIRST_SYSTEMD_FD), IDLE_SECONDS
-    path = config.pages_socket_path
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        old_umask = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(old_umask)
-        listener.listen(64)
-    except OSError as error:
-        raise ConfigError(
-            f"The socket {path} cannot be created: {error.strerror}.",
-            hint=remedy(error, path)
-            or "Run virt-dmem-pages as root, and check [daemon] run_dir in virt-dmem.toml.",
-        ) from error
-    return listener, None
+    return create_listener(config.pages_socket_path, "virt-dmem-pages"), None
 
 
 def main(argv: list[str] | None = None) -> int:
