@@ -31,9 +31,13 @@ _virt_dmem_pools() { virt-dmem completion --names pools 2>/dev/null | _virt_dmem
 _virt_dmem_domains() {
   timeout 1 virsh -q -r -c qemu:///system list --all --name 2>/dev/null | _virt_dmem_matching "$1"
 }
+# of the domain, which is the first word after the command that is no option
 _virt_dmem_aliases() {
-  virt-dmem completion --names aliases --domain "${COMP_WORDS[2]}" 2>/dev/null | _virt_dmem_matching "$1"
+  local word words=()
+  for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do [[ $word == -* ]] || words+=("$word"); done
+  virt-dmem completion --names aliases --domain "${words[1]}" 2>/dev/null | _virt_dmem_matching "$1"
 }
+_virt_dmem_nothing() { :; }
 _virt_dmem_sizes() {
   local number=${1%%[!0-9]*}
   [[ -n $number ]] && compgen -W "${number}K ${number}M ${number}G ${number}T" -- "$1"
@@ -43,15 +47,14 @@ _virt_dmem_codes() { compgen -W "CODES" -- "$1"; }
 _virt_dmem_columns() { compgen -P "${1%"${1##*,}"}" -W "$2" -- "${1##*,}"; }
 """
 _ZSH = r"""
-_virt_dmem_pools() { local -a found; found=("${(@f)$(virt-dmem completion --names pools 2>/dev/null)}")
-  compadd -a found }
-_virt_dmem_domains() { local -a found
-  found=("${(@f)$(timeout 1 virsh -q -r -c qemu:///system list --all --name 2>/dev/null)}")
-  compadd -a found }
-_virt_dmem_aliases() { local -a found
-  found=("${(@f)$(virt-dmem completion --names aliases --domain "${words[3]}" 2>/dev/null)}")
-  compadd -a found }
-_virt_dmem_sizes() { [[ $PREFIX == <1-> ]] && compadd -U ${PREFIX}{K,M,G,T} }
+# offers the names on its input; one that begins with '-' would be an option
+_virt_dmem_offer() { local -a found; found=(${(f)"$(cat)"}); compadd -- ${found:#-*} }
+_virt_dmem_pools() { virt-dmem completion --names pools 2>/dev/null | _virt_dmem_offer }
+_virt_dmem_domains() { timeout 1 virsh -q -r -c qemu:///system list --all --name 2>/dev/null | _virt_dmem_offer }
+_virt_dmem_aliases() { virt-dmem completion --names aliases --domain "$line[1]" 2>/dev/null | _virt_dmem_offer }
+# without it zsh would show a message instead of completing an option
+_virt_dmem_nothing() { true }
+_virt_dmem_sizes() { local number=${PREFIX%%[^0-9]*}; [[ -n $number ]] && compadd -- $number{K,M,G,T} }
 _virt_dmem_codes() { compadd CODES }
 _virt_dmem_columns() { _values -s , column ${=1} }
 """

@@ -100,7 +100,9 @@ def _function(action: argparse.Action, command: str) -> str:
     if metavar == "NAME" and command != "pool create":  # of a pool
         return function("pools")
     kinds = {"DOMAIN": "domains", "ALIAS": "aliases", "CODE": "codes", "SIZE": "sizes"}
-    return function(kinds[metavar]) if metavar in kinds else ""
+    if metavar in kinds:
+        return function(kinds[metavar])
+    return "" if action.option_strings or action.choices else function("nothing")
 
 
 COMMANDS = (
