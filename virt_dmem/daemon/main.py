@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from virt_dmem.config.schema import Config, load_config
-from virt_dmem.daemon.log_format import set_up_logging
 from virt_dmem.daemon.loops import all_loops, reconcile_host, restart_on_error, write_first_marks
 from virt_dmem.daemon.systemd import notify
 from virt_dmem.daemon.wiring import Components, build
@@ -35,6 +34,7 @@ from virt_dmem.os_errors import explained
 from virt_dmem.pools.lock import unless_locked
 from virt_dmem.replaced_file import remove_unfinished
 from virt_dmem.runtime.aio import cancel_and_wait
+from virt_dmem.runtime.log_format import set_up_logging
 from virt_dmem.text import counted
 from virt_dmem.version import ShowVersion
 

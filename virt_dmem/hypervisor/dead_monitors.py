@@ -12,8 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from virt_dmem.domain_xml.monitor import socket_name, socket_of, sockets
-from virt_dmem.host import dirfd
-from virt_dmem.hypervisor import unix_socket
+from virt_dmem.host import dirfd, unix_socket
 
 __all__ = ["found", "remove", "remove_unbound"]
 

@@ -22,9 +22,9 @@ import msgspec
 from virt_dmem.domain_xml.monitor import socket_of
 from virt_dmem.domain_xml.qemu.arguments import options
 from virt_dmem.domain_xml.qemu.guest_ram import BOOT, RamUse, ram_uses
+from virt_dmem.host import unix_socket
 from virt_dmem.host.kernel import ROOT
 from virt_dmem.host.processes import GONE
-from virt_dmem.hypervisor import unix_socket
 
 __all__ = ["GuestRam", "memory_directory", "read_guest_ram"]
 

@@ -24,7 +24,8 @@ from qemu.qmp.message import Message
 
 from virt_dmem.domain_xml.monitor import socket_name, socket_of, sockets
 from virt_dmem.errors import DmemError, HypervisorError
-from virt_dmem.hypervisor import ignore_shared, unix_socket
+from virt_dmem.host import unix_socket
+from virt_dmem.hypervisor import ignore_shared
 from virt_dmem.runtime.aio import cancel_and_wait, uninterrupted
 from virt_dmem.runtime.rate_limit import RateLimitedLog
 

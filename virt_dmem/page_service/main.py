@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 
 from virt_dmem.config.schema import Config, load_config
-from virt_dmem.daemon.log_format import set_up_logging
 from virt_dmem.errors import DmemError, ExitStatus
 from virt_dmem.ipc.listener import FIRST_SYSTEMD_FD, create_listener
 from virt_dmem.os_errors import explained
 from virt_dmem.page_service.server import PageServer
 from virt_dmem.pools.elastic import change
+from virt_dmem.runtime.log_format import set_up_logging
 from virt_dmem.version import ShowVersion
 
 __all__ = ["build_parser", "main"]

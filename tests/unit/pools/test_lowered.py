@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig.mount_namespace import in_own_mount_namespace
+from tests.rig.no_daemon import NoDaemon
 from tests.rig.real_pools import HUGE, SIZE, lose, lower, no_spare_pages, real_config, taken
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import PoolShort
@@ -20,15 +21,6 @@ from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.resize import resize
 
 pytestmark = pytest.mark.needs_hugepages
-
-
-class NoDaemon:
-    """Stands for a daemon that does not run."""
-
-    def retire(self, segment: str) -> None: ...
-
-    def reserved(self, pool: str) -> int:
-        return 0
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig.mount_namespace import in_own_mount_namespace
+from tests.rig.no_daemon import NoDaemon
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.pools import manage, mount_state, registry, resize
 from virt_dmem.pools.record import PoolRecord
@@ -22,15 +23,6 @@ MIB = 1 << 20
 def config() -> Iterator[Config]:
     with tempfile.TemporaryDirectory(dir="/run", prefix="virt-dmem-test-") as top:
         yield Config(daemon=DaemonConfig(state_dir=f"{top}/state", run_dir=f"{top}/run"))
-
-
-class NoDaemon:
-    """A fake daemon that does not run, and so allocates nothing."""
-
-    def retire(self, segment: str) -> None: ...
-
-    def limit(self, pool: str, size_bytes: int) -> int:
-        return 0
 
 
 def run(*command: str) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.rig.fake_tree import BOOT, GIB, fake_tree
 from tests.rig.mount_namespace import in_own_mount_namespace
+from tests.rig.no_daemon import NoDaemon
 from tests.rig.real_pools import HUGE, HVO, MIB, SIZE, kill_at, killed, real_config, reboot, taken
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolBusy, PoolError, PoolNotFound, PoolShort, UsageError
@@ -27,15 +28,6 @@ from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.pools.resize import SegmentChange
 from virt_dmem.pools.savings import savings
 from virt_dmem.units import format_size
-
-
-class NoDaemon:
-    """A fake daemon that does not run, and so allocates nothing."""
-
-    def retire(self, segment: str) -> None: ...
-
-    def limit(self, pool: str, size_bytes: int) -> int:
-        return 0
 
 
 class Dies(NoDaemon):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.rig.fake_tree import BOOT, GIB, fake_tree, put
 from tests.rig.mount_namespace import in_own_mount_namespace
+from tests.rig.no_daemon import NoDaemon
 from tests.rig.real_pools import (
     HUGE,
     SIZE,
@@ -35,15 +36,6 @@ from virt_dmem.pools.resize import resize
 from virt_dmem.pools.savings import savings
 
 EXISTING = {"existing": True}
-
-
-class NoDaemon:
-    """Stands for a daemon that does not run."""
-
-    def retire(self, segment: str) -> None: ...
-
-    def reserved(self, pool: str) -> int:
-        return 0
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def test_a_name_controls_no_terminal_that_shows_the_log_and_writes_no_lines_of_i
         os.environ.pop("JOURNAL_STREAM", None)
         if {journal}:
             os.environ["JOURNAL_STREAM"] = "1:1"
-        from virt_dmem.daemon.log_format import set_up_logging
+        from virt_dmem.runtime.log_format import set_up_logging
         set_up_logging("info")
         name = "a\\x9b2J\\u202eb\\n<0>all is lost\\r\\x1b[2Jé" + "n" * 1_000_000
         logging.getLogger("x").warning("%s: prepared", name)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from virt_dmem.hypervisor import unix_socket
+from virt_dmem.host import unix_socket
 
 _LEAVE = """
 import os, socket, sys, time
