@@ -21,6 +21,7 @@ REFUSALS = {
     "protected memory": r"The domain has encrypted or protected memory ",
     "private cell": r"Cell \S+ of the domain has private memory ",
     "several requests": r"The domain XML has \d+ elements 'memory', and may have one",
+    "unknown element": r"The domain's request for pool memory has the element <x>, which ",
 }
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "NOT_REWRITTEN",
     "parse_domain",
     "find_request",
+    "may_ask",
     "unknown_request",
     "ensure_request",
     "is_backed_by_files",
@@ -37,6 +38,10 @@ __all__ = [
 NAMESPACE = "https://virt-dmem.dev/xmlns/domain/1.0"
 MEMORY = f"{{{NAMESPACE}}}memory"
 """The name of a request."""
+_RECORD = f"{{{NAMESPACE}}}replaced"
+"""In a request of a rewritten domain: what was replaced."""
+_AUTHORITY = "virt-dmem.dev/"
+"""In every namespace that somebody may have taken for that of requests."""
 NOT_REWRITTEN = "is not rewritten"
 """Of XML that says nothing of its memory's kind: other reasons are another tool's, or a copy's."""
 BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
@@ -62,19 +67,55 @@ def find_request(root: etree._Element) -> etree._Element | None:
     return find_child(root, "metadata", MEMORY)
 
 
+def may_ask(xml: bytes) -> bool:
+    """Return whether a domain XML may have something of virt-dmem's in its metadata; a scan of the bytes."""
+    return _AUTHORITY.encode() in xml
+
+
 def unknown_request(root: etree._Element) -> DomainRefused | None:
-    """Return the refusal of what only looks like a request: another element of virt-dmem's in the metadata."""
+    """Return the refusal of what only looks like a request: another element, or in another namespace of virt-dmem's."""
     metadata = find_child(root, "metadata")
     if metadata is None or find_request(root) is not None:
         return None
-    for child in metadata.iterchildren(f"{{{NAMESPACE}}}*"):
-        name = clipped(etree.QName(child).localname, 80)
+    for child in metadata.iterchildren("{*}*"):
+        name = etree.QName(child)
+        if name.namespace == NAMESPACE:
+            what, instead = f"<{clipped(name.localname, 80)}> of virt-dmem", "Write <memory> for it, in the same namespace"
+        elif _AUTHORITY in str(name.namespace):
+            what = f"<{clipped(name.localname, 80)}> of the namespace {clipped(str(name.namespace), 80)!r}"
+            instead = f"Its namespace is '{NAMESPACE}': write that"
+        else:
+            continue
         return DomainRefused(
-            f"The metadata of the domain have <{name}> of virt-dmem, which is no request for pool memory: it gets"
-            " ordinary memory.",
-            hint="Write <memory> for it, in the same namespace, or remove it.",
+            f"The metadata of the domain have {what}, which is no request for pool memory: it gets ordinary memory.",
+            hint=f"{instead}, or remove it.",
         )
     return None
+
+
+def _require_understood(request: etree._Element) -> None:
+    """Reject a request with something that may be a wish, and is none that virt-dmem knows: a misspelt pool.
+
+    Attributes and elements of others' namespaces are theirs.
+    """
+    for name in map(etree.QName, request.attrib):
+        if name.text != "pool" and name.namespace in (None, NAMESPACE):
+            what = f"the attribute '{clipped(name.localname, 80)}'"
+            what += "" if name.namespace is None else " in virt-dmem's namespace"
+            break
+    else:
+        unknown = (
+            name
+            for name in map(etree.QName, request.iterchildren("*"))
+            if name.text != _RECORD and name.namespace in (None, NAMESPACE)
+        )
+        if (element := next(unknown, None)) is None:
+            return
+        what = f"the element <{clipped(element.localname, 80)}>"
+    raise DomainRefused(
+        f"The domain's request for pool memory has {what}, which virt-dmem does not know.",
+        hint="A request has one attribute, pool='NAME', without a prefix, and no elements but those of 'virt-dmem apply'.",
+    )
 
 
 def ensure_request(root: etree._Element, added: list[str]) -> etree._Element:
@@ -97,10 +138,13 @@ def ensure_request(root: etree._Element, added: list[str]) -> etree._Element:
 def requested_pool(root: etree._Element) -> str:
     """Return the name of the requested pool; empty: the default pool, or no request.
 
-    :raise DomainRefused: When no pool can have that name.
+    :raise DomainRefused: When no pool can have that name, or the request has anything that is not known.
     """
     request = find_request(root)
-    pool = "" if request is None else request.get("pool", "")
+    if request is None:
+        return ""
+    _require_understood(request)
+    pool = request.get("pool", "")
     if pool and not POOL_NAME.fullmatch(pool):
         raise DomainRefused(
             f"The domain asks for memory of pool {clipped(pool, 80)!r}, which is not a valid name of a pool.",
@@ -132,7 +176,7 @@ def what_it_lacks(root: etree._Element) -> str:
     if (other := another_domains(root)) is not None:
         return f"was rewritten for another domain ({other}), from which it was copied"
     if not _is_of_shared_files(root):
-        if find_child(find_request(root), f"{{{NAMESPACE}}}replaced") is None:
+        if find_child(find_request(root), _RECORD) is None:
             return NOT_REWRITTEN
         return "has another <memoryBacking> now than it was rewritten with"
     if any(_is_private(cell, "memAccess") for cell in root.iterfind("cpu/numa/cell")):

@@ -20,6 +20,7 @@ from virt_dmem.domain_xml.elements import (
     is_rewritten,
     parse_domain,
     refuse_unsupported,
+    may_ask,
     requested_pool,
     unknown_request,
     what_it_lacks,
@@ -118,9 +119,9 @@ class DomainDocument:
     def unknown_request(self) -> DomainRefused | None:
         """Return the refusal of what only looks like a request; costs one scan of the bytes where there is nothing.
 
-        :raise DomainXmlInvalid: When the namespace of requests occurs, and it is no domain XML.
+        :raise DomainXmlInvalid: When a namespace of virt-dmem's occurs, and it is no domain XML.
         """
-        return unknown_request(self.root) if NAMESPACE.encode() in self.xml else None
+        return unknown_request(self.root) if may_ask(self.xml) else None
 
     def uuid(self) -> str:
         """Return the domain's UUID, also of a domain whose memory cannot come from a pool.

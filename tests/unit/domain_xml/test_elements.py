@@ -22,6 +22,39 @@ def test_an_element_that_is_no_request_is_known_as_a_mistake() -> None:
         assert DomainDocument(right).unknown_request() is None
 
 
+def test_a_request_in_a_wrong_namespace_is_known_as_a_mistake() -> None:
+    for wrong in (NAMESPACE.replace("1.0", "1"), NAMESPACE.replace("https", "http"), NAMESPACE + "/"):
+        refusal = DomainDocument(domain(metadata().replace(NAMESPACE, wrong))).unknown_request()
+        assert refusal is not None
+        assert f"<memory> of the namespace {wrong!r}" in refusal.message
+        assert f"'{NAMESPACE}'" in refusal.hint
+
+
+@pytest.mark.parametrize(
+    ("wish", "named"),
+    [
+        (" pol='big'", "the attribute 'pol'"),
+        (" pool='big' size='1G'", "the attribute 'size'"),
+        (" Pool='big'", "the attribute 'Pool'"),
+        (f" xmlns:q='{NAMESPACE}' q:pool='big'", "the attribute 'pool' in virt-dmem's namespace"),
+    ],
+)
+def test_a_request_with_an_unknown_attribute_is_refused_and_not_served_from_the_default_pool(
+    wish: str, named: str
+) -> None:
+    with pytest.raises(DomainRefused, match=f"has {named}, which"):
+        read_domain(domain(metadata(wish)))
+
+
+def test_a_request_with_an_unknown_element_is_refused_and_others_attributes_are_theirs() -> None:
+    empty = metadata()
+    filled = empty.replace("/>", "><{0}>big</{0}></dmem:memory>", 1)
+    for name in ("dmem:pool", "pool"):
+        with pytest.raises(DomainRefused, match="has the element <pool>, which"):
+            read_domain(domain(filled.format(name)))
+    assert read_domain(domain(metadata(" xmlns:o='urn:other' o:note='x' pool='big'"))).pool == "big"
+
+
 @pytest.mark.parametrize(
     ("numatune", "vcpu"),
     [
