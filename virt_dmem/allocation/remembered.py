@@ -3,23 +3,29 @@
 
 One file for each, ``applied/UUID`` in the state directory: whoever removes the request from the XML does not remove
 it here, and it can be put back, or undone exactly. The hook's shell script only looks whether the file is there.
+
+A domain that was undefined is remembered for another day: a tool that undefines it and defines it again, from XML
+in which our metadata are missing, would else have it start on a file on a disk.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from virt_dmem.os_errors import naming
 from virt_dmem.replaced_file import replace_file
 
-__all__ = ["Remembered"]
+__all__ = ["UNDEFINED_SECONDS", "Remembered"]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MOST_BYTES = 256 << 10
 """Of one request: 256 memory devices are described in a fifth of it."""
+UNDEFINED_SECONDS = 24 * 3600.0
+"""How long a domain is remembered after it was undefined."""
 
 
 class Remembered:
@@ -50,7 +56,7 @@ class Remembered:
             replace_file(self._path(uuid), request)
 
     def forget(self, uuid: str) -> None:
-        """Forget a domain that is restored, or undefined.
+        """Forget a domain that is restored.
 
         :raise OSError: When it stays remembered; names the file.
         """
@@ -58,6 +64,24 @@ class Remembered:
         if _UUID.fullmatch(uuid) and self._path(uuid).exists():
             with naming(self._path(uuid)):
                 self._path(uuid).unlink(missing_ok=True)
+
+    def note_undefined(self, uuid: str) -> None:
+        """Remember a domain that is not defined any more from now on for a limited time: see ``forget_old``.
+
+        :raise OSError: When the time cannot be noted; names the file.
+        """
+        if _UUID.fullmatch(uuid) and self._path(uuid).exists():
+            with naming(self._path(uuid)), suppress(FileNotFoundError):
+                os.utime(self._path(uuid))
+
+    def forget_old(self, uuid: str) -> None:
+        """Forget a domain that is not defined, if it was remembered, or undefined, long enough ago.
+
+        :raise OSError: When it stays remembered; names the file.
+        """
+        with suppress(FileNotFoundError):
+            if abs(time.time() - self._path(uuid).stat().st_mtime) > UNDEFINED_SECONDS:
+                self.forget(uuid)
 
     def uuids(self) -> set[str]:
         """Return the domains that are remembered."""

@@ -40,12 +40,12 @@ class LostRequests:
         """What could not be written, by domain (UUID)."""
 
     async def listed(self, domains: Sequence[DomainInfo]) -> None:
-        """Look at all domains, and forget those that are not defined any more."""
+        """Look at all domains, and forget those that have not been defined for a day."""
         defined = [domain for domain in domains if domain.persistent]
 
         def review() -> list[bool]:
             for uuid in self._remembered.uuids() - {domain.uuid for domain in defined}:
-                self._forget(uuid)
+                self._write(uuid, partial(self._remembered.forget_old, uuid))
             return [self._review(domain) for domain in defined]
 
         for domain, lost in zip(defined, await asyncio.to_thread(review), strict=True):
@@ -57,8 +57,8 @@ class LostRequests:
             self._report(domain, lost=await asyncio.to_thread(self._review, domain))
 
     def undefined(self, uuid: str) -> None:
-        """Forget a domain."""
-        self._forget(uuid)
+        """Note that a domain is not defined any more; it may be defined again, without its request."""
+        self._write(uuid, partial(self._remembered.note_undefined, uuid))
         self._alerts.set_definition(REQUEST_LOST, uuid, None)
 
     async def retry(self) -> None:
@@ -85,7 +85,7 @@ class LostRequests:
         self._write(uuid, partial(self._remembered.forget, uuid))
 
     def _write(self, uuid: str, write: Callable[[], None]) -> None:
-        """Keep or forget the request of a domain, at the latest when ``retry`` can."""
+        """Write or remove what is remembered of a domain, at the latest when ``retry`` can."""
         self._due.pop(uuid, None)
         try:
             write()

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +54,28 @@ def test_a_loss_is_an_alert_until_it_is_over(
         parts.alerts.forget_definitions([])
         asyncio.run(lost_requests.listed([]))
     assert alerts(parts) == []
-    assert bool(remembered.find(UUID)) is (end == "applied")
+    assert bool(remembered.find(UUID)) is (end != "restored")
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_domain_that_is_undefined_and_defined_without_its_request_within_a_day_has_lost_it(
+    parts: Components, lost_requests: LostRequests, *, noticed: bool
+) -> None:
+    file = Path(parts.config.daemon.state_dir, "applied", UUID)
+    asyncio.run(lost_requests.defined(APPLIED))
+    if noticed:
+        os.utime(file, times=(0, 0))  # applied long ago
+        lost_requests.undefined(UUID)
+    asyncio.run(lost_requests.listed([]))
+    asyncio.run(lost_requests.defined(replace(RAW, trace=Trace.BACKING)))
+    assert alerts(parts) == [("request-lost", UUID)]
+    lost_requests.undefined(UUID)
+    assert alerts(parts) == []
+    os.utime(file, times=(time.time() - 25 * 3600,) * 2)
+    asyncio.run(lost_requests.listed([]))
+    assert not file.exists()
+    asyncio.run(lost_requests.defined(replace(RAW, trace=Trace.BACKING)))
+    assert alerts(parts) == [], "others write the same"
 
 
 def test_what_others_write_and_a_transient_domain_are_no_loss(
