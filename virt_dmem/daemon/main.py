@@ -11,11 +11,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
-import grp
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -23,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from virt_dmem.config.schema import Config, load_config
+from virt_dmem.daemon.control_sockets import PROGRAM, ControlSockets
 from virt_dmem.daemon.loops import all_loops, reconcile_host, restart_on_error, write_first_marks
 from virt_dmem.daemon.systemd import notify
 from virt_dmem.daemon.wiring import Components, build
 from virt_dmem.errors import ConfigError, DmemError, ExitStatus
 from virt_dmem.host import uevents
-from virt_dmem.ipc.listener import FIRST_SYSTEMD_FD, create_listener
 from virt_dmem.ipc.server import ControlServer
+from virt_dmem.monitoring.watch.base import Watch
 from virt_dmem.os_errors import explained
 from virt_dmem.pools.lock import unless_locked
 from virt_dmem.replaced_file import remove_unfinished
@@ -42,33 +41,11 @@ __all__ = ["main", "build_parser", "serve", "shut_down"]
 
 log = logging.getLogger(__name__)
 
-_PROGRAM = "virt-dmemd"
 STOP_SECONDS = 20.0
 """Limit of the shutdown; then we exit as if killed. Less than systemd's timeout, to log what takes longer."""
 SWITCH_SECONDS = 0.0005
 """How long a worker thread may hold Python's lock while the event loop wants it: a hook needs it after each
 system call, and would wait 5 ms each time for a thread that processes many files."""
-
-
-def _listener(config: Config) -> socket.socket:
-    """Return the listening socket passed by systemd, else a new one.
-
-    :raise ConfigError: When it cannot be created.
-    """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
-        return socket.socket(fileno=FIRST_SYSTEMD_FD)
-    return create_listener(config.socket_path, _PROGRAM)
-
-
-def _readers_listener(config: Config) -> socket.socket:
-    """Return a new listening socket for readers.
-
-    :raise ConfigError: When it cannot be created.
-    """
-    with suppress(KeyError):
-        group = grp.getgrnam(config.daemon.group).gr_gid
-        return create_listener(config.readers_socket_path, _PROGRAM, group=group)
-    return create_listener(config.readers_socket_path, _PROGRAM)
 
 
 def _take_lock(config: Config) -> None:
@@ -111,8 +88,11 @@ async def serve(config: Config) -> None:
     parts = build(config)
     write_first_marks(parts)
     with uevents.watched(parts.note_hotplug):
-        listener, readers = _listener(config), _readers_listener(config)
-        await _serve_until(end, parts, ControlServer(listener, readers, parts.interface, config.daemon.group))
+        sockets = ControlSockets(config)
+        server = ControlServer(sockets.root, sockets.readers, parts.interface, config.daemon.group)
+        sockets.on_renewed(server.listen_also)
+        parts.host_watch.add(Watch("control sockets", lambda: sockets.deviations, recorded=False))
+        await _serve_until(end, parts, server)
 
 
 async def _serve_until(end: asyncio.Event, parts: Components, server: ControlServer) -> None:
@@ -145,9 +125,7 @@ async def shut_down(*steps: Coroutine[Any, Any, None], seconds: float = STOP_SEC
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command-line parser; the manual page is generated from it."""
-    parser = argparse.ArgumentParser(
-        prog="virt-dmemd", description="Provides the memory of libvirt guests from pools."
-    )
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Provides the memory of libvirt guests from pools.")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="configuration file, instead of /etc/virt-dmem/virt-dmem.toml"
     )

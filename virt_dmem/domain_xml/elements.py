@@ -73,21 +73,25 @@ def may_ask(xml: bytes) -> bool:
 
 
 def unknown_request(root: etree._Element) -> DomainRefused | None:
-    """Return the refusal of what only looks like a request: another element, or in another namespace of virt-dmem's."""
+    """Return the refusal of what only looks like a request: another element, or another namespace."""
     metadata = find_child(root, "metadata")
     if metadata is None or find_request(root) is not None:
         return None
     for child in metadata.iterchildren("{*}*"):
         name = etree.QName(child)
         if name.namespace == NAMESPACE:
-            what, instead = f"<{clipped(name.localname, 80)}> of virt-dmem", "Write <memory> for it, in the same namespace"
+            what, instead = (
+                f"<{clipped(name.localname, 80)}> of virt-dmem",
+                "Write <memory> for it, in the same namespace",
+            )
         elif _AUTHORITY in str(name.namespace):
             what = f"<{clipped(name.localname, 80)}> of the namespace {clipped(str(name.namespace), 80)!r}"
             instead = f"Its namespace is '{NAMESPACE}': write that"
         else:
             continue
         return DomainRefused(
-            f"The metadata of the domain have {what}, which is no request for pool memory: it gets ordinary memory.",
+            f"The metadata of the domain have {what}, which is no request for pool memory: it gets ordinary"
+            " memory.",
             hint=f"{instead}, or remove it.",
         )
     return None
@@ -114,7 +118,8 @@ def _require_understood(request: etree._Element) -> None:
         what = f"the element <{clipped(element.localname, 80)}>"
     raise DomainRefused(
         f"The domain's request for pool memory has {what}, which virt-dmem does not know.",
-        hint="A request has one attribute, pool='NAME', without a prefix, and no elements but those of 'virt-dmem apply'.",
+        hint="A request has one attribute, pool='NAME', without a prefix, and no elements but those that"
+        " 'virt-dmem apply' writes.",
     )
 
 

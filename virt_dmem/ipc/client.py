@@ -109,7 +109,7 @@ class Client:
     def _unreachable(
         self,
         reason: object,
-        hint: str = "Start it with 'systemctl start virt-dmemd.socket', or run 'virt-dmemd' in the foreground.",
+        hint: str = "Start it with 'systemctl restart virt-dmemd.socket', or run 'virt-dmemd' in the foreground.",
     ) -> DaemonUnreachable:
         return DaemonUnreachable(f"virt-dmemd does not answer at {self._path}: {reason}.", hint=hint)
 

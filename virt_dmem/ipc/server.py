@@ -116,15 +116,22 @@ class ControlServer:
         )
         self._registry.register_interface(interface)
         self._readers = Readers(self._registry, self._in_group)
-        self._listeners = (
-            _Listener(listener, self._connected, ACCEPT_AT_ONCE, rest=0),
-            _Listener(readers, self._connected, READERS_AT_ONCE, rest=REST),
-        )
+        self._listeners = [self._listener(listener, readers=False), self._listener(readers, readers=True)]
+
+    def _listener(self, listener: socket.socket, *, readers: bool) -> _Listener:
+        if readers:
+            return _Listener(listener, self._connected, READERS_AT_ONCE, rest=REST)
+        return _Listener(listener, self._connected, ACCEPT_AT_ONCE, rest=0)
 
     def start(self) -> None:
         """Accept connections from now on."""
         for listener in self._listeners:
             listener.open()
+
+    def listen_also(self, listener: socket.socket, readers: bool) -> None:
+        """Accept connections on one more socket, from now on."""
+        self._listeners.append(self._listener(listener, readers=readers))
+        self._listeners[-1].open()
 
     async def stop(self) -> None:
         """Accept no more connections, and cancel the calls in progress; their callers are told."""

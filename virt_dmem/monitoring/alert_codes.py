@@ -18,6 +18,7 @@ __all__ = [
     "POOL_MOUNT_CHANGED",
     "HOST_MEMORY_OFFLINE",
     "INSTALLATION_CHANGED",
+    "CONTROL_SOCKET_GONE",
     "LIBVIRT_SETTINGS_CHANGED",
     "LIBVIRT_UNREACHABLE",
     "LEDGER_DAMAGED",
@@ -43,6 +44,7 @@ THP_OFF = "thp-switched-off"
 POOL_MOUNT_CHANGED = "pool-mount-changed"
 HOST_MEMORY_OFFLINE = "host-memory-offline"
 INSTALLATION_CHANGED = "installation-changed"
+CONTROL_SOCKET_GONE = "control-socket-gone"
 LIBVIRT_SETTINGS_CHANGED = "libvirt-settings-changed"
 LIBVIRT_UNREACHABLE = "libvirt-unreachable"
 LEDGER_DAMAGED = "ledger-damaged"
@@ -130,6 +132,11 @@ EXPLANATIONS = {
         "The hook in /etc/libvirt/hooks, the program it runs, the AppArmor rule or a unit file of systemd is "
         "gone, or differs from what was installed. Without the hook domains start without pool memory, without "
         "its program or the rule they do not start."
+    ),
+    CONTROL_SOCKET_GONE: (
+        "The file of a socket of virt-dmemd or virt-dmem-pages was removed, or another one put in its place: who "
+        "connects does not reach the service, though it runs. While it is that of virt-dmemd no guest with pool "
+        "memory starts; virt-dmemd replaces a file of its that is gone at once."
     ),
     LIBVIRT_SETTINGS_CHANGED: (
         "A setting in qemu.conf that pools depend on, such as memory_backing_dir, was changed and libvirtd has "

@@ -99,11 +99,11 @@ def test_rules_are_known_to_the_hook_before_anything_can_connect_or_logged_if_th
     marks = tmp_path / "adopt"
     found = []
 
-    def listener(_config: Config) -> None:
+    def sockets(_config: Config) -> None:
         found.append(marks.read_text() if marks.is_file() else "")
         raise ConfigError("The test ends here.", hint="")
 
-    monkeypatch.setattr(main, "_listener", listener)
+    monkeypatch.setattr(main, "ControlSockets", sockets)
     with pytest.raises(ConfigError):
         asyncio.run(main.serve(config))
     marks.unlink()

@@ -7,6 +7,7 @@ import socket
 
 from virt_dmem.host import kernel
 from virt_dmem.monitoring.checks.base import Machine
+from virt_dmem.monitoring.watch.pages_socket import START
 from virt_dmem.pools.backends.checks import Result, failed, passed, warned
 from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord
 from virt_dmem.pools.elastic import kernel_bug
@@ -37,7 +38,7 @@ def elastic_pools(machine: Machine) -> Result:
         return failed(
             f"virt-dmem-pages does not listen at {path} ({error.strerror}): elastic pool {names} takes no memory"
             " for domains, and gives none back.",
-            "Run 'systemctl enable --now virt-dmem-pages.socket'.",
+            START,
         )
     if not (machine.root / "proc/pressure/memory").exists():
         return warned(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.config.schema import Config
-from virt_dmem.errors import Delayed
+from virt_dmem.errors import Delayed, DmemError
 from virt_dmem.monitoring.alert_rules import Alert
 from virt_dmem.monitoring.watch.base import Deviation, Sight, Watch
 from virt_dmem.monitoring.watch.repairs import MOST, PERIOD_SECONDS, RepairLimit
@@ -61,6 +61,10 @@ class HostWatch:
         self._repaired: dict[tuple[str, str], tuple[Alert, float]] = {}
         """Alerts of what was put right, with the time of the last repair."""
 
+    def add(self, watch: Watch) -> None:
+        """Watch something more."""
+        self._looks.append((watch.subject, watch.new()))
+
     def note_hotplug(self) -> None:
         """Note that processors or memory of the host came or went."""
         self._hotplugs += 1
@@ -106,7 +110,7 @@ class HostWatch:
             except Delayed as delay:  # it goes on in its thread
                 log.warning("%s", delay)
                 continue
-            except OSError as error:
+            except (OSError, DmemError) as error:
                 log.warning("%s could not be put right: %s", one.subject, error)
             limit.note_repair()
             self._on_repair(one.code)

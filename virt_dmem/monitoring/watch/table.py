@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from virt_dmem.monitoring.watch import huge_pages, hvo, mounts, nodes, thp
+from virt_dmem.monitoring.watch import huge_pages, hvo, mounts, nodes, pages_socket, thp
 from virt_dmem.monitoring.watch.base import Watch
 from virt_dmem.monitoring.watch.installed import InstalledFiles
 from virt_dmem.monitoring.watch.libvirt_settings import LibvirtSettings
@@ -17,6 +17,7 @@ WATCHES = (
     Watch.of("mounts of pools", mounts.deviations),
     Watch.of("nodes", nodes.deviations),
     Watch("transparent huge pages", lambda: thp.deviations, recorded=False),  # check's line dmemfs has it
+    Watch("the socket of virt-dmem-pages", lambda: pages_socket.deviations, recorded=False),  # its line has it
     Watch("memory blocks", MemoryBlocks, recorded=False),
     Watch("installed files", InstalledFiles),
     Watch("settings of libvirt", LibvirtSettings),
