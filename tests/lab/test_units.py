@@ -59,6 +59,22 @@ def test_the_socket_starts_the_daemon(host: Container) -> None:
     assert active(host, "virt-dmemd.service") == "active"
 
 
+def test_a_socket_that_somebody_removed_is_replaced_by_itself_or_by_what_the_hint_says(host: Container) -> None:
+    host.run("rm /run/virt-dmem/sock /run/virt-dmem/sock-ro")
+    host.wait_for("virt-dmem alerts --json | grep -q control-socket-gone")
+    assert host.run("stat -c %a /run/virt-dmem/sock").stdout.strip() == "600"
+    host.run("systemctl stop virt-dmemd.service; rm -f /run/virt-dmem/sock /run/virt-dmem/sock-pages")
+    assert active(host, "virt-dmemd.socket") == "active", "systemd does not notice"
+    said = host.run("virt-dmem list", check=False).stderr
+    assert "Start it with 'systemctl restart virt-dmemd.socket'" in said
+    for socket in ("virt-dmemd.socket", "virt-dmem-pages.socket"):
+        host.run(f"systemctl restart {socket}")
+    host.wait_for("virt-dmem list --json")
+    host.run("test -S /run/virt-dmem/sock-pages")
+    host.run("rm /run/virt-dmem/sock && systemctl restart virt-dmemd.socket")
+    host.wait_for("virt-dmem list --json")
+
+
 def test_libvirtd_stopped_by_its_administrator_stays_stopped(host: Container) -> None:
     host.run("systemctl stop libvirtd.service")
     host.run("sleep 7")
