@@ -297,7 +297,6 @@ struct dmemfs_pool *dmemfs_create_pool(struct fs_context *fc, struct dmemfs_opti
 	init_rwsem(&pool->allocating);
 	for (i = 0; i < DMEMFS_FAULT_LOCKS; i++)
 		mutex_init(&pool->fault_locks[i]);
-	err = dmemfs_make_room(fc, &pool->opt);
 	for (i = 0; i < pool->opt.nr_regions && !err; i++) {
 		err = dmemfs_claim_region(fc, &pool->opt.regions[i], pool->page_shift);
 		if (!err)

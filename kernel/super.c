@@ -78,10 +78,14 @@ static const struct super_operations dmemfs_super_operations = {
 
 int dmemfs_fill_super(struct super_block *sb, struct fs_context *fc)
 {
-	struct dmemfs_pool *pool = dmemfs_create_pool(fc, fc->fs_private);
+	struct dmemfs_pool *pool;
 	struct inode *root;
 	int err;
 
+	err = dmemfs_make_room(fc, fc->fs_private);
+	if (err)
+		return err;
+	pool = dmemfs_create_pool(fc, fc->fs_private);
 	if (IS_ERR(pool))
 		return PTR_ERR(pool);
 	sb->s_fs_info = pool;	/* dmemfs_kill_sb() sees to it from here on */
