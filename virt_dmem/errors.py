@@ -11,7 +11,8 @@
      ├── DaemonUnreachable       daemon-unreachable    4
      │    └── DaemonDenied       daemon-denied         1
      ├── HypervisorError         hypervisor            1
-     │    └── HypervisorDenied   hypervisor-denied     1
+     │    ├── HypervisorDenied   hypervisor-denied     1
+     │    └── DomainNotFound     domain-not-found      1
      ├── DomainRefused           domain-refused        1
      │    ├── DomainXmlInvalid   domain-xml-invalid    1
      │    ├── NotRewritten       not-rewritten         1
@@ -43,7 +44,7 @@ from virt_dmem.text import clipped, did_you_mean
 
 TYPE_CHECKING = False  # every command imports this module, and importing typing takes 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import ClassVar
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "DaemonDenied",
     "HypervisorError",
     "HypervisorDenied",
+    "DomainNotFound",
     "DomainRefused",
     "DomainXmlInvalid",
     "NotRewritten",
@@ -187,6 +189,13 @@ class HypervisorDenied(HypervisorError):
     )
 
 
+class DomainNotFound(HypervisorError):
+    """Report that libvirt has no such domain."""
+
+    code = "domain-not-found"
+    explanation = "libvirt has no domain with this name, UUID or id; 'virsh list --all' lists the domains."
+
+
 class DomainRefused(DmemError):
     """Report a domain whose memory cannot come from a pool."""
 
@@ -275,6 +284,14 @@ class PoolBusy(PoolError):
         "Domains hold memory of this pool, or processes use it, so the change was not made; 'virt-dmem list' lists "
         "the domains. Earlier steps, such as the removal of other segments, stay: 'virt-dmem pool show' shows them."
     )
+
+    @classmethod
+    def held(cls, pool: str, size: str, domains: Iterable[str]) -> PoolBusy:
+        """Return the error for a pool, or a segment of it, of which domains hold ``size``."""
+        return cls(
+            f"Domains hold {size} of pool {pool}: {', '.join(sorted(set(domains)))}.",
+            hint="Stop these domains first; 'virt-dmem show DOMAIN' shows the memory of each.",
+        )
 
 
 class PoolDraining(PoolError):

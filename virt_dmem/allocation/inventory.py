@@ -302,12 +302,8 @@ class Inventory:
         held = [extent for segment in segments for extent in self._ledger.extents_in(segment)]
         if held:
             domains = {reservation.uuid: reservation.name for reservation in self._ledger.reservations()}
-            holders = sorted({domains.get(extent.uuid, extent.uuid) for extent in held})
-            raise PoolBusy(
-                f"Domains hold {format_size(sum(extent.size_bytes for extent in held))} of pool {name}:"
-                f" {', '.join(holders)}.",
-                hint="Stop these domains first; 'virt-dmem show DOMAIN' shows the memory of each.",
-            )
+            size = format_size(sum(extent.size_bytes for extent in held))
+            raise PoolBusy.held(name, size, (domains.get(extent.uuid, extent.uuid) for extent in held))
         self._retiring.setdefault(holder, set()).update(segments)
 
     def limit(self, name: str, size_bytes: int, holder: Hashable) -> int:

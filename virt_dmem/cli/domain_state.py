@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from virt_dmem.cli import daemon
 from virt_dmem.config.schema import load_config
-from virt_dmem.errors import DomainRefused, HypervisorError
+from virt_dmem.errors import DmemError, DomainRefused, HypervisorError
 from virt_dmem.hypervisor.connection import DomainInfo, Hypervisor
 from virt_dmem.hypervisor.remedies import how_to_apply
 from virt_dmem.units import format_size
@@ -13,10 +14,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["holds_nothing"]
+__all__ = ["holds_nothing", "why"]
 
 
-def holds_nothing(args: argparse.Namespace, refusal: DomainRefused) -> DomainRefused:
+def why(args: argparse.Namespace, refusal: DomainRefused) -> DmemError:
+    """Return why a domain (``args.domain``) holds no memory, where that is why it was refused; else the refusal."""
+    with daemon.connect(args) as answering:
+        try:
+            answering.call("ShowDomain", domain=args.domain)
+        except DomainRefused:
+            return holds_nothing(args, refusal)
+    return refusal
+
+
+def holds_nothing(args: argparse.Namespace, refusal: DomainRefused) -> DmemError:
     """Return the error for a domain (``args.domain``) of which virt-dmemd says that it holds nothing.
 
     :param refusal: What virt-dmemd says; stays where libvirt cannot be asked.
@@ -32,7 +43,7 @@ def holds_nothing(args: argparse.Namespace, refusal: DomainRefused) -> DomainRef
         try:
             found = hypervisor.info(hypervisor.find(args.domain))
         except HypervisorError as error:
-            return DomainRefused(error.message, hint=error.hint)
+            return error
     return _of(found) if found else refusal
 
 

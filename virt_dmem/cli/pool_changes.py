@@ -47,6 +47,22 @@ class PoolDaemon:
         if self._client:
             self._client.close()
 
+    def require_empty(self, pool: str) -> None:
+        """Require that no domain holds memory of a pool, without keeping virt-dmemd from anything.
+
+        :raise PoolBusy: When some do, as ``retire`` would say it.
+        """
+        if client := self._connected():
+            held = [
+                (domain["name"], extent["size_bytes"])
+                for domain in client.call("ListDomains")["domains"]
+                for extent in domain["extents"]
+                if extent["pool"] == pool
+            ]
+            if held:
+                size = format_size(sum(size for _, size in held))
+                raise PoolBusy.held(pool, size, (name for name, _ in held))
+
     def retire(self, name: str) -> None:
         """Stop allocations from a pool or segment; refused while a domain holds memory from it."""
         if client := self._connected():

@@ -17,7 +17,7 @@ from typing import Any, Self
 import libvirt
 
 from virt_dmem.config.schema import AdoptRule
-from virt_dmem.errors import HypervisorDenied, HypervisorError, UsageError
+from virt_dmem.errors import DomainNotFound, HypervisorDenied, HypervisorError, UsageError
 from virt_dmem.hypervisor.paths import DEFINITIONS_DIR
 from virt_dmem.text import did_you_mean
 
@@ -102,6 +102,7 @@ class Session:
     def find(self, typed: str) -> str:
         """Return the UUID of a domain given by UUID, id or name, as virsh accepts it.
 
+        :raise DomainNotFound: When there is none.
         :raise UsageError: When it is the id of one domain and the name of another: tenants choose names.
         """
         by_uuid = self._looked_up(typed, lambda: self._connection.lookupByUUIDString(typed))
@@ -135,9 +136,9 @@ class Session:
                 return None
             raise self._failed(domain, error) from error
 
-    def _unknown(self, domain: str) -> HypervisorError:
+    def _unknown(self, domain: str) -> DomainNotFound:
         near = did_you_mean(domain, self.names())
-        return HypervisorError(
+        return DomainNotFound(
             f"libvirt at {self._uri} has no domain {domain!r}.", hint=f"{near}'virsh list --all' lists the domains."
         )
 

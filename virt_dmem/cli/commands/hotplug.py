@@ -132,7 +132,9 @@ def _change(args: argparse.Namespace, out: Output, method: str, **parameters: ob
                 else:
                     show(reply["message"], reply["done_bytes"], reply["total_bytes"])
     except DomainRefused as refusal:
-        raise _why(args, refusal) from refusal
+        from virt_dmem.cli.domain_state import why
+
+        raise why(args, refusal) from refusal
     size = out.size(change["size_bytes"])
     if change["state"] == "pending":
         out.note(change["message"])
@@ -142,19 +144,6 @@ def _change(args: argparse.Namespace, out: Output, method: str, **parameters: ob
     out.text(f"{change['alias']} of {change['name']}: {outcome}.")
     out.result(change=change)
     return ExitStatus.DONE
-
-
-def _why(args: argparse.Namespace, refusal: DomainRefused) -> DomainRefused:
-    """Return the reason why a domain holds no memory, where that is why it was refused; else the refusal."""
-    from virt_dmem.cli.daemon import connect
-    from virt_dmem.cli.domain_state import holds_nothing
-
-    with connect(args) as daemon:
-        try:
-            daemon.call("ShowDomain", domain=args.domain)
-        except DomainRefused:
-            return holds_nothing(args, refusal)
-    return refusal
 
 
 COMMANDS = (

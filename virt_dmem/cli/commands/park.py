@@ -6,10 +6,10 @@ virt-dmemd does the work. Interrupting the command interrupts nothing: ``virt-dm
 
 from __future__ import annotations
 
-from virt_dmem.cli.arguments import add_dry_run
+from virt_dmem.cli.arguments import add_domain, add_dry_run
 from virt_dmem.cli.command import Command
 from virt_dmem.cli.terminal.confirm import add_yes, confirm
-from virt_dmem.errors import DmemError, ExitStatus, UsageError
+from virt_dmem.errors import DmemError, DomainRefused, ExitStatus, UsageError
 from virt_dmem.text import counted
 
 TYPE_CHECKING = False
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Annotated, Any, Literal
 
-    from virt_dmem.cli.json_schema import Uuid, says
+    from virt_dmem.cli.json_schema import Error, Uuid, says
     from virt_dmem.cli.output import Output
     from virt_dmem.ipc.client import Client
 
@@ -47,11 +47,12 @@ class ParkedDomain:
     uuid: Uuid
     name: Annotated[str, says("name of the domain")]
     state: Annotated[
-        Literal["parked", "running", "paused", "discarded", "possible"],
-        says("paused: as it was when it was parked; possible: with --dry-run"),
+        Literal["parked", "running", "paused", "discarded", "possible", "failed"],
+        says("paused: as it was when it was parked; possible: with --dry-run; failed: of several"),
     ]
     state_file: Annotated[str, says("of a parked domain; else empty")]
     pause_seconds: Annotated[float, says("how long refreshing took; else 0")]
+    error: Annotated[Error | None, says("why it failed; null: it did not")]
 
 
 class ParkAnswer:
@@ -62,7 +63,7 @@ class ParkAnswer:
 
 def add_park_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``park``."""
-    parser.add_argument("domain", metavar="DOMAIN", help="name or UUID")
+    add_domain(parser)
 
 
 def _add_domain_or_all(parser: argparse.ArgumentParser, all_help: str) -> None:
@@ -109,28 +110,35 @@ def _each(args: argparse.Namespace, out: Output, phase: str, method: str, **para
     is_all = bool(phase) and args.all
     if is_all == bool(args.domain):
         raise UsageError("Give either DOMAIN or --all.", hint="'virt-dmem list' lists the domains.")
-    done, failed = [], None
     with connect(args) as daemon:
-        names = [args.domain]
-        if is_all:
-            names = [row["uuid"] for row in daemon.call("ListDomains")["domains"] if row["phase"] == phase]
-        for name in names:
+        if not is_all:
             try:
-                done.append(_one(daemon, out, method, domain=name, **parameters))
-            except DmemError as error:
-                if not is_all:
-                    raise
-                out.note(f"{name}: {error}")
-                failed = error
-    if is_all and not names:
-        out.text(f"No domain is {phase}.")
+                out.result(domains=[_one(daemon, out, method, domain=args.domain, **parameters)])
+            except DomainRefused as refusal:
+                from virt_dmem.cli.domain_state import why
+
+                raise why(args, refusal) from refusal
+            return ExitStatus.DONE
+        rows = [row for row in daemon.call("ListDomains")["domains"] if row["phase"] == phase]
+        results = [_try_one(daemon, out, method, row, **parameters) for row in rows]
+    failed = sum(bool(one["error"]) for one in results)
     if failed:
-        raise type(failed)(
-            f"{len(names) - len(done)} of {counted(len(names), 'domain')} failed; the last: {failed.message}",
-            hint=failed.hint,
-        )
-    out.result(domains=done)
-    return ExitStatus.DONE
+        out.note(f"{failed} of {counted(len(results), 'domain')} failed.")
+    elif not results:
+        out.text(f"No domain is {phase}.")
+    out.result(domains=results)
+    return ExitStatus.FAILED if failed else ExitStatus.DONE
+
+
+def _try_one(daemon: Client, out: Output, method: str, row: dict[str, Any], **parameters: object) -> dict[str, Any]:
+    """Call a method for one of several domains; a failure is a part of the result."""
+    try:
+        return _one(daemon, out, method, domain=row["uuid"], **parameters)
+    except DmemError as failure:
+        out.note(f"{row['name']}: {failure.message} {failure.hint}")
+        error = {"code": failure.code, "message": failure.message, "hint": failure.hint}
+        what = {"state": "failed", "state_file": "", "pause_seconds": 0.0}
+        return {"uuid": row["uuid"], "name": row["name"], **what, "error": error}
 
 
 def _one(daemon: Client, out: Output, method: str, **parameters: object) -> dict[str, Any]:
@@ -151,7 +159,7 @@ def _one(daemon: Client, out: Output, method: str, **parameters: object) -> dict
     if domain["pause_seconds"]:
         what += f" after {domain['pause_seconds']:.1f} s"
     out.text(f"{domain['name']} {what}.")
-    return domain
+    return {**domain, "error": None}
 
 
 COMMANDS = (

@@ -296,9 +296,10 @@ export interface ParkAnswer {
 export interface ParkedDomain {
     uuid: string;
     name: string;
-    state: "discarded" | "parked" | "paused" | "possible" | "running";
+    state: "discarded" | "failed" | "parked" | "paused" | "possible" | "running";
     state_file: string;
     pause_seconds: number;
+    error: Error | null;
 }
 
 export interface AlertsAnswer {

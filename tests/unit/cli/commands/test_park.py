@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.rig.answers import require_documented
 from tests.rig.command_line import Command
+from virt_dmem.cli.main import main
 from virt_dmem.errors import DomainRefused, ExitStatus
 
 
@@ -23,7 +25,7 @@ class Daemon:
     def call(self, method: str) -> dict[str, Any]:
         assert method == "ListDomains"
         phases = {"bad": "running", "good": "running", "saved": "parked", "new": "prepared"}
-        return {"domains": [{"uuid": uuid, "phase": phase} for uuid, phase in phases.items()]}
+        return {"domains": [{"uuid": uuid, "name": f"the {uuid} one", "phase": phases[uuid]} for uuid in phases]}
 
     def call_more(self, method: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         self.asked.append({"method": method, **parameters})
@@ -63,14 +65,36 @@ def test_the_outcome_is_printed(command: Command, use: Any, args: list[str], dae
     assert asked["method"] == args[0].title()
 
 
-def test_all_of_a_phase_are_gone_through_and_a_failure_is_told_at_the_end(command: Command, use: Any) -> None:
+def test_all_of_a_phase_are_gone_through_and_each_failure_is_told(command: Command, use: Any) -> None:
     daemon = use(Daemon())
     said = command("refresh", "--all", status=ExitStatus.FAILED)
     assert [asked["domain"] for asked in daemon.asked] == ["bad", "good"]
-    assert "1 of 2 domains failed; the last: Domain bad cannot be parked." in said
+    assert "the bad one: Domain bad cannot be parked. Remove it." in said
+    assert "1 of 2 domains failed." in said
     daemon.asked.clear()
     command("unpark", "--all")
     assert [asked["domain"] for asked in daemon.asked] == ["saved"]
+
+
+def test_json_has_those_that_failed_beside_those_that_did_not(
+    command: Command, use: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(Daemon())
+    assert main(["refresh", "--all", "--json"]) == ExitStatus.FAILED
+    args = ["refresh", "--all", "--json"]
+    bad, good = require_documented(args, capsys.readouterr().out)["domains"]
+    assert (bad["name"], bad["state"], bad["error"]["code"]) == ("the bad one", "failed", "domain-refused")
+    assert (good["name"], good["state"], good["error"]) == ("guest", "running", None)
+
+
+@pytest.mark.parametrize("words", [["park"], ["unpark"], ["unpark", "--discard", "--yes"], ["refresh"]])
+def test_a_typo_is_told_from_a_domain_that_holds_nothing(command: Command, words: list[str]) -> None:
+    with command.daemon():
+        said = command(*words, "tset", status=ExitStatus.FAILED)
+        assert "has no domain 'tset'" in said
+        assert "Did you mean 'test'?" in said
+        assert "[domain-not-found]" in said
+        assert "is not applied" in command(*words, "test", status=ExitStatus.FAILED)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,9 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     freed = {record.name: backend(record.backend).given_back(record) for record in there}
     size = out.size(sum(freed.values()))
     by_record = [(record, freed[record.name]) for record in there]
+    if not args.wait:  # before anything is asked or said
+        with PoolDaemon(config) as daemon:
+            daemon.require_empty(args.name)
     if args.dry_run:
         for record in there:
             manage.refuse_if_used(record, but_helpers=True)

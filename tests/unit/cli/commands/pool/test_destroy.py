@@ -126,6 +126,27 @@ def test_with_wait_a_pool_is_drained_first_and_gives_memory_again_if_that_takes_
 
 
 @in_own_mount_namespace
+def test_a_dry_run_names_the_domains_as_the_real_one_does_and_nobody_is_asked_for_nothing(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xml = re.sub(rb"(emory unit='KiB'>)\d+", rb"\g<1>4096", (GOLDEN / "plain-in.xml").read_bytes())
+    applied = apply(xml, pool="small").decode()
+    monkeypatch.setattr("virt_dmem.cli.commands.pool.destroy.confirm", lambda *_: pytest.fail("was asked"))
+    with command.daemon():
+        command("pool", "create", "small", "--size", "8M", "--backend", "tmpfs")
+        with Client(command.directory / "run/sock") as daemon:
+            for _ in daemon.call_more("Hook", operation="prepare", xml=applied):
+                pass
+            dry = command("pool", "destroy", "small", "--dry-run", status=ExitStatus.FAILED)
+            assert dry == command("pool", "destroy", "small", status=ExitStatus.FAILED)
+            name = daemon.call("ListDomains")["domains"][0]["name"]
+            assert f"Domains hold 4 MiB of pool small: {name}." in dry
+            for _ in daemon.call_more("Hook", operation="release", xml=applied):
+                pass
+    command("pool", "destroy", "small", "--dry-run")
+
+
+@in_own_mount_namespace
 def test_with_wait_a_daemon_that_is_restarted_ends_the_wait_and_the_pool_gives_memory_again(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
