@@ -29,6 +29,11 @@ def uuid(host: Container) -> str:
     return uuid
 
 
+def test_check_is_content_once_libvirtd_was_reloaded_as_the_installer_says(host: Container) -> None:
+    checks = {check["name"]: check for check in host.json("virt-dmem check --json", check=False)["checks"]}
+    assert checks["hook-in-force"]["status"] == "PASS", checks["hook-in-force"]
+
+
 def test_an_upgrade_leaves_the_running_guest_and_the_ledger(host: Container, uuid: str) -> None:
     before = host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout
     host.run(f"sed -i 's/__version__ = .*/__version__ = \"99.0\"/' {PROJECT}/virt_dmem/__init__.py")

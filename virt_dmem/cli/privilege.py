@@ -7,10 +7,15 @@ import os
 
 from virt_dmem.errors import PermissionRefused
 
-__all__ = ["require_root"]
+__all__ = ["needs_root", "require_root"]
 
 
 def require_root(what: str) -> None:
     """Raise ``PermissionRefused`` unless root runs the command; ``what`` begins the sentence."""
     if os.geteuid() != 0:
-        raise PermissionRefused(f"{what} needs root.", hint="Run the command with sudo.")
+        raise needs_root(what)
+
+
+def needs_root(what: str) -> PermissionRefused:
+    """Return the error for something that only root may do; ``what`` begins the sentence."""
+    return PermissionRefused(f"{what} needs root.", hint="Run the command with sudo.")

@@ -124,7 +124,7 @@ def _change(args: argparse.Namespace, out: Output, method: str, **parameters: ob
 
     change: dict[str, Any] = {}
     try:
-        with connect(args) as daemon, progress(out) as show:
+        with connect(args, root_for="Changing the memory of a domain") as daemon, progress(out) as show:
             for answer in daemon.call_more(method, **parameters):
                 reply = answer["reply"]
                 if reply["done"]:

@@ -110,7 +110,7 @@ def _each(args: argparse.Namespace, out: Output, phase: str, method: str, **para
     is_all = bool(phase) and args.all
     if is_all == bool(args.domain):
         raise UsageError("Give either DOMAIN or --all.", hint="'virt-dmem list' lists the domains.")
-    with connect(args) as daemon:
+    with connect(args, root_for=f"'{args.command}'") as daemon:
         if not is_all:
             try:
                 out.result(domains=[_one(daemon, out, method, domain=args.domain, **parameters)])

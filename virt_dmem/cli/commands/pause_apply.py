@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Pause automatic apply in virt-dmemd, or resume it."""
     from virt_dmem.cli.daemon import connect
 
-    with connect(args) as daemon:
+    with connect(args, root_for="Pausing automatic apply") as daemon:
         if args.resume:
             daemon.call("ResumeApply")
         else:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
     """Have virt-dmemd compare its ledger with pools, processes and libvirt, and repair the differences."""
     from virt_dmem.cli.daemon import connect
 
-    with connect(args) as daemon:
+    with connect(args, root_for="Reconciling") as daemon:
         actions: list[str] = daemon.call("Reconcile", dry_run=args.dry_run)["actions"]
     for action in actions:
         out.text(action)

@@ -14,6 +14,7 @@ from virt_dmem.errors import DaemonUnreachable, DomainRefused, PermissionRefused
 from virt_dmem.host import processes
 from virt_dmem.host.confinement import apparmor
 from virt_dmem.host.processes import CLOCK_TICKS
+from virt_dmem.host.unit_state import reloaded_at
 from virt_dmem.ipc.client import Client
 from virt_dmem.monitoring.checks.base import INSTALL, Machine, text_of
 from virt_dmem.native.programs import HOOK_CLIENT
@@ -87,13 +88,14 @@ def hook_in_force(machine: Machine) -> Result:
     if _reloaded_since(first, machine):
         return passed("libvirtd was reloaded when the hook was installed.")
     for pid, name, started in _libvirt_daemons(machine):
-        if started + BTIME_SECONDS < first and not _hook_was_called(machine, started):
+        knows = started + BTIME_SECONDS >= first or (reloaded_at(f"{name}.service", pid) or 0) >= first
+        if not knows and not _hook_was_called(machine, started):
             return warned(
                 f"{name} ({pid}) started before the hook was installed, and may not know of it: domains would then"
                 " start without pool memory.",
                 f"systemctl reload {name}; running domains are not affected.",
             )
-    return passed("No running libvirtd is older than the hook.")
+    return passed("No running libvirtd is older than the hook, or it was reloaded since.")
 
 
 def other_hooks(machine: Machine) -> Result:

@@ -21,7 +21,7 @@ class Daemon:
 
 
 def test_an_alert_is_a_line_with_its_hint_below(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda _: nullcontext(Daemon()))
+    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda *_, **__: nullcontext(Daemon()))
     first, second = command("alerts").splitlines()
     assert first.startswith("a-code since 19")
     assert first.endswith(": It happened.")

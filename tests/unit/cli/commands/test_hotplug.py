@@ -40,13 +40,13 @@ class Daemon:
 def test_the_outcome_is_printed(
     command: Command, monkeypatch: pytest.MonkeyPatch, args: list[str], state: str, printed: str
 ) -> None:
-    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda _: nullcontext(Daemon(state)))
+    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda *_, **__: nullcontext(Daemon(state)))
     assert command(*args) == printed
 
 
 def test_zero_may_be_plugged_but_not_attached(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon("resized")
-    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda _: nullcontext(daemon))
+    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda *_, **__: nullcontext(daemon))
     command("resize", "guest", "dimm0", "--size", "0", "--wait", "1m")
     assert daemon.asked == {"method": "Resize", "domain": "guest", "alias": "dimm0", "size_bytes": 0, "wait": 60}
     assert "'0' is not a size" in command("attach", "guest", "--size", "0", status=ExitStatus.USAGE)
@@ -71,5 +71,5 @@ class Refusing:
 def test_a_domain_that_holds_no_memory_is_told_of_as_by_show(
     command: Command, monkeypatch: pytest.MonkeyPatch, name: str, why: str
 ) -> None:
-    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda _: nullcontext(Refusing()))
+    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda *_, **__: nullcontext(Refusing()))
     assert why in command("attach", name, "--size", "1G", status=ExitStatus.FAILED)

@@ -22,7 +22,7 @@ class Daemon:
 def test_metrics_are_printed_as_they_are(
     monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda _: nullcontext(Daemon()))
+    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda *_, **__: nullcontext(Daemon()))
     assert main(["metrics"]) == 0
     assert capfdbinary.readouterr().out == b"# HELP a b\na 1\n"
 

@@ -40,7 +40,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that has the command ask a fake."""
 
     def use(daemon: Daemon) -> Daemon:
-        monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda _: nullcontext(daemon))
+        monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda *_, **__: nullcontext(daemon))
         return daemon
 
     return use

@@ -40,7 +40,7 @@ class Daemon:
 
 
 def test_a_domain_is_shown_extent_by_extent(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda _: nullcontext(Daemon()))
+    monkeypatch.setattr("virt_dmem.cli.daemon.connect", lambda *_, **__: nullcontext(Daemon()))
     said = command("show", "guest", "--timing").splitlines()
     assert said[0] == "guest (11111111-2222-3333-4444-555555555555)"
     assert said[1].endswith("holds 4 KiB")

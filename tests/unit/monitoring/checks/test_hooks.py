@@ -93,6 +93,16 @@ def test_a_libvirtd_that_was_reloaded_when_the_hook_was_installed_knows_of_it(ma
     assert hooks.hook_in_force(machine).status is Status.PASS
 
 
+@pytest.mark.parametrize(("later", "status"), [(10, Status.PASS), (-10, Status.WARN)])
+def test_a_libvirtd_that_systemd_reloaded_later_knows_of_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, later: int, status: Status
+) -> None:
+    hook = install_hook(machine)
+    libvirtd(machine, time.time() - 3600)
+    monkeypatch.setattr(hooks, "reloaded_at", lambda unit, _pid: hook.stat().st_ctime + later)
+    assert hooks.hook_in_force(machine).status is status
+
+
 @pytest.mark.parametrize(("ago", "status"), [(10, Status.PASS), (7200, Status.WARN)])
 def test_a_hook_that_was_called_since_libvirtd_started_is_in_force(
     machine: Machine, ago: int, status: Status

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, out: Output) -> ExitStatus:
 
     if args.timeout and not args.wait:
         raise UsageError("--timeout requires --wait.", hint="See 'virt-dmem pool drain --help'.")
-    with connect(args) as daemon:
+    with connect(args, root_for="Draining a pool") as daemon:
         daemon.call("DrainPool", name=args.name, undo=args.undo)
         if args.wait:
             wait_until_empty(daemon, args.name, out, args.timeout, "The pool is still draining.")
