@@ -46,6 +46,16 @@ def test_an_upgrade_leaves_the_running_guest_and_the_ledger(host: Container, uui
     assert (domain["uuid"], domain["reserved_bytes"]) == (uuid, 64 * MIB)
 
 
+def test_the_running_guest_gets_a_new_qemu_and_goes_on(host: Container, uuid: str) -> None:
+    """With this release's libvirt: from 11.2 on it opens the saved state a second time at once."""
+    before = host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout
+    for _ in range(3):
+        host.run("virt-dmem refresh lives-on", timeout=120)
+    assert host.run(f"pgrep -f -- '[-]uuid {uuid}'").stdout != before
+    assert host.run("virsh domstate lives-on").stdout.split() == ["running"]
+    assert guests.pool(host)["reserved_bytes"] == 64 * MIB
+
+
 def test_uninstalling_is_refused_while_a_domain_needs_us(host: Container, uuid: str) -> None:
     said = host.run(f"make -C {PROJECT} uninstall", check=False)
     assert said.status

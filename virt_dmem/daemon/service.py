@@ -103,6 +103,8 @@ class Service:
             if not self.restores.is_marked(parked.uuid, document.root):
                 raise is_parked(name_of(document.xml), parked)
             await self.hooks.prepare_parked(parked.uuid, began=began)
+            if feed := self.restores.feed_of(parked.uuid):  # its QEMU is about to start
+                await asyncio.to_thread(feed.begin)
 
     async def _run_hook(
         self, operation: str, document: DomainDocument, report: ReportProgress, began: float | None
@@ -188,10 +190,8 @@ class Service:
             if self.ledger.all_parked():
                 uuid = await off_loop(_uuid_of, DomainDocument(xml))
                 if parked := self.ledger.parked(uuid):
-                    feed = self.restores.feed_of(uuid)
-                    if feed is None:
+                    if self.restores.feed_of(uuid) is None:
                         raise is_parked(name_of(xml), parked)
-                    await asyncio.to_thread(feed.note_hook)
                     return self.restores.mark(uuid, xml)
             adapted = await off_loop(lambda xml: migration.adapt(self.config, xml), xml)
         if adapted != xml and not await off_loop(DomainDocument.is_managed, DomainDocument(adapted)):

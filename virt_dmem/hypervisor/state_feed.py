@@ -7,16 +7,23 @@ written as soon as it reads; what QEMU reads follows, but for its first byte, on
 Nothing depends on who is faster, and whenever the writer ends before, killed or not, QEMU finds the end of a stream
 and gives up.
 
-libvirt up to 11.1 opens the file once (``qemuSaveImageOpen``), later ones a second time after they have called the
-hook with ``restore`` (``qemuSaveImageGetMetadata``): see ``note_hook``.
+libvirt up to 11.1 opens the file once (``qemuSaveImageOpen``), later ones a second time, within milliseconds of
+closing it the first time and with no hook called in between (``qemuSaveImageGetMetadata``; seen with 11.3). A FIFO
+keeps what nobody has read, and does not tell one reader from the next: inotify(7) tells that one has closed it. So
+nothing of QEMU's is in it until QEMU is about to start, and whoever opened it after another one gets all that is
+libvirt's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import os
 import select
+import struct
+import termios
 import threading
 import time
 from pathlib import Path
@@ -27,10 +34,15 @@ __all__ = ["StateFeed", "end_readers"]
 
 _POLL_SECONDS = 0.01
 _CHUNK_BYTES = 1 << 16
+_BEGIN_SECONDS = 5.0
 _FIRST_BYTES = 1
 """Of QEMU's own, not held back: it does not notice the end of a stream that has not begun
 (``fd_start_incoming_migration`` in its migration/fd.c waits for G_IO_IN alone). It says nothing: four of them are
 the magic number, and the capabilities are compared behind it."""
+_IN_CLOSE_NOWRITE = 0x10
+"""linux/inotify.h: a reader closed it; a writer's is another event."""
+_INT = struct.Struct("i")
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class StateFeed:
@@ -38,23 +50,36 @@ class StateFeed:
 
     :param source: The file that libvirt saved the domain to.
     :param fifo: The FIFO, which is created.
+
+    :raise OSError: When it cannot be created or watched.
     """
 
     def __init__(self, source: Path, state: SavedState, fifo: Path) -> None:
         self._source = source
         self._state = state
         self._fifo = fifo
+        self._begun = threading.Event()
+        self._has_begun = threading.Event()
         self._released = threading.Event()
         self._aborted = threading.Event()
         self._finished = threading.Event()
-        self._looked = threading.Event()
         self.is_delivered = False
         """Whether all of it was read."""
         end_readers(fifo)
         os.mkfifo(fifo, 0o600)
+        self._closings = _watched(fifo)
+
+    def begin(self) -> None:
+        """Let QEMU find a stream that has begun: from now on libvirt does not open the FIFO again.
+
+        Returns when it has; for worker threads, while libvirt waits for the hook, before it starts QEMU.
+        """
+        self._begun.set()
+        self._has_begun.wait(_BEGIN_SECONDS)
 
     def release(self) -> None:
         """Let QEMU read."""
+        self._begun.set()
         self._released.set()
 
     def abort(self) -> None:
@@ -64,14 +89,6 @@ class StateFeed:
     def finish(self) -> None:
         """End the thread: nobody will read any more."""
         self._finished.set()
-
-    def note_hook(self) -> None:
-        """Wait until the thread has seen whether libvirt has closed the FIFO; for worker threads.
-
-        While libvirt waits for the hook it does not open it again: so the second reader is not taken for the first.
-        """
-        self._looked.clear()
-        self._looked.wait(5.0)
 
     def run(self) -> None:
         """Write to each reader, one after another, until ``finish``; then remove the FIFO."""
@@ -89,6 +106,8 @@ class StateFeed:
                     finally:
                         os.close(fd)
         finally:
+            self._has_begun.set()
+            os.close(self._closings)
             with contextlib.suppress(OSError):
                 self._fifo.unlink()
 
@@ -102,22 +121,34 @@ class StateFeed:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-        self._looked.set()
         time.sleep(_POLL_SECONDS)
         return None
 
     def _serve(self, fd: int, source: int) -> None:
         """Write libvirt's part, then QEMU's, if it may be read before the reader closes the FIFO."""
-        held_back = self._state.prefix_bytes + _FIRST_BYTES
-        if not self._write(fd, source, 0, held_back):
+        ours, held_back = self._state.prefix_bytes, self._state.prefix_bytes + _FIRST_BYTES
+        _drain(self._closings)
+        if not self._write(fd, source, 0, ours):
             return
-        while not self._released.is_set():
-            if self._is_over() or self._aborted.is_set() or not _has_reader(fd):
+        while not self._begun.is_set():
+            if not self._goes_on(fd):
                 return
-            self._looked.set()
+            # another one may have opened it before it was seen that nobody did
+            if _drain(self._closings) and (_unread(fd) or not self._write(fd, source, 0, ours)):
+                return
+            time.sleep(_POLL_SECONDS)
+        if not self._write(fd, source, ours, held_back):
+            return
+        self._has_begun.set()
+        while not self._released.is_set():
+            if not self._goes_on(fd):
+                return
             time.sleep(_POLL_SECONDS)
         size_bytes = os.fstat(source).st_size
         self.is_delivered = self._write(fd, source, held_back, size_bytes)
+
+    def _goes_on(self, fd: int) -> bool:
+        return not self._is_over() and not self._aborted.is_set() and _has_reader(fd)
 
     def _write(self, fd: int, source: int, offset: int, end: int) -> bool:
         """Write a part of the file; return whether all of it was written."""
@@ -132,6 +163,31 @@ class StateFeed:
                 continue
             ready.poll(1000 * _POLL_SECONDS)
         return True
+
+
+def _watched(fifo: Path) -> int:
+    """Return the file descriptor of an inotify instance that hears of each reader who closes the FIFO."""
+    inotify: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    if inotify < 0 or _libc.inotify_add_watch(inotify, os.fsencode(fifo), ctypes.c_uint32(_IN_CLOSE_NOWRITE)) < 0:
+        number = ctypes.get_errno()
+        if inotify >= 0:
+            os.close(inotify)
+        raise OSError(number, f"inotify: {os.strerror(number)}", str(fifo))
+    return inotify
+
+
+def _drain(inotify: int) -> bool:
+    """Return whether a reader has closed the FIFO since the last time."""
+    found = False
+    with contextlib.suppress(BlockingIOError):
+        while os.read(inotify, 4096):
+            found = True
+    return found
+
+
+def _unread(fd: int) -> int:
+    """Return how many bytes wait in the FIFO (FIONREAD in pipe(7))."""
+    return int(_INT.unpack(fcntl.ioctl(fd, termios.FIONREAD, _INT.pack(0)))[0])
 
 
 def end_readers(fifo: Path) -> None:
