@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.container import Container
-from tests.packages.host_root import APT_REPOSITORY, PACKAGES, host_root
+from tests.packages.host_root import APT_REPOSITORY, OTHER_KERNEL, PACKAGES, host_root
+from tests.packages.repacked import repacked
 from tests.rig.documents import lines
 from tests.rig.domains import domain_xml
 from tests.rig.private_libvirt import CONSOLES
@@ -35,6 +36,7 @@ KEPT_BY_OTHERS = re.compile(
     r"|/etc/(\.pwd\.lock|group-?|gshadow-?|ld\.so\.cache|apt/sources\.list\.d/.*)$|/__pycache__|/lib/modules/[^/]+/modules\."
 )
 """What dpkg, apt, systemd and libvirt keep for themselves."""
+SOCKETS = "/run/virt-dmem/sock /run/virt-dmem/sock-pages"
 SNAPSHOT = "find / -xdev -path /proc -prune -o -path /sys -prune -o -path /dev -prune -o -print"
 
 
@@ -119,17 +121,6 @@ def schema_of(ledger: sqlite3.Connection) -> dict[tuple[str, str], list[str]]:
     }
 
 
-def repacked(host: Installation, package: str, version: str, tmp_path: Path) -> Path:
-    """Return the path, here and there, of a package with another version."""
-    tree, deb = tmp_path / "tree", tmp_path / f"{package}_{version}.deb"
-    subprocess.run(["dpkg-deb", "-R", host.deb(package), tree], check=True)
-    control = tree / "DEBIAN/control"
-    control.write_text(re.sub("(?m)^Version: .*", f"Version: {version}", control.read_text()))
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, deb], check=True, stdout=subprocess.DEVNULL)
-    host.copy(deb)
-    return deb
-
-
 def test_the_readmes_installation_is_all_that_is_needed(host: Installation) -> None:
     commands = [line for line in lines(REPOSITORY / "README.md") if line.split()[0] in ("cp", "apt")]
     assert len(commands) == 3
@@ -191,6 +182,24 @@ def test_removing_is_refused_while_a_domain_uses_a_pool(host: Installation) -> N
     assert "PASS  hook: " in host.run("virt-dmem check", check=False)
 
 
+def test_guests_start_at_any_time_of_an_upgrade(host: Installation, tmp_path: Path) -> None:
+    later = repacked(host.deb("virt-dmem"), "98.0", tmp_path)
+    host.copy(later)
+    host.container.write("/tmp/passing.xml", domain_xml("passing", kind="qemu"))
+    host.run("virsh -q define /tmp/passing.xml && virt-dmem apply passing --pool guests")
+    sockets = host.run(f"stat -c %i {SOCKETS}")
+    started = host.run(f"""
+        dpkg -i {later} >/tmp/log 2>&1 & dpkg=$!
+        while kill -0 $dpkg 2>/dev/null; do
+            virsh -q start --paused passing && virsh -q destroy passing && echo started || exit
+        done
+        wait $dpkg || {{ cat /tmp/log; exit 1; }}""")
+    assert set(started.split()) == {"started"}
+    print(f"{started.count('started')} starts")
+    assert host.run(f"stat -c %i {SOCKETS}") == sockets
+    host.run("virsh -q undefine passing")
+
+
 def test_an_upgrade_leaves_the_running_guest_the_ledger_and_the_configuration(
     host: Installation, tmp_path: Path
 ) -> None:
@@ -201,7 +210,9 @@ def test_an_upgrade_leaves_the_running_guest_the_ledger_and_the_configuration(
     host.run("systemctl start virt-dmemd.socket")
     daemon = host.run("systemctl show -p MainPID --value virt-dmemd.service")
     host.run(f"echo '# mine' >>{CONFIG}; echo '#!/bin/sh' >{HOOK}")
-    host.run(f"dpkg -i {repacked(host, 'virt-dmem', '99.0', tmp_path)}")
+    later = repacked(host.deb("virt-dmem"), "99.0", tmp_path)
+    host.copy(later)
+    host.run(f"dpkg -i {later}")
     assert host.qemu() == before
     assert host.run("systemctl show -p MainPID --value virt-dmemd.service") != daemon
     (after,) = json.loads(host.run("virt-dmem list --json"))["domains"]
@@ -230,25 +241,32 @@ def test_a_downgrade_is_refused_only_where_the_ledger_cannot_be_read(host: Insta
     assert json.loads(host.run("virt-dmem list --json"))["domains"][0]["reserved_bytes"] > 0
 
 
-def test_dkms_builds_the_module_and_check_sees_a_build_that_failed(host: Installation) -> None:
+def test_dkms_builds_the_module_for_each_kernel_that_comes(host: Installation) -> None:
     host.run("apt-get install -y -q virt-dmem-dkms", timeout=900)
-    kernel = host.run("basename $(dirname /lib/modules/*/build)").strip()
-    assert "dmemfs" in host.run(f"modinfo -k {kernel} dmemfs")
+    (kernel,) = host.run("ls -d /lib/modules/*/build").split()
+    assert f"{Path(kernel).parent}/" in host.run("find /lib/modules -name 'dmemfs.ko*'")
     assert "PASS  dmemfs-module: " in host.run("virt-dmem check", check=False)
-    # another kernel comes, here the same under another name: as its package does, have DKMS build what it has
-    later = "/lib/modules/9.8-later"
-    host.run(f"cp -a /lib/modules/{kernel} {later} && find {later} -name 'dmemfs.ko*' -delete")
-    host.run("/etc/kernel/postinst.d/dkms 9.8-later", timeout=900)
-    assert f"{later}/" in host.run(f"find {later} -name 'dmemfs.ko*'")
-    host.run(f"dkms remove -m virt-dmem -v {__version__} -k 9.8-later && rm -r {later}")
-    # another one, for which it cannot be built
+    host.run(f"apt-get install -y -q --no-install-recommends {OTHER_KERNEL}/*.deb", timeout=900)
+    other = next(path for path in host.run("ls -d /lib/modules/*/build").split() if path != kernel)
+    built = host.run("find /lib/modules -name 'dmemfs.ko*'").split()
+    assert len(built) == 2, built
+    release = Path(other).parent.name
+    assert release in host.run(f"modinfo -k {release} -F vermagic dmemfs")
+    assert "PASS  dmemfs-module: " in host.run("virt-dmem check", check=False)
+    names = "$(dpkg-deb -f {} Package)"
+    host.run(f"for deb in {OTHER_KERNEL}/*.deb; do echo {names.format('$deb')}; done | xargs apt-get purge -y -q")
+    assert len(host.run("find /lib/modules -name 'dmemfs.ko*'").split()) == 1
+
+
+def test_check_sees_a_build_that_failed_and_the_old_kernel_keeps_its_module(host: Installation) -> None:
     new = "/lib/modules/9.9-new"
     host.run(f"mkdir -p {new}/build && touch {new}/modules.dep")
     host.container.write(f"{new}/build/Makefile", "all modules:\n\tfalse\n")
+    host.run("/etc/kernel/postinst.d/dkms 9.9-new", check=False, timeout=900)  # as the package of a kernel does
     assert "building the module for 9.9-new failed" in host.run("/usr/lib/virt-dmem/module build 9.9-new")
     checked = host.run("virt-dmem check", check=False)
     assert "WARN  dmemfs-module: There is no module dmemfs for kernel 9.9-new" in checked
-    assert "dmemfs" in host.run(f"modinfo -k {kernel} dmemfs")
+    assert len(host.run("find /lib/modules -name 'dmemfs.ko*'").split()) == 1
     host.run(f"rm -r {new}")
 
 
