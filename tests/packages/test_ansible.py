@@ -100,8 +100,8 @@ class Controller:
     def json(self, command: str) -> Any:
         return json.loads(self.container.run(f"{command} --json").stdout)
 
-    def pool(self) -> dict[str, Any]:
-        (pool,) = self.json("virt-dmem pool list")["pools"]
+    def pool(self, name: str = "guests") -> dict[str, Any]:
+        (pool,) = [pool for pool in self.json("virt-dmem pool list")["pools"] if pool["name"] == name]
         return dict(pool)
 
 
@@ -219,6 +219,18 @@ def test_a_pool_that_is_not_restored_at_boot_is_mounted_by_a_run(host: Controlle
     assert host.play().changed == ["Have systemd restore pools at each boot"]
     assert host.pool()["capacity_bytes"] == 384 * MIB
     assert host.play().changed == []
+
+
+def test_an_elastic_pool_is_made_once(host: Controller) -> None:
+    elastic = {"name": "elastic", "elastic": True, "max": "64M", "keep_free": "256M", "linger": "5m", "hvo": False}
+    host.variables["virt_dmem_pools"].append(elastic)
+    expected = ["Create pools", "Have systemd restore pools at each boot"]
+    assert host.play(check_mode=True).changed == expected
+    assert host.play().changed == expected
+    pool = host.pool("elastic")
+    assert (pool["capacity_bytes"], pool["elastic"]["max_bytes"], pool["on_boot"]) == (0, 64 * MIB, True)
+    for check_mode in (False, True):
+        assert host.play(check_mode=check_mode).changed == []
 
 
 @pytest.mark.parametrize("release", RELEASES)
