@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 from lxml import etree
 
 from virt_dmem.domain_xml.edit import insert, last_of, lay_out
@@ -40,7 +42,7 @@ MEMORY = f"{{{NAMESPACE}}}memory"
 """The name of a request."""
 _RECORD = f"{{{NAMESPACE}}}replaced"
 """In a request of a rewritten domain: what was replaced."""
-_AUTHORITY = "virt-dmem.dev/"
+_ALIKE = re.compile(r"virt.?dmem|\bdmem\b", re.ASCII | re.IGNORECASE)
 """In every namespace that somebody may have taken for that of requests."""
 NOT_REWRITTEN = "is not rewritten"
 """Of XML that says nothing of its memory's kind: other reasons are another tool's, or a copy's."""
@@ -69,7 +71,7 @@ def find_request(root: etree._Element) -> etree._Element | None:
 
 def may_ask(xml: bytes) -> bool:
     """Return whether a domain XML may have something of virt-dmem's in its metadata; a scan of the bytes."""
-    return _AUTHORITY.encode() in xml
+    return b"dmem" in xml.lower()
 
 
 def unknown_request(root: etree._Element) -> DomainRefused | None:
@@ -84,7 +86,7 @@ def unknown_request(root: etree._Element) -> DomainRefused | None:
                 f"<{clipped(name.localname, 80)}> of virt-dmem",
                 "Write <memory> for it, in the same namespace",
             )
-        elif _AUTHORITY in str(name.namespace):
+        elif _ALIKE.search(str(name.namespace)):
             what = f"<{clipped(name.localname, 80)}> of the namespace {clipped(str(name.namespace), 80)!r}"
             instead = f"Its namespace is '{NAMESPACE}': write that"
         else:
@@ -102,6 +104,11 @@ def _require_understood(request: etree._Element) -> None:
 
     Attributes and elements of others' namespaces are theirs.
     """
+    if text := "".join(request.xpath("text()")).strip():
+        raise DomainRefused(
+            f"The domain's request for pool memory has the text '{clipped(text, 80)}', which has no meaning there.",
+            hint="Name the pool in the attribute: pool='NAME'.",
+        )
     for name in map(etree.QName, request.attrib):
         if name.text != "pool" and name.namespace in (None, NAMESPACE):
             what = f"the attribute '{clipped(name.localname, 80)}'"

@@ -97,7 +97,7 @@ def test_a_domain_that_another_tool_reverts_is_left_alone_and_reported(
 def test_a_domain_that_does_not_ask_for_it_and_a_paused_one_are_not_touched(
     parts: Components, auto_apply: AutoApply, outcomes: Counter[str]
 ) -> None:
-    libvirt = Libvirt(ASKS.replace(b"virt-dmem.dev/xmlns/domain", b"example.org/others"))
+    libvirt = Libvirt(ASKS.replace(b"virt-dmem.dev", b"example.com"))
     consider(auto_apply, libvirt)
     parts.service.pause_apply(60)
     libvirt.xml = ASKS

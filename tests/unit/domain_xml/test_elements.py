@@ -23,7 +23,10 @@ def test_an_element_that_is_no_request_is_known_as_a_mistake() -> None:
 
 
 def test_a_request_in_a_wrong_namespace_is_known_as_a_mistake() -> None:
-    for wrong in (NAMESPACE.replace("1.0", "1"), NAMESPACE.replace("https", "http"), NAMESPACE + "/"):
+    for wrong in (
+        NAMESPACE.replace("1.0", "1"), NAMESPACE.replace("https", "http"), NAMESPACE + "/", NAMESPACE.upper(),
+        "https://virt-dmem.dev", NAMESPACE.replace(".dev", ".org"), "urn:virt-dmem", "urn:virt_dmem", "urn:dmem",
+    ):  # fmt: skip
         refusal = DomainDocument(domain(metadata().replace(NAMESPACE, wrong))).unknown_request()
         assert refusal is not None
         assert f"<memory> of the namespace {wrong!r}" in refusal.message
@@ -44,6 +47,18 @@ def test_a_request_with_an_unknown_attribute_is_refused_and_not_served_from_the_
 ) -> None:
     with pytest.raises(DomainRefused, match=f"has {named}, which"):
         read_domain(domain(metadata(wish)))
+
+
+@pytest.mark.parametrize("content", ["big", " <!-- x -->\n big ", "<dmem:replaced/>big"])
+def test_a_request_with_text_is_refused_and_not_served_from_the_default_pool(content: str) -> None:
+    asks = metadata().replace("/>", f">{content}</dmem:memory>", 1)
+    with pytest.raises(DomainRefused, match="has the text 'big', which"):
+        read_domain(domain(asks))
+
+
+def test_metadata_of_others_are_not_taken_for_a_request() -> None:
+    for others in ("urn:dmemory", "urn:admem", "http://example.com/dmemfs"):
+        assert DomainDocument(domain(metadata().replace(NAMESPACE, others))).unknown_request() is None
 
 
 def test_a_request_with_an_unknown_element_is_refused_and_others_attributes_are_theirs() -> None:
