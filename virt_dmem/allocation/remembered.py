@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ __all__ = ["UNDEFINED_SECONDS", "Remembered"]
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MOST_BYTES = 256 << 10
 """Of one request: 256 memory devices are described in a fifth of it."""
+_DEFINED, _UNDEFINED = 0o600, 0o400
+"""Modes of the files; one that nobody may write was last changed when its domain was undefined."""
 UNDEFINED_SECONDS = 24 * 3600.0
 """How long a domain is remembered after it was undefined."""
 
@@ -49,9 +52,12 @@ class Remembered:
 
         :raise OSError: When that cannot be written; names the file.
         """
-        if not _UUID.fullmatch(uuid) or len(request) > _MOST_BYTES or self.find(uuid) == request:
+        if not _UUID.fullmatch(uuid) or len(request) > _MOST_BYTES:
             return
         with naming(self._path(uuid)):
+            if self.find(uuid) == request:
+                self.note_defined(uuid)
+                return
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self._path(uuid), request)
 
@@ -65,23 +71,31 @@ class Remembered:
             with naming(self._path(uuid)):
                 self._path(uuid).unlink(missing_ok=True)
 
-    def note_undefined(self, uuid: str) -> None:
-        """Remember a domain that is not defined any more from now on for a limited time: see ``forget_old``.
+    def note_defined(self, uuid: str) -> None:
+        """Note that a domain is defined, so that the time of ``undefined_seconds`` begins anew.
 
-        :raise OSError: When the time cannot be noted; names the file.
+        :raise OSError: When that cannot be noted.
+        """
+        if _UUID.fullmatch(uuid) and self.undefined_seconds(uuid) is not None:
+            self._path(uuid).chmod(_DEFINED)
+
+    def note_undefined(self, uuid: str) -> None:
+        """Note that a domain is not defined any more, from now on.
+
+        :raise OSError: When that cannot be noted; names the file.
         """
         if _UUID.fullmatch(uuid) and self._path(uuid).exists():
             with naming(self._path(uuid)), suppress(FileNotFoundError):
                 os.utime(self._path(uuid))
+                self._path(uuid).chmod(_UNDEFINED)
 
-    def forget_old(self, uuid: str) -> None:
-        """Forget a domain that is not defined, if it was remembered, or undefined, long enough ago.
-
-        :raise OSError: When it stays remembered; names the file.
-        """
-        with suppress(FileNotFoundError):
-            if abs(time.time() - self._path(uuid).stat().st_mtime) > UNDEFINED_SECONDS:
-                self.forget(uuid)
+    def undefined_seconds(self, uuid: str) -> float | None:
+        """Return for how long a domain has been undefined, by the wall clock; ``None`` if that was not noted."""
+        try:
+            found = self._path(uuid).stat()
+        except OSError:
+            return None
+        return max(0.0, time.time() - found.st_mtime) if stat.S_IMODE(found.st_mode) == _UNDEFINED else None
 
     def uuids(self) -> set[str]:
         """Return the domains that are remembered."""

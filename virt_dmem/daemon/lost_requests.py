@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
-from virt_dmem.allocation.remembered import Remembered
+from virt_dmem.allocation.remembered import UNDEFINED_SECONDS, Remembered
 from virt_dmem.domain_xml.traces import Trace, has_record
 from virt_dmem.domains.apply import is_lost, request_lost
 from virt_dmem.hypervisor.connection import DomainInfo
@@ -38,14 +40,16 @@ class LostRequests:
         self._attempts = attempts
         self._due: dict[str, Callable[[], None]] = {}
         """What could not be written, by domain (UUID)."""
+        self._forget_at: dict[str, float] = {}
+        """When domains that are not defined are to be forgotten, by UUID and the monotonic clock."""
 
     async def listed(self, domains: Sequence[DomainInfo]) -> None:
-        """Look at all domains, and forget those that have not been defined for a day."""
+        """Look at all domains; those that are gone may have been undefined while nobody listened."""
         defined = [domain for domain in domains if domain.persistent]
 
         def review() -> list[bool]:
             for uuid in self._remembered.uuids() - {domain.uuid for domain in defined}:
-                self._write(uuid, partial(self._remembered.forget_old, uuid))
+                self._note_missing(uuid)
             return [self._review(domain) for domain in defined]
 
         for domain, lost in zip(defined, await asyncio.to_thread(review), strict=True):
@@ -58,11 +62,32 @@ class LostRequests:
 
     def undefined(self, uuid: str) -> None:
         """Note that a domain is not defined any more; it may be defined again, without its request."""
-        self._write(uuid, partial(self._remembered.note_undefined, uuid))
+        self._note_undefined(uuid)
         self._alerts.set_definition(REQUEST_LOST, uuid, None)
 
+    def _note_undefined(self, uuid: str) -> None:
+        self._forget_at[uuid] = time.monotonic() + UNDEFINED_SECONDS
+        self._write(uuid, partial(self._remembered.note_undefined, uuid))
+
+    def _note_missing(self, uuid: str) -> None:
+        """Note that a domain is not defined, from when on is not known unless that was noted already."""
+        if uuid in self._forget_at:
+            return
+        seconds = self._remembered.undefined_seconds(uuid)
+        if seconds is None:
+            self._note_undefined(uuid)
+        else:
+            self._forget_at[uuid] = time.monotonic() + UNDEFINED_SECONDS - seconds
+
     async def retry(self) -> None:
-        """Write what could not be written earlier, one after another until that fails again."""
+        """Forget domains that have not been defined for a day, and write what could not be written earlier.
+
+        That is done one after another, until it fails again.
+        """
+        now = time.monotonic()
+        for uuid in [uuid for uuid, at in self._forget_at.items() if at <= now]:
+            del self._forget_at[uuid]
+            self._forget(uuid)
         if not self._due and not self._attempts.failed_in(_WORK):
             return
         with self._attempts.round(_WORK) as attempts:
@@ -96,6 +121,9 @@ class LostRequests:
 
     def _review(self, domain: DomainInfo) -> bool:
         """Return whether a domain has lost its request; else remember the request, or forget the domain."""
+        self._forget_at.pop(domain.uuid, None)
+        with suppress(OSError):  # the time begins anew when it is undefined; at worst it is shorter
+            self._remembered.note_defined(domain.uuid)
         if domain.applied:
             if has_record(domain.request) or not has_record(self._remembered.find(domain.uuid)):
                 self._keep(domain.uuid, domain.request)

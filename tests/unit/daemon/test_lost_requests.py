@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,25 +58,67 @@ def test_a_loss_is_an_alert_until_it_is_over(
     assert bool(remembered.find(UUID)) is (end != "restored")
 
 
+@pytest.fixture
+def again(parts: Components) -> Callable[[], LostRequests]:
+    """Return what those of the next virt-dmemd are."""
+    return lambda: LostRequests(Remembered(parts.config.daemon.state_dir), parts.alerts, Attempts())
+
+
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_domain_that_is_undefined_and_defined_without_its_request_within_a_day_has_lost_it(
-    parts: Components, lost_requests: LostRequests, *, noticed: bool
+    parts: Components, lost_requests: LostRequests, again: Callable[[], LostRequests], *, noticed: bool
 ) -> None:
     file = Path(parts.config.daemon.state_dir, "applied", UUID)
     asyncio.run(lost_requests.defined(APPLIED))
+    os.utime(file, times=(0, 0))  # applied long ago
     if noticed:
-        os.utime(file, times=(0, 0))  # applied long ago
         lost_requests.undefined(UUID)
+    else:  # virt-dmemd, or libvirtd, did not run
+        lost_requests = again()
     asyncio.run(lost_requests.listed([]))
+    asyncio.run(lost_requests.retry())
     asyncio.run(lost_requests.defined(replace(RAW, trace=Trace.BACKING)))
     assert alerts(parts) == [("request-lost", UUID)]
     lost_requests.undefined(UUID)
     assert alerts(parts) == []
-    os.utime(file, times=(time.time() - 25 * 3600,) * 2)
-    asyncio.run(lost_requests.listed([]))
-    assert not file.exists()
+    for hours, remembered in ((23, True), (25, False)):
+        os.utime(file, times=(time.time() - hours * 3600,) * 2)
+        lost_requests = again()
+        asyncio.run(lost_requests.listed([]))
+        asyncio.run(lost_requests.retry())
+        assert file.exists() is remembered
     asyncio.run(lost_requests.defined(replace(RAW, trace=Trace.BACKING)))
     assert alerts(parts) == [], "others write the same"
+
+
+def test_a_clock_that_is_set_while_virt_dmemd_runs_shortens_no_day_and_prolongs_none(
+    parts: Components, lost_requests: LostRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, wall, passed = Path(parts.config.daemon.state_dir, "applied", UUID), time.time(), time.monotonic()
+    asyncio.run(lost_requests.defined(APPLIED))
+    lost_requests.undefined(UUID)
+    for jump in (-(10**9), 10**9):
+        monkeypatch.setattr(time, "time", lambda jump=jump: wall + jump)
+        asyncio.run(lost_requests.listed([]))
+        asyncio.run(lost_requests.retry())
+        assert file.exists()
+    monkeypatch.setattr(time, "monotonic", lambda: passed + 25 * 3600)
+    asyncio.run(lost_requests.retry())
+    assert not file.exists()
+
+
+def test_a_domain_that_is_defined_again_has_its_day_again(
+    parts: Components, lost_requests: LostRequests, again: Callable[[], LostRequests]
+) -> None:
+    file = Path(parts.config.daemon.state_dir, "applied", UUID)
+    asyncio.run(lost_requests.defined(APPLIED))
+    lost_requests.undefined(UUID)
+    asyncio.run(lost_requests.defined(APPLIED))
+    os.utime(file, times=(0, 0))
+    lost_requests = again()  # it was undefined before that one began
+    asyncio.run(lost_requests.listed([]))
+    asyncio.run(lost_requests.retry())
+    assert file.exists()
 
 
 def test_what_others_write_and_a_transient_domain_are_no_loss(
