@@ -45,7 +45,9 @@ from virt_dmem.hypervisor.processes import qemu_pid
 from virt_dmem.hypervisor.qmp import Monitors
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.monitoring.metrics import Metrics
+from virt_dmem.monitoring.watch.base import Watch
 from virt_dmem.monitoring.watch.host_watch import HostWatch
+from virt_dmem.monitoring.watch.parked_guests import parked_guests
 from virt_dmem.runtime.attempts import Attempts
 
 __all__ = ["Components", "build"]
@@ -133,6 +135,7 @@ def build(config: Config) -> Components:
         on_alerts=alerts.set_deviations,
         on_repair=lambda code: metrics.put_right.labels(code).inc(),
     )
+    host_watch.add(Watch("parked guests", lambda: parked_guests(ledger), recorded=False))
 
     def qemu_of(uuid: str) -> int | None:
         held = ledger.find(uuid)

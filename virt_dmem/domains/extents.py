@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -141,6 +141,14 @@ class ExtentManager:
                         raise PrefaultFailed(failure.message, hint=gone.strip()) from failure
                     raise
                 done_bytes += part.size_bytes
+
+    def require_reachable(self, extents: Iterable[Extent]) -> None:
+        """Require that extents can be reached at the mount points of their pools; for worker threads.
+
+        :raise ExtentError: When a pool is not mounted, is covered, or is read-only.
+        """
+        for segment in dict.fromkeys(extent.segment for extent in extents):
+            self._require_mounted(segment)
 
     def _require_mounted(self, segment: SegmentId) -> None:
         """Refuse to create files on whatever file system is below a pool."""

@@ -159,6 +159,11 @@ class Hypervisor(Saving):
                 return False
             raise self._failed(domain, error) from error
 
+    def name_of(self, domain: str) -> str:
+        """Return the name of a domain (UUID); empty if it does not exist."""
+        found = self._looked_up(domain, lambda: self._connection.lookupByUUIDString(domain))
+        return "" if found is None else str(found.name())
+
     def redefine(self, domain: str, transform: Callable[[bytes], bytes], tries: int = 3) -> tuple[bytes, bytes]:
         """Replace a domain's persistent XML by ``transform`` of it.
 

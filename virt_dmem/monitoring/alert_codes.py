@@ -19,6 +19,7 @@ __all__ = [
     "HOST_MEMORY_OFFLINE",
     "INSTALLATION_CHANGED",
     "CONTROL_SOCKET_GONE",
+    "PARKED_GUEST_LOST",
     "LIBVIRT_SETTINGS_CHANGED",
     "LIBVIRT_UNREACHABLE",
     "LEDGER_DAMAGED",
@@ -45,6 +46,7 @@ POOL_MOUNT_CHANGED = "pool-mount-changed"
 HOST_MEMORY_OFFLINE = "host-memory-offline"
 INSTALLATION_CHANGED = "installation-changed"
 CONTROL_SOCKET_GONE = "control-socket-gone"
+PARKED_GUEST_LOST = "parked-guest-lost"
 LIBVIRT_SETTINGS_CHANGED = "libvirt-settings-changed"
 LIBVIRT_UNREACHABLE = "libvirt-unreachable"
 LEDGER_DAMAGED = "ledger-damaged"
@@ -137,6 +139,11 @@ EXPLANATIONS = {
         "The file of a socket of virt-dmemd or virt-dmem-pages was removed, or another one put in its place: who "
         "connects does not reach the service, though it runs. While it is that of virt-dmemd no guest with pool "
         "memory starts; virt-dmemd replaces a file of its that is gone at once."
+    ),
+    PARKED_GUEST_LOST: (
+        "A guest that is parked cannot go on: somebody removed its state file, or its memory went, with the mount "
+        "of its pool. What is left of its memory is kept, and counts as used, until its state file is back and "
+        "it is unparked, or it is given up."
     ),
     LIBVIRT_SETTINGS_CHANGED: (
         "A setting in qemu.conf that pools depend on, such as memory_backing_dir, was changed and libvirtd has "

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -263,6 +264,8 @@ class Parking:
                     )
                 if parked.step is not ParkedStep.PARKED:
                     raise is_parked(reservation.name, parked)
+            await self._require_name(reservation)
+            await asyncio.to_thread(self._extents.require_reachable, reservation.extents)
             state = await asyncio.to_thread(state_files.require_state, reservation, parked)
             report(StepProgress("restoring", 0, 0))
             try:
@@ -272,6 +275,18 @@ class Parking:
                 raise await self._settled_failure(reservation, error) from error
             log.info("%s: unparked", reservation.name)
             return ParkedChange(uuid, reservation.name, "running" if state.was_running else "paused")
+
+    async def _require_name(self, reservation: Reservation) -> None:
+        """Refuse a domain that was renamed while it was parked: its state has the former name."""
+        uuid, name = reservation.uuid, reservation.name
+        now = await self._operations.ask_libvirt(lambda libvirt: libvirt.name_of(uuid))
+        if now not in ("", name):
+            raise DomainParked(
+                f"Domain {name} was renamed while it was parked, to {now}, and libvirt restores it by its former"
+                " name only.",
+                hint=f"Run 'virsh domrename {uuid} {shlex.quote(name)}', and unpark it again. It can be renamed"
+                " when it is shut down.",
+            )
 
     async def _restore(self, reservation: Reservation, parked: Parked, state: SavedState) -> None:
         """Have libvirt restore a domain; its processors do not run yet.

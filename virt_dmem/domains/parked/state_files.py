@@ -10,7 +10,7 @@ from pathlib import Path
 
 from virt_dmem.allocation.models import Parked, Reservation
 from virt_dmem.config.schema import Config
-from virt_dmem.errors import DomainParked, DomainRefused
+from virt_dmem.errors import DomainParked, DomainRefused, ExtentError
 from virt_dmem.hypervisor.saved_state import SavedState, read_saved_state
 from virt_dmem.os_errors import explained
 from virt_dmem.pools import extent_files
@@ -83,10 +83,16 @@ def require_state(reservation: Reservation, parked: Parked) -> SavedState:
             f" and try again. Otherwise 'virt-dmem unpark --discard {parked.uuid}' gives the memory back.",
         )
     for extent in reservation.extents:
-        extent_files.file_id(extent.path)
-        if extent.path.stat().st_size < extent.size_bytes:
+        try:
+            extent_files.file_id(extent.path)
+            lost = "is smaller than it was" if extent.path.stat().st_size < extent.size_bytes else ""
+        except (ExtentError, FileNotFoundError):
+            lost = "is gone"
+        if lost:
             raise DomainParked(
-                f"The extent {extent.path} of domain {reservation.name} is smaller than it was.",
-                hint="Its memory is lost; look for who changed the pool.",
+                f"The extent {extent.path} of domain {reservation.name}, which is parked, {lost}: its memory is"
+                " lost.",
+                hint="Look for who unmounted or changed the pool. 'virt-dmem unpark --discard"
+                f" {reservation.uuid}' gives the guest up; after that it can be started anew.",
             )
     return state

@@ -12,7 +12,7 @@ from tests.unit.hypervisor.test_saved_state import saved
 from virt_dmem.allocation.models import Extent, ExtentState, Parked, ParkedStep, Phase, Reservation
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.domains.parked import state_files
-from virt_dmem.errors import DomainParked, DomainRefused, ExtentError
+from virt_dmem.errors import DomainParked, DomainRefused
 from virt_dmem.pools.segment_id import SegmentId
 
 
@@ -30,7 +30,7 @@ def test_a_guest_is_restored_only_from_a_complete_file_and_with_all_its_memory(t
     with pytest.raises(DomainParked, match="does not exist, or is not complete; its memory of 4 KiB is kept"):
         state_files.require_state(held, record)
     record.state_file.write_bytes(saved())
-    with pytest.raises(ExtentError, match="does not exist"):
+    with pytest.raises(DomainParked, match="ram of domain guest, which is parked, is gone: its memory is lost"):
         state_files.require_state(held, record)
     (tmp_path / "ram").write_bytes(bytes(4095))
     with pytest.raises(DomainParked, match="is smaller than it was"):
