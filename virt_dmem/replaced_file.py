@@ -7,9 +7,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["remove_unfinished", "replace_file", "sync_directory"]
+__all__ = ["UNFINISHED", "file_identity", "remove_unfinished", "replace_file", "sync_directory"]
 
-_UNFINISHED = ".new"
+UNFINISHED = ".new"
+"""The end of the name, which begins with a dot, of a file that ``remove_unfinished`` removes."""
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -19,7 +20,7 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
     :raise OSError: When it cannot be written; the old one is there, and nothing else is left.
     """
-    fresh = path.with_name(f".{path.stem}{_UNFINISHED}")
+    fresh = path.with_name(f".{path.stem}{UNFINISHED}")
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:  # noqa: PTH123 - a file descriptor
@@ -38,7 +39,7 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 def remove_unfinished(directory: Path) -> None:
     """Remove what a kill of ``replace_file`` left in a directory, while nobody else replaces a file there."""
     with suppress(OSError):
-        for path in directory.glob(f".*{_UNFINISHED}"):
+        for path in directory.glob(f".*{UNFINISHED}"):
             path.unlink()
 
 
@@ -52,3 +53,11 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of what is at a path, links not followed; ``None`` if it cannot be looked at."""
+    with suppress(OSError):
+        status = path.lstat()
+        return status.st_dev, status.st_ino
+    return None

@@ -7,7 +7,7 @@ import errno
 import logging
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from virt_dmem.allocation.ledger_schema import (
@@ -24,6 +24,7 @@ from virt_dmem.allocation.ledger_schema import (
     version_of,
 )
 from virt_dmem.errors import LedgerError
+from virt_dmem.replaced_file import UNFINISHED, file_identity
 
 __all__ = ["LedgerFile"]
 
@@ -53,10 +54,17 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._never_closed: list[sqlite3.Connection] = []
+        """Connections to files that were removed: closing one would remove the companions of their successor."""
         with self._explained():
-            self._db = self._open()
+            self._begin()
             self._sum_charges()
-            self._db.executescript(f"PRAGMA temp_store = MEMORY;{_TOUCHED}")
+
+    def _begin(self) -> None:
+        database = self._open()
+        database.executescript(f"PRAGMA temp_store = MEMORY;{_TOUCHED}")
+        self._db = database
+        self._file = file_identity(self._path)
 
     def _open(self) -> sqlite3.Connection:
         """Open the file; set a damaged one aside and create a new one, which reconcile fills again."""
@@ -117,6 +125,39 @@ class LedgerFile:
                 "INSERT INTO charged SELECT pool, node, sum(bytes) FROM share JOIN extent ON id = extent"
                 " GROUP BY pool, node"
             )
+
+    def lost(self) -> str:
+        """Return what others did to the file, to continue a sentence about it; empty: nothing."""
+        found = file_identity(self._path)
+        if found == self._file:
+            return ""
+        return "was removed" if found is None else "was replaced by another file"
+
+    def write_again(self) -> None:
+        """Put the ledger back to its place if its file was removed; between transactions.
+
+        :raise LedgerError: When it cannot be written; the one without a file stays in use.
+        """
+        if self._path.exists():
+            return
+        with self._explained():
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh = self._path.with_name(f".{self._path.stem}{UNFINISHED}")
+            fresh.unlink(missing_ok=True)
+            with closing(open_file(fresh)) as copy:
+                self._db.backup(copy)
+            touched = self._db.execute("SELECT uuid FROM touched").fetchall()
+            for suffix in COMPANIONS:  # of the one without a file, which has them open
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            fresh.rename(self._path)
+            before = self._db
+            try:
+                self._begin()
+            except BaseException:
+                self._path.unlink()
+                raise
+            self._db.executemany("INSERT OR IGNORE INTO touched VALUES (?)", touched)
+            self._never_closed.append(before)
 
     def close(self) -> None:
         """Close the file."""

@@ -47,19 +47,20 @@ class Remembered:
                 return self._path(uuid).read_bytes()
         return b""
 
-    def keep(self, uuid: str, request: bytes) -> None:
-        """Remember the request of a domain, instead of an earlier one.
+    def keep(self, uuid: str, request: bytes) -> bool:
+        """Remember the request of a domain, instead of an earlier one; return whether it is: one may be too large.
 
         :raise OSError: When that cannot be written; names the file.
         """
         if not _UUID.fullmatch(uuid) or len(request) > _MOST_BYTES:
-            return
+            return False
         with naming(self._path(uuid)):
             if self.find(uuid) == request:
                 self.note_defined(uuid)
-                return
+                return True
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self._path(uuid), request)
+        return True
 
     def forget(self, uuid: str) -> None:
         """Forget a domain that is restored.

@@ -21,6 +21,7 @@ from virt_dmem.config.schema import Config
 from virt_dmem.ipc.listener import FIRST_SYSTEMD_FD, create_listener
 from virt_dmem.monitoring.alert_codes import CONTROL_SOCKET_GONE
 from virt_dmem.monitoring.watch.base import Deviation, Sight
+from virt_dmem.replaced_file import file_identity
 
 __all__ = ["PROGRAM", "ControlSockets"]
 
@@ -38,7 +39,7 @@ class _Place:
         self._group = group
         if passed is not None and _is_reachable(path):
             self.listener = passed
-            self._file = _identity(path)
+            self._file = file_identity(path)
         else:  # one that was passed may have lost its file while no virt-dmemd ran
             self.renew()
 
@@ -48,11 +49,11 @@ class _Place:
         :raise ConfigError: When it cannot be created.
         """
         self.listener = create_listener(self.path, PROGRAM, group=self._group)
-        self._file = _identity(self.path)
+        self._file = file_identity(self.path)
 
     def fault(self) -> str:
         """Return what is wrong with the file, to continue a sentence; empty: nothing."""
-        found = _identity(self.path)
+        found = file_identity(self.path)
         if found == self._file:
             return ""
         return "is gone" if found is None else "was replaced by another file"
@@ -122,13 +123,6 @@ class ControlSockets:
 def _passed_by_systemd() -> socket.socket | None:
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
         return socket.socket(fileno=FIRST_SYSTEMD_FD)
-    return None
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    with suppress(OSError):
-        status = path.lstat()
-        return status.st_dev, status.st_ino
     return None
 
 

@@ -22,6 +22,7 @@ from virt_dmem.hypervisor.connection import DomainInfo
 from virt_dmem.monitoring.alert_codes import REQUEST_LOST
 from virt_dmem.monitoring.alert_tracker import AlertTracker
 from virt_dmem.runtime.attempts import Attempts
+from virt_dmem.text import counted
 
 __all__ = ["LostRequests"]
 
@@ -38,6 +39,10 @@ class LostRequests:
         self._remembered = remembered
         self._alerts = alerts
         self._attempts = attempts
+        self.on_removed: Callable[[], object] = lambda: None
+        """Called when somebody removed what is remembered: all domains have to be looked at again."""
+        self._kept: set[str] = set()
+        """Domains (UUIDs) that are remembered."""
         self._due: dict[str, Callable[[], None]] = {}
         """What could not be written, by domain (UUID)."""
         self._forget_at: dict[str, float] = {}
@@ -82,8 +87,13 @@ class LostRequests:
     async def retry(self) -> None:
         """Forget domains that have not been defined for a day, and write what could not be written earlier.
 
-        That is done one after another, until it fails again.
+        That is done one after another, until it fails again. What somebody removed is written again.
         """
+        there = await asyncio.to_thread(self._remembered.uuids)
+        if removed := self._kept - there:
+            log.warning("what was replaced in %s was removed", counted(len(removed), "domain"))
+            self._kept -= removed  # of some it may be in their XML no more
+            self.on_removed()
         now = time.monotonic()
         for uuid in [uuid for uuid, at in self._forget_at.items() if at <= now]:
             del self._forget_at[uuid]
@@ -104,9 +114,14 @@ class LostRequests:
                     break
 
     def _keep(self, uuid: str, request: bytes) -> None:
-        self._write(uuid, partial(self._remembered.keep, uuid, request))
+        def keep() -> None:
+            if self._remembered.keep(uuid, request):
+                self._kept.add(uuid)
+
+        self._write(uuid, keep)
 
     def _forget(self, uuid: str) -> None:
+        self._kept.discard(uuid)
         self._write(uuid, partial(self._remembered.forget, uuid))
 
     def _write(self, uuid: str, write: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from virt_dmem.config.schema import Config, load_config
 from virt_dmem.daemon.control_sockets import PROGRAM, ControlSockets
 from virt_dmem.daemon.loops import all_loops, reconcile_host, restart_on_error, write_first_marks
+from virt_dmem.daemon.own_files import own_files
 from virt_dmem.daemon.systemd import notify
 from virt_dmem.daemon.wiring import Components, build
 from virt_dmem.errors import ConfigError, DmemError, ExitStatus
@@ -92,6 +93,7 @@ async def serve(config: Config) -> None:
         server = ControlServer(sockets.root, sockets.readers, parts.interface, config.daemon.group)
         sockets.on_renewed(server.listen_also)
         parts.host_watch.add(Watch("control sockets", lambda: sockets.deviations, recorded=False))
+        parts.host_watch.add(Watch("the ledger", lambda: own_files(config, parts.ledger), recorded=False))
         await _serve_until(end, parts, server)
 
 

@@ -180,6 +180,7 @@ def build(config: Config) -> Components:
         on_device=guest_events.device_event,
         on_stopped=reconciler.woken.set,
     )
+    lost_requests.on_removed = libvirt_events.relist
     service = Service(
         config=config,
         ledger=ledger,

@@ -23,6 +23,7 @@ __all__ = [
     "LIBVIRT_SETTINGS_CHANGED",
     "LIBVIRT_UNREACHABLE",
     "LEDGER_DAMAGED",
+    "LEDGER_LOST",
     "RECONCILE_FAILED",
     "APPLY_FIGHT",
     "REQUEST_LOST",
@@ -50,6 +51,7 @@ PARKED_GUEST_LOST = "parked-guest-lost"
 LIBVIRT_SETTINGS_CHANGED = "libvirt-settings-changed"
 LIBVIRT_UNREACHABLE = "libvirt-unreachable"
 LEDGER_DAMAGED = "ledger-damaged"
+LEDGER_LOST = "ledger-lost"
 RECONCILE_FAILED = "reconcile-failed"
 APPLY_FIGHT = "apply-fight"
 REQUEST_LOST = "request-lost"
@@ -159,6 +161,11 @@ EXPLANATIONS = {
         "The ledger could not be read when virt-dmemd started, so it was set aside and a new one was created. "
         "Running domains were rediscovered from the files that their QEMUs map. Records of memory failures were "
         "in the old ledger only; the alert ends when you delete that file."
+    ),
+    LEDGER_LOST: (
+        "The file of the ledger was removed under virt-dmemd, or another one put in its place. virt-dmemd goes on "
+        "with the one that it has open, and writes it again to its place if nothing is there. Another file that "
+        "is there is read when virt-dmemd is restarted."
     ),
     RECONCILE_FAILED: (
         "One item could not be reconciled: a file, a domain, a row of the ledger or the record of a pool. All "

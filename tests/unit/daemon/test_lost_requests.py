@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -119,6 +120,22 @@ def test_a_domain_that_is_defined_again_has_its_day_again(
     asyncio.run(lost_requests.listed([]))
     asyncio.run(lost_requests.retry())
     assert file.exists()
+
+
+def test_what_somebody_removes_is_written_again(parts: Components, lost_requests: LostRequests) -> None:
+    asked: list[str] = []
+    lost_requests.on_removed = lambda: asked.append("all domains")
+    other = replace(APPLIED, uuid=UUID.replace("c7", "aa"))
+    asyncio.run(lost_requests.listed([APPLIED, other]))
+    asyncio.run(lost_requests.defined(replace(RAW, uuid=other.uuid)))  # it was restored
+    asyncio.run(lost_requests.retry())
+    assert asked == []
+    shutil.rmtree(Path(parts.config.daemon.state_dir, "applied"))
+    for _ in range(2):
+        asyncio.run(lost_requests.retry())
+        assert asked == ["all domains"]
+    asyncio.run(lost_requests.listed([APPLIED]))
+    assert parts.service.remembered.find(UUID) == b"<request/>"
 
 
 def test_what_others_write_and_a_transient_domain_are_no_loss(
