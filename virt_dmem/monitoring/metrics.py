@@ -177,6 +177,15 @@ class _State(Collector):
         quarantined: Count[str] = Count({pool.name: 0 for pool in views})
         for extent in self._ledger.quarantined():
             quarantined[extent.segment.pool] += extent.size_bytes
+        parked: Count[str] = Count({pool.name: 0 for pool in views})
+        for uuid in self._ledger.all_parked():
+            for extent in self._ledger.extents_of(uuid):
+                parked[extent.segment.pool] += extent.size_bytes
+        yield _gauge(
+            "virt_dmem_parked_bytes",
+            "Memory of guests that are saved, and that no QEMU has; part of reserved.",
+            {("pool",): {(name,): size for name, size in parked.items()}},
+        )
         yield _gauge(
             "virt_dmem_quarantined_bytes",
             "Memory of domains that have ended which a process still maps.",
@@ -199,7 +208,7 @@ class _State(Collector):
         by_phase: dict[tuple[str, ...], float] = {(phase.value,): phases[phase] for phase in Phase}
         yield _gauge(
             "virt_dmem_domains",
-            "Domains that hold memory, by how far it has come: reserved, prepared, linked, running or stopped.",
+            "Domains that hold memory, by phase: reserved, prepared, linked, running, stopped or parked.",
             {("phase",): by_phase},
         )
 

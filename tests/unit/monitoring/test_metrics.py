@@ -17,7 +17,7 @@ from tests.rig.promql import asked
 from tests.rig.repository import REPOSITORY
 from virt_dmem.allocation.inventory import Inventory
 from virt_dmem.allocation.ledger import Ledger
-from virt_dmem.allocation.models import ExtentState, Phase
+from virt_dmem.allocation.models import ExtentState, ParkedStep, Phase
 from virt_dmem.allocation.plan import ExtentPlan, Plan
 from virt_dmem.allocation.prezero.cache import PrezeroCache
 from virt_dmem.allocation.reclaim import Reclaimer
@@ -184,6 +184,14 @@ def test_the_dashboard_belongs_to_no_data_source_and_no_grafana_in_particular() 
 def test_an_expression_that_prometheus_would_not_read_is_noticed(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         asked(wrong)
+
+
+def test_memory_of_parked_guests_is_counted_apart(metrics: Metrics, ledger: Ledger) -> None:
+    for uuid, size in (("running", 4096), ("parked", 8192)):
+        extent = ExtentPlan("pc.ram", "p", size, 4096, "none", ((-1, size),))
+        ledger.reserve(Plan(uuid, uuid, (extent,)), {"pc.ram": Path(f"/p/{uuid}")}, {("p", -1): 1 << 20})
+    ledger.set_parked("parked", ParkedStep.PARKED, Path("/state"))
+    assert samples(metrics)["virt_dmem_parked_bytes"] == {("p",): 8192}
 
 
 def test_what_is_held_is_counted(metrics: Metrics, ledger: Ledger) -> None:

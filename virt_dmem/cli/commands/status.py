@@ -31,7 +31,7 @@ For each pool, and each of its nodes where it has several, a bar shows
 
   #  memory that domains hold
   +  free memory that is pre-zeroed: a domain starts on it at once
-  ·  other free memory
+  ·  other free memory, and what an elastic pool may still take
 
 Below are the domains that hold most, the active alerts, and what 'virt-dmem
 check' does not pass. It works without virt-dmemd, and then shows what the pools'
@@ -146,16 +146,21 @@ def _pool_lines(pool: dict[str, Any], screen: Screen, out: Output) -> Iterator[s
     pages = out.size(pool["page_size"])
     state = "" if pool["state"] == "ready" else f", {screen.paint(pool['state'], 'yellow')}"
     yield f"  {screen.paint(pool['name'], 'bold')}  {pool['backend']}, pages of {pages}{state}"
-    yield f"    {_bar(pool, screen)} {_sizes(pool, out)}"
+    elastic = pool["elastic"]
+    whole = max(pool["capacity_bytes"], elastic["max_bytes"]) if elastic else pool["capacity_bytes"]
+    yield f"    {_bar(pool, whole, screen)} {_sizes(pool, out)}"
+    if elastic:
+        most, room = out.size(elastic["max_bytes"]), out.size(elastic["room_bytes"])
+        yield f"    elastic: it may have {most}, and take {room} more now"
     if len(pool["nodes"]) > 1:
         for node in pool["nodes"]:
-            yield f"    {_bar(node, screen)} {_sizes(node, out)} on node {node['node']}"
+            yield f"    {_bar(node, node['capacity_bytes'], screen)} {_sizes(node, out)} on node {node['node']}"
 
 
-def _bar(row: dict[str, Any], screen: Screen) -> str:
+def _bar(row: dict[str, Any], whole: int, screen: Screen) -> str:
     held, zeroed = row["reserved_bytes"] or 0, row["ready_bytes"] or 0
     parts: list[Part] = [(held, "#", "blue"), (zeroed, "+", "green")]
-    return screen.bar(parts, row["capacity_bytes"], min(_BAR, max(8, screen.columns - 60)))
+    return screen.bar(parts, whole, min(_BAR, max(8, screen.columns - 60)))
 
 
 def _sizes(row: dict[str, Any], out: Output) -> str:

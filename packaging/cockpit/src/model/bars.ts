@@ -4,7 +4,7 @@
 import type { Pool, PoolNode } from "./answers";
 import { formatSize } from "./text";
 
-export type Kind = "used" | "ready" | "free" | "unknown";
+export type Kind = "used" | "ready" | "free" | "untaken" | "unknown";
 
 /** A piece of a bar. */
 export interface Part {
@@ -29,12 +29,19 @@ export const KINDS: [Kind, string][] = [
     ["used", "used"],
     ["ready", "pre-zeroed"],
     ["free", "free"],
+    ["untaken", "not taken from the host"],
     ["unknown", "not known: virt-dmemd does not answer"],
 ];
 
-/** Return a bar for each node of a pool. */
+/** Return a bar for each node of a pool; first, for an elastic one, what it has of what it may have. */
 export function barsOf(pool: Pool): Bar[] {
-    return pool.nodes.map(node => ({ title: node.node < 0 ? "any node" : `node ${String(node.node)}`, ...barOf(node) }));
+    const nodes = pool.nodes.map(node => ({
+        title: node.node < 0 ? "any node" : `node ${String(node.node)}`,
+        ...barOf(node),
+    }));
+    if (!pool.elastic)
+        return nodes;
+    return [{ title: "in all", ...barOf(pool, pool.elastic.max_bytes - pool.capacity_bytes) }, ...nodes];
 }
 
 /** Return the kinds that bars contain, in their order. */
@@ -42,8 +49,10 @@ export function kindsIn(bars: Bar[]): [Kind, string][] {
     return KINDS.filter(([kind]) => bars.some(bar => bar.parts.some(part => part.kind === kind)));
 }
 
-function barOf(node: PoolNode): Omit<Bar, "title"> {
-    const amounts = amountsOf(node);
+type Sizes = Pick<PoolNode, "capacity_bytes" | "reserved_bytes" | "free_bytes" | "ready_bytes">;
+
+function barOf(node: Sizes, untaken = 0): Omit<Bar, "title"> {
+    const amounts = { ...amountsOf(node), untaken: atLeastZero(untaken) };
     const total = Object.values(amounts).reduce((sum, bytes) => sum + bytes, 0);
     const parts = KINDS
             .map(([kind]) => ({ kind, bytes: amounts[kind], percent: total > 0 ? 100 * amounts[kind] / total : 0 }))
@@ -54,7 +63,7 @@ function barOf(node: PoolNode): Omit<Bar, "title"> {
     return { parts, words: words || "empty", short };
 }
 
-function amountsOf(node: PoolNode): Record<Kind, number> {
+function amountsOf(node: Sizes): Record<Exclude<Kind, "untaken">, number> {
     const { reserved_bytes: used, free_bytes: free } = node;
     if (used === null || free === null)
         return { used: 0, ready: 0, free: 0, unknown: atLeastZero(node.capacity_bytes) };

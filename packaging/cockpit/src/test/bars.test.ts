@@ -70,3 +70,21 @@ test("the legend explains what is drawn, and nothing else", () => {
     const bars = barsOf(pool(node({}), node({ reserved_bytes: GIB, free_bytes: 7 * GIB })));
     assert.deepEqual(kindsIn(bars).map(([kind]) => kind), ["used", "free"]);
 });
+
+test("an elastic pool first shows what it has of what it may have", () => {
+    const limits = { max_bytes: 16 * GIB, min_bytes: 0, keep_free_bytes: GIB, linger_seconds: 600, room_bytes: GIB };
+    const taken = { capacity_bytes: 4 * GIB, reserved_bytes: 3 * GIB, free_bytes: GIB, ready_bytes: 0 };
+    const [inAll, ...nodes] = barsOf({ ...pool(node(taken)), ...taken, elastic: limits });
+    assert.deepEqual(inAll?.parts.map(part => [part.kind, part.bytes / GIB]), [["used", 3], ["free", 1], ["untaken", 12]]);
+    assert.equal(inAll.title, "in all");
+    assert.equal(nodes.length, 1);
+    const shrunk = barsOf({ ...pool(), ...taken, elastic: { ...limits, max_bytes: GIB } });
+    assert.ok(!shrunk[0]?.parts.some(part => part.kind === "untaken"), "its limit may be below what it has");
+});
+
+test("without virt-dmemd an elastic pool shows how much it has", () => {
+    const limits = { max_bytes: 16 * GIB, min_bytes: 0, keep_free_bytes: GIB, linger_seconds: 600, room_bytes: GIB };
+    const unknown = { capacity_bytes: 4 * GIB, reserved_bytes: null, free_bytes: null, ready_bytes: null };
+    const [inAll] = barsOf({ ...pool(), ...unknown, elastic: limits });
+    assert.deepEqual(inAll?.parts.map(part => part.kind), ["untaken", "unknown"]);
+});

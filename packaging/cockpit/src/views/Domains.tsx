@@ -22,12 +22,15 @@ export function Domains({ held, applied }: { held: Domain[]; applied: Domain[] }
     );
 }
 
+/** Of states; a parked guest's memory is kept, and only unparking it brings it back. */
+const COLOURS = new Map<string, "green" | "purple">([["running", "green"], ["parked", "purple"]]);
+
 function DomainLine({ row }: { row: DomainRow }) {
     const [open, setOpen] = useState(false);
     return (
         <div className="dmem-domain">
             <span className="dmem-domain-name">{printable(row.name)}</span>
-            <Label isCompact color={row.state === "running" ? "green" : "grey"}>{printable(row.state)}</Label>
+            <Label isCompact color={COLOURS.get(row.state) ?? "grey"}>{printable(row.state)}</Label>
             <span className="dmem-domain-memory">{memoryOf(row)}</span>
             {row.started && (
                 <ExpandableSection className="dmem-domain-start" isIndented isExpanded={open}

@@ -23,18 +23,20 @@ function PoolCard({ pool, onResize }: { pool: Pool; onResize: () => void }) {
     const bars = barsOf(pool);
     const name = printable(pool.name);
     const short = bars.some(bar => bar.short);
-    const resize = <Button variant="secondary" size="sm" onClick={onResize} aria-label={`Resize ${name}`}>Resize</Button>;
+    const resize = !pool.elastic && (
+        <Button variant="secondary" size="sm" onClick={onResize} aria-label={`Resize ${name}`}>Resize</Button>
+    );
     return (
         <Card component="section" aria-label={`Pool ${name}`}>
             <CardHeader actions={{ actions: resize, hasNoOffset: true }}>
                 <CardTitle component="h2">
                     {name}
                     {pool.state !== "ready" && <Label className="dmem-label" color="orange">{printable(pool.state)}</Label>}
+                    {pool.elastic && <Label className="dmem-label" color="blue">elastic</Label>}
                     {short && <Label className="dmem-label" color="red">less than reserved</Label>}
                 </CardTitle>
                 <p className="dmem-quiet">
-                    {`${formatSize(pool.capacity_bytes)} of ${printable(pool.backend)}, `}
-                    {`pages of ${formatSize(pool.page_size)}`}
+                    {`${capacityOf(pool)} of ${printable(pool.backend)}, pages of ${formatSize(pool.page_size)}`}
                 </p>
             </CardHeader>
             <CardBody><Bars bars={bars} /></CardBody>
@@ -43,8 +45,14 @@ function PoolCard({ pool, onResize }: { pool: Pool; onResize: () => void }) {
     );
 }
 
+function capacityOf(pool: Pool): string {
+    const has = formatSize(pool.capacity_bytes);
+    return pool.elastic ? `${has} taken, at most ${formatSize(pool.elastic.max_bytes)}` : has;
+}
+
 function Facts({ pool }: { pool: Pool }) {
     const facts = [
+        pool.elastic ? `It can take ${formatSize(pool.elastic.room_bytes)} more now, when domains start.` : "",
         pool.ready_note ? `Pre-zeroing: ${printable(pool.ready_note)}.` : "",
         pool.pinned_bytes ? `${formatSize(pool.pinned_bytes)} came back from guests and are still pinned.` : "",
         pool.on_boot === null ? "" : pool.on_boot ? "Restored at each boot." : "Not restored at the next boot.",

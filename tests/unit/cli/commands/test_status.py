@@ -32,6 +32,7 @@ def pool(**more: Any) -> dict[str, Any]:
         "ready_bytes": 16 * MIB,
     }
     fixed = {"name": "guests", "backend": "hugetlbfs", "page_size": 2 * MIB, "state": "ready", "nodes": []}
+    fixed["elastic"] = None
     return {**fixed, **sizes, **more}
 
 
@@ -58,6 +59,16 @@ def test_a_pool_is_a_bar_with_its_sizes_and_one_for_each_node() -> None:
     assert re.fullmatch(r"    \[(#+)(\++)(·+)\] 32 MiB of 64 MiB used, 32 MiB free \(16 MiB pre-zeroed\)", lines[2])
     assert re.fullmatch(r"    \[#+\] 32 MiB of 32 MiB used, 0 B free on node 0", lines[3])
     assert re.fullmatch(r"    \[·+\] 0 B of 32 MiB used, 32 MiB free on node 1", lines[4])
+
+
+def test_of_an_elastic_pool_the_bar_is_what_it_may_have() -> None:
+    limits = {"max_bytes": 256 * MIB, "room_bytes": 128 * MIB}
+    lines = shown(
+        pools=[pool(elastic=limits), pool(elastic=limits, capacity_bytes=0, reserved_bytes=0)]
+    ).splitlines()
+    assert re.fullmatch(r"    \[##\+·+\] 32 MiB of 64 MiB used, 32 MiB free \(16 MiB pre-zeroed\)", lines[2])
+    assert lines[3] == "    elastic: it may have 256 MiB, and take 128 MiB more now"
+    assert "0 B of 0 B used" in lines[5]
 
 
 def test_the_largest_domains_come_first_and_of_the_others_the_sum_is_shown() -> None:
