@@ -24,8 +24,11 @@ from virt_dmem.errors import DomainRefused, DomainXmlInvalid, NotEnoughMemory, P
 from virt_dmem.host import kernel, numa
 from virt_dmem.hypervisor.remedies import is_transient
 from virt_dmem.pools import registry
+from virt_dmem.pools.backends.hugetlbfs_record import ElasticLimits
 from virt_dmem.pools.backends.table import backend
+from virt_dmem.pools.elastic.room import limits_of
 from virt_dmem.pools.record import PoolRecord
+from virt_dmem.units import format_size
 
 __all__ = [
     "ApplyOptions",
@@ -199,12 +202,17 @@ def doubt(config: Config, xml: bytes) -> str:
 
 
 class Fitting:
-    """Tell whether domains fit their pools if nobody else has memory of them; each pool's records are read once."""
+    """Tell whether domains fit their pools if nobody else has memory of them; each pool's records are read once.
+
+    Of an elastic pool that is what it may have at most, of each node as far as the host has memory there.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._empty: dict[str, PoolFree] = {}
         """Each pool, without any domain, by the name in a request."""
+        self._limits: dict[str, ElasticLimits] = {}
+        """Those of elastic pools, by the name in a request."""
 
     def require(self, memory: DomainMemory) -> None:
         """Require that a domain can be started on its pool, however long it waits.
@@ -216,9 +224,16 @@ class Fitting:
         """
         if memory.pool not in self._empty:
             self._empty[memory.pool] = self._look_up(memory.pool)
-        empty = self._empty[memory.pool]
+        empty, limits = self._empty[memory.pool], self._limits.get(memory.pool)
         try:
-            plan_domain(memory, {empty.name: empty}, empty.name)
+            plan = plan_domain(memory, {empty.name: empty}, empty.name)
+            asked = sum(extent.size_bytes for extent in plan.extents)
+            if limits and asked > limits.max_bytes:
+                raise NotEnoughMemory(
+                    f"It asks for {format_size(asked)}, and the elastic pool may have"
+                    f" {format_size(limits.max_bytes)} at most.",
+                    hint="",
+                )
         except NotEnoughMemory as error:
             raise NotEnoughMemory(
                 f"Domain {memory.name!r} cannot start as it is: it does not fit pool {empty.name} even if that is"
@@ -235,18 +250,34 @@ class Fitting:
                 f"Pool {first.pool} is {first.state}: it gives no memory.",
                 hint=f"Run 'virt-dmem pool {verb} {first.pool}', which reports the cause.",
             )
+        has = {record.segment: _wanted(record) for record in segments}
+        if limits := limits_of(first):
+            self._limits[name] = limits
+            has = {first.segment: _obtainable(first, limits)}
         return PoolFree(
             name=first.pool,
             backend=first.backend,
             page_size=first.page_size,
-            segments={
-                record.segment: {node: share.wanted_bytes for node, share in record.nodes.items()}
-                for record in segments
-            },
+            segments=has,
             slow_nodes=numa.nodes_without_cpus(),
             may_lock=kind.lockable,
             may_pin=kind.has_struct_pages,
         )
+
+
+def _wanted(record: PoolRecord) -> dict[int, int]:
+    """Return the bytes by node that a segment is to have."""
+    return {node: share.wanted_bytes for node, share in record.nodes.items()}
+
+
+def _obtainable(record: PoolRecord, limits: ElasticLimits) -> dict[int, int]:
+    """Return the bytes by node that the elastic pool of a segment could have on a host that does nothing else."""
+    page = record.page_size
+    return {
+        node.node: min(limits.max_bytes, node.memory.total_bytes) // page * page
+        for node in numa.nodes()
+        if node.node in record.nodes
+    }
 
 
 def never_fits(config: Config, xml: bytes) -> str:

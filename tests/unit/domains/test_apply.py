@@ -9,6 +9,7 @@ import pytest
 from lxml import etree
 
 from tests.rig.domain_documents import APPLIED, domain, metadata
+from tests.rig.elastic_records import elastic_record
 from tests.unit.domains.conftest import GIB, config_in, write_record
 from virt_dmem.allocation.remembered import Remembered
 from virt_dmem.config.schema import Config
@@ -27,7 +28,7 @@ from virt_dmem.domains.apply import (
     recovered,
 )
 from virt_dmem.errors import DomainRefused, NotEnoughMemory, PoolError, PoolNotFound
-from virt_dmem.host import kernel
+from virt_dmem.host import kernel, numa
 from virt_dmem.pools import record_files, registry
 
 LOCKED = "<memoryBacking><locked/></memoryBacking>"
@@ -156,6 +157,27 @@ def test_a_domain_that_does_not_even_fit_its_empty_pool_is_told_of(config: Confi
     assert "asks pool 'hp' for 2 GiB, and 1 GiB is free" in never_fits(config, larger)
     with pytest.raises(NotEnoughMemory, match="Domain 'vm' cannot start as it is: it does not fit pool hp"):
         Fitting(config).require(read_domain(larger))
+
+
+def test_a_domain_fits_an_elastic_pool_that_may_become_large_enough(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's nodes are fakes, of 3 GiB each; the pool has nothing yet, and may have 4 GiB of them."""
+    memory = kernel.Memory(3 * GIB, 0, 0)
+    monkeypatch.setattr(numa, "nodes", lambda: [numa.Node(at, (), memory) for at in (0, 1)])
+    record_files.write(config, elastic_record(config, "el", {0: 0, 1: 0}))
+
+    def judged(gib: int) -> str:
+        xml = domain(memory=f"<memory unit='GiB'>{gib}</memory>")
+        return never_fits(config, apply(config, xml, ApplyOptions(pool="el")))
+
+    assert judged(4) == ""
+    assert "does not fit pool el even if that is empty" in judged(5)
+    assert "asks for 5 GiB, and the elastic pool may have 4 GiB at most" in judged(5)
+    on_one = domain(
+        "<numatune><memory mode='strict' nodeset='1'/></numatune>", memory="<memory unit='GiB'>4</memory>"
+    )
+    assert "on node 1 (strict)" in never_fits(config, apply(config, on_one, ApplyOptions(pool="el")))
 
 
 @pytest.mark.parametrize("state", ["creating", "mounting", "destroying"])

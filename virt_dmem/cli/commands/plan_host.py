@@ -39,6 +39,8 @@ Nothing is changed, except by --write-grub, which writes
 terminal both ask first, and --dry-run only prints what they would do. Both take
 effect after update-grub (or grub2-mkconfig) and a reboot."""
 
+_MOST_COLUMNS = 100
+"""Of a line of text."""
 _COLUMNS = table(
     BACKEND,
     PAGES,
@@ -234,9 +236,13 @@ def _line(out: Output, name: str, text: str) -> None:
 
 
 def _paragraph(out: Output, text: str) -> None:
+    import shutil
+    import sys
     import textwrap
 
-    out.text(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _MOST_COLUMNS
+    width = min(columns, _MOST_COLUMNS)
+    out.text(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
 
 
 COMMANDS = (

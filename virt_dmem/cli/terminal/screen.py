@@ -49,7 +49,7 @@ class Screen:
     def paint(self, text: str, color: str) -> str:
         """Return untrusted ``text``, safe to print, in a colour where there are colours."""
         safe = printable(text)
-        return f"\x1b[{_CODES[color]}m{safe}\x1b[0m" if self.in_color and color else safe
+        return f"\x1b[{_CODES[color]}m{safe}\x1b[0m" if self.in_color and color and safe else safe
 
     def wrapped(self, text: str, indent: str = "") -> str:
         """Return untrusted ``text``, safe to print, indented; on a terminal in lines that fit it, else in one."""

@@ -35,7 +35,8 @@ def reject(record: HugetlbfsRecord, *, root: Path = kernel.ROOT) -> None:
     without = (
         "Create it with --no-hvo, which saves nothing"
         if record.hvo
-        else "Switch HVO off first (sysctl vm.hugetlb_optimize_vmemmap=0)"
+        else "If no other pool has HVO, which virt-dmemd keeps on then, switch it off first (sysctl"
+        " vm.hugetlb_optimize_vmemmap=0)"
     )
     raise PoolError(
         f"Linux {kernel.release(root=root)} loses huge pages that HVO optimized when they are freed, and the"

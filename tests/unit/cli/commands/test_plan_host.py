@@ -24,6 +24,16 @@ def test_one_kind_of_memory_is_recommended_with_how_to_get_it(command: Command) 
     assert "device-dax" not in "".join(lines)
 
 
+def test_text_fits_the_terminal_and_what_is_to_be_copied_stays_in_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = command("plan-host", "--guest-memory", "1G", "--all").splitlines()
+    wide = [line for line in lines if len(line) > 60]
+    assert all(re.match(r"  (kernel command line|then): |BACKEND |\w+ +\d", line) for line in wide), wide
+
+
 def test_all_kinds_are_compared_on_request_below_the_recommendation(command: Command) -> None:
     said = command("plan-host", "--guest-memory", "1G", "--all")
     assert said.startswith(command("plan-host", "--guest-memory", "1G").partition("\n\n")[0])
