@@ -167,7 +167,7 @@ async def doubtful_loop(parts: Components) -> None:
 async def returning_loop(parts: Components) -> None:
     """Give back what elastic pools took and no domain needs any more; look more often while there is some."""
     while True:
-        await asyncio.sleep(WATCH_SECONDS if parts.returning.watched() else HOUSEKEEPING_SECONDS)
+        await parts.returning.wait(WATCH_SECONDS if parts.returning.watched() else HOUSEKEEPING_SECONDS)
         try:
             await parts.returning.round()
         except (DmemError, OSError) as error:

@@ -101,6 +101,7 @@ class Components:
         await self.device_operations.close()
         await self.service.parking.close()
         await self.monitors.close()
+        self.returning.close()
         self.ledger.close()
 
 

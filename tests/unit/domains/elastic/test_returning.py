@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from virt_dmem.domains.elastic import returning
 from virt_dmem.errors import PoolBusy
 from virt_dmem.host import kernel
 from virt_dmem.pools.elastic.room import limits_of
+from virt_dmem.units import GIB, MIB
 
 
 @in_own_mount_namespace
@@ -66,6 +68,50 @@ def test_under_pressure_nothing_lingers(tmp_path: Path, monkeypatch: pytest.Monk
             await parts.returning.round()
             assert len(parts.segments()) == 2
             assert sum(parts.ledger.reserved().values()) == PAGE
+
+    asyncio.run(story())
+
+
+@in_own_mount_namespace
+def test_an_event_of_the_kernel_or_less_than_the_host_keeps_ends_the_wait_and_nothing_lingers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fakes of both; tests/numa/elastic_machine.py has a real program that takes memory."""
+    parts = Elastic(tmp_path)
+    memory, events = kernel.memory(), [False, False]
+    plenty = [replace(memory, available_bytes=64 * GIB)]
+    monkeypatch.setattr(returning.kernel, "memory", lambda **_: plenty[-1])
+
+    class Trigger:
+        async def wait(self, _seconds: float) -> bool:
+            return events.pop(0) if events else False
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(returning, "MemoryPressure", Trigger)
+
+    async def story() -> None:
+        async with parts.served():
+            await asyncio.gather(parts.start(1, PAGE), parts.start(2, PAGE))
+            await parts.stop(1)
+            await parts.returning.wait(2 * returning.GLANCE_SECONDS)
+            await parts.returning.round()
+            assert len(parts.segments()) == 3
+            events.append(True)
+            await parts.returning.wait(3600)
+            await parts.returning.round()
+            assert len(parts.segments()) == 2
+            await parts.stop(2)
+            plenty.append(replace(memory, available_bytes=255 * MIB))
+            await parts.returning.wait(3600)
+            parts.pages.refuses = [PoolBusy("Somebody uses it.", hint="Ask who.")]
+            await parts.returning.round()
+            assert len(parts.segments()) == 2
+            await parts.returning.wait(0.01)  # until it is tried again, as usual
+            parts.returning._retry_at.clear()
+            await parts.returning.wait(3600)
+            await parts.returning.round()
+            assert parts.segments() == {"p"}
 
     asyncio.run(story())
 
