@@ -8,7 +8,6 @@ so does a page whose struct pages cannot be reallocated for lack of memory.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +21,7 @@ from virt_dmem.pools.backends.checks import BackendCheck, Result, failed, passed
 from virt_dmem.pools.backends.host_options import HostFacts, HostOption, Probe
 from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord, PageCountChange
 from virt_dmem.pools.backends.struct_pages import struct_pages_of
-from virt_dmem.pools.elastic import kernel_bug
+from virt_dmem.pools.elastic import contiguous, kernel_bug
 from virt_dmem.pools.elastic import options as elastic_options
 from virt_dmem.pools.record import NodeShare, PoolRecord
 from virt_dmem.text import counted
@@ -185,25 +184,22 @@ class Hugetlbfs(Backend[HugetlbfsRecord]):
         self._forget_gone(job)
         if record.existing:
             _take_existing(job)
-        compacted: set[int] = set()
         for node, share in sorted(record.nodes.items()):
-            while share.got_bytes < share.wanted_bytes:
-                job.report(f"Allocating huge pages of node {node}", record.got_bytes, record.wanted_bytes)
-                pages = min(share.wanted_bytes - share.got_bytes, max(self.step_bytes, record.page_size))
-                if not _raise(job, node, share, pages // record.page_size) and not self._compact(
-                    job, node, compacted
-                ):
-                    raise _short(job)
+            if not self._take_of(job, node, share) and record.elastic is None:
+                raise _short(job)
+        if record.got_bytes < record.wanted_bytes:  # of an elastic pool: what each node provides is known now
+            raise _short(job)
         job.report("Allocated huge pages", record.got_bytes, record.wanted_bytes)
 
-    def _compact(self, job: Job[HugetlbfsRecord], node: int, compacted: set[int]) -> bool:
-        """Compact a node that fell short, once, for an elastic pool; return whether to try it again."""
-        if job.record.elastic is None or node in compacted:
-            return False
-        compacted.add(node)
-        job.report(f"Compacting memory of node {node}", job.record.got_bytes, job.record.wanted_bytes)
-        with contextlib.suppress(OSError):  # what it has is known without it
-            huge_pages.compact(node, root=job.root)
+    def _take_of(self, job: Job[HugetlbfsRecord], node: int, share: NodeShare) -> bool:
+        """Raise a node's huge pages until the pool has its share; return ``False`` when the node provides less."""
+        record = job.record
+        tries = contiguous.tries_of(job, node) if record.elastic else iter([False])
+        while share.got_bytes < share.wanted_bytes:
+            job.report(f"Allocating huge pages of node {node}", record.got_bytes, record.wanted_bytes)
+            pages = min(share.wanted_bytes - share.got_bytes, max(self.step_bytes, record.page_size))
+            if not _raise(job, node, share, pages // record.page_size) and not next(tries, False):
+                return False
         return True
 
     def gone(self, job: Job[HugetlbfsRecord]) -> dict[int, int]:
@@ -521,24 +517,8 @@ def _short(job: Job[HugetlbfsRecord]) -> PoolShort:
     return PoolShort(
         f"Pool {record.name} needs {wanted} in pages of {format_size(record.page_size)}, but got {got}.",
         had=had,
-        hint=f"{_why_short(job)}Stop another domain, or try again: the kernel moves pages meanwhile."
+        hint=f"{contiguous.why_short(job)}Stop another domain, or try again: the kernel moves pages meanwhile."
         if record.elastic
         else f"{_existing_hint(job)}Create pools soon after boot, run 'echo 1 > /proc/sys/vm/compact_memory' first,"
         " or ask for less.",
     )
-
-
-def _why_short(job: Job[HugetlbfsRecord]) -> str:
-    """Return for each node that fell short whether memory is missing there, or contiguous memory."""
-    why = ""
-    available = {node.node: node.memory.available_bytes for node in numa.nodes(root=job.root)}
-    for node, share in sorted(job.record.nodes.items()):
-        missing, left = share.wanted_bytes - share.got_bytes, available.get(node, 0)
-        if missing > left:
-            why += f"Node {node} has only {format_size(left)} available for the other {format_size(missing)}. "
-        elif missing:
-            why += (
-                f"Node {node} has {format_size(left)} available, but so fragmented that the kernel finds no"
-                f" {format_size(missing)} in whole pages. "
-            )
-    return why
