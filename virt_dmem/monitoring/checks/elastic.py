@@ -9,8 +9,11 @@ from virt_dmem.host import kernel
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.monitoring.watch.pages_socket import START
 from virt_dmem.pools.backends.checks import Result, failed, passed, warned
+from virt_dmem.pools.backends.hugetlbfs_plan import is_gigantic
 from virt_dmem.pools.backends.hugetlbfs_record import HugetlbfsRecord
+from virt_dmem.pools.backends.struct_pages import BASE_PAGE
 from virt_dmem.pools.elastic import kernel_bug
+from virt_dmem.units import format_size
 
 __all__ = ["elastic_pools"]
 
@@ -42,8 +45,16 @@ def elastic_pools(machine: Machine) -> Result:
         )
     if not (machine.root / "proc/pressure/memory").exists():
         return warned(
-            "This kernel does not report pressure (psi=1 on its command line, CONFIG_PSI): elastic pools keep"
-            " memory for as long as it lingers, also when the host is short of it.",
+            "This kernel does not report pressure (psi=1 on its command line, CONFIG_PSI): elastic pools give back"
+            " what lingers only when its time is over, or the host has less available than --keep-free.",
             "Boot with psi=1, or choose a short --linger.",
+        )
+    gigantic = [record for record in pools if is_gigantic(record.page_size, BASE_PAGE)]
+    if gigantic and not kernel.cma_bytes(root=machine.root):
+        of_them = ", ".join(sorted({record.pool for record in gigantic}))
+        return warned(
+            f"This host keeps no memory for pages of {format_size(gigantic[0].page_size)}: elastic pool {of_them}"
+            " gets few of them once memory is fragmented.",
+            "'virt-dmem plan-host' says what to add to the kernel's command line (hugetlb_cma=), where it can.",
         )
     return passed(f"Elastic pool {names} can take memory, and give it back.")

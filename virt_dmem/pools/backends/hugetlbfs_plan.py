@@ -51,7 +51,11 @@ def option(size: int, page_size: int, facts: HostFacts) -> HostOption:
         else:
             line.append(f"hugetlb_cma={per_node(by_node, exact_size)}")
             notes.append(
-                "hugetlb_cma keeps memory from which such pages can be allocated later, unless it is pinned."
+                "hugetlb_cma keeps memory from which such pages can be allocated later, and which holds only what"
+                " the kernel can move meanwhile: files, and memory of programs. 4 KiB in use are in the way of a"
+                " whole page, and ext4 keeps some for as long as it is mounted: keep a page more than guests need,"
+                " on each node. An elastic pool tries again for some seconds: 'virt-dmem pool create NAME"
+                f" --elastic --page-size {exact_size(page_size)} --max {exact_size(size)}'."
                 f" For certain they are there with 'hugepagesz={exact_size(page_size)} hugepages={per_size}'"
                 " instead, and 'pool create --existing-pages'; with hugetlb_cma the kernel ignores hugepages=."
             )

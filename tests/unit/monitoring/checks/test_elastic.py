@@ -13,6 +13,7 @@ from tests.rig.pool_records import huge_record, write_record
 from virt_dmem.monitoring.checks import elastic
 from virt_dmem.monitoring.checks.base import Machine
 from virt_dmem.pools.backends.checks import Status
+from virt_dmem.units import GIB
 
 
 def machine_with(tmp_path: Path, *, elastic_pool: bool = True) -> Machine:
@@ -52,4 +53,24 @@ def test_one_that_listens_passes_and_a_kernel_without_pressure_is_a_warning(tmp_
         listener.listen()
         assert elastic.elastic_pools(machine).status is Status.WARN
         put(machine.root / "proc/pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
+        assert elastic.elastic_pools(machine).status is Status.PASS
+
+
+def test_pages_of_1g_without_memory_kept_for_them_are_a_warning(tmp_path: Path) -> None:
+    machine = machine_with(tmp_path)
+    config = machine.own_config()
+    record = elastic_record(config)
+    record.page_size = GIB
+    write_record(config, record)
+    path = machine.path(machine.config.pages_socket_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    put(machine.root / "proc/pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
+    meminfo = machine.root / "proc/meminfo"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        result = elastic.elastic_pools(machine)
+        assert result.status is Status.WARN
+        assert "no memory for pages of 1 GiB: elastic pool p" in result.message
+        meminfo.write_text(meminfo.read_text() + "CmaTotal:       2097152 kB\n")
         assert elastic.elastic_pools(machine).status is Status.PASS

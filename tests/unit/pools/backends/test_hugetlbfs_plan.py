@@ -34,7 +34,11 @@ def test_pages_of_1_gib_are_set_aside_at_boot_by_node() -> None:
 def test_where_the_kernel_has_cma_both_ways_are_named() -> None:
     option = hugetlbfs_plan.option(320 * GIB, GIB, facts(0))
     assert option.kernel_command_line == "hugetlb_free_vmemmap=on hugetlb_cma=320G"
-    assert "hugepagesz=1G hugepages=320" in " ".join(option.notes)
+    notes = " ".join(option.notes)
+    assert "hugepagesz=1G hugepages=320" in notes
+    assert "--elastic --page-size 1G --max 320G" in notes
+    of_two = hugetlbfs_plan.option(320 * GIB, GIB, facts(0, nodes=2))
+    assert "hugetlb_cma=0:160G,1:160G" in of_two.kernel_command_line
 
 
 @pytest.mark.parametrize(
