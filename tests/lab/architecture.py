@@ -49,7 +49,7 @@ AMD64 = Architecture(
 )
 ARM64 = Architecture(
     "arm64",
-    setup="packaging/setup.sh install && .venv/bin/python -m virt_dmem.native.build",
+    setup="packaging/setup.sh install\n.venv/bin/python -m virt_dmem.native.build",
     # with initramfs-tools, else the kernel takes dracut, which makes an initramfs in any case
     packages="""
         linux-image-arm64 linux-headers-arm64 initramfs-tools busybox-static qemu-system-arm qemu-efi-aarch64

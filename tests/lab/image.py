@@ -29,7 +29,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from tests.lab.architecture import AMD64, Architecture
-from tests.lab.emulation import COMPILER, arm64_emulated
+from tests.lab.emulation import COMPILER, EMULATORS, LEND, LENT, arm64_emulated, provide_programs
 from tests.rig.processes import RigError
 from virt_dmem.native.build import PROGRAMS
 
@@ -57,8 +57,6 @@ _PACKAGES = """
 _NOT_WANTED = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/qemu/*.img")
 _EMULATOR = "trixie"
 """Its QEMU 10 runs a thread for each CPU; with 7.2 nested guests hang, and one CPU hits another's int3."""
-_EMULATORS = ("qemu-system-arm", "qemu-user", "cpp-14-aarch64-linux-gnu")
-"""For a foreign architecture: they boot its hosts, run its programs while a root is built, and compile for it."""
 _DISK_SIZE = "6G"
 """Sparse: unwritten parts take no space."""
 
@@ -251,21 +249,22 @@ def _base(release: str, making: Path, architecture: Architecture = AMD64, emulat
 
 
 def _emulators(making: Path) -> Path:
-    """Return a root of ``_EMULATOR``, unpacked only, with the QEMU programs for a foreign architecture."""
-    there = _CACHE / f"emulators-{_EMULATOR}-{_digest([], ' '.join(_EMULATORS))}"
+    """Return a root of ``_EMULATOR``, unpacked only, with what runs here when a foreign root is built."""
+    there = _CACHE / f"emulators-{_EMULATOR}-{_digest([], EMULATORS + LENT)}"
     if not there.exists():
         _require_packages(_EMULATOR)
         _remove(_CACHE.glob(f"emulators-{_EMULATOR}-{'[0-9a-f]' * 16}"))
         made = making / "emulators"
         made.mkdir()
-        _timed("the emulators", lambda: _debootstrap(_EMULATOR, made, [*_EMULATORS], variant="extract"))
+        _timed("the emulators", lambda: _debootstrap(_EMULATOR, made, EMULATORS.split(), variant="extract"))
+        provide_programs(made)
         made.rename(there)
     return there
 
 
 def _runs(emulator: Path | None) -> AbstractContextManager[None]:
     """Return a context manager in which this machine runs programs of the architecture that needs an emulator."""
-    return arm64_emulated(emulator / "usr/bin/qemu-aarch64") if emulator else nullcontext()
+    return arm64_emulated() if emulator else nullcontext()
 
 
 def _key(release: str) -> str:
@@ -309,7 +308,7 @@ def _make_base(release: str, target: Path, architecture: Architecture, emulator:
     packages = [*_setup_packages("packages"), *_PACKAGES.split(), *architecture.packages.split()]
     if not architecture.is_foreign:  # emulated, each package costs seconds
         packages += _setup_packages("test_packages")
-    _debootstrap(release, root, packages, architecture)
+    _debootstrap(release, root, packages, architecture, native=emulator)
     _set_up(root, _IN_THE_ROOT, emulator, setup=architecture.setup)
     getty = f"etc/systemd/system/serial-getty@{architecture.console}.service.d/lab.conf"
     for path, text in {**_FILES, getty: _GETTY, "etc/modules-load.d/lab.conf": architecture.modules}.items():
@@ -362,24 +361,23 @@ def _debootstrap(
     architecture: Architecture = AMD64,
     *,
     variant: str = "minbase",
+    native: Path | None = None,
 ) -> None:
-    command = ["mmdebstrap", f"--variant={variant}", "--mode=root", "--quiet"]
+    command = ["unshare", "--mount", "--propagation", "private"] if native else []  # its hooks mount, too
+    command += ["mmdebstrap", f"--variant={variant}", "--mode=root", "--quiet"]
     command += ["--aptopt=APT::Install-Recommends false", f"--include={','.join(packages)}"]
     command += [f"--dpkgopt=path-exclude={path}" for path in _NOT_WANTED] + ["--dpkgopt=force-confold"]
-    # its own initramfs is not used, and building it takes a third of the whole time
-    command += [
-        "--essential-hook=mkdir -p $1/etc/initramfs-tools",
-        "--essential-hook=echo update_initramfs=no >$1/etc/initramfs-tools/update-initramfs.conf",
-    ]
     if architecture.is_foreign:
         command += [f"--architectures={architecture.name}", "--skip=check/qemu"]  # _runs has seen to that
+        command += ["--dpkgopt=force-unsafe-io", f'--extract-hook=root=$1 native="{native}"; {LEND}']
     if architecture.is_foreign or variant == "extract":
         command += _keeping_packages(_CACHE / f"archives-{architecture.name}", variant)
     stable, _, backports = release.partition("-")
     lines = [f"deb {_mirror()} {suite} main" for suite in dict.fromkeys((stable, release))]
     if backports:  # all that is there, not only what is asked for
         command.append(f'--aptopt=APT::Default-Release "{release}"')
-    _run(*command, stable, root, *lines)
+    # its own initramfs is not used, and building it takes a third of the whole time
+    _run(*command, stable, root, *lines, env={**os.environ, "INITRD": "No"})
 
 
 def _keeping_packages(archives: Path, variant: str) -> list[str]:
@@ -458,9 +456,10 @@ def _network_of_this_host(root: Path) -> Iterator[None]:
 
 
 def _run_in(root: Path, script: str, cross: Path | None = None) -> None:
-    """Run a shell script with ``root`` as its root and this host's kernel; ``cross``: see ``COMPILER``."""
+    """Run a shell script with ``root`` as its root and this host's kernel; ``cross``: see ``LEND``."""
+    lent = f"root=$0 native=$2; {LEND} {COMPILER}" if cross else ""
     mounts = 'mount -t proc proc "$0/proc"; mount --rbind /sys "$0/sys"; mount --rbind /dev "$0/dev"; '
-    mounts += f'mount -t tmpfs run "$0/run"; {COMPILER if cross else ""} exec chroot "$0" /bin/sh -c "$1"'
+    mounts += f'mount -t tmpfs run "$0/run"; {lent} exec chroot "$0" /bin/sh -c "$1"'
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
     _run(
         *("unshare", "--mount", "--propagation", "private", "sh", "-ec", mounts, root, script, cross or ""),
