@@ -10,11 +10,18 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.overlay_root import OverlayRoot
 
-__all__ = ["KERNELS", "Kernel", "KernelRoot"]
+__all__ = ["BAD", "CHECKS", "KERNELS", "Kernel", "KernelRoot"]
+
+CHECKS = (
+    "names sizes fallocate statfs nodes entries private splits protect access reader gup walkers leases exhaustion "
+    "held pieces zeroes threads storm"
+)
+BAD = r"BUG:|Oops|[Bb]ad (page|p[um]d|rss)|lockdep|possible (circular|recursive)|blocked for more than|call trace:"
 
 _SOURCE = Path(__file__).parents[2] / "kernel"
 _SIZE = "8g"
@@ -25,7 +32,7 @@ mirror=$(sed -n 's/^deb .*\\(http[^ ]*\\) trixie main.*/\\1/p' /etc/apt/sources.
 for suite in {" ".join(_OTHERS)}; do echo "deb $mirror $suite main"; done >/etc/apt/sources.list.d/kernels.list
 apt-get -qq -o Acquire::Retries=5 -o APT::Update::Error-Mode=any update
 apt-get -qq install --no-install-recommends busybox-static cpio gcc-12 gcc-14 gcc-14-aarch64-linux-gnu \\
-    libc6-dev-arm64-cross make perl qemu-system-arm qemu-system-x86
+    libc6-dev-arm64-cross device-tree-compiler make perl qemu-efi-aarch64 qemu-system-arm qemu-system-x86
 mkdir /debs && cd /debs
 apt-get -qq download busybox-static:arm64
 dpkg --fsys-tarfile busybox-static_*arm64.deb | tar -x -C /debs
@@ -148,10 +155,14 @@ class KernelRoot(OverlayRoot):
         *,
         cpu: str = "max,pauth-impdef=on",
         with_kernel: bool = False,
+        uefi: bool = False,
+        usable: Sequence[tuple[int, int]] = (),
     ) -> str:
         """Boot the built module's kernel; run a shell script there as root; return the console's output.
 
         :param with_kernel: The script finds the same kernel as /kernel and an initramfs as /initrd, for kexec.
+        :param uefi: On arm64 EDK2 boots it, not QEMU by the device tree alone.
+        :param usable: On arm64 start and size of each ``linux,usable-memory-range``, instead of ``mem=``.
         """
         tree = self.directory / "boot-tree"
         shutil.rmtree(tree, ignore_errors=True)
@@ -161,13 +172,23 @@ class KernelRoot(OverlayRoot):
         (tree / "init").chmod(0o755)
         (tree / "script").write_text(script)
         tests = f"/build/{release}/tests"
-        machine = _MACHINES[kernel.arch].format(cpu=cpu)
+        machine = f"{_MACHINES[kernel.arch].format(cpu=cpu)} -smp 2 -m 2G"
+        cmdline, prepare = _CMDLINES[kernel.arch], ""
+        if uefi:
+            machine += " -bios /usr/share/qemu-efi-aarch64/QEMU_EFI.fd"
+        if usable:
+            cmdline = cmdline.replace("mem=1G", "")
+            cells = " ".join(f"{number >> 32:#x} {number & 0xFFFFFFFF:#x}" for pair in usable for number in pair)
+            prepare = f"{machine.replace(' -M virt', ' -M virt,dumpdtb=/dtb')} -display none\n"
+            prepare += f"fdtput -t x /dtb /chosen linux,usable-memory-range {cells}\n"
+            machine += " -dtb /dtb"
         return self.run(
+            f"{prepare}"
             f"cd /boot-tree; cp {_BUSYBOX[kernel.arch]} {tests}/dmemtest {tests}/kvmtest {tests}/keeptest bin\n"
             f"cp /build/{release}/dmemfs.ko .\n"
             "find . | cpio --quiet -o -H newc | gzip -1 >/initrd\n"
             f"linux=/usr/lib/modules/{release}/vmlinuz; [ -e $linux ] || linux=/boot/vmlinuz-{release}\n"
             f"{_ANOTHER if with_kernel else ''}"
-            f"timeout 1500 {machine} -accel tcg,thread=multi -smp 2 -m 2G -nodefaults -display none -no-reboot"
-            f" -serial stdio -kernel $linux -initrd /initrd -append '{_CMDLINES[kernel.arch]} quiet panic=-1'\n"
+            f"timeout 1500 {machine} -accel tcg,thread=multi -nodefaults -display none -no-reboot"
+            f" -serial stdio -kernel $linux -initrd /initrd -append '{cmdline} quiet panic=-1'\n"
         )

@@ -13,22 +13,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab.image import NoPackages, the_root
-from tests.lab.kernel_root import KERNELS, Kernel, KernelRoot
+from tests.lab.kernel_root import BAD, CHECKS, KERNELS, Kernel, KernelRoot
 from tests.rig.run_record import environment, ran_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHECKS = (
-    "names sizes fallocate statfs nodes entries private splits protect access reader gup walkers leases exhaustion "
-    "held pieces zeroes threads storm"
-)
-BAD = r"BUG:|Oops|[Bb]ad (page|p[um]d|rss)|lockdep|possible (circular|recursive)|blocked for more than|call trace:"
 REFUSED = {
     Kernel("trixie", "arm64"): "takes memory without struct pages for a device's",
     Kernel("trixie-backports", "arm64-16k"): "a kernel with pages of 4 KiB",
 }
 ARM64 = Kernel("trixie-backports", "arm64")
+USE = "dmemtest /mnt names fallocate zeroes && kvmtest /mnt"
 MOUNT = "insmod /dmemfs.ko; mount -t dmemfs -o region={start:#x}+{size}M,pagesize={page} pool /mnt"
 
 
@@ -127,3 +123,28 @@ def test_regions_are_compared_to_the_device_tree(root: KernelRoot, built: dict[K
     assert "0x60000000+0x10000000 is the kernel's own memory (System RAM); reserve it by mem=SIZE" in said
     assert "0xb8000000+0x10000000 is not all RAM in the firmware's map: 0xc0000000 is not" in said
     assert "0x8000000+0x10000000 is not all RAM in the firmware's map: 0x8000000 is not" in said
+
+
+def test_with_uefi_the_ram_is_what_uefi_leaves_free(root: KernelRoot, built: dict[Kernel, str]) -> None:
+    """EDK2 and the kernel's stub have their things near the end of RAM, in the last section of 128 MiB here."""
+    script = "insmod /dmemfs.ko; cat /sys/fs/dmemfs/firmware_ram; echo end of ram\n"
+    script += "mount -t dmemfs -o region=0xb8000000+128M pool /mnt\n"
+    script += f"mount -t dmemfs -o region={ARM64.region:#x}+512M,pagesize=2M pool /mnt && {USE} && echo all of it"
+    said = root.boot(ARM64, built[ARM64], script, uefi=True)
+    ranges = re.findall(r"(0x\w+)\+(0x\w+)", said.partition("end of ram")[0])
+    ends = [int(start, 16) + int(size, 16) for start, size in ranges]
+    assert ranges[0][0] == "0x40000000", said
+    assert ARM64.region + (512 << 20) <= ends[0] < 0xC0000000, said
+    assert len(ranges) > 1, said
+    assert "0xb8000000+0x8000000 is the kernel's own memory" in said, said
+    assert "all of it" in said, said
+
+
+def test_linux_usable_memory_range_withholds_any_two_ranges(root: KernelRoot, built: dict[Kernel, str]) -> None:
+    script = f"{MOUNT.format(start=0x60000000, size=512, page='2M')} && {USE} && echo all of it\n"
+    script += "umount /mnt; mount -t dmemfs -o region=0xa0000000+512M,pagesize=2M pool /mnt && echo that too\n"
+    script += "cat /proc/vmstat"
+    said = root.boot(ARM64, built[ARM64], script, usable=[(start, 512 << 20) for start in (0x40000000, 0x80000000)])
+    assert "all of it" in said, said
+    assert "that too" in said, said
+    assert "nr_memmap_boot_pages 4096" in said, said  # of 8192
