@@ -3,20 +3,33 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from virt_dmem.config.schema import Config
 from virt_dmem.errors import PoolError, PoolNotFound
-from virt_dmem.host import kernel
+from virt_dmem.host import kernel, mounts
 from virt_dmem.pool_name import POOL_NAME
 from virt_dmem.pools import record_files
 from virt_dmem.pools.backends import page_counts
 from virt_dmem.pools.backends.table import backend
 from virt_dmem.pools.record import PoolRecord
+from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.text import did_you_mean
 
-__all__ = ["records", "readable", "segments", "find", "choose", "complete", "capacity", "capacities", "shown_state"]
+__all__ = [
+    "records",
+    "readable",
+    "segments",
+    "unused",
+    "find",
+    "choose",
+    "complete",
+    "capacity",
+    "capacities",
+    "shown_state",
+]
 
 
 def records(config: Config) -> list[PoolRecord]:
@@ -66,6 +79,22 @@ def segments(config: Config, name: str) -> list[PoolRecord]:
             ),
         )
     return sorted(found, key=lambda record: record.number)
+
+
+def unused(config: Config, pool: str, least: int, *, root: Path = kernel.ROOT) -> SegmentId:
+    """Return the name for a new segment of a pool: none that has a record, or that something is mounted for.
+
+    One that lost its record may have the memory of running guests, which another mount would hide.
+
+    :param least: The least number.
+    """
+    for number in itertools.count(least):
+        segment = SegmentId.of(pool, number)
+        if not record_files.path_of(config, str(segment)).exists() and (
+            mounts.mount_at(config.pools_dir.resolve() / segment, root=root) is None
+        ):
+            return segment
+    raise AssertionError("numbers do not end")
 
 
 def find(config: Config, name: str) -> PoolRecord:

@@ -24,7 +24,6 @@ from virt_dmem.pools.backends.base import Backend, Job, ProgressCallback
 from virt_dmem.pools.backends.table import backend as backend_named
 from virt_dmem.pools.lock import locked
 from virt_dmem.pools.record import NodeShare, PoolRecord
-from virt_dmem.pools.segment_id import SegmentId
 from virt_dmem.units import format_size
 
 __all__ = ["resize", "SegmentChange", "Daemon"]
@@ -120,7 +119,7 @@ def resize(
         changes = (
             _change_in_place(first, sizes, root)
             if kind.resizes_in_place
-            else _changes(list(there.values()), sizes, root)
+            else _changes(config, list(there.values()), sizes, root)
         )
         if dry_run:
             return changes
@@ -174,7 +173,9 @@ def _change_in_place(record: PoolRecord, sizes: int | Mapping[int, int], root: P
     return [SegmentChange(record.name, now, asked, interrupted)]
 
 
-def _changes(there: list[PoolRecord], sizes: int | Mapping[int, int], root: Path) -> list[SegmentChange]:
+def _changes(
+    config: Config, there: list[PoolRecord], sizes: int | Mapping[int, int], root: Path
+) -> list[SegmentChange]:
     """Return the changes that lead from the existing segments to ``sizes``, those that free memory first.
 
     Segments that a command left unfinished are removed if they were never whole, and else finished.
@@ -205,8 +206,8 @@ def _changes(there: list[PoolRecord], sizes: int | Mapping[int, int], root: Path
         for size in [_sizes(record)]
     ]
     if more:
-        number = max(record.number for record in there) + 1
-        changes.append(SegmentChange(str(SegmentId.of(first.pool, number)), {}, more))
+        least = max(record.number for record in there) + 1
+        changes.append(SegmentChange(str(registry.unused(config, first.pool, least, root=root)), {}, more))
     return changes
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig.elastic_records import elastic_record
+from tests.rig.fake_tree import put
 from tests.rig.pool_records import HUGE, huge_record, write_record
 from virt_dmem.config.schema import Config, DaemonConfig
 from virt_dmem.errors import PoolNotFound
@@ -48,3 +49,15 @@ def test_what_an_elastic_pool_takes_for_a_domain_leaves_it_ready(config: Config)
     assert registry.shown_state([taken]) == "creating"
     first.state = "destroying"
     assert registry.shown_state([first, taken]) == "destroying"
+
+
+def test_a_new_segment_is_named_like_none_that_has_a_record_or_a_mount(config: Config, tmp_path: Path) -> None:
+    write_record(config, huge_record(config, "p"))
+    write_record(config, huge_record(config, "p+1"))
+    mounts = "".join(
+        f"3{number} 1 0:5{number} / {config.pools_dir.resolve() / name} rw - hugetlbfs virt-dmem-{name} rw\n"
+        for number, name in enumerate(("p", "p+1", "p+2"))  # the record of the last one was removed
+    )
+    put(tmp_path / "root/proc/self/mountinfo", mounts)
+    assert registry.unused(config, "p", 1, root=tmp_path / "root") == "p+3"
+    assert registry.unused(config, "q", 1, root=tmp_path / "root") == "q+1"

@@ -111,7 +111,8 @@ class Growth:
         room = room_of(segments, limits)
         nodes = {node: min(size, less.get(node, size)) for node, size in room.nodes.items()}
         free = self._inventory.free()
-        return plan_with_room(domain, free, pool, replace(room, nodes=nodes), self._config.default_pool)
+        room = replace(room, nodes=nodes, most_bytes=min(room.most_bytes, sum(nodes.values())))
+        return plan_with_room(domain, free, pool, room, self._config.default_pool)
 
     async def _take(
         self,

@@ -7,7 +7,6 @@ does it: each step is in the segment's own record before it is taken, the only a
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,13 +48,12 @@ def take(
             raise PoolError(f"Pool {pool} is not mounted.", hint=f"Run 'virt-dmem pool mount {pool}' first.")
         _require_valid(first, wanted)
         room_of(there, limits, root=root).require(pool, wanted)
-        taken = {record.number for record in there}
-        number = next(number for number in itertools.count(1) if number not in taken)
+        segment = registry.unused(config, pool, 1, root=root)
         record = HugetlbfsRecord(
-            name=str(SegmentId.of(pool, number)),
+            name=str(segment),
             backend=first.backend,
             page_size=first.page_size,
-            mount=str(config.pools_dir.resolve() / SegmentId.of(pool, number)),
+            mount=str(config.pools_dir.resolve() / segment),
             nodes={node: NodeShare(size) for node, size in sorted(wanted.items())},
             boot_id=kernel.boot_id(root=root),
             **kind.inherited_settings(first),
