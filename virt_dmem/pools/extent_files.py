@@ -133,8 +133,13 @@ def _passable(directory: Path) -> None:
 def _not_made(path: Path, size_bytes: int, error: OSError) -> ExtentError:
     return ExtentError(
         f"The extent {path} of {format_size(size_bytes)} could not be created: {os.strerror(error.errno or 0)}.",
-        hint="Check with 'virt-dmem check' that the pool is mounted as recorded.",
+        hint=_remedy(error, path) or "Check with 'virt-dmem check' that the pool is mounted as recorded.",
     )
+
+
+def _remedy(error: OSError, path: Path) -> str:
+    """Return the remedy of a failure; empty where it is another one in a pool: nobody frees space there."""
+    return "" if error.errno == errno.ENOSPC else remedy(error, path)
 
 
 def file_id(path: Path) -> FileId:
@@ -147,7 +152,7 @@ def file_id(path: Path) -> FileId:
     except OSError as error:
         raise ExtentError(
             f"The extent {path} does not exist: {os.strerror(error.errno or 0)}.",
-            hint="Run 'virt-dmem reconcile' and start the domain again.",
+            hint=_remedy(error, path) or "Run 'virt-dmem reconcile' and start the domain again.",
         ) from error
     if not stat.S_ISREG(found.st_mode):
         raise ExtentError(f"{path} is not a regular file.", hint="Only virt-dmemd may create files in a pool.")
@@ -185,7 +190,7 @@ def _own(path: Path, uid: int, gid: int, label: str | None = None) -> None:
     except OSError as error:
         raise ExtentError(
             f"The extent {path} could not be given to user {uid}: {error.strerror}.",
-            hint="virt-dmemd needs CAP_CHOWN and a pool that is mounted read-write.",
+            hint=_remedy(error, path) or "virt-dmemd needs CAP_CHOWN and a pool that is mounted read-write.",
         ) from error
 
 
@@ -324,7 +329,8 @@ def check_visible(pid: int, path: Path) -> None:
     except OSError as error:
         raise ExtentError(
             f"QEMU {pid} does not see the extent {path}: {os.strerror(error.errno or 0)}.",
-            hint="The pool was mounted after the domain's mount namespace was created; restart the domain.",
+            hint=_remedy(error, path)
+            or "The pool was mounted after the domain's mount namespace was created; restart the domain.",
         ) from error
     if (seen.st_dev, seen.st_ino) != (wanted.device, wanted.inode):
         raise ExtentError(f"QEMU {pid} sees another file at {path}.", hint="Restart the domain.")

@@ -99,6 +99,9 @@ def _changed(record: PoolRecord, own: Mount) -> Iterator[MountFault]:
             f"was remounted with {format_size(has)} instead of {format_size(took)}",
             f"'mount -o remount,size={took} {path}'",
         )
+    if size.f_files and not size.f_favail:
+        again = f"'mount -o remount,nr_inodes=0 {path}'"
+        yield MountFault("has no inodes left, so that no file can be created", again)
     mode = stat.S_IMODE(found.st_mode)
     if (found.st_uid, found.st_gid, mode) != (0, 0, _MODE):
         yield MountFault(

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from virt_dmem.errors import PrefaultFailed
 from virt_dmem.native.programs import HELPER
+from virt_dmem.os_errors import remedy
 
 __all__ = ["prefault", "Mode", "Progress"]
 
@@ -124,7 +125,8 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
     except OSError as error:
         raise PrefaultFailed(
             f"The helper {command[0]} cannot be executed: {error.strerror}.",
-            hint="Reinstall the package, or build it with 'python3 -m virt_dmem.native.build'.",
+            hint=remedy(error, command[0])
+            or "Reinstall the package, or build it with 'python3 -m virt_dmem.native.build'.",
         ) from error
 
 

@@ -49,6 +49,23 @@ def test_making_an_extent_again_never_keeps_old_bytes(pool: Path) -> None:
     assert path.read_bytes() == bytes(SIZE)
 
 
+def test_a_daemon_without_file_descriptors_says_what_to_do_about_that(
+    pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = extent_files.path_of(pool, UUID, "pc.ram")
+    extent_files.create(path, SIZE)
+
+    def none_left(*_args: object, **_more: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for work in (lambda: extent_files.create(path, SIZE), lambda: extent_files.grant_access(path, 1, 1)):
+        with monkeypatch.context() as without:
+            without.setattr(os, "open", none_left)
+            with pytest.raises(ExtentError, match="Too many open files") as caught:
+                work()
+        assert "LimitNOFILE=" in caught.value.hint
+
+
 def test_an_extent_is_in_use_while_a_process_maps_it_and_free_afterwards(pool: Path) -> None:
     path = extent_files.path_of(pool, UUID, "pc.ram")
     extent_files.create(path, SIZE)

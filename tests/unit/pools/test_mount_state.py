@@ -125,3 +125,15 @@ def test_the_mode_of_its_root_can_be_restored(config: Config) -> None:
     fault.repair()
     assert whats(record) == []
     manage.destroy(config, "p")
+
+
+@in_own_mount_namespace
+def test_a_mount_without_inodes_is_told_of(config: Config) -> None:
+    record = create(config)
+    assert whats(record) == []
+    run("mount", "-o", "remount,nr_inodes=2", record.mount)
+    Path(record.mount, "last").touch()
+    (fault,) = mount_state.faults(record)
+    assert fault.what == "has no inodes left, so that no file can be created"
+    run(*fault.fix.strip("'").split())
+    assert whats(record) == []

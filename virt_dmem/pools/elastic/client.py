@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from virt_dmem.errors import PoolError, PoolShort, error_from_code
+from virt_dmem.os_errors import remedy
 from virt_dmem.pools.backends.base import ProgressCallback
 from virt_dmem.pools.elastic.wire import MOST_BYTES, Done, GiveBack, Progress, Refused, Reply, Request, Take, encode
 from virt_dmem.pools.segment_id import SegmentId
@@ -64,7 +65,8 @@ async def _ask(socket: Path, request: Request, report: ProgressCallback) -> Segm
         why = "it ended, or did not answer" if isinstance(error, ValueError | TimeoutError) else error.strerror
         raise PoolError(
             f"virt-dmem-pages, which takes and gives back huge pages, cannot be asked at {socket}: {why}.",
-            hint="See 'systemctl status virt-dmem-pages.socket virt-dmem-pages.service'; without"
+            hint=(remedy(error, socket) if isinstance(error, OSError) else "")
+            or "See 'systemctl status virt-dmem-pages.socket virt-dmem-pages.service'; without"
             " systemd run /usr/lib/virt-dmem/pages.",
         ) from error
     finally:
