@@ -23,15 +23,19 @@ def memory(pool: str, uuid: str) -> Path:
     return Path(f"/run/virt-dmem/pools/{pool}/libvirt-{uuid}/pc.ram")
 
 
+def write_pattern(pool: str, uuid: str) -> None:
+    with memory(pool, uuid).open("r+b") as file:
+        file.seek(32 * MIB)
+        file.write(PATTERN)
+
+
 @pytest.fixture
 def parked(libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str) -> str:
     """Park the domain ``guest``, with a pattern in its memory; return its UUID."""
     uuid = libvirtd.define(domain_xml("guest"))
     virt_dmem("apply", "guest", "--pool", tmpfs_pool)
     libvirtd.virsh("start", "--paused", "guest")
-    with memory(tmpfs_pool, uuid).open("r+b") as file:
-        file.seek(32 * MIB)
-        file.write(PATTERN)
+    write_pattern(tmpfs_pool, uuid)
     virt_dmem("park", "guest")
     return uuid
 
@@ -106,3 +110,26 @@ def test_memory_that_cannot_be_reached_is_not_called_lost_and_lost_memory_is(
     virt_dmem("unpark", "--discard", "guest")
     wait_for("its end", lambda: alert("parked-guest-lost") is None)
     libvirtd.virsh("start", "--paused", "guest")
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_guest_whose_file_somebody_removed_is_not_parked_and_is_told_of(
+    libvirtd: PrivateLibvirt, daemon: Daemon, tmpfs_pool: str, how: str
+) -> None:
+    uuid = libvirtd.define(domain_xml("guest"))
+    virt_dmem("apply", "guest", "--pool", tmpfs_pool)
+    libvirtd.virsh("start", "--paused", "guest")
+    write_pattern(tmpfs_pool, uuid)
+    file, away = memory(tmpfs_pool, uuid), Path(f"/run/virt-dmem/pools/{tmpfs_pool}/away")
+    file.rename(away)
+    if how == "replaced":
+        file.write_bytes(bytes(64 * MIB))
+    assert ("was removed" if how == "removed" else "maps 0 B of the 64 MiB") in fails("park", "guest")
+    assert libvirtd.state("guest") == "paused"
+    if how == "removed":
+        found = wait_for("the alert", lambda: alert("reconcile-failed"))
+        assert f"The file {file} of running domain guest was removed" in found["message"]
+    away.rename(file)
+    wait_for("its end", lambda: alert("reconcile-failed") is None)
+    virt_dmem("park", "guest")
+    goes_on(libvirtd, tmpfs_pool, uuid)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from virt_dmem.domain_xml.reader import name_of
 from virt_dmem.domains.device_reconcile import DeviceReconciler
 from virt_dmem.domains.extents import ExtentManager
 from virt_dmem.domains.parked import state_files
+from virt_dmem.domains.parked.refusals import file_gone
 from virt_dmem.errors import Delayed, ExtentError, HypervisorError, LedgerError
 from virt_dmem.host import processes
 from virt_dmem.host.dirfd import shown
@@ -309,6 +310,7 @@ async def _reconcile_segment(context: ReconcileContext, name: SegmentId) -> list
     use = await asyncio.to_thread(segment_files.scan, record.mount)
     held = context.ledger.sizes_in(name)  # read after that: the row of a file is written before the file
     actions = []
+    _require_files(context, name, held.keys() - use.files.keys())
     for path in sorted(_files_of_domains(use.files, record.mount) - held.keys()):
         with context.attempts.trying(path):
             actions += await _reconcile_unknown_file(context, record, Path(path))
@@ -317,6 +319,20 @@ async def _reconcile_segment(context: ReconcileContext, name: SegmentId) -> list
         # removed or cut memory may be pinned, and was in a file when they were listed
         await context.extents.reclaim.audit(name, None if actions else use)
     return actions + await _charge_mapped_excess(context, name)
+
+
+def _require_files(context: ReconcileContext, segment: SegmentId, missing: Set[str]) -> None:
+    """Tell of files of running domains that somebody removed: the memory is freed at their end all the same."""
+    if not missing:
+        return
+    phases = context.ledger.phases()
+    for extent in context.ledger.extents_in(segment):
+        change = phases.get(extent.uuid)
+        running = change is not None and change.phase is Phase.RUNNING and extent.state is ExtentState.POPULATED
+        if str(extent.path) in missing and running and not extent.path.exists():
+            with context.attempts.trying(str(extent.path)):
+                held = context.ledger.find(extent.uuid)
+                raise file_gone(held.name if held else extent.uuid, extent.path)
 
 
 async def _charge_mapped_excess(context: ReconcileContext, segment: SegmentId) -> list[str]:

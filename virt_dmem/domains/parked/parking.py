@@ -21,6 +21,7 @@ import shlex
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from virt_dmem.domain_xml.reader import DomainDocument
 from virt_dmem.domains.device_ops import DeviceOperations
 from virt_dmem.domains.extents import ReportProgress, StepProgress
 from virt_dmem.domains.parked import state_files
-from virt_dmem.domains.parked.refusals import is_parked, refuse_devices, refuse_unsettled
+from virt_dmem.domains.parked.refusals import file_gone, is_parked, refuse_devices, refuse_unsettled
 from virt_dmem.domains.parked.restores import NAMESPACE, Restores
 from virt_dmem.errors import DmemError, DomainParked, DomainRefused, HypervisorError
 from virt_dmem.hypervisor import ignore_shared
@@ -39,7 +40,9 @@ from virt_dmem.hypervisor.qmp import Monitors, monitor_of
 from virt_dmem.hypervisor.saved_state import SavedState, read_saved_state
 from virt_dmem.hypervisor.state_feed import StateFeed, end_readers
 from virt_dmem.os_errors import explained
+from virt_dmem.pools import extent_files
 from virt_dmem.runtime.aio import cancel_and_wait, off_loop
+from virt_dmem.runtime.deadline import within
 from virt_dmem.units import format_size
 
 __all__ = ["Parking", "ParkedChange"]
@@ -208,11 +211,23 @@ class Parking:
         if live is None:
             raise DomainRefused(f"Domain {reservation.name} is not running.", hint="Start it first.")
         await off_loop(lambda xml: refuse_devices(reservation.name, xml.root), DomainDocument(live))
+        await within(partial(self._require_memory, reservation), f"the memory of {reservation.name}")
         aliases = [extent.alias for extent in reservation.extents]
         ours = {alias if is_boot_backend(alias) else f"mem{alias}" for alias in aliases}
         async with self._monitors.commands(uuid) as command:
             await ignore_shared.require_kept(command, reservation.name, ours)
         return reservation
+
+    def _require_memory(self, reservation: Reservation) -> None:
+        """Require that the memory would be there without its QEMU: in files, and the same that it maps."""
+        name = reservation.name
+        self._extents.require_reachable(reservation.extents)
+        if gone := [extent.path for extent in reservation.extents if not extent.path.is_file()]:
+            raise file_gone(name, gone[0])
+        pid = qemu_pid(Path(self._config.libvirt.run_dir), name)
+        if pid is not None:
+            mapped = [(extent.alias, extent.path, extent.size_bytes) for extent in reservation.extents]
+            extent_files.check_mapped(pid, mapped)
 
     async def _note_parked(self, uuid: str) -> None:
         """Record that a domain is saved, and keep its memory, whether its hooks were served or not."""

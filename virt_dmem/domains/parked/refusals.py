@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from lxml import etree
 
 from virt_dmem.allocation.models import ExtentState, Parked, ParkedStep, Reservation
 from virt_dmem.domain_xml.monitor import is_monitored
-from virt_dmem.errors import DomainParked, DomainRefused
+from virt_dmem.errors import DomainParked, DomainRefused, ExtentError
 
-__all__ = ["is_parked", "refuse_devices", "refuse_unsettled"]
+__all__ = ["file_gone", "is_parked", "refuse_devices", "refuse_unsettled"]
 
 _KEEP = "Remove it and start the domain anew; or move the domain to another host instead."
 
@@ -27,6 +28,14 @@ def is_parked(name: str, parked: Parked) -> DomainParked:
         f"Domain {name} is parked: its memory is kept in the pool, and {state}.",
         hint=f"'virt-dmem unpark {parked.uuid}' lets it go on; 'virt-dmem unpark --discard {parked.uuid}' gives the"
         " memory back, and the guest up.",
+    )
+
+
+def file_gone(name: str, path: Path) -> ExtentError:
+    """Return the error for a running domain whose memory has a file no more."""
+    return ExtentError(
+        f"The file {path} of running domain {name} was removed: the domain keeps its memory until it ends.",
+        hint="Look for who removes files in pools; shut the domain down, and start it again.",
     )
 
 
