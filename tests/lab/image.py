@@ -119,6 +119,9 @@ make --silent -C {project} install
 systemctl --quiet enable virt-dmemd.service
 """
 _FILES = {
+    # newer than /usr: else systemd takes the first boot for one after an update, and runs ldconfig and the like
+    "etc/.updated": "",
+    "var/.updated": "",
     "etc/hostname": "lab\n",
     "etc/fstab": "",
     "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=persistent\nRateLimitIntervalSec=0\n",
