@@ -290,7 +290,8 @@ class PoolBusy(PoolError):
         """Return the error for a pool, or a segment of it, of which domains hold ``size``."""
         return cls(
             f"Domains hold {size} of pool {pool}: {', '.join(sorted(set(domains)))}.",
-            hint="Stop these domains first; 'virt-dmem show DOMAIN' shows the memory of each.",
+            hint="Stop these domains first ('virt-dmem unpark DOMAIN', with --discard to give up what is parked);"
+            " 'virt-dmem show DOMAIN' shows the memory of each.",
         )
 
 
