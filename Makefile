@@ -148,7 +148,7 @@ cockpit-uninstall: ## Remove that page
 test-cockpit: ## Use that page, from its package, as an operator does: with Debian 13's Cockpit and Chromium in a container
 	@$(MAKE) --no-print-directory deb RELEASE=trixie
 	@$(MAKE) --no-print-directory repo
-	$(pytest) tests/lab/cockpit/story.py
+	$(pytest) tests/lab/cockpit/story.py tests/lab/cockpit/several_nodes.py
 
 clean: ## Remove build products; keep .venv and .cache
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(programs)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.rig.answers import require_documented
 from tests.rig.repository import REPOSITORY
 from virt_dmem.cli import registry
 from virt_dmem.cli.parser import build_parser
@@ -156,3 +157,20 @@ def test_the_guide_shows_each_picture_of_the_page_and_all_are_small() -> None:
     shown = re.findall(r"!\[[^\]]+\]\((cockpit/[^)]+)\)", text_of(guide / "cockpit.md"))
     assert sorted(shown) == [str(path.relative_to(guide)) for path in pictures]
     assert [path.name for path in pictures if path.stat().st_size > 150_000] == []
+
+
+def test_the_stand_in_for_a_host_with_several_nodes_answers_as_virt_dmem_does() -> None:
+    """It is what ``tests/lab/cockpit/several_nodes.py`` shows."""
+    answers = json.loads(text_of(REPOSITORY / "tests/lab/cockpit/several_nodes.json"))
+    for line, answer in answers.items():
+        require_documented(line.split()[1:], json.dumps(answer))
+    for pool in answers["virt-dmem pool list --json"]["pools"]:
+        for size in ("capacity_bytes", "reserved_bytes", "free_bytes", "ready_bytes"):
+            assert pool[size] == sum(node[size] for node in pool["nodes"])
+        held = [
+            extent["size_bytes"]
+            for domain in answers["virt-dmem list --json"]["domains"]
+            for extent in domain["extents"]
+            if extent["pool"] == pool["name"]
+        ]
+        assert sum(held) == pool["reserved_bytes"]
