@@ -25,12 +25,10 @@ class MemoryPressure:
 
     def __init__(self, *, root: Path = ROOT) -> None:
         self._event = asyncio.Event()
-        self._file = _trigger(root / "proc/pressure/memory")
         self._epoll = select.epoll()
+        self._file = _trigger(root / "proc/pressure/memory", self._epoll)
         self.granted = self._file is not None
-        if self._file is not None:
-            # registered for nothing else: the file is always readable
-            self._epoll.register(self._file, select.EPOLLPRI)
+        if self.granted:
             # the kernel forgets an event when it reports it: that the loop was woken is all there is
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._event.set)
 
@@ -52,13 +50,14 @@ class MemoryPressure:
         self._epoll.close()
 
 
-def _trigger(path: Path) -> int | None:
-    """Return a file with a trigger; ``None``: the kernel has none, or does not grant one to this process."""
+def _trigger(path: Path, waiting: select.epoll) -> int | None:
+    """Register a file with a trigger, and return it; ``None``: the kernel has none, or grants this process none."""
     for trigger in _TRIGGERS:
         file = -1
         try:
             file = os.open(path, os.O_RDWR | os.O_NONBLOCK)
             os.write(file, trigger.encode() + b"\0")
+            waiting.register(file, select.EPOLLPRI)  # for nothing else: it is always readable
         except OSError:
             if file >= 0:
                 os.close(file)

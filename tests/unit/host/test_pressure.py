@@ -18,7 +18,11 @@ from virt_dmem.host import pressure
 from virt_dmem.host.pressure import MemoryPressure
 
 
-def test_where_the_kernel_grants_none_waiting_just_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [False, True], ids=["no PSI", "a file that cannot be waited for"])
+def test_where_the_kernel_grants_none_waiting_just_ends(tmp_path: Path, there: bool) -> None:
+    if there:
+        put(tmp_path / "proc/pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
+
     async def story() -> None:
         watched = MemoryPressure(root=tmp_path)
         assert not watched.granted
@@ -31,28 +35,33 @@ def test_where_the_kernel_grants_none_waiting_just_ends(tmp_path: Path) -> None:
 def test_the_longer_trigger_is_asked_for_where_the_shorter_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(tmp_path / "proc/pressure/memory", "")
+    os.mkfifo(tmp_path / "memory")  # which can be waited for
     asked: list[bytes] = []
-    write = os.write
 
-    def refuse_the_first(file: int, text: bytes) -> int:
-        if text.startswith(b"some"):
-            asked.append(text)
-            if len(asked) == 1:
-                raise PermissionError
-        return write(file, text)
+    def refuse_the_first(_file: int, text: bytes) -> int:
+        asked.append(text)
+        if len(asked) == 1:
+            raise PermissionError
+        return len(text)
 
     monkeypatch.setattr(pressure.os, "write", refuse_the_first)
-    file = pressure._trigger(tmp_path / "proc/pressure/memory")
-    assert file is not None
-    os.close(file)
+    with select.epoll() as waiting:
+        file = pressure._trigger(tmp_path / "memory", waiting)
+        assert file is not None
+        os.close(file)
     assert asked == [b"some 50000 500000\0", b"some 200000 2000000\0"]
 
 
 def test_an_event_of_the_kernel_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal stands for the kernel's file: packet mode has the same kind of event, which can be caused."""
     controller, terminal = os.openpty()
-    monkeypatch.setattr(pressure, "_trigger", lambda _path: os.dup(controller))
+
+    def trigger(_path: Path, waiting: select.epoll) -> int:
+        file = os.dup(controller)
+        waiting.register(file, select.EPOLLPRI)
+        return file
+
+    monkeypatch.setattr(pressure, "_trigger", trigger)
     _turn_on_packet_mode(controller)
 
     async def story() -> None:
@@ -79,13 +88,9 @@ def _flush(terminal: int) -> None:
     termios.tcflush(terminal, termios.TCIFLUSH)
 
 
-@pytest.mark.skipif(
-    not os.access("/proc/pressure/memory", os.W_OK), reason="this kernel has no PSI, or grants none"
-)
+@pytest.mark.skipif(not os.access("/proc/pressure/memory", os.W_OK), reason="no PSI, or not granted")
 def test_the_kernel_grants_a_trigger() -> None:
-    file = pressure._trigger(Path("/proc/pressure/memory"))
-    assert file is not None
-    waiting = select.poll()
-    waiting.register(file, select.POLLPRI)
-    assert not any(event & (select.POLLERR | select.POLLNVAL) for _, event in waiting.poll(0))
-    os.close(file)
+    with select.epoll() as waiting:
+        file = pressure._trigger(Path("/proc/pressure/memory"), waiting)
+        assert file is not None
+        os.close(file)
