@@ -69,6 +69,17 @@ class Controller:
         file = self.directory / "host_vars/host1.yml"
         file.write_text(yaml.safe_dump({"container_enter": self.container.entering([])}))
 
+    def bring_repository(self) -> None:
+        """Copy the packages' repository to the same place there, in a directory that may be emptied at boot."""
+        packed = subprocess.run(["tar", "-cP", APT_REPOSITORY], capture_output=True, check=True).stdout
+        self.container.run(["/usr/bin/tar", "-xP"], stdin=packed)
+
+    def boot_again(self) -> None:
+        self.container.shut_down()
+        self.container.start()
+        self.reach()
+        self.bring_repository()
+
     def play(self, *, check_mode: bool = False, fails: bool = False) -> Played:
         """Run the command that the guide shows, with these variables."""
         (self.directory / "group_vars/hypervisors.yml").write_text(yaml.safe_dump(self.variables))
@@ -127,8 +138,7 @@ def bare_host(release: str, directory: Path) -> Iterator[Controller]:
 @pytest.fixture(scope="module", params=RELEASES)
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
     for controller in bare_host(request.param, tmp_path_factory.mktemp("controller")):
-        packed = subprocess.run(["tar", "-cP", APT_REPOSITORY], capture_output=True, check=True).stdout
-        controller.container.run(["/usr/bin/tar", "-xP"], stdin=packed)
+        controller.bring_repository()
         shutil.copy(APT_REPOSITORY / "virt-dmem.asc", controller.directory)
         controller.variables = shown_variables() | {"virt_dmem_repository": f"file:{APT_REPOSITORY}"}
         controller.variables["virt_dmem_pools"][0] |= {"size": "256M", "backend": "tmpfs"}
@@ -199,9 +209,7 @@ def test_a_key_that_does_not_exist_is_refused_before_it_is_written(host: Control
 
 
 def test_after_a_boot_the_pool_is_there_and_there_is_nothing_to_do(host: Controller) -> None:
-    host.container.shut_down()
-    host.container.start()
-    host.reach()
+    host.boot_again()
     assert host.pool()["capacity_bytes"] == 384 * MIB
     host.run("systemctl start libvirtd.service")
     assert host.play().changed == []
@@ -211,9 +219,7 @@ def test_after_a_boot_the_pool_is_there_and_there_is_nothing_to_do(host: Control
 def test_a_pool_that_is_not_restored_at_boot_is_mounted_by_a_run(host: Controller) -> None:
     host.variables["virt_dmem_pools"][0]["on_boot"] = False
     assert host.play().changed == ["Have systemd restore pools at each boot"]
-    host.container.shut_down()
-    host.container.start()
-    host.reach()
+    host.boot_again()
     host.run("systemctl start libvirtd.service")
     assert host.pool()["capacity_bytes"] == 0
     assert host.play().changed == ["Have systemd restore pools at each boot"]
