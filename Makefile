@@ -22,7 +22,7 @@ programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem $(wildcard hooks/*/*.sh) bench/compare $(wildcard packaging/*.sh) $(wildcard tests/lab/openstack/*.sh) .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py hooks/kubevirt
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large lab-arm64 module-all test-migration fleet lab-shell lint docs html deb repo rpm ansible test-packages install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large lab-arm64 module-all test-migration fleet lab-shell lint docs html deb repo rpm ansible test-packages test-package install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -128,6 +128,12 @@ test-packages: deb rpm ansible ## Build them again for the same bytes; install, 
 	case '$(RELEASE)' in *trixie*) packaging/rpm.sh compare ;; esac
 	@$(MAKE) --no-print-directory repo
 	RELEASE='$(RELEASE)' $(pytest) tests/packages
+
+test-package: cockpit setup ## Build the packages for Debian 13 in the lab's root, install and remove them: the short one
+	root=$$($(python) -m tests.packages.shared_root trixie) && \
+	export PACKAGES_ROOT="$$(echo "$$root" | tail -n 1)" RELEASE=trixie && \
+	packaging/deb.sh inputs && packaging/deb.sh build trixie && packaging/deb.sh lint trixie && packaging/repo.sh && \
+	$(pytest) tests/packages/test_debian.py -k 'not kernel and not module and not cockpit'
 
 install: ## Install for this host (PREFIX=/usr, DESTDIR= for packagers), with what that needs
 	@packaging/setup.sh install

@@ -21,8 +21,8 @@ clean_up() {
 
 tools="lintian apt-utils gnupg"
 
-root() { # RELEASE: the path of its root, which changes with what has to be in it
-    echo "$PWD/.cache/packages/$1-$({ echo "$tools" && sed -n '/^Build-/,/^Standards/{/^Standards/!p}' packaging/debian/control; } | sha256sum | cut -c 1-16)"
+root() { # RELEASE: the path of its root, which changes with what has to be in it; PACKAGES_ROOT: another that is there
+    echo "${PACKAGES_ROOT:-$PWD/.cache/packages/$1-$({ echo "$tools" && sed -n '/^Build-/,/^Standards/{/^Standards/!p}' packaging/debian/control; } | sha256sum | cut -c 1-16)}"
 }
 
 in_root() { # ROOT SHARED SCRIPT: run it there, on a layer in memory, without a network; SHARED is /share there
