@@ -22,7 +22,7 @@ programs := virt_dmem/native/virt-dmem-prefault virt_dmem/native/virt-dmem-hook
 shell_scripts := hooks/qemu.d/50-virt-dmem hooks/vdsm/50_virt_dmem $(wildcard hooks/*/*.sh) bench/compare $(wildcard packaging/*.sh) $(wildcard tests/lab/openstack/*.sh) .ci/run
 python_code := virt_dmem tests bench tools docs hatch_build.py hooks/kubevirt
 
-.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large lab-arm64 module-all test-migration fleet lab-shell lint docs html deb repo rpm ansible test-packages test-package install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
+.PHONY: help setup plots bench demo test test-unit test-libvirt test-numa test-releases lab lab-large lab-arm64 module-all test-migration fleet lab-shell lint docs html deb repo rpm ansible test-packages test-package test-booted test-selinux install uninstall cockpit cockpit-install cockpit-uninstall test-cockpit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -134,6 +134,15 @@ test-package: cockpit setup ## Build the packages for Debian 13 in the lab's roo
 	export PACKAGES_ROOT="$$(echo "$$root" | tail -n 1)" RELEASE=trixie && \
 	packaging/deb.sh inputs && packaging/deb.sh build trixie && packaging/deb.sh lint trixie && packaging/repo.sh && \
 	$(pytest) tests/packages/test_debian.py -k 'not kernel and not module and not cockpit'
+
+test-booted: deb ## Install, upgrade and remove the packages on a whole host of each release, with KVM guests
+	@$(MAKE) --no-print-directory repo
+	RELEASE='$(RELEASE)' $(pytest) tests/packages/booted_host.py
+
+test-selinux: setup ## Install the package for Debian 12 on a whole host of it where SELinux is enforcing
+	$(MAKE) --no-print-directory deb RELEASE=bookworm
+	@$(MAKE) --no-print-directory repo
+	$(pytest) tests/packages/selinux.py
 
 install: ## Install for this host (PREFIX=/usr, DESTDIR= for packagers), with what that needs
 	@packaging/setup.sh install
