@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Measure the cost of the hook: for a domain without metadata, and for one with metadata and nothing to prepare.
 
-Compared in the same run, alternately, with a bare interpreter (``/usr/bin/python3 -IS -c pass``).
+A domain that is not ours is measured without rules, and beside rules of ``[[adopt]]`` that do not take it. Compared
+in the same run, alternately, with a bare interpreter (``/usr/bin/python3 -IS -c pass``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tests.rig.domains import domain_xml
 from tests.rig.namespace import enter_private_namespace
 from tests.rig.private_libvirt import write_hook
 from tests.rig.processes import RigError
+from virt_dmem.config.schema import AdoptRule, Config, DaemonConfig
+from virt_dmem.domains.adoption import write_marks
 
 __all__ = ["seconds_of", "commands"]
 
@@ -30,7 +33,10 @@ NAME, WHAT = "hook", "a process from start to end"
 BARE = "python3 -IS -c pass"
 NOT_OURS = "not ours, prepare"
 SHARED = "not ours, of shared files, prepare"
+RULED = "not ours, prepare, beside rules"
+RULED_SHARED = "not ours, of shared files, prepare, beside rules"
 OURS = "ours, release"
+RULES = (AdoptRule(flavor="dmem.*", unsuitable="refuse"), AdoptRule(domain="lab-*", unsuitable="refuse"))
 METADATA = "<dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='bench'/>"
 
 
@@ -53,10 +59,15 @@ def commands(scratch: Path) -> dict[str, tuple[list[str], bytes]]:
     shared = domain_xml("shared", uuid=str(uuid.uuid4()), memory_backing=nova.FILE_BACKED).encode()
     managed = domain_xml("managed", uuid=str(uuid.uuid4()), metadata=METADATA).encode()
     hook = str(write_hook(scratch / "hook"))
+    ruled = write_hook(scratch / "ruled-hook")
+    ruled.write_text(ruled.read_text().replace("/var/lib/virt-dmem/", f"{scratch}/state/"))
+    write_marks(Config(daemon=DaemonConfig(state_dir=f"{scratch}/state"), adopt=RULES))
     return {
         BARE: (["/usr/bin/python3", "-IS", "-c", "pass"], plain),
         NOT_OURS: ([hook, "plain", "prepare", "begin", "-"], plain),
         SHARED: ([hook, "shared", "prepare", "begin", "-"], shared),
+        RULED: ([str(ruled), "plain", "prepare", "begin", "-"], plain),
+        RULED_SHARED: ([str(ruled), "shared", "prepare", "begin", "-"], shared),
         "not ours, reconnect": ([hook, "plain", "reconnect", "begin", "-"], plain),
         "ours, stopped": ([hook, "managed", "stopped", "end", "-"], managed),
         OURS: ([hook, "managed", "release", "end", "-"], managed),
