@@ -78,7 +78,8 @@ test-migration: setup ## Migrate a guest between hosts of Debian 12, 13 and 13 w
 
 fleet: setup ## Run servers of a real nova there: OpenStack from Debian's packages on a host with a pool
 	@$(python) -m pip install --quiet grpcio grpcio-tools
-	$(pytest) tests/unit/kubevirt_protocol.py tests/lab/openstack/story.py tests/lab/openstack/two_hosts.py
+	$(pytest) tests/unit/kubevirt_protocol.py tests/lab/openstack/story.py tests/lab/openstack/two_hosts.py tests/lab/openstack/start_times.py
+	FLEET_BACKEND=dmemfs $(pytest) tests/lab/openstack/story.py tests/lab/openstack/two_hosts.py
 
 lab-shell: setup ## Boot that host with its console on this terminal
 	@$(python) -m tests.lab.machine

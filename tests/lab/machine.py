@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from tests.lab.host import PATIENCE, Done, Host, LabCommandFailed
 from tests.lab.image import PROJECT, Image, the_image
@@ -91,7 +92,8 @@ class Machine(Host):
     withheld from the kernel, as on a host with memory outside its memory map; ``holes`` has them as address and
     size in bytes. ``cmdline``: kernel parameters beside the lab's own. ``machine``, ``devices``: QEMU's machine
     if it is not the architecture's usual one, and devices beside the lab's own, as ``-M`` and ``-device`` take
-    them. It writes to a layer above ``image``, which is removed with it.
+    them. ``tap``: a tap device that its network card is plugged into, after the id of a process in the network
+    namespace of that; it has no card without. It writes to a layer above ``image``, which is removed with it.
     """
 
     def __init__(
@@ -103,12 +105,14 @@ class Machine(Host):
         cmdline: str = "",
         machine: str = "",
         devices: Sequence[str] = (),
+        tap: tuple[int, str] | None = None,
         name: str = "lab",
     ) -> None:
         self.image = image
         self.node_gib = tuple(node_gib)
         self.holes = tuple((end - hole_mib * _MIB, hole_mib * _MIB) for end in _ends(self.node_gib) if hole_mib)
         self.machine, self.devices = machine or image.architecture.machine, tuple(devices)
+        self.tap = tap
         self.cmdline = " ".join([*(f"memmap={size:#x}${start:#x}" for start, size in self.holes), cmdline])
         self._scratch = tempfile.TemporaryDirectory(prefix=f"virt-dmem-{name}-")
         self.directory = Path(self._scratch.name)
@@ -220,6 +224,12 @@ class Machine(Host):
         command += ["-drive", f"if=virtio,format=qcow2,cache=unsafe,file={self.disk}"]
         command += ["-device", "virtio-serial", "-chardev", f"socket,id=agent,path={agent},server=on,wait=off"]
         command += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
+        if self.tap:
+            holder, name = self.tap
+            command = ["nsenter", f"--net=/proc/{holder}/ns/net", *command]
+            command += ["-netdev", f"tap,id=net,ifname={name},script=no,downscript=no"]
+            mac = (b"RT\0" + crc32(name.encode()).to_bytes(4, "big")[:3]).hex(":")
+            command += ["-device", f"virtio-net-pci,netdev=net,mac={mac}"]
         return [*command, "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng,rng=rng"]
 
     def _wait_for_agent(self, path: Path, deadline: float) -> _Agent:

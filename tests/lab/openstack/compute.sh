@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Make a host with the packages of setup.sh, and with the nova.conf that it wrote, a compute host: others reach its
-# libvirt, and its guests when they migrate, at ADDRESS. For tests: nobody has to say who he is.
+# Make a host with the packages of setup.sh a compute host, with the /etc/nova/nova.conf and the /var/lib/nova/.ssh that
+# it wrote: others reach its libvirt, and its guests when they migrate, at ADDRESS. For tests: nobody has to say who he
+# is.
 #
 #   compute.sh ADDRESS
 
@@ -23,12 +24,18 @@ ListenStream=$address:16509
 EOF
 systemctl daemon-reload
 systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service
-systemctl start libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket
+systemctl --quiet enable --now libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket
 
+# the disks of a server that is resized to another host go there by ssh
+usermod --shell /bin/sh nova
+echo "ListenAddress $address" >/etc/ssh/sshd_config.d/address.conf
+systemctl --quiet enable ssh.service
+systemctl restart ssh.service
+
+# compute hosts reach no database, and nova-compute waits for one that is named
+sed -i '/^\[\(api_\)*database\]$/,+1d' /etc/nova/nova.conf
 sed -i "s/^my_ip = .*/my_ip = $address/; s/^live_migration_inbound_addr = .*/live_migration_inbound_addr = $address/" \
     /etc/nova/nova.conf
-chown root:nova /etc/nova/nova.conf
-chmod 0640 /etc/nova/nova.conf
 rm -f /etc/nova/nova-compute.conf # Debian's own: virt_type = kvm
 install -d -o nova -g nova /var/lib/nova/tmp /var/lib/nova/instances
-systemctl start nova-compute.service
+systemctl --quiet enable --now nova-compute.service

@@ -10,7 +10,7 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-_ADDRESS = ("127.0.0.1", 9696)
+_ADDRESS = ("", 9696)
 
 
 class NoNetworks(BaseHTTPRequestHandler):
@@ -25,7 +25,11 @@ class NoNetworks(BaseHTTPRequestHandler):
         if path in {"", "/v2.0"}:
             answer: object = {
                 "versions": [
-                    {"id": "v2.0", "status": "CURRENT", "links": [{"rel": "self", "href": f"{self._base()}/v2.0/"}]}
+                    {
+                        "id": "v2.0",
+                        "status": "CURRENT",
+                        "links": [{"rel": "self", "href": f"http://{self.headers['Host']}/v2.0/"}],
+                    }
                 ]
             }
         else:
@@ -36,9 +40,6 @@ class NoNetworks(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-    def _base(self) -> str:
-        return f"http://{_ADDRESS[0]}:{_ADDRESS[1]}"
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Measure how long a server takes from ``server create`` to a guest that runs, by where its memory comes from.
+
+Alternately on one host: from a pool by adoption; from huge pages that nova itself gives; and from a file on the
+disk, nova's file_backed_memory without us. nova-compute is configured for each anew. ``make fleet`` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.container import Container
+from tests.lab.host import Host
+from tests.lab.openstack.cloud import MIB, assert_in_pool, assert_pool_is_whole, openstack, pids_of, write_rule
+from tests.lab.openstack.conftest import BACKEND
+
+SERVER_MIB = 1024
+ROUNDS = 5
+POOL, HUGE, FILE = "a pool, by adoption", "nova's huge pages", "nova's files on a disk"
+_CLIENT = """
+import json, sys, time, openstack
+cloud = openstack.connect()
+image = cloud.image.find_image("guest").id
+flavors = {flavor.name: flavor.id for flavor in cloud.compute.flavors()}
+for line in sys.stdin:
+    word, name = line.split()
+    if word == "delete":
+        cloud.compute.delete_server(name)
+        answer = None
+    else:
+        began = time.time()
+        made = cloud.compute.create_server(name="timed", flavor_id=flavors[name], image_id=image, networks="none")
+        answer = [made.id, began]
+    print(json.dumps(answer), flush=True)
+"""
+_UP = (
+    "until grep -q 'guest up' /var/lib/nova/instances/{}/console.log 2>/dev/null; do sleep 0.05; done; date +%s.%N"
+)
+_LOG = "/var/log/nova/nova-compute.log"
+
+
+@pytest.fixture(scope="module")
+def timed(cloud: Container, host: Host) -> Iterator[Host]:
+    """Provide the host, with a larger pool and as many huge pages beside it."""
+    assert_pool_is_whole(host)
+    host.run(f"virt-dmem pool resize guests --size {SERVER_MIB}M", timeout=300)
+    flavor = f"flavor create --ram {SERVER_MIB} --disk 1 --vcpus 1"
+    openstack(cloud, f"{flavor} timed")
+    openstack(cloud, f"{flavor} --property hw:mem_page_size=large timed-huge")
+    pages = "/proc/sys/vm/nr_hugepages"
+    host.run(f"echo $(($(cat {pages}) + {SERVER_MIB // 2})) >{pages}")
+    yield host
+
+
+def prepare(cloud: Container, host: Host, kind: str) -> None:
+    """Have nova give memory of a kind, and wait until the scheduler counts it."""
+    if kind == FILE:
+        host.run("rm /etc/virt-dmem/conf.d/nova.toml && systemctl restart virt-dmemd")
+    else:
+        write_rule(host)
+    mib = 0 if kind == HUGE else SERVER_MIB
+    host.run(f"sed -i 's/^file_backed_memory = .*/file_backed_memory = {mib}/' /etc/nova/nova.conf")
+    host.run(f"systemctl stop nova-compute && : >{_LOG} && systemctl start nova-compute", timeout=300)
+    host.wait_for(f"grep -q 'Final resource view' {_LOG}", timeout=180)
+
+
+def assert_kind(host: Host, uuid: str, kind: str) -> None:
+    (pid,) = pids_of(host, uuid)
+    if kind == POOL:
+        assert_in_pool(host, uuid, SERVER_MIB)
+        return
+    maps = host.run(f"cat /proc/{pid}/maps").stdout
+    place = {HUGE: "/dev/hugepages/libvirt/qemu", FILE: "/var/lib/libvirt/qemu/ram"}[kind]
+    mapped = re.findall(rf"^(\w+)-(\w+) .* {place}", maps, re.MULTILINE)
+    assert sum(int(end, 16) - int(start, 16) for start, end in mapped) == SERVER_MIB * MIB
+
+
+@pytest.mark.skipif(BACKEND == "dmemfs", reason="a machine with KVM has no huge pages beside its pool")
+@pytest.mark.timeout(3600)
+def test_the_time_from_server_create_to_a_guest_that_runs(cloud: Container, timed: Host) -> None:
+    client = cloud.begin(["bash", "-c", f". /root/openstackrc && exec python3 -c '{_CLIENT}'"])
+    assert client.stdin is not None
+    assert client.stdout is not None
+
+    def ask(line: str) -> list[str]:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(f"{line}\n".encode())
+        client.stdin.flush()
+        found: list[str] = json.loads(client.stdout.readline())
+        return found
+
+    runs: dict[str, list[float]] = {kind: [] for kind in (POOL, HUGE, FILE)}
+    spawned: dict[str, list[float]] = {kind: [] for kind in runs}
+    for number in range(ROUNDS + 1):  # the first warms up
+        for kind in runs:
+            prepare(cloud, timed, kind)
+            uuid, began = ask(f"create {'timed-huge' if kind == HUGE else 'timed'}")
+            ended = float(timed.run(_UP.format(uuid), timeout=180).stdout)
+            assert_kind(timed, uuid, kind)
+            took = timed.wait_for(f"grep -o 'Took .* seconds to spawn' {_LOG}").split()[1]
+            if number:
+                runs[kind].append(ended - float(began))
+                spawned[kind].append(float(took))
+            ask(f"delete {uuid}")
+            timed.wait_for(f"! test -e /var/lib/nova/instances/{uuid}", timeout=180)
+            time.sleep(1)
+    for kind in runs:
+        for what, of in (("to a guest that runs", runs), ("nova's spawn", spawned)):
+            found = sorted(of[kind])
+            print(
+                f"{kind}, {what}: median {statistics.median(found):.2f} s, {found[0]:.2f} to {found[-1]:.2f} s,"
+                f" {len(found)} rounds"
+            )
