@@ -3,7 +3,8 @@
 
 nova writes it, and a domain that a rule adopts keeps it: QEMU touches all of the memory once more, with one thread.
 Alternately, on each backend that this host has: a domain that was applied (``ondemand``), and one that is adopted
-with nova's XML. From hook ``start`` to hook ``started``; paused guests under TCG on pre-zeroed memory.
+with nova's XML. From hook ``start`` to hook ``started``, and QEMU's CPU time until then, which other load hardly
+changes; paused guests under TCG on pre-zeroed memory.
 
 ``--dmemfs``: also on dmemfs; ``python -m bench.in_lab bench.adopted --dmemfs`` does that on a host that has some.
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from contextlib import ExitStack
 
 from bench.alone import run_alone
 from bench.hugepages import NotEnough
 from bench.machine import available_bytes
 from bench.results import Results
-from bench.start_path import CONFIG, HOOK_TO_HOOK, MARGIN, SIZES, Case, pool, put_clocks, start_once
+from bench.start_path import CONFIG, GUEST, HOOK_TO_HOOK, MARGIN, SIZES, Case, pool, put_clocks, start_once
 from tests.rig import nova
 from tests.rig.daemon import Daemon
 from tests.rig.namespace import enter_private_namespace
@@ -28,6 +30,7 @@ from virt_dmem.units import GIB, format_size, parse_size
 __all__ = ["measure"]
 
 NAME = "adopted"
+QEMU_CPU = "CPU time of QEMU until it has started"
 BACKENDS = ("hugetlbfs", "tmpfs")
 
 
@@ -43,6 +46,19 @@ def _rule(backend: str) -> str:
     return f'[[adopt]]\nmetadata = "urn:virt-dmem:bench:{backend}"\npool = "{backend}"\n'
 
 
+def _cpu_of_qemu(libvirt: PrivateLibvirt) -> float:
+    """Return the CPU time of the guest's QEMU in seconds, with that of threads that have ended."""
+    clock = (~libvirt.qemu_pids()[GUEST] << 3) | 2  # as clock_getcpuclockid(3) has it
+    return time.clock_gettime(clock)
+
+
+def _start(libvirt: PrivateLibvirt, case: Case, size: int) -> tuple[float, float, str]:
+    """Start a guest; return the seconds from hook to hook, those of QEMU's CPU time, and what was amiss."""
+    cpu: list[float] = []
+    between, _, amiss = start_once(libvirt, case, size, then=lambda: cpu.append(_cpu_of_qemu(libvirt)))
+    return between, cpu[0], amiss
+
+
 def _measure_backend(results: Results, libvirt: PrivateLibvirt, backend: str, size: int, rounds: int) -> None:
     with ExitStack() as undo:
         try:
@@ -52,11 +68,12 @@ def _measure_backend(results: Results, libvirt: PrivateLibvirt, backend: str, si
             return
         for number in range(rounds + 1):
             for case in _cases(backend):
-                between, _, amiss = start_once(libvirt, case, size)
+                between, cpu, amiss = _start(libvirt, case, size)
                 if amiss and (note := f"{NAME}: {case.name}: {amiss}.") not in results.notes:
                     results.notes.append(note)
                 if number:
                     results.add(NAME, HOOK_TO_HOOK, case.name, between, unit="s", size_bytes=size)
+                    results.add(NAME, QEMU_CPU, case.name, cpu, unit="s", size_bytes=size)
 
 
 def measure(results: Results, arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +114,13 @@ def wait_until_prezeroed(pool: str, size: int) -> str:
         time.sleep(0.1)
 
 
-def start_once(libvirt: PrivateLibvirt, case: Case, size: int) -> tuple[float, float, str]:
-    """Start a guest; return the seconds from hook to hook and of all of it, and what was amiss."""
+def start_once(
+    libvirt: PrivateLibvirt, case: Case, size: int, *, then: Callable[[], object] = lambda: None
+) -> tuple[float, float, str]:
+    """Start a guest, and do something ``then``.
+
+    :return: The seconds from hook to hook and of all of it, and what was amiss.
+    """
     xml = domain_xml(GUEST, memory=str(size), memory_backing=case.memory_backing, metadata=case.metadata)
     libvirt.define(xml)
     try:
@@ -128,6 +133,7 @@ def start_once(libvirt: PrivateLibvirt, case: Case, size: int) -> tuple[float, f
         began = time.monotonic()
         libvirt.virsh("start", "--paused", GUEST, timeout=300)
         whole = time.monotonic() - began
+        then()
         first, last = (int(line) for line in CLOCK.read_text().split())
         return (last - first) / 1e9, whole, amiss
     finally:
