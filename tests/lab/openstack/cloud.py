@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,17 @@ __all__ = [
     "MIB",
     "POOL_MIB",
     "SERVER_MIB",
+    "Cloud",
     "assert_in_pool",
     "assert_pool_is_whole",
     "become_compute_host",
     "create",
-    "create_flavors",
-    "create_image",
+    "create_catalogue",
     "openstack",
     "pids_of",
     "plug",
     "root_with_openstack",
-    "server",
+    "sdk",
     "wait_for_guest",
     "wait_for_status",
     "write_rule",
@@ -55,8 +55,53 @@ metadata = "http://openstack.org/xmlns/libvirt/nova/*"
 pool = "guests"
 unsuitable = "refuse"
 """
+_CATALOGUE = """
+import openstack
+cloud = openstack.connect()
+for name, mib in {flavors}.items():
+    cloud.compute.create_flavor(name=name, ram=mib, disk=1, vcpus=1)
+def image(name, kind, file, **properties):
+    return cloud.create_image(
+        name, filename=file, disk_format=kind[0], container_format=kind[1], wait=True, timeout=600, **properties
+    ).id
+kernel, initrd = image("kernel", ("aki", "aki"), "/root/kernel"), image("initrd", ("ari", "ari"), "/root/initrd")
+image("guest", ("raw", "bare"), "/root/disk", kernel_id=kernel, ramdisk_id=initrd, os_command_line={options!r})
+"""
 _SHOWS = re.compile(r"([a-z]+ )+?(create|evacuate|list|show) ")
 """The client's commands that print something, and take a format."""
+_WATCHER = """
+import json, sys, openstack
+compute = openstack.connect().compute
+def get(path):
+    return compute.get(path, microversion="2.95").json()
+for line in sys.stdin:
+    found = get(f"/servers?name=^{line.strip()}$")["servers"]
+    print(json.dumps(get("/servers/" + found[0]["id"])["server"] if found else {}), flush=True)
+"""
+
+
+class Cloud(Container):
+    """The host that has OpenStack's services, and its client."""
+
+    _watcher: subprocess.Popen[bytes] | None = None
+
+    def server(self, name: str) -> dict[str, Any]:
+        """Return what nova's API says of a server; without a new process each time, as the client would be."""
+        if self._watcher is None:
+            self._watcher = self.begin(["bash", "-c", f". /root/openstackrc && exec python3 -c '{_WATCHER}'"])
+        assert self._watcher.stdin is not None
+        assert self._watcher.stdout is not None
+        self._watcher.stdin.write(f"{name}\n".encode())
+        self._watcher.stdin.flush()
+        found: dict[str, Any] = json.loads(self._watcher.stdout.readline())
+        assert found, f"there is no server {name}"
+        return found
+
+    def close(self) -> None:
+        """End it, and discard its writes."""
+        if self._watcher is not None:
+            self._watcher.communicate()
+        super().close()
 
 
 def root_with_openstack() -> Path:
@@ -73,7 +118,7 @@ def write_rule(host: Host) -> None:
     host.run("systemctl restart virt-dmemd")
 
 
-def become_compute_host(host: Host, cloud: Container, address: str) -> None:
+def become_compute_host(host: Host, cloud: Cloud, address: str) -> None:
     """Make a host with a pool a compute host of the cloud, at an address that it has; wait until nova knows it."""
     written = cloud.run("tar -C / -c etc/nova/nova.conf var/lib/nova/.ssh | base64").stdout
     host.run("base64 -d | tar -C / -x", stdin=written)
@@ -88,26 +133,24 @@ def plug(machine: Machine, address: str) -> None:
     machine.run(f"nic=$(ls /sys/class/net | grep ^e) && ip addr add {address}/24 dev $nic && ip link set $nic up")
 
 
-def create_flavors(cloud: Container) -> None:
-    """Create the flavors ``small``, ``larger``, and ``huge``, which no pool has room for."""
-    for name, mib in {"small": SERVER_MIB, "larger": 2 * SERVER_MIB, "huge": 2 * POOL_MIB}.items():
-        openstack(cloud, f"flavor create --ram {mib} --disk 1 --vcpus 1 {name}")
+def create_catalogue(cloud: Cloud) -> None:
+    """Create flavors and an image.
 
-
-def create_image(cloud: Container) -> None:
-    """Create the image ``guest``: an empty disk, and a kernel and an initramfs that write to the serial console."""
+    Flavors: ``small``, ``larger``, and ``huge``, which no pool has room for. The image ``guest``: a disk, and
+    a kernel and an initramfs that write to the serial console.
+    """
     cloud.write("/root/initrd", make_initramfs(fetch_kernel()))
     cloud.run(f"cp {PROJECT}/.cache/guest/kernel/boot/vmlinuz-* /root/kernel && truncate -s 8M /root/disk")
-    ids = {}
-    for name, kind in (("kernel", "aki"), ("initrd", "ari")):
-        kinds = f"--disk-format {kind} --container-format {kind}"
-        ids[name] = openstack(cloud, f"image create {kinds} --file /root/{name} {name}")["id"]
-    own = f"--property kernel_id={ids['kernel']} --property ramdisk_id={ids['initrd']}"
-    own += f" --property os_command_line={shlex.quote(f'console=ttyS0 {guests.CMDLINE}')}"
-    openstack(cloud, f"image create --disk-format raw --container-format bare --file /root/disk {own} guest")
+    flavors = {"small": SERVER_MIB, "larger": 2 * SERVER_MIB, "huge": 2 * POOL_MIB}
+    sdk(cloud, _CATALOGUE.format(flavors=flavors, options=f"console=ttyS0 {guests.CMDLINE}"))
 
 
-def openstack(cloud: Container, command: str, *, check: bool = True) -> Any:
+def sdk(cloud: Cloud, script: str) -> str:
+    """Run a Python program with OpenStack's library there, and return its output."""
+    return cloud.run(f". /root/openstackrc && exec python3 - <<'EOF'\n{script}\nEOF\n", timeout=600).stdout
+
+
+def openstack(cloud: Cloud, command: str, *, check: bool = True) -> Any:
     """Run the ``openstack`` client, and return what it prints as JSON; ``None``: nothing."""
     shows = _SHOWS.match(f"{command} ")
     done = cloud.run(
@@ -116,33 +159,35 @@ def openstack(cloud: Container, command: str, *, check: bool = True) -> Any:
     return json.loads(done.stdout) if shows and done.stdout.strip() else None
 
 
-def server(cloud: Container, name: str) -> dict[str, Any]:
-    """Return what nova says of a server."""
-    found: dict[str, Any] = openstack(cloud, f"server show {shlex.quote(name)}")
-    return found
-
-
-def wait_for_status(cloud: Container, name: str, status: str) -> dict[str, Any]:
+def wait_for_status(cloud: Cloud, name: str, status: str) -> dict[str, Any]:
     """Wait until nova says that a server has this status."""
     deadline = time.monotonic() + 300 * PATIENCE
-    while (found := server(cloud, name))["status"] != status or found["OS-EXT-STS:task_state"]:
+    while (found := cloud.server(name))["status"] != status or found["OS-EXT-STS:task_state"]:
         assert time.monotonic() < deadline, found
+        time.sleep(0.5)
     return found
 
 
-def create(cloud: Container, name: str, flavor: str, *, on: str = "") -> dict[str, Any]:
-    """Create a server without a network, and wait until nova has made or rejected it; ``on``: a compute host."""
+def create(cloud: Cloud, name: str, flavor: str, *, on: str = "") -> dict[str, Any]:
+    """Create a server without a network, and wait until nova has made or rejected it; ``on``: a compute host.
+
+    nova records why it rejected one shortly after the status ``ERROR``.
+    """
     where = f"--host {on}" if on else ""
     openstack(cloud, f"server create --flavor {flavor} --image guest --nic none {where} {name}")
     deadline = time.monotonic() + 300 * PATIENCE
-    while (found := server(cloud, name))["status"] == "BUILD":
+    while (found := cloud.server(name))["status"] == "BUILD" or (
+        found["status"] == "ERROR" and "fault" not in found
+    ):
         assert time.monotonic() < deadline, found
+        time.sleep(0.5)
     return found
 
 
 def wait_for_guest(host: Host, uuid: str, *, says: str = "virt-dmem guest up") -> None:
-    """Wait until a server's guest runs: it has written that to its console since its QEMU began."""
-    host.wait_for(f"grep -q '{says}' /var/lib/nova/instances/{uuid}/console.log", timeout=180)
+    """Wait until a server's guest has written that to its console, since the last time that this was waited for."""
+    log = f"/var/lib/nova/instances/{uuid}/console.log"  # to which QEMU appends
+    host.wait_for(f"grep -q '{says}' {log} && : >{log}", timeout=180)
 
 
 def pids_of(host: Host, uuid: str) -> list[str]:

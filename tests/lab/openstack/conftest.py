@@ -24,9 +24,9 @@ from tests.lab.openstack.cloud import (
     CONTROLLER,
     HERE,
     POOL_MIB,
+    Cloud,
     become_compute_host,
-    create_flavors,
-    create_image,
+    create_catalogue,
     plug,
     root_with_openstack,
     write_rule,
@@ -53,15 +53,14 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cloud(root: Path) -> Iterator[Container]:
+def cloud(root: Path) -> Iterator[Cloud]:
     """Provide the host that has OpenStack's services, and its client."""
-    with Container(root, name="controller") as cloud:
+    with Cloud(root, name="controller") as cloud:
         cloud.unpack_project()
         cloud.run(_NETWORK)
         began = time.monotonic()
         cloud.run(f"{HERE}/setup.sh {CONTROLLER} {POOL_MIB} {_KIND}", timeout=900)
-        create_flavors(cloud)
-        create_image(cloud)
+        create_catalogue(cloud)
         print(f"OpenStack's services were set up in {time.monotonic() - began:.0f} s")
         yield cloud
 
@@ -74,21 +73,21 @@ def image(root: Path) -> Iterator[Image]:
 
 
 @pytest.fixture(scope="session")
-def host(root: Path, cloud: Container, request: pytest.FixtureRequest) -> Iterator[Host]:
+def host(root: Path, cloud: Cloud, request: pytest.FixtureRequest) -> Iterator[Host]:
     """Provide a compute host with a pool, and with a rule that adopts nova's domains."""
     with _compute_host(1, root, cloud, request) as host:
         yield host
 
 
 @pytest.fixture(scope="session")
-def second(root: Path, cloud: Container, host: Host, request: pytest.FixtureRequest) -> Iterator[Host]:
+def second(root: Path, cloud: Cloud, host: Host, request: pytest.FixtureRequest) -> Iterator[Host]:
     """Provide a second one."""
     with _compute_host(2, root, cloud, request) as host:
         yield host
 
 
 @contextmanager
-def _compute_host(number: int, root: Path, cloud: Container, request: pytest.FixtureRequest) -> Iterator[Host]:
+def _compute_host(number: int, root: Path, cloud: Cloud, request: pytest.FixtureRequest) -> Iterator[Host]:
     name, address = f"compute{number}", f"{CONTROLLER}{number}"
     began = time.monotonic()
     with ExitStack() as undo:

@@ -15,9 +15,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.container import Container
 from tests.lab.host import Host
-from tests.lab.openstack.cloud import MIB, assert_in_pool, assert_pool_is_whole, openstack, pids_of, write_rule
+from tests.lab.openstack.cloud import (
+    MIB,
+    Cloud,
+    assert_in_pool,
+    assert_pool_is_whole,
+    openstack,
+    pids_of,
+    write_rule,
+)
 from tests.lab.openstack.conftest import BACKEND
 
 SERVER_MIB = 1024
@@ -46,7 +53,7 @@ _LOG = "/var/log/nova/nova-compute.log"
 
 
 @pytest.fixture(scope="module")
-def timed(cloud: Container, host: Host) -> Iterator[Host]:
+def timed(cloud: Cloud, host: Host) -> Iterator[Host]:
     """Provide the host, with a larger pool and as many huge pages beside it."""
     assert_pool_is_whole(host)
     host.run(f"virt-dmem pool resize guests --size {SERVER_MIB}M", timeout=300)
@@ -58,7 +65,7 @@ def timed(cloud: Container, host: Host) -> Iterator[Host]:
     yield host
 
 
-def prepare(cloud: Container, host: Host, kind: str) -> None:
+def prepare(cloud: Cloud, host: Host, kind: str) -> None:
     """Have nova give memory of a kind, and wait until the scheduler counts it."""
     if kind == FILE:
         host.run("rm /etc/virt-dmem/conf.d/nova.toml && systemctl restart virt-dmemd")
@@ -83,7 +90,7 @@ def assert_kind(host: Host, uuid: str, kind: str) -> None:
 
 @pytest.mark.skipif(BACKEND == "dmemfs", reason="a machine with KVM has no huge pages beside its pool")
 @pytest.mark.timeout(3600)
-def test_the_time_from_server_create_to_a_guest_that_runs(cloud: Container, timed: Host) -> None:
+def test_the_time_from_server_create_to_a_guest_that_runs(cloud: Cloud, timed: Host) -> None:
     client = cloud.begin(["bash", "-c", f". /root/openstackrc && exec python3 -c '{_CLIENT}'"])
     assert client.stdin is not None
     assert client.stdout is not None

@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from datetime import datetime
 
 from tests.lab import guests
-from tests.lab.container import Container
 from tests.lab.host import Host
 from tests.lab.openstack.cloud import (
     POOL_MIB,
     SERVER_MIB,
+    Cloud,
     assert_in_pool,
     assert_pool_is_whole,
     create,
     openstack,
     pids_of,
-    server,
+    sdk,
     wait_for_guest,
     wait_for_status,
 )
@@ -40,19 +39,19 @@ def give_room_back(host: Host) -> None:
     host.run("virsh -q destroy other && virsh -q undefine other")
 
 
-def test_what_the_scheduler_may_give_is_the_pool(cloud: Container, host: Host) -> None:
+def test_what_the_scheduler_may_give_is_the_pool(cloud: Cloud, host: Host) -> None:
     ask = (
         "import json, openstack; to = openstack.connect().placement;"
         "(host,) = to.get('/resource_providers').json()['resource_providers'];"
         "print(json.dumps(to.get('/resource_providers/' + host['uuid'] + '/inventories').json()['inventories']))"
     )
-    found = json.loads(cloud.run(f". /root/openstackrc && python3 -c {shlex.quote(ask)}").stdout)["MEMORY_MB"]
+    found = json.loads(sdk(cloud, ask))["MEMORY_MB"]
     assert (found["total"], found["reserved"], found["allocation_ratio"]) == (POOL_MIB, 0, 1.0)
     (pool,) = host.json("virt-dmem pool list --json")["pools"]
     assert pool["capacity_bytes"] == POOL_MIB << 20
 
 
-def test_a_server_is_adopted_and_runs_with_its_memory_from_the_pool(cloud: Container, host: Host) -> None:
+def test_a_server_is_adopted_and_runs_with_its_memory_from_the_pool(cloud: Cloud, host: Host) -> None:
     began = time.monotonic()
     made = create(cloud, "one", "small")
     print(f"from 'server create' to an active server, as the client sees it: {time.monotonic() - began:.1f} s")
@@ -67,7 +66,7 @@ def test_a_server_is_adopted_and_runs_with_its_memory_from_the_pool(cloud: Conta
     print(host.run("dpkg-query -W nova-compute libvirt-daemon qemu-system-x86; uname -r").stdout)
 
 
-def test_a_server_that_cannot_fit_is_refused_by_the_scheduler(cloud: Container, host: Host) -> None:
+def test_a_server_that_cannot_fit_is_refused_by_the_scheduler(cloud: Cloud, host: Host) -> None:
     made = create(cloud, "giant", "huge")
     assert (made["status"], made["OS-EXT-SRV-ATTR:host"]) == ("ERROR", None), made
     print(made["fault"]["message"])
@@ -75,7 +74,7 @@ def test_a_server_that_cannot_fit_is_refused_by_the_scheduler(cloud: Container, 
     assert domains(host) == ["instance-00000001"]
 
 
-def test_a_start_that_the_pool_refuses_leaves_nothing_behind(cloud: Container, host: Host) -> None:
+def test_a_start_that_the_pool_refuses_leaves_nothing_behind(cloud: Cloud, host: Host) -> None:
     other = take_room(host, POOL_MIB - SERVER_MIB)
     made = create(cloud, "unlucky", "small")
     assert made["status"] == "ERROR"
@@ -84,12 +83,12 @@ def test_a_start_that_the_pool_refuses_leaves_nothing_behind(cloud: Container, h
     openstack(cloud, "server delete --wait unlucky")
     assert sorted(domains(host)) == ["instance-00000001", "other"]
     give_room_back(host)
-    assert_in_pool(host, server(cloud, "one")["id"], SERVER_MIB)
+    assert_in_pool(host, cloud.server("one")["id"], SERVER_MIB)
     assert other not in host.run("virt-dmem list --json").stdout
 
 
-def test_a_hard_reboot_makes_the_xml_anew_and_the_memory_comes_from_the_pool(cloud: Container, host: Host) -> None:
-    uuid = server(cloud, "one")["id"]
+def test_a_hard_reboot_makes_the_xml_anew_and_the_memory_comes_from_the_pool(cloud: Cloud, host: Host) -> None:
+    uuid = cloud.server("one")["id"]
     before = pids_of(host, uuid)
     openstack(cloud, "server reboot --hard --wait one")
     assert pids_of(host, uuid) != before
@@ -97,9 +96,7 @@ def test_a_hard_reboot_makes_the_xml_anew_and_the_memory_comes_from_the_pool(clo
     wait_for_guest(host, uuid)
 
 
-def test_what_is_stopped_holds_nothing_and_what_is_started_again_has_its_memory(
-    cloud: Container, host: Host
-) -> None:
+def test_what_is_stopped_holds_nothing_and_what_is_started_again_has_its_memory(cloud: Cloud, host: Host) -> None:
     openstack(cloud, "server stop one")
     uuid = wait_for_status(cloud, "one", "SHUTOFF")["id"]
     assert_pool_is_whole(host)
@@ -109,7 +106,7 @@ def test_what_is_stopped_holds_nothing_and_what_is_started_again_has_its_memory(
     wait_for_guest(host, uuid)
 
 
-def test_a_stopped_server_whose_room_is_taken_starts_when_there_is_room_again(cloud: Container, host: Host) -> None:
+def test_a_stopped_server_whose_room_is_taken_starts_when_there_is_room_again(cloud: Cloud, host: Host) -> None:
     openstack(cloud, "server stop one")
     uuid = wait_for_status(cloud, "one", "SHUTOFF")["id"]
     take_room(host, POOL_MIB)
@@ -122,17 +119,17 @@ def test_a_stopped_server_whose_room_is_taken_starts_when_there_is_room_again(cl
     assert_in_pool(host, uuid, SERVER_MIB)
 
 
-def test_restarts_of_nova_compute_libvirtd_and_the_daemon_change_nothing(cloud: Container, host: Host) -> None:
-    uuid = server(cloud, "one")["id"]
+def test_restarts_of_nova_compute_libvirtd_and_the_daemon_change_nothing(cloud: Cloud, host: Host) -> None:
+    uuid = cloud.server("one")["id"]
     before = pids_of(host, uuid)
     host.run("systemctl restart virt-dmemd libvirtd nova-compute", timeout=300)
     host.wait_for("virt-dmem list --json")
-    assert server(cloud, "one")["status"] == "ACTIVE"
+    assert cloud.server("one")["status"] == "ACTIVE"
     assert pids_of(host, uuid) == before
     assert_in_pool(host, uuid, SERVER_MIB)
 
 
-def test_a_resized_server_has_the_memory_of_its_new_flavor(cloud: Container, host: Host) -> None:
+def test_a_resized_server_has_the_memory_of_its_new_flavor(cloud: Cloud, host: Host) -> None:
     openstack(cloud, "server resize --flavor larger --wait one")
     uuid = wait_for_status(cloud, "one", "VERIFY_RESIZE")["id"]
     assert_in_pool(host, uuid, 2 * SERVER_MIB)
@@ -142,7 +139,7 @@ def test_a_resized_server_has_the_memory_of_its_new_flavor(cloud: Container, hos
     assert_in_pool(host, uuid, 2 * SERVER_MIB)
 
 
-def test_a_server_in_rescue_and_after_it_has_its_memory_from_the_pool(cloud: Container, host: Host) -> None:
+def test_a_server_in_rescue_and_after_it_has_its_memory_from_the_pool(cloud: Cloud, host: Host) -> None:
     openstack(cloud, "server rescue one")
     uuid = wait_for_status(cloud, "one", "RESCUE")["id"]
     assert_in_pool(host, uuid, 2 * SERVER_MIB)
@@ -151,7 +148,7 @@ def test_a_server_in_rescue_and_after_it_has_its_memory_from_the_pool(cloud: Con
     assert_in_pool(host, uuid, 2 * SERVER_MIB)
 
 
-def test_a_shelved_server_holds_nothing_and_comes_back(cloud: Container, host: Host) -> None:
+def test_a_shelved_server_holds_nothing_and_comes_back(cloud: Cloud, host: Host) -> None:
     openstack(cloud, "server shelve one")
     wait_for_status(cloud, "one", "SHELVED_OFFLOADED")
     assert_pool_is_whole(host)
@@ -161,7 +158,7 @@ def test_a_shelved_server_holds_nothing_and_comes_back(cloud: Container, host: H
     wait_for_guest(host, uuid)
 
 
-def test_a_deleted_server_gives_all_back(cloud: Container, host: Host) -> None:
+def test_a_deleted_server_gives_all_back(cloud: Cloud, host: Host) -> None:
     openstack(cloud, "server delete --wait one")
     assert_pool_is_whole(host)
     assert domains(host) == []

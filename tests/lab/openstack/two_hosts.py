@@ -14,12 +14,12 @@ from tests.lab.openstack.cloud import (
     CONTROLLER,
     POOL_MIB,
     SERVER_MIB,
+    Cloud,
     assert_in_pool,
     assert_pool_is_whole,
     create,
     openstack,
     plug,
-    server,
     wait_for_guest,
     wait_for_status,
 )
@@ -35,7 +35,7 @@ def hosts(host: Host, second: Host) -> dict[str, Host]:
     return {"compute1": host, "compute2": second}
 
 
-def is_on(cloud: Container, hosts: dict[str, Host], name: str, *, mib: int = SERVER_MIB) -> str:
+def is_on(cloud: Cloud, hosts: dict[str, Host], name: str, *, mib: int = SERVER_MIB) -> str:
     """Verify that the server is active there, with its memory in that pool, and nothing in the other; its UUID."""
     found = wait_for_status(cloud, "mover", "ACTIVE")
     assert found["OS-EXT-SRV-ATTR:host"] == name
@@ -49,7 +49,7 @@ def is_on(cloud: Container, hosts: dict[str, Host], name: str, *, mib: int = SER
 
 @pytest.mark.parametrize(("origin", "destination"), [("compute1", "compute2"), ("compute2", "compute1")])
 def test_a_server_migrates_live_from_pool_to_pool(
-    cloud: Container, hosts: dict[str, Host], origin: str, destination: str
+    cloud: Cloud, hosts: dict[str, Host], origin: str, destination: str
 ) -> None:
     if origin == "compute1":
         made = create(cloud, "mover", "small", on=origin)
@@ -63,7 +63,7 @@ def test_a_server_migrates_live_from_pool_to_pool(
 
 
 def test_a_host_whose_pool_drains_rejects_what_migrates_there_and_it_runs_on(
-    cloud: Container, hosts: dict[str, Host]
+    cloud: Cloud, hosts: dict[str, Host]
 ) -> None:
     hosts["compute2"].run("virt-dmem pool drain guests")
     openstack(cloud, "server migrate --live-migration --host compute2 --wait mover", check=False)
@@ -72,27 +72,10 @@ def test_a_host_whose_pool_drains_rejects_what_migrates_there_and_it_runs_on(
     is_on(cloud, hosts, "compute1")
 
 
-def test_a_start_that_one_pool_refuses_succeeds_on_novas_next_host(
-    cloud: Container, hosts: dict[str, Host]
-) -> None:
-    """The scheduler prefers the host with more memory left: the one whose pool something else took."""
-    other = take_room(hosts["compute2"], POOL_MIB)
-    made = create(cloud, "lucky", "small")
-    assert (made["status"], made["OS-EXT-SRV-ATTR:host"]) == ("ACTIVE", "compute1"), made
-    log = "/var/log/nova/nova-compute.log"
-    assert made["id"] in hosts["compute2"].run(f"grep -h not-enough-memory {log} | tail -n 1").stdout
-    held = hosts["compute2"].json("virt-dmem list --json")["domains"]
-    assert [domain["uuid"] for domain in held] == [other]
-    assert hosts["compute2"].run("virsh -q list --all --name").stdout.split() == ["other"]
-    openstack(cloud, "server delete --wait lucky")
-    give_room_back(hosts["compute2"])
-    is_on(cloud, hosts, "compute1")
-
-
 def test_a_server_that_is_resized_to_another_host_has_its_memory_from_that_ones_pool(
-    cloud: Container, hosts: dict[str, Host]
+    cloud: Cloud, hosts: dict[str, Host]
 ) -> None:
-    uuid = server(cloud, "mover")["id"]
+    uuid = cloud.server("mover")["id"]
     openstack(cloud, "server resize --flavor larger --wait mover")
     found = wait_for_status(cloud, "mover", "VERIFY_RESIZE")
     assert found["OS-EXT-SRV-ATTR:host"] == "compute2"
@@ -107,10 +90,26 @@ def test_a_server_that_is_resized_to_another_host_has_its_memory_from_that_ones_
     wait_for_guest(hosts["compute2"], uuid)
 
 
+def test_a_start_that_one_pool_refuses_succeeds_on_novas_next_host(cloud: Cloud, hosts: dict[str, Host]) -> None:
+    """The scheduler prefers the host with more memory left, and there something else took it."""
+    is_on(cloud, hosts, "compute2")
+    other = take_room(hosts["compute1"], POOL_MIB)
+    made = create(cloud, "lucky", "small")
+    assert (made["status"], made["OS-EXT-SRV-ATTR:host"]) == ("ACTIVE", "compute2"), made
+    log = "/var/log/nova/nova-compute.log"
+    assert made["OS-EXT-SRV-ATTR:instance_name"] in hosts["compute1"].run(f"grep -h not-enough-memory {log}").stdout
+    held = hosts["compute1"].json("virt-dmem list --json")["domains"]
+    assert [domain["uuid"] for domain in held] == [other]
+    assert hosts["compute1"].run("virsh -q list --all --name").stdout.split() == ["other"]
+    openstack(cloud, "server delete --wait lucky")
+    give_room_back(hosts["compute1"])
+    is_on(cloud, hosts, "compute2")
+
+
 def test_a_server_whose_host_is_lost_is_built_anew_from_the_pool_of_another(
-    cloud: Container, host: Host, second: Host
+    cloud: Cloud, host: Host, second: Host
 ) -> None:
-    uuid = server(cloud, "mover")["id"]
+    uuid = cloud.server("mover")["id"]
     second.run("sync")
     if isinstance(second, Machine):
         second.kill()
@@ -125,7 +124,7 @@ def test_a_server_whose_host_is_lost_is_built_anew_from_the_pool_of_another(
     wait_for_guest(host, uuid)
 
 
-def test_the_lost_host_comes_back_without_it(cloud: Container, host: Host, second: Host) -> None:
+def test_the_lost_host_comes_back_without_it(cloud: Cloud, host: Host, second: Host) -> None:
     if isinstance(second, Machine):
         second.start()
         plug(second, f"{CONTROLLER}2")
@@ -136,6 +135,6 @@ def test_the_lost_host_comes_back_without_it(cloud: Container, host: Host, secon
     cloud.wait_for(". /root/openstackrc && openstack hypervisor show compute2 -f value -c state | grep -q up")
     assert_pool_is_whole(second)
     second.wait_for('test -z "$(virsh -q list --all --name)"', timeout=180)
-    assert_in_pool(host, server(cloud, "mover")["id"], SERVER_MIB)
+    assert_in_pool(host, cloud.server("mover")["id"], SERVER_MIB)
     openstack(cloud, "server delete --wait mover")
     assert_pool_is_whole(host)
