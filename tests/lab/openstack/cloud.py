@@ -33,6 +33,7 @@ __all__ = [
     "become_compute_host",
     "create",
     "create_catalogue",
+    "memory_inventory",
     "openstack",
     "pids_of",
     "plug",
@@ -66,6 +67,12 @@ def image(name, kind, file, **properties):
     ).id
 kernel, initrd = image("kernel", ("aki", "aki"), "/root/kernel"), image("initrd", ("ari", "ari"), "/root/initrd")
 image("guest", ("raw", "bare"), "/root/disk", kernel_id=kernel, ramdisk_id=initrd, os_command_line={options!r})
+"""
+_INVENTORY = """
+import json, openstack
+placement = openstack.connect().placement
+(host,) = placement.get("/resource_providers?name=compute1").json()["resource_providers"]
+print(json.dumps(placement.get("/resource_providers/" + host["uuid"] + "/inventories").json()["inventories"]))
 """
 _SHOWS = re.compile(r"([a-z]+ )+?(create|evacuate|list|show) ")
 """The client's commands that print something, and take a format."""
@@ -148,6 +155,12 @@ def create_catalogue(cloud: Cloud) -> None:
 def sdk(cloud: Cloud, script: str) -> str:
     """Run a Python program with OpenStack's library there, and return its output."""
     return cloud.run(f". /root/openstackrc && exec python3 - <<'EOF'\n{script}\nEOF\n", timeout=600).stdout
+
+
+def memory_inventory(cloud: Cloud) -> dict[str, Any]:
+    """Return what placement has of the memory of the first compute host, in MiB."""
+    found: dict[str, Any] = json.loads(sdk(cloud, _INVENTORY))["MEMORY_MB"]
+    return found
 
 
 def openstack(cloud: Cloud, command: str, *, check: bool = True) -> Any:

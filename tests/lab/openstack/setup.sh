@@ -4,7 +4,7 @@
 # Make a Debian host with the packages below an OpenStack whose guests' memory is in pools, without its compute hosts,
 # which compute.sh makes: these may be this host too, and take nova.conf from here.
 #
-#   keystone placement-api glance nova-api nova-conductor nova-scheduler nova-compute nova-compute-qemu
+#   keystone placement-api glance nova-api nova-conductor nova-scheduler nova-compute nova-compute-kvm
 #   rabbitmq-server mariadb-server python3-openstackclient python3-pymysql openssh-server
 #
 # For tests: one password for everything, and in neutron's place fake_neutron.py, which knows of no network. All else

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Measure how long a server takes from ``server create`` to a guest that runs, by where its memory comes from.
 
-Alternately on one host: from a pool by adoption; from huge pages that nova itself gives; and from a file on the
-disk, nova's file_backed_memory without us. nova-compute is configured for each anew. ``make fleet`` runs it.
+On one host, alternately: from a pool by adoption, and from a file on the disk, nova's file_backed_memory as it is;
+then from huge pages that nova itself gives, for which it is configured anew. ``make fleet`` runs it.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.host import Host
+from tests.lab.host import PATIENCE, Host
 from tests.lab.openstack.cloud import (
     MIB,
     Cloud,
     assert_in_pool,
     assert_pool_is_whole,
+    memory_inventory,
     openstack,
     pids_of,
     write_rule,
 )
 from tests.lab.openstack.conftest import BACKEND
+from tests.rig.processes import wait_for
 
 SERVER_MIB = 1024
 ROUNDS = 5
-POOL, HUGE, FILE = "a pool, by adoption", "nova's huge pages", "nova's files on a disk"
+POOL, FILE, HUGE = "a pool, by adoption", "nova's files on a disk", "nova's huge pages"
 _CLIENT = """
 import json, sys, time, openstack
 cloud = openstack.connect()
@@ -65,16 +66,12 @@ def timed(cloud: Cloud, host: Host) -> Iterator[Host]:
     yield host
 
 
-def prepare(cloud: Cloud, host: Host, kind: str) -> None:
-    """Have nova give memory of a kind, and wait until the scheduler counts it."""
-    if kind == FILE:
-        host.run("rm /etc/virt-dmem/conf.d/nova.toml && systemctl restart virt-dmemd")
-    else:
-        write_rule(host)
-    mib = 0 if kind == HUGE else SERVER_MIB
-    host.run(f"sed -i 's/^file_backed_memory = .*/file_backed_memory = {mib}/' /etc/nova/nova.conf")
-    host.run(f"systemctl stop nova-compute && : >{_LOG} && systemctl start nova-compute", timeout=300)
-    host.wait_for(f"grep -q 'Final resource view' {_LOG}", timeout=180)
+def configure(cloud: Cloud, host: Host, file_backed_mib: int) -> None:
+    """Have nova give memory of files, that much in all, or of huge pages; wait until the scheduler counts it."""
+    before = memory_inventory(cloud)["total"]
+    host.run(f"sed -i 's/^file_backed_memory = .*/file_backed_memory = {file_backed_mib}/' /etc/nova/nova.conf")
+    host.run("systemctl restart nova-compute", timeout=300)
+    wait_for("placement to know", lambda: memory_inventory(cloud)["total"] != before, timeout=180 * PATIENCE)
 
 
 def assert_kind(host: Host, uuid: str, kind: str) -> None:
@@ -103,24 +100,31 @@ def test_the_time_from_server_create_to_a_guest_that_runs(cloud: Cloud, timed: H
         found: list[str] = json.loads(client.stdout.readline())
         return found
 
-    runs: dict[str, list[float]] = {kind: [] for kind in (POOL, HUGE, FILE)}
+    runs: dict[str, list[float]] = {kind: [] for kind in (POOL, FILE, HUGE)}
     spawned: dict[str, list[float]] = {kind: [] for kind in runs}
-    for number in range(ROUNDS + 1):  # the first warms up
-        for kind in runs:
-            prepare(cloud, timed, kind)
-            uuid, began = ask(f"create {'timed-huge' if kind == HUGE else 'timed'}")
-            ended = float(timed.run(_UP.format(uuid), timeout=180).stdout)
-            assert_kind(timed, uuid, kind)
-            took = timed.wait_for(f"grep -o 'Took .* seconds to spawn' {_LOG}").split()[1]
-            if number:
-                runs[kind].append(ended - float(began))
-                spawned[kind].append(float(took))
-            ask(f"delete {uuid}")
-            timed.wait_for(f"! test -e /var/lib/nova/instances/{uuid}", timeout=180)
-            time.sleep(1)
+
+    def start(kind: str) -> None:
+        uuid, began = ask(f"create {'timed-huge' if kind == HUGE else 'timed'}")
+        ended = float(timed.run(_UP.format(uuid), timeout=180).stdout)
+        assert_kind(timed, uuid, kind)
+        took = timed.wait_for(f"grep {uuid} {_LOG} | grep -o 'Took .* seconds to spawn'").split()[1]
+        runs[kind].append(ended - float(began))
+        spawned[kind].append(float(took))
+        ask(f"delete {uuid}")
+        timed.wait_for(f"! test -e /var/lib/nova/instances/{uuid}", timeout=180)
+
+    configure(cloud, timed, SERVER_MIB)
+    for _ in range(ROUNDS + 1):  # the first warms up
+        write_rule(timed)
+        start(POOL)
+        timed.run("rm /etc/virt-dmem/conf.d/nova.toml && systemctl restart virt-dmemd")
+        start(FILE)
+    configure(cloud, timed, 0)
+    for _ in range(ROUNDS + 1):
+        start(HUGE)
     for kind in runs:
         for what, of in (("to a guest that runs", runs), ("nova's spawn", spawned)):
-            found = sorted(of[kind])
+            found = sorted(of[kind][1:])
             print(
                 f"{kind}, {what}: median {statistics.median(found):.2f} s, {found[0]:.2f} to {found[-1]:.2f} s,"
                 f" {len(found)} rounds"

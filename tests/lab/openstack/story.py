@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import datetime
 
@@ -16,9 +15,9 @@ from tests.lab.openstack.cloud import (
     assert_in_pool,
     assert_pool_is_whole,
     create,
+    memory_inventory,
     openstack,
     pids_of,
-    sdk,
     wait_for_guest,
     wait_for_status,
 )
@@ -40,12 +39,7 @@ def give_room_back(host: Host) -> None:
 
 
 def test_what_the_scheduler_may_give_is_the_pool(cloud: Cloud, host: Host) -> None:
-    ask = (
-        "import json, openstack; to = openstack.connect().placement;"
-        "(host,) = to.get('/resource_providers').json()['resource_providers'];"
-        "print(json.dumps(to.get('/resource_providers/' + host['uuid'] + '/inventories').json()['inventories']))"
-    )
-    found = json.loads(sdk(cloud, ask))["MEMORY_MB"]
+    found = memory_inventory(cloud)
     assert (found["total"], found["reserved"], found["allocation_ratio"]) == (POOL_MIB, 0, 1.0)
     (pool,) = host.json("virt-dmem pool list --json")["pools"]
     assert pool["capacity_bytes"] == POOL_MIB << 20
