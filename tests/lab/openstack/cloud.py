@@ -60,7 +60,7 @@ _CATALOGUE = """
 import openstack
 cloud = openstack.connect()
 for name, mib in {flavors}.items():
-    cloud.compute.create_flavor(name=name, ram=mib, disk=1, vcpus=1)
+    cloud.compute.create_flavor(name=name, ram=mib, disk=0, vcpus=1)
 def image(name, kind, file, **properties):
     return cloud.create_image(
         name, filename=file, disk_format=kind[0], container_format=kind[1], wait=True, timeout=600, **properties
@@ -137,7 +137,9 @@ def become_compute_host(host: Host, cloud: Cloud, address: str) -> None:
 
 def plug(machine: Machine, address: str) -> None:
     """Give a machine's network card its address, which it has until the machine ends."""
-    machine.run(f"nic=$(ls /sys/class/net | grep ^e) && ip addr add {address}/24 dev $nic && ip link set $nic up")
+    machine.run("modprobe virtio_net")
+    nic = machine.wait_for("ls /sys/class/net | grep ^e").strip()
+    machine.run(f"ip addr add {address}/24 dev {nic} && ip link set {nic} up")
 
 
 def create_catalogue(cloud: Cloud) -> None:

@@ -22,14 +22,13 @@ cat >/etc/systemd/system/libvirtd-tcp.socket.d/address.conf <<EOF
 ListenStream=
 ListenStream=$address:16509
 EOF
-systemctl daemon-reload
 systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service
-systemctl --quiet enable --now libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket
+systemctl --quiet enable libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket ssh.service nova-compute.service
+systemctl start libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket
 
 # the disks of a server that is resized to another host go there by ssh
 usermod --shell /bin/sh nova
 echo "ListenAddress $address" >/etc/ssh/sshd_config.d/address.conf
-systemctl --quiet enable ssh.service
 systemctl restart ssh.service
 
 # compute hosts reach no database, and nova-compute waits for one that is named
@@ -38,4 +37,4 @@ sed -i "s/^my_ip = .*/my_ip = $address/; s/^live_migration_inbound_addr = .*/liv
     /etc/nova/nova.conf
 rm -f /etc/nova/nova-compute.conf # Debian's own: virt_type = kvm
 install -d -o nova -g nova /var/lib/nova/tmp /var/lib/nova/instances
-systemctl --quiet enable --now nova-compute.service
+systemctl start nova-compute.service

@@ -147,6 +147,9 @@ lock_path = /var/lib/nova/tmp
 $(who)
 [placement]
 $(who)
+# a kernel beside the disk: nova inspects it as if it were a disk, when the server comes from another host
+[workarounds]
+disable_deep_image_inspection = true
 [service_user]
 send_service_user_token = true
 $(who)
