@@ -22,6 +22,8 @@ cat >/etc/systemd/system/libvirtd-tcp.socket.d/address.conf <<EOF
 ListenStream=
 ListenStream=$address:16509
 EOF
+install -d /etc/systemd/system/nova-compute.service.d # on an emulated host it is not up in five minutes
+printf '[Service]\nTimeoutStartSec=infinity\n' >/etc/systemd/system/nova-compute.service.d/slow.conf
 systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service
 systemctl --quiet enable libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket ssh.service nova-compute.service
 systemctl start libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket
@@ -37,4 +39,4 @@ sed -i "s/^my_ip = .*/my_ip = $address/; s/^live_migration_inbound_addr = .*/liv
     /etc/nova/nova.conf
 rm -f /etc/nova/nova-compute.conf # Debian's own: virt_type = kvm
 install -d -o nova -g nova /var/lib/nova/tmp /var/lib/nova/instances
-systemctl start nova-compute.service
+systemctl start --no-block nova-compute.service
