@@ -195,7 +195,7 @@ def test_without_the_daemon_our_guests_are_refused_and_all_others_start(
     libvirtd.define(domain_xml("other"))
     daemon.stop()
     with pytest.raises(
-        RigError, match=r"does not answer at .*: Connection refused.*systemctl start virt-dmemd\.socket"
+        RigError, match=r"does not answer at .*: Connection refused.*systemctl restart virt-dmemd\.socket"
     ):
         libvirtd.virsh("start", "--paused", "ours")
     libvirtd.virsh("start", "--paused", "other")

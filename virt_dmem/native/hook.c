@@ -129,7 +129,7 @@ __attribute__((noreturn)) static void no_memory(void)
 
 __attribute__((noreturn)) static void unreachable(const char *reason)
 {
-	refuse("virt-dmemd does not answer at %s: %s. Start it with 'systemctl start virt-dmemd.socket'."
+	refuse("virt-dmemd does not answer at %s: %s. Start it with 'systemctl restart virt-dmemd.socket'."
 	       " [daemon-unreachable]",
 	       work.path, reason);
 }

@@ -199,7 +199,7 @@ def test_operations_of_a_start_and_of_coming_here_fail_where_what_they_run_is_br
 def test_operations_of_a_start_and_of_coming_here_fail_closed(hook: Hook, operation: str) -> None:
     done = hook(operation, MANAGED)
     assert_fails_in_one_line(done)
-    assert "systemctl start virt-dmemd.socket" in done.stderr
+    assert "systemctl restart virt-dmemd.socket" in done.stderr
 
 
 def test_as_it_is_in_the_sources_it_fails_a_start_and_says_so() -> None:
@@ -286,7 +286,7 @@ def test_utf8_is_what_python_takes_for_it(plain: Hook, xml: bytes) -> None:
     except UnicodeDecodeError as error:
         assert f"not valid UTF-8 at byte {error.start}." in done.stderr
     else:
-        assert "systemctl start" in done.stderr
+        assert "systemctl restart" in done.stderr
 
 
 def test_xml_beyond_all_measure_is_refused(hook: Hook) -> None:
