@@ -18,7 +18,7 @@ packages="
 test_packages="
     busybox-static cpio dpkg git xz-utils mount apparmor shellcheck man-db
     libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
-    qemu-system-x86 qemu-utils mmdebstrap e2fsprogs strace systemd-container
+    qemu-system-x86 qemu-utils mmdebstrap e2fsprogs strace systemd-container zsh
 "
 
 purpose=${1:-}
