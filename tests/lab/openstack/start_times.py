@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measure how long a server takes from ``server create`` to a guest that runs, by where its memory comes from.
+"""Measure how long a server takes from ``server create`` to a running guest, by where its memory comes from.
 
 On one host, alternately: from a pool by adoption, and from a file on the disk, nova's file_backed_memory as it is;
 then from huge pages that nova itself gives, for which it is configured anew. ``make fleet`` runs it.
@@ -127,7 +127,7 @@ def test_the_time_from_server_create_to_a_guest_that_runs(cloud: Cloud, timed: H
         for _ in range(ROUNDS + 1):
             start(HUGE)
     for kind in runs:
-        for what, of in (("to a guest that runs", runs), ("nova's spawn", spawned)):
+        for what, of in (("to a running guest", runs), ("nova's spawn", spawned)):
             found = sorted(of[kind][1:])
             print(
                 f"{kind}, {what}: median {statistics.median(found):.2f} s, {found[0]:.2f} to {found[-1]:.2f} s,"
