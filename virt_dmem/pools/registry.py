@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from virt_dmem.config.schema import Config
@@ -81,17 +81,21 @@ def segments(config: Config, name: str) -> list[PoolRecord]:
     return sorted(found, key=lambda record: record.number)
 
 
-def unused(config: Config, pool: str, least: int, *, root: Path = kernel.ROOT) -> SegmentId:
+def unused(
+    config: Config, pool: str, least: int, *, going: Collection[str] = (), root: Path = kernel.ROOT
+) -> SegmentId:
     """Return the name for a new segment of a pool: none that has a record, or that something is mounted for.
 
     One that lost its record may have the memory of running guests, which another mount would hide.
 
     :param least: The least number.
+    :param going: Segments that are removed before, so that their names may be used again.
     """
     for number in itertools.count(least):
         segment = SegmentId.of(pool, number)
-        if not record_files.path_of(config, str(segment)).exists() and (
-            mounts.mount_at(config.pools_dir.resolve() / segment, root=root) is None
+        if segment in going or (
+            not record_files.path_of(config, str(segment)).exists()
+            and mounts.mount_at(config.pools_dir.resolve() / segment, root=root) is None
         ):
             return segment
     raise AssertionError("numbers do not end")

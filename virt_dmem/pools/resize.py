@@ -207,7 +207,9 @@ def _changes(
     ]
     if more:
         least = max(record.number for record in there) + 1
-        changes.append(SegmentChange(str(registry.unused(config, first.pool, least, root=root)), {}, more))
+        going = [change.segment for change in changes if not change.after]
+        name = registry.unused(config, first.pool, least, going=going, root=root)
+        changes.append(SegmentChange(str(name), {}, more))
     return changes
 
 

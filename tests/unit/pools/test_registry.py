@@ -60,4 +60,5 @@ def test_a_new_segment_is_named_like_none_that_has_a_record_or_a_mount(config: C
     )
     put(tmp_path / "root/proc/self/mountinfo", mounts)
     assert registry.unused(config, "p", 1, root=tmp_path / "root") == "p+3"
+    assert registry.unused(config, "p", 1, going=["p+1"], root=tmp_path / "root") == "p+1"
     assert registry.unused(config, "q", 1, root=tmp_path / "root") == "q+1"
