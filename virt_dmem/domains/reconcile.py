@@ -329,10 +329,13 @@ def _require_files(context: ReconcileContext, segment: SegmentId, missing: Set[s
     for extent in context.ledger.extents_in(segment):
         change = phases.get(extent.uuid)
         running = change is not None and change.phase is Phase.RUNNING and extent.state is ExtentState.POPULATED
-        if str(extent.path) in missing and running and not extent.path.exists():
+        if not (str(extent.path) in missing and running) or extent.path.exists():
+            continue
+        held = context.ledger.find(extent.uuid)
+        # one that has ended, and whose end cannot be written into the ledger now, has no file any more either
+        if held and qemu_processes.qemu_pid(Path(context.config.libvirt.run_dir), held.name) is not None:
             with context.attempts.trying(str(extent.path)):
-                held = context.ledger.find(extent.uuid)
-                raise file_gone(held.name if held else extent.uuid, extent.path)
+                raise file_gone(held.name, extent.path)
 
 
 async def _charge_mapped_excess(context: ReconcileContext, segment: SegmentId) -> list[str]:
