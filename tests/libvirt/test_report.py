@@ -29,8 +29,9 @@ def packed(path: Path) -> dict[str, bytes]:
 def talkative_xml() -> str:
     """Return a guest's XML with a secret wherever one can be."""
     metadata = f"""
-        <dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' pool='small' note='{SECRET}-attribute'>
-          <dmem:source><dmem:path>{SECRET}-ours</dmem:path></dmem:source>
+        <dmem:memory xmlns:dmem='https://virt-dmem.dev/xmlns/domain/1.0' xmlns:o='urn:other' pool='small'
+                     o:note='{SECRET}-attribute'>
+          <o:source><o:path>{SECRET}-ours</o:path></o:source>
         </dmem:memory>
         <ci:seed xmlns:ci='urn:cloud-init'><ci:password>{SECRET}-cloud</ci:password></ci:seed>
         <x:memory xmlns:x='urn:not-ours' unit='{SECRET}-foreign'>{SECRET}-text</x:memory>
