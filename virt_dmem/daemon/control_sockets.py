@@ -7,7 +7,6 @@ systemd does not notice. A new one is created in its place, and the old one stay
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import grp
 import os
@@ -22,6 +21,7 @@ from virt_dmem.ipc.listener import FIRST_SYSTEMD_FD, create_listener
 from virt_dmem.monitoring.alert_codes import CONTROL_SOCKET_GONE
 from virt_dmem.monitoring.watch.base import Deviation, Sight
 from virt_dmem.replaced_file import file_identity
+from virt_dmem.runtime.aio import in_loop
 
 __all__ = ["PROGRAM", "ControlSockets"]
 
@@ -77,7 +77,6 @@ class ControlSockets:
         self._root = _Place(config.socket_path, None, _passed_by_systemd())
         self._readers = _Place(config.readers_socket_path, group, None)
         self._on_renewed: Callable[[socket.socket, bool], None] = lambda _listener, _readers: None
-        self._loop = asyncio.get_running_loop()
 
     @property
     def root(self) -> socket.socket:
@@ -107,13 +106,10 @@ class ControlSockets:
                     f"The control socket {place.path} {fault}: {meaning}.",
                     "Run 'systemctl restart virt-dmemd.socket'; running guests are not affected.",
                     # whoever put another file there may mean it
-                    repair=partial(self._repair, place) if place.is_gone() else None,
+                    repair=in_loop(partial(self._renew, place)) if place.is_gone() else None,
                 )
 
-    def _repair(self, place: _Place) -> None:
-        asyncio.run_coroutine_threadsafe(self._renew(place), self._loop).result()
-
-    async def _renew(self, place: _Place) -> None:
+    def _renew(self, place: _Place) -> None:
         """Create a new socket, in the event loop: that changes the umask of the process for a moment."""
         if place.is_gone():
             place.renew()

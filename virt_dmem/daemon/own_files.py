@@ -3,26 +3,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 from virt_dmem.allocation.ledger import Ledger
 from virt_dmem.config.schema import Config
 from virt_dmem.monitoring.alert_codes import LEDGER_LOST
 from virt_dmem.monitoring.watch.base import Deviation, Look, Sight
+from virt_dmem.runtime.aio import in_loop
 
 __all__ = ["own_files"]
 
 
 def own_files(config: Config, ledger: Ledger) -> Look:
     """Return what yields a deviation if the ledger's file is not the one that is open; for the event loop."""
-    loop = asyncio.get_running_loop()
-
-    async def write_again() -> None:
-        ledger.write_again()
-
-    def repair() -> None:
-        asyncio.run_coroutine_threadsafe(write_again(), loop).result()
+    repair = in_loop(ledger.write_again)
 
     def deviations(sight: Sight) -> Iterator[Deviation]:
         del sight

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["off_loop", "uninterrupted", "cancel_and_wait"]
+__all__ = ["off_loop", "in_loop", "uninterrupted", "cancel_and_wait"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,6 +28,16 @@ async def off_loop(work: Callable[[Document], T], document: Document) -> T:
     if len(document) <= SMALL_BYTES:
         return work(document)
     return await asyncio.get_running_loop().run_in_executor(_parsers, work, document)
+
+
+def in_loop(work: Callable[[], T]) -> Callable[[], T]:
+    """Return ``work`` for worker threads: the event loop that runs now calls it, and they wait for that."""
+    loop = asyncio.get_running_loop()
+
+    async def called() -> T:
+        return work()
+
+    return lambda: asyncio.run_coroutine_threadsafe(called(), loop).result()
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T], most_seconds: float | None = None) -> T:

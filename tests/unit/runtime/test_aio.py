@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Work that is cancelled, and ends all the same."""
+"""Work that is cancelled and ends all the same, and work that threads have done in the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 
 import pytest
 
-from virt_dmem.runtime.aio import uninterrupted
+from virt_dmem.runtime.aio import in_loop, uninterrupted
+
+
+def test_what_a_worker_thread_has_done_in_the_loop_is_done_there_and_its_error_is_the_threads() -> None:
+    def fails() -> None:
+        raise OSError("disk full")
+
+    async def story() -> None:
+        assert await asyncio.to_thread(in_loop(threading.current_thread)) is threading.current_thread()
+        with pytest.raises(OSError, match="disk full"):
+            await asyncio.to_thread(in_loop(fails))
+
+    asyncio.run(story())
 
 
 def test_work_on_files_is_not_left_half_done_by_a_cancelled_caller() -> None:
